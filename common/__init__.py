@@ -1,0 +1,1 @@
+"""What the teacher server and the student trainer share; imports neither of them, and no Ray."""

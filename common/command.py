@@ -1,0 +1,176 @@
+"""Commands made from configuration classes: the top-level fields of a class are its flags, ``--set`` reaches the rest."""
+
+import difflib
+import inspect
+import logging
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pydantic
+import rich.console
+import rich.markup
+import typer
+import yaml
+from pydantic.fields import FieldInfo
+
+from common.config import PRESETS, Config, dump_yaml, explain, load_yaml, merge, preset_layer
+
+C = TypeVar("C", bound=Config)
+
+console = rich.console.Console(stderr=True)
+
+
+def new_app(help: str) -> typer.Typer:
+    """A command group; ``run_app`` is its entry point."""
+    app = typer.Typer(help=help, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+    app.callback()(lambda: None)  # so that a group with one command still has its name
+    return app
+
+
+def run_app(app: typer.Typer) -> None:
+    """Runs a command line: what the user got wrong is one sentence and exit code 1 or 2, never a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except pydantic.ValidationError as error:
+        _stop(explain(error), exit_code=2)
+    except (ValueError, FileNotFoundError, ConnectionError) as error:
+        if os.environ.get("SALT_DEBUG"):
+            raise
+        _stop(f"{error}", exit_code=1)
+
+
+def _stop(sentence: str, exit_code: int) -> typing.NoReturn:
+    console.print(f"[bold red]error:[/] {rich.markup.escape(sentence)}", highlight=False, soft_wrap=True)
+    sys.exit(exit_code)
+
+
+def add_command(
+    app: typer.Typer,
+    name: str,
+    config_class: type[C],
+    run: Callable[[C], None],
+    *,
+    help: str,
+    default_preset: str | None = None,
+    positional: tuple[str, ...] = (),
+) -> None:
+    """Adds ``name`` to ``app``: resolves preset < ``--config`` file < flags < ``--set`` to a ``config_class`` and runs it.
+
+    Every top-level field that is no nested configuration becomes a flag, with its docstring as help; so a flag that changes nothing
+    cannot exist. The fields in ``positional`` are arguments instead. ``--print-config`` prints the resolved configuration instead of running.
+    """
+
+    def command(**values: Any) -> None:
+        config = resolve(config_class, default_preset=default_preset, **values)
+        if values["print_config"]:
+            print(dump_yaml(config), end="")
+        else:
+            run(config)
+
+    parameters = [
+        _flag(field_name, field, positional=field_name in positional)
+        for field_name, field in config_class.model_fields.items()
+        if not is_nested(field.annotation)
+    ]
+    if default_preset is not None:
+        presets = typer.Option(help=f"Sizes and schedules: {', '.join(PRESETS)}.", rich_help_panel="Configuration")
+        parameters.append(_parameter("preset", str, presets, default_preset))
+    file = typer.Option(metavar="FILE", help="YAML file of configuration keys.", rich_help_panel="Configuration")
+    parameters.append(_parameter("config", str | None, file, None))
+    settings = typer.Option(
+        "--set", metavar="KEY=VALUE", help="Any key, for example optim.lr=1e-3. Repeatable.", rich_help_panel="Configuration"
+    )
+    parameters.append(_parameter("settings", list[str] | None, settings, None))
+    printing = typer.Option("--print-config", help="Print the resolved configuration and exit.", rich_help_panel="Configuration")
+    parameters.append(_parameter("print_config", bool, printing, False))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command(name, help=help)(command)
+
+
+def resolve(
+    config_class: type[C],
+    *,
+    default_preset: str | None = None,
+    preset: str | None = None,
+    config: str | None = None,
+    settings: list[str] | None = None,
+    print_config: bool = False,
+    **flags: Any,
+) -> C:
+    """The configuration that a command line means. Raises pydantic.ValidationError or ValueError with the key that is wrong."""
+    layers = [preset_layer(config_class, preset or default_preset)] if default_preset is not None else []
+    if config is not None:
+        layers.append(load_yaml(config))
+    layers.append({name: value for name, value in flags.items() if value is not None and value != []})
+    layers += [_setting(config_class, text) for text in settings or []]
+    return config_class.model_validate(merge(*layers))
+
+
+def is_nested(annotation: Any) -> bool:
+    """Whether a field holds a configuration of its own."""
+    return isinstance(annotation, type) and issubclass(annotation, Config)
+
+
+def _setting(config_class: type[Config], text: str) -> dict[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"--set: got {text!r}, expected KEY=VALUE, for example optim.lr=1e-3")
+    known = list(_keys(config_class))
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=1)
+        raise ValueError(
+            f"--set: got the unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else f", expected one of {', '.join(known)}")
+        )
+    nested: Any = yaml.safe_load(value)
+    if isinstance(nested, str):
+        nested = value  # pydantic reads numbers such as 1e-3, which YAML takes for text
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return nested
+
+
+def _keys(config_class: type[Config]) -> typing.Iterator[str]:
+    for name, field in config_class.model_fields.items():
+        annotation = field.annotation
+        if is_nested(annotation):
+            yield from (f"{name}.{key}" for key in _keys(typing.cast(type[Config], annotation)))
+        else:
+            yield name
+
+
+def _flag(name: str, field: FieldInfo, *, positional: bool) -> inspect.Parameter:
+    kinds = set(_members(field.annotation))
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    shown = "required" if field.is_required() else None if default in (None, ()) else f"default {default}"
+    help = f"{field.description or ''}" + (f" \\[{shown}]" if shown else "")
+    if positional:
+        return _parameter(name, str | None, typer.Argument(metavar=name.upper(), help=help, show_default=False), None)
+    flag = "--" + name.replace("_", "-")
+    if bool in kinds:
+        return _parameter(name, bool | None, typer.Option(f"{flag}/--no-{name.replace('_', '-')}", help=help, show_default=False), None)
+    if any(typing.get_origin(kind) is tuple for kind in kinds):
+        return _parameter(name, list[str] | None, typer.Option(flag, help=help + " Repeatable.", show_default=False), None)
+    metavar = "NUMBER" if kinds & {int, float} else "TEXT"
+    return _parameter(name, str | None, typer.Option(flag, metavar=metavar, help=help, show_default=False), None)
+
+
+def _members(annotation: Any) -> typing.Iterator[Any]:
+    """The alternatives of a type, without Annotated and unions around them."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        yield from _members(typing.get_args(annotation)[0])
+    elif origin in (typing.Union, types.UnionType):
+        for member in typing.get_args(annotation):
+            yield from _members(member)
+    else:
+        yield annotation
+
+
+def _parameter(name: str, annotation: Any, option: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=typing.Annotated[annotation, option], default=default)

@@ -1,0 +1,1 @@
+"""The frozen teacher as a service."""
