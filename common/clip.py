@@ -29,3 +29,11 @@ class ClipBatch:
     """The view number of each row."""
     good: Bool[np.ndarray, " b"]
     """False where the video could not be decoded: the row keeps its slot, with weight 0."""
+
+    def distinct(self) -> dict[bytes, list[int]]:
+        """The rows of each distinct good clip, in order: a small data set may have one clip twice in a batch."""
+        rows: dict[bytes, list[int]] = {}
+        for row, digest in enumerate(self.digests):
+            if self.good[row]:
+                rows.setdefault(digest, []).append(row)
+        return rows

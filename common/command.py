@@ -149,12 +149,14 @@ def _flag(name: str, field: FieldInfo, *, positional: bool) -> inspect.Parameter
     default = None if field.is_required() else field.get_default(call_default_factory=True)
     shown = "required" if field.is_required() else None if default in (None, ()) else f"default {default}"
     help = f"{field.description or ''}" + (f" \\[{shown}]" if shown else "")
+    many = any(typing.get_origin(kind) is tuple for kind in kinds)
     if positional:
-        return _parameter(name, str | None, typer.Argument(metavar=name.upper(), help=help, show_default=False), None)
+        annotation = list[str] | None if many else str | None
+        return _parameter(name, annotation, typer.Argument(metavar=name.upper(), help=help, show_default=False), None)
     flag = "--" + name.replace("_", "-")
     if bool in kinds:
         return _parameter(name, bool | None, typer.Option(f"{flag}/--no-{name.replace('_', '-')}", help=help, show_default=False), None)
-    if any(typing.get_origin(kind) is tuple for kind in kinds):
+    if many:
         return _parameter(name, list[str] | None, typer.Option(flag, help=help + " Repeatable.", show_default=False), None)
     metavar = "NUMBER" if kinds & {int, float} else "TEXT"
     return _parameter(name, str | None, typer.Option(flag, metavar=metavar, help=help, show_default=False), None)

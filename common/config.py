@@ -151,6 +151,8 @@ class LoaderConfig(Config):
     """Memory for decoded videos, in bytes; 0 decodes a video at every view. Fair only for a small data set of small videos."""
     max_bad_fraction: float = Field(0.05, ge=0, le=1)
     """Share of clips that may fail to decode before the run stops."""
+    shuffle_shards: PositiveInt = 8
+    """Shards whose samples are shuffled together. Part of the order: runs that should see the same clips share it."""
 
 
 class TeacherComputeConfig(Config):
@@ -167,6 +169,8 @@ class ServiceClientConfig(Config):
 
     request_clips: PositiveInt = 16
     """Clips of one request."""
+    connections: PositiveInt = 4
+    """Requests in flight at a time."""
     timeout_s: PositiveFloat = 60.0
     """Longest wait for one response, in seconds."""
     retry_budget_s: PositiveFloat = 120.0
@@ -343,3 +347,140 @@ def explain(error: pydantic.ValidationError) -> str:
         got = "" if item["type"] in ("missing", "value_error") else f", got {item['input']!r}"
         lines.append(f"{path + ': ' if path else ''}{item['msg'].removeprefix('Value error, ')}{got}")
     return "\n".join(lines)
+
+
+# --- salt-eval ---
+
+
+class ProbeConfig(Config):
+    """The attentive probe on frozen encoders: one clip, one view, one setting chosen beforehand (Table 7, the fast protocol)."""
+
+    ckpt: tuple[str, ...] = Field(min_length=1)
+    """Run directory or checkpoint to judge."""
+    data: str
+    """Packed data set with labels: the probe learns on its split `train` and is scored on `test`."""
+    out: str
+    """JSON file of the accuracies."""
+    random_init: bool = False
+    """Also judge the first checkpoint's architecture with fresh weights."""
+    epochs: PositiveInt = 20
+    """Passes over the training clips. A data set of a few thousand clips wants more, or a smaller batch: 20 passes are then few steps."""
+    lr: PositiveFloat = 1e-3
+    """Learning rate at the first step; a cosine takes it to 0."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's weight decay, on every parameter of the probe."""
+    batch_size: PositiveInt = 256
+    """Clips of one step of the probe."""
+    num_heads: PositiveInt | None = None
+    """Attention heads of the probe; none: as many as the encoder has."""
+    seed: int = 0
+    """Decides the probe's initial weights, the order of its clips and the weights of `--random-init`."""
+    encode_batch_size: PositiveInt = 16
+    """Clips of one forward of a frozen encoder."""
+    max_feature_bytes: PositiveInt = 16_000_000_000
+    """Most memory that the clips and tokens of one encoder may take, in bytes."""
+    num_threads: PositiveInt = 1
+    """CPU threads of encoder and probe."""
+    loader: LoaderConfig = LoaderConfig()
+
+
+class ReportConfig(Config):
+    """One page about a set of runs."""
+
+    run_dirs: tuple[str, ...] = ()
+    """Run directories."""
+    runs: str | None = None
+    """Folder of run directories; its probe.json, server.json and steps.tsv are read where they exist."""
+    out: str | None = None
+    """The page; summary.json is written beside it. None: report.html in the folder of `--runs`."""
+
+    @model_validator(mode="after")
+    def _has_runs(self) -> Self:
+        if not self.run_dirs and self.runs is None:
+            raise ValueError("got no runs, expected run directories, or --runs FOLDER")
+        if self.out is None and self.runs is None:
+            raise ValueError("got no --out, expected a path for the page: only with --runs is there a folder for it")
+        return self
+
+
+# --- salt-serve ---
+
+
+class ServiceConfig(Config):
+    """What one replica of the teacher service holds and how long it waits."""
+
+    batch_wait_ms: PositiveFloat = 5.0
+    """How long the first clip of a batch waits for others, in milliseconds; a full batch does not wait."""
+    memory_bytes: NonNegativeInt = 2_000_000_000
+    """Memory for encoded targets, in bytes: what runs that follow each other share."""
+    max_request_bytes: PositiveInt = 256_000_000
+    """Largest request body, in bytes."""
+    max_pending_bytes: PositiveInt = 1_000_000_000
+    """Clips on their way to the teacher, in bytes; beyond it a request is answered 429."""
+    retry_after_s: PositiveFloat = 0.5
+    """What a client that was answered 429 or 503 is told to wait, in seconds."""
+    lease_s: PositiveFloat = 10.0
+    """How long the first asker of a clip may take to upload it before the next one is asked, in seconds."""
+    max_runs: PositiveInt = 1000
+    """Student runs on the board; the one that was silent longest is forgotten."""
+
+
+class ServeConfig(Config):
+    """`salt-serve teacher`: a frozen teacher behind Ray Serve."""
+
+    ckpt: str
+    """Run directory or checkpoint of the teacher."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    address: str | None = None
+    """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the command."""
+    cpus: PositiveFloat = 1.0
+    """CPUs that Ray sets aside for the teacher; may be a fraction."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs that Ray sets aside for the teacher; with 0 it runs on the CPU."""
+    board_file: str | None = None
+    """File that the student runs' progress is appended to, a JSON line each."""
+    teacher: TeacherComputeConfig = TeacherComputeConfig()
+    service: ServiceConfig = ServiceConfig()
+
+
+class PrecomputeConfig(Config):
+    """`salt-serve precompute`: a frozen teacher's targets on disk, of clips drawn with the view configuration it was trained with."""
+
+    ckpt: str
+    """Run directory or checkpoint of the teacher."""
+    data: str
+    """Folder of WebDataset shards with an index, as `salt-data pack` writes it."""
+    out: str
+    """The cache: arrow files and, last, manifest.json. A command that was killed continues when it is repeated."""
+    views: PositiveInt
+    """Pinned views per sample: the K of the student's `--views`."""
+    data_seed: int = 0
+    """Decides the views; the students' own."""
+    split: str = "train"
+    """Split of the data set; `all` takes every sample."""
+    target_dtype: TargetDtype = "float16"
+    """Rounding of the targets; the students' own."""
+    workers: NonNegativeInt = 1
+    """Ray actors; 0 runs in this process, without Ray."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """CPUs that Ray sets aside for a worker; may be a fraction."""
+    gpus_per_worker: float = Field(0.0, ge=0)
+    """GPUs that Ray sets aside for a worker. With 0 it runs on the CPU; `--workers 0` takes a GPU if there is one."""
+    address: str | None = None
+    """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the command."""
+    teacher: TeacherComputeConfig = TeacherComputeConfig()
+    loader: LoaderConfig = LoaderConfig()
+
+
+class StatusConfig(Config):
+    """`salt-serve status`: what a running teacher service says of itself."""
+
+    url: str
+    """The service, as `salt-serve teacher` prints it."""
+    wait: float = Field(0.0, ge=0)
+    """How long to wait until the service is ready, in seconds."""
+    format: Literal["text", "json"] = "text"
+    """Text for people, or JSON."""

@@ -1,0 +1,37 @@
+"""Pixels on their way into a model, or as its targets."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from common.model.grid import cubes
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalise(
+    pixels: UInt8[Tensor, "b t h w 3"], mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD
+) -> Float[Tensor, "b 3 t h w"]:
+    """A model's input: RGB scaled to [0, 1], minus mean, over standard deviation."""
+    shift = torch.tensor(mean, device=pixels.device) * 255
+    scale = torch.tensor(std, device=pixels.device) * 255
+    return rearrange((pixels.float() - shift) / scale, "b t h w c -> b c t h w")
+
+
+def pixel_targets(
+    pixels: UInt8[Tensor, "b t h w 3"], token_idx: Int[Tensor, "b k"], *, patch_size: int, tubelet_size: int, norm: str
+) -> Float[Tensor, "b k upqc"]:
+    """The normalised pixels of the named cubes, channel fastest.
+
+    ``channel``: each channel of a cube has zero mean and unit variance, unbiased, 1e-6 added to the deviation (VideoMAE, which the paper's
+    stage 1 is identical to, section 2.2). ``joint``: mean and variance over all pixels and channels of a cube, 1e-6 inside the root (MAE).
+    """
+    clip = rearrange(pixels.float() / 255, "b t h w c -> b c t h w")
+    cube = rearrange(cubes(clip, token_idx, patch_size=patch_size, tubelet_size=tubelet_size), "b k c u p q -> b k (u p q) c")
+    if norm == "channel":
+        cube = (cube - cube.mean(-2, keepdim=True)) / (cube.std(-2, keepdim=True) + 1e-6)
+        return cube.flatten(2)
+    flat = cube.flatten(2)
+    return (flat - flat.mean(-1, keepdim=True)) / (flat.var(-1, keepdim=True) + 1e-6).sqrt()

@@ -1,0 +1,43 @@
+"""The narrow predictor: from the visible tokens to the hidden ones."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from common.config import PredictorConfig
+from common.model.grid import TokenGrid
+from common.model.vit import Block, RopeTables, init_weights
+
+
+class Predictor(nn.Module):
+    """Predicts hidden tokens from visible ones (arXiv:2509.24317, Table 4).
+
+    One mask token per mask set, so that each is trained (V-JEPA; V-JEPA 2 shares one and leaves the others without gradient). With full
+    attention the order of the tokens does not matter: positions enter through RoPE alone.
+    """
+
+    def __init__(self, config: PredictorConfig, *, in_width: int, out_width: int, num_mask_tokens: int, rope: str, norm_eps: float) -> None:
+        super().__init__()
+        self.embed = nn.Linear(in_width, config.width)
+        self.mask_tokens = nn.Parameter(torch.zeros(num_mask_tokens, config.width))
+        self.rope = RopeTables(config.width // config.num_heads, rope)
+        self.blocks = nn.ModuleList(Block(config.width, config.num_heads, config.mlp_width, norm_eps) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=norm_eps)
+        self.head = nn.Linear(config.width, out_width)
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Fills every parameter; mask tokens start at zero (V-JEPA 2's ``zero_init_mask_tokens``)."""
+        init_weights(self, generator)
+        nn.init.zeros_(self.mask_tokens)
+
+    def forward(
+        self, visible: Float[Tensor, "b v e"], visible_idx: Int[Tensor, "b v"], hidden_idx: Int[Tensor, "b k"], *, grid: TokenGrid, mask_set: int
+    ) -> Float[Tensor, "b k out"]:
+        """Predictions for ``hidden_idx``, in its order."""
+        context = self.embed(visible)
+        hidden = self.mask_tokens[mask_set].to(context.dtype).expand(*hidden_idx.shape, -1)
+        x = torch.cat((context, hidden), dim=1)
+        rope = self.rope(grid, torch.cat((visible_idx, hidden_idx), dim=1), x.device)
+        for block in self.blocks:
+            x = block(x, rope)
+        return self.head(self.norm(x[:, visible_idx.shape[1] :]))

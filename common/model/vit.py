@@ -1,0 +1,114 @@
+"""The video ViT: encoder of teacher and student, and the blocks that the predictor shares."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from common.config import EncoderConfig
+from common.model.grid import TokenGrid, cubes, grid_of
+from common.model.rope import rope_table, rotate
+
+
+class Attention(nn.Module):
+    """Self-attention with rotary positions."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.w_qkv = nn.Linear(width, 3 * width)
+        self.w_out = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "b v e"], rope: Float[Tensor, "2 #b 1 v head"]) -> Float[Tensor, "b v e"]:
+        qkv = rearrange(self.w_qkv(x), "b v (three heads head) -> three b heads v head", three=3, heads=self.num_heads)
+        query, key = rotate(qkv[:2], rope[:, None])
+        attended = F.scaled_dot_product_attention(query, key, qkv[2])
+        return self.w_out(rearrange(attended, "b heads v head -> b v (heads head)"))
+
+
+class Mlp(nn.Module):
+    """Two linear maps with an exact GELU between them."""
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        super().__init__()
+        self.w_up = nn.Linear(width, hidden_width)
+        self.w_down = nn.Linear(hidden_width, width)
+
+    def forward(self, x: Float[Tensor, "b v e"]) -> Float[Tensor, "b v e"]:
+        return self.w_down(F.gelu(self.w_up(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int, norm_eps: float) -> None:
+        super().__init__()
+        self.attn_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = Attention(width, num_heads)
+        self.mlp_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = Mlp(width, mlp_width)
+
+    def forward(self, x: Float[Tensor, "b v e"], rope: Float[Tensor, "2 #b 1 v head"]) -> Float[Tensor, "b v e"]:
+        x = x + self.attn(self.attn_norm(x), rope)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class RopeTables(nn.Module):
+    """Rotary tables of the grids met so far; holds no parameter."""
+
+    def __init__(self, head_width: int, style: str) -> None:
+        super().__init__()
+        self.head_width, self.style = head_width, style
+        self._tables: dict[tuple[TokenGrid, torch.device], Tensor] = {}
+
+    def forward(self, grid: TokenGrid, token_idx: Int[Tensor, "b v"] | None, device: torch.device) -> Float[Tensor, "2 #b 1 v head"]:
+        table = self._tables.get((grid, device))
+        if table is None:
+            table = self._tables[grid, device] = rope_table(grid, self.head_width, self.style, device)
+        return table[:, None, None] if token_idx is None else table[:, token_idx][:, :, None]
+
+
+def init_weights(module: nn.Module, generator: torch.Generator) -> None:
+    """Fills every parameter below ``module``: normal with std 0.02 for weights, cut at +-2, zero for biases, one for norms; the maps that
+    end block i (from 1) of a stack are divided by sqrt(2 i) (V-JEPA 2, reference code).
+    """
+    for child in module.modules():
+        if isinstance(child, nn.Linear):
+            nn.init.trunc_normal_(child.weight, std=0.02, a=-2.0, b=2.0, generator=generator)
+            nn.init.zeros_(child.bias)
+        elif isinstance(child, nn.LayerNorm):
+            nn.init.ones_(child.weight)
+            nn.init.zeros_(child.bias)
+        elif isinstance(child, nn.ModuleList):
+            continue
+    with torch.no_grad():
+        for stack in (child for child in module.modules() if isinstance(child, nn.ModuleList)):
+            for number, block in enumerate(stack, start=1):
+                assert isinstance(block, Block)
+                block.attn.w_out.weight.div_(math.sqrt(2.0 * number))
+                block.mlp.w_down.weight.div_(math.sqrt(2.0 * number))
+
+
+class Encoder(nn.Module):
+    """Video ViT: normalised clips to tokens, the final LayerNorm included."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        cube_width = 3 * config.tubelet_size * config.patch_size**2
+        self.patch_embed = nn.Linear(cube_width, config.width)  # equals the Conv3d of V-JEPA 2: its weight, flattened
+        self.rope = RopeTables(config.width // config.num_heads, config.rope)
+        self.blocks = nn.ModuleList(Block(config.width, config.num_heads, config.mlp_width, config.norm_eps) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+
+    def forward(self, clip: Float[Tensor, "b 3 t h w"], token_idx: Int[Tensor, "b v"] | None = None) -> Float[Tensor, "b v e"]:
+        """Tokens of the whole clip, or of ``token_idx`` alone, which then see only each other."""
+        size = {"patch_size": self.config.patch_size, "tubelet_size": self.config.tubelet_size}
+        x = self.patch_embed(cubes(clip, token_idx, **size).flatten(2))
+        rope = self.rope(grid_of(clip, **size), token_idx, clip.device)
+        for block in self.blocks:
+            x = block(x, rope)
+        return self.norm(x)

@@ -1,0 +1,22 @@
+"""Bytes as cells of Arrow columns and back, without a copy; a scalar's ``as_buffer`` makes one."""
+
+import numpy as np
+import pyarrow as pa
+from typing_extensions import Buffer
+
+
+def column_of(data: Buffer | None) -> pa.Array:
+    """A large_binary column of one cell."""
+    if data is None:
+        return pa.nulls(1, pa.large_binary())
+    offsets = np.array([0, memoryview(data).nbytes], dtype=np.int64)
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+
+
+def cell(column: pa.Array, row_idx: int) -> pa.Buffer | None:
+    """One cell of a large_binary column, where it lies; None where it is null."""
+    if not column.is_valid()[row_idx].as_py():
+        return None
+    _, offsets, data = column.buffers()
+    start, end = np.frombuffer(offsets, dtype="<i8", count=2, offset=8 * (column.offset + row_idx))
+    return data.slice(int(start), int(end - start)) if data is not None else pa.py_buffer(b"")

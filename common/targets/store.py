@@ -1,0 +1,258 @@
+"""The target cache: Arrow IPC files of encoded targets, found by clip digest (DESIGN section 4, Target cache)."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from typing_extensions import Buffer
+
+from common.config import TargetDtype
+from common.targets import codec
+from common.targets.cells import cell
+from common.targets.codec import CorruptTargetError, EncodedTarget
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_BATCH_BYTES = 16_000_000
+"""Targets of one record batch, in bytes: few batches to open, and little to hold while writing."""
+_FIELDS = (
+    pa.field("clip_digest", pa.binary(32), nullable=False),
+    pa.field("key", pa.string()),
+    pa.field("view", pa.int64()),
+    pa.field("target", pa.large_binary(), nullable=False),
+    pa.field("scale", pa.large_binary()),
+    pa.field("checksum", pa.uint64(), nullable=False),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSpec:
+    """What every target of a cache has in common; two caches with equal specs hold equal bytes."""
+
+    teacher: dict[str, Any]
+    """``TeacherSpec.to_json()``: fingerprint, compute, target spec."""
+    target_dtype: TargetDtype
+    shape: tuple[int, int]
+    """(n, d) of a target."""
+    data_seed: int
+    views: int
+    """K: views per sample."""
+    view: dict[str, Any]
+    """The view configuration."""
+    decoder: str
+    """Library and version that decoded the videos."""
+    index_hash: str
+    """Of the data set's index."""
+    split: str
+
+    @property
+    def fingerprint(self) -> str:
+        """The teacher's."""
+        return self.teacher["fingerprint"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types."""
+        return {"format": FORMAT, "fingerprint": self.fingerprint, **json.loads(json.dumps(asdict(self)))}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The spec in ``to_json``'s form. Raises ValueError for another format."""
+        if values.get("format") != FORMAT:
+            raise ValueError(f"got target cache format {values.get('format')!r}, expected {FORMAT}")
+        rest = {name: value for name, value in values.items() if name not in ("format", "fingerprint")}
+        return cls(**{**rest, "shape": tuple(rest["shape"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheRow:
+    """One cached target."""
+
+    clip_digest: bytes
+    key: str | None
+    """The sample it was made from, where known."""
+    view: int | None
+    """The view number it was made from, where known."""
+    encoded: EncodedTarget
+
+
+def file_path(spec: CacheSpec, view: int, shard: str) -> str:
+    """Where the targets of one view of one shard are, relative to the cache."""
+    return f"{spec.fingerprint}/view-{view}/{Path(shard).stem}.arrow"
+
+
+def write_file(path: Path, spec: CacheSpec, rows: Iterable[CacheRow]) -> int:
+    """Writes rows to a cache file; it appears whole or not at all. Returns their number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{path.name}")
+    schema = pa.schema(_FIELDS, metadata={"salt.cache": json.dumps(spec.to_json(), sort_keys=True)})
+    num_rows = 0
+    with partial.open("wb") as file:
+        with pa.ipc.new_file(file, schema) as writer:
+            for chunk in _chunks(rows, spec):
+                writer.write_batch(_record_batch(schema, chunk))
+                num_rows += len(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _fsync_directory(path.parent)
+    return num_rows
+
+
+def write_manifest(root: Path, spec: CacheSpec, files: dict[str, int], skipped: Iterable[str]) -> None:
+    """Writes ``manifest.json``, the last file of a cache. ``files``: rows of each; ``skipped``: samples that do not decode."""
+    listed = {name: {"rows": rows, "sha256": _sha256(root / name)} for name, rows in sorted(files.items())}
+    partial = root / f".partial-{MANIFEST}"
+    with partial.open("w") as file:
+        json.dump({**spec.to_json(), "files": listed, "skipped": sorted(skipped)}, file, indent=2, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(root / MANIFEST)
+    _fsync_directory(root)
+
+
+class CacheFile:
+    """A memory-mapped cache file. Raises ValueError where it is no such file or holds targets of another spec."""
+
+    def __init__(self, path: Path, spec: CacheSpec) -> None:
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path}: got no readable cache file ({error}): delete it and run `salt-serve precompute` again") from error
+        if reader.schema.names != [field.name for field in _FIELDS] or reader.schema.types != [field.type for field in _FIELDS]:
+            raise ValueError(f"{path}: got the columns {reader.schema.names}, expected {[field.name for field in _FIELDS]}")
+        found = json.loads((reader.schema.metadata or {}).get(b"salt.cache", b"{}"))
+        if different := [name for name, value in spec.to_json().items() if found.get(name) != value]:
+            name = different[0]
+            raise ValueError(
+                f"{path}: got targets with {name}={found.get(name)}, expected {spec.to_json()[name]}: "
+                "precompute into an empty folder, or repeat the command that began this one"
+            )
+        self._path = path
+        self._ends = np.cumsum([len(batch) for batch in self._batches])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def digests(self) -> np.ndarray:
+        """The clip digest of each row: uint8 [rows, 32]."""
+        columns = [batch.column("clip_digest") for batch in self._batches]
+        cells = [np.frombuffer(column.buffers()[1], dtype=np.uint8)[: len(column) * 32].reshape(-1, 32) for column in columns]
+        return np.concatenate(cells) if cells else np.zeros((0, 32), dtype=np.uint8)
+
+    def row(self, number: int) -> CacheRow:
+        """One row; its bytes stay in the file. Its checksum is not checked."""
+        batch_idx = int(np.searchsorted(self._ends, number, side="right"))
+        batch = self._batches[batch_idx]
+        row_idx = number - int(self._ends[batch_idx]) + len(batch)
+        digest, key, view, checksum = (batch.column(name)[row_idx].as_py() for name in ("clip_digest", "key", "view", "checksum"))
+        target, scale = (cell(batch.column(name), row_idx) for name in ("target", "scale"))
+        assert target is not None, "the schema has no null targets"
+        return CacheRow(clip_digest=digest, key=key, view=view, encoded=EncodedTarget(target=target, scale=scale, checksum=checksum))
+
+    def verify(self, spec: CacheSpec) -> set[str | None]:
+        """The keys of the rows, after reading every one. Raises CorruptTargetError that names the first that was damaged."""
+        keys = set()
+        for number in range(len(self)):
+            row = self.row(number)
+            try:
+                codec.verify(row.encoded, spec.target_dtype, num_tokens=spec.shape[0], width=spec.shape[1])
+            except CorruptTargetError as error:
+                raise CorruptTargetError(f"{self._path}, row {number}, sample {row.key}, view {row.view}: {error}") from error
+            keys.add(row.key)
+        return keys
+
+
+class TargetCache:
+    """A whole cache: ``find`` gives the row of a clip."""
+
+    def __init__(self, root: str | Path) -> None:
+        """Raises ValueError where the cache has no manifest, or a file of it is missing or another than the manifest lists."""
+        self._root = Path(root)
+        manifest_path = self._root / MANIFEST
+        if not manifest_path.is_file():
+            raise ValueError(
+                f"got {self._root}, expected a target cache with a {MANIFEST}: `salt-serve precompute` writes it last, so let it finish"
+            )
+        manifest = json.loads(manifest_path.read_text())
+        listed = manifest.pop("files")
+        self.skipped: list[str] = manifest.pop("skipped")
+        """Samples that have no targets, since they do not decode."""
+        self.spec = CacheSpec.from_json(manifest)
+        self._files = [self._open(name, facts["rows"]) for name, facts in listed.items()]
+        self._starts = np.cumsum([0] + [len(file) for file in self._files])
+        digests = [file.digests() for file in self._files]
+        self._digests = np.concatenate(digests) if digests else np.zeros((0, 32), dtype=np.uint8)
+        # 16 bytes a row, where a dictionary of digests takes ten times that; full digests are compared where prefixes are equal
+        prefixes = np.ascontiguousarray(self._digests[:, :8]).view("<u8").reshape(-1)
+        self._order = np.argsort(prefixes, kind="stable")
+        self._prefixes = prefixes[self._order]
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def find(self, clip_digest: bytes) -> CacheRow | None:
+        """The row of a clip, or None. Its checksum is not checked: ``codec.decode_into`` does."""
+        wanted = np.frombuffer(clip_digest, dtype=np.uint8)
+        first, end = (np.searchsorted(self._prefixes, wanted[:8].view("<u8")[0], side=side) for side in ("left", "right"))
+        for number in self._order[first:end]:
+            if np.array_equal(self._digests[number], wanted):
+                file_idx = int(np.searchsorted(self._starts, number, side="right")) - 1
+                return self._files[file_idx].row(int(number - self._starts[file_idx]))
+        return None
+
+    def _open(self, name: str, num_rows: int) -> CacheFile:
+        path = self._root / name
+        if not path.is_file():
+            raise ValueError(f"{path} is missing, expected {num_rows} targets: run the same `salt-serve precompute` again")
+        file = CacheFile(path, self.spec)
+        if len(file) != num_rows:
+            raise ValueError(f"{path}: got {len(file)} targets, expected {num_rows}: delete it and run `salt-serve precompute` again")
+        return file
+
+
+def _chunks(rows: Iterable[CacheRow], spec: CacheSpec) -> Iterator[list[CacheRow]]:
+    size = max(1, _BATCH_BYTES // codec.num_bytes(spec.target_dtype, *spec.shape))
+    chunk: list[CacheRow] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _record_batch(schema: pa.Schema, rows: list[CacheRow]) -> pa.RecordBatch:
+    values = {
+        "clip_digest": [row.clip_digest for row in rows],
+        "key": [row.key for row in rows],
+        "view": [row.view for row in rows],
+        "target": [_bytes(row.encoded.target) for row in rows],
+        "scale": [None if row.encoded.scale is None else _bytes(row.encoded.scale) for row in rows],
+        "checksum": [row.encoded.checksum for row in rows],
+    }
+    return pa.record_batch([pa.array(values[field.name], field.type) for field in schema], schema=schema)
+
+
+def _bytes(data: Buffer) -> bytes:
+    return bytes(memoryview(data))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

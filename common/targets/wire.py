@@ -1,0 +1,239 @@
+"""Bodies of ``POST /v1/targets``: Arrow IPC streams (DESIGN section 4, HTTP)."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int
+from typing_extensions import Buffer
+
+from common.config import TargetDtype
+from common.targets.cells import cell, column_of
+from common.targets.codec import TARGET_DTYPES, EncodedTarget
+
+PROTOCOL = "1"
+CONTENT_TYPE = "application/vnd.apache.arrow.stream"
+DIGEST_BYTES = 32
+
+Status = Literal["ok", "need_clip", "bad_digest", "bad_shape"]
+STATUSES: tuple[Status, ...] = ("ok", "need_clip", "bad_digest", "bad_shape")
+
+_CLIP_DIGEST = pa.field("clip_digest", pa.binary(DIGEST_BYTES), nullable=False)
+_CLIP = pa.field("clip", pa.large_binary())
+_TOKEN_IDX = pa.field("token_idx", pa.list_(pa.uint16()))
+_RESPONSE_FIELDS = (
+    _CLIP_DIGEST,
+    pa.field("status", pa.string(), nullable=False),
+    pa.field("target", pa.large_binary()),
+    pa.field("scale", pa.large_binary()),
+    pa.field("checksum", pa.uint64(), nullable=False),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestRow:
+    """One clip that a client wants the target of."""
+
+    clip_digest: bytes
+    clip: Buffer | None = None
+    """The clip's uint8 bytes, or None: "do you have it?"."""
+    token_idx: Int[np.ndarray, " k"] | None = None
+    """Only these tokens, strictly ascending; None: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A parsed request body."""
+
+    target_dtype: TargetDtype
+    rows: list[RequestRow]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseRow:
+    """The answer to one request row; rows may come in any order."""
+
+    clip_digest: bytes
+    status: Status
+    encoded: EncodedTarget | None = None
+    """Present exactly where the status is ok."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseHeader:
+    """What holds for every row of a response: its schema metadata, each key behind ``salt.``."""
+
+    target_dtype: TargetDtype
+    fingerprint: str
+    """The teacher's."""
+    compute: dict[str, Any]
+    """How the teacher ran."""
+    shape: tuple[int, int]
+    """(n, d) of a whole target; a row with ``token_idx`` has as many tokens as it asked for."""
+    leased: tuple[int, ...] = ()
+    """Rows whose ``need_clip`` means: the clip is on its way already, ask again without bytes."""
+
+
+def write_request(target_dtype: TargetDtype, rows: Sequence[RequestRow]) -> pa.Buffer:
+    """A request body. The column ``token_idx`` is there only if a row has one."""
+    fields = [_CLIP_DIGEST, _CLIP]
+    if any(row.token_idx is not None for row in rows):
+        fields.append(_TOKEN_IDX)
+    schema = pa.schema(fields, metadata={"salt.protocol": PROTOCOL, "salt.target_dtype": target_dtype})
+    return _write_stream(schema, (_request_columns(row, len(fields) == 3) for row in rows))
+
+
+def read_request(body: Buffer) -> Request:
+    """A request body, parsed; clips stay where they are in it. Raises ValueError with got and expected."""
+    schema, batches = _read_stream(body)
+    has_token_idx = "token_idx" in schema.names
+    _check_fields(schema, (_CLIP_DIGEST, _CLIP, _TOKEN_IDX) if has_token_idx else (_CLIP_DIGEST, _CLIP))
+    metadata = _metadata(schema, required=("protocol", "target_dtype"))
+    dtype = _target_dtype(metadata)
+    rows = []
+    for batch in batches:
+        token_lists = batch.column("token_idx") if has_token_idx else [None] * len(batch)
+        for row_idx, (digest, token_idx) in enumerate(zip(batch.column("clip_digest"), token_lists, strict=True)):
+            clip = cell(batch.column("clip"), row_idx)
+            rows.append(RequestRow(clip_digest=_digest(digest), clip=clip, token_idx=_token_idx(token_idx)))
+    if not rows:
+        raise ValueError("got a request without rows, expected at least one clip_digest")
+    return Request(target_dtype=dtype, rows=rows)
+
+
+def write_response(header: ResponseHeader, rows: Sequence[ResponseRow]) -> pa.Buffer:
+    """A response body."""
+    metadata = {
+        "salt.protocol": PROTOCOL,
+        "salt.target_dtype": header.target_dtype,
+        "salt.fingerprint": header.fingerprint,
+        "salt.compute": json.dumps(header.compute, sort_keys=True),
+        "salt.shape": json.dumps(header.shape),
+        "salt.leased": json.dumps(header.leased),
+    }
+    return _write_stream(pa.schema(_RESPONSE_FIELDS, metadata=metadata), (_response_columns(row) for row in rows))
+
+
+def read_response(body: Buffer) -> tuple[ResponseHeader, list[ResponseRow]]:
+    """A response body, parsed; targets stay where they are in it, checksums unchecked. Raises ValueError with got and expected."""
+    schema, batches = _read_stream(body)
+    _check_fields(schema, _RESPONSE_FIELDS)
+    metadata = _metadata(schema, required=("protocol", "target_dtype", "fingerprint", "compute", "shape", "leased"))
+    num_tokens, width = json.loads(metadata["shape"])
+    header = ResponseHeader(
+        target_dtype=_target_dtype(metadata),
+        fingerprint=metadata["fingerprint"],
+        compute=json.loads(metadata["compute"]),
+        shape=(int(num_tokens), int(width)),
+        leased=tuple(json.loads(metadata["leased"])),
+    )
+    rows = [_response_row(batch, row_idx) for batch in batches for row_idx in range(len(batch))]
+    return header, rows
+
+
+def _request_columns(row: RequestRow, with_token_idx: bool) -> list[pa.Array]:
+    columns = [pa.array([row.clip_digest], _CLIP_DIGEST.type), column_of(row.clip)]
+    if with_token_idx:
+        columns.append(pa.array([row.token_idx], _TOKEN_IDX.type))
+    return columns
+
+
+def _response_columns(row: ResponseRow) -> list[pa.Array]:
+    encoded = row.encoded
+    return [
+        pa.array([row.clip_digest], _CLIP_DIGEST.type),
+        pa.array([row.status], pa.string()),
+        column_of(None if encoded is None else encoded.target),
+        column_of(None if encoded is None else encoded.scale),
+        pa.array([0 if encoded is None else encoded.checksum], pa.uint64()),
+    ]
+
+
+def _response_row(batch: pa.RecordBatch, row_idx: int) -> ResponseRow:
+    digest, status, checksum = (batch.column(name)[row_idx] for name in ("clip_digest", "status", "checksum"))
+    target, scale = (cell(batch.column(name), row_idx) for name in ("target", "scale"))
+    name = status.as_py()
+    if name not in STATUSES:
+        raise ValueError(f"got a row with status {name!r}, expected one of {', '.join(STATUSES)}")
+    if (name == "ok") == (target is None):
+        raise ValueError(
+            f"got a row with status {name!r} and {'no' if target is None else 'a'} target, expected one exactly where it is ok"
+        )
+    encoded = None if target is None else EncodedTarget(target=target, scale=scale, checksum=checksum.as_py())
+    return ResponseRow(clip_digest=_digest(digest), status=name, encoded=encoded)
+
+
+def _write_stream(schema: pa.Schema, rows: Iterable[list[pa.Array]]) -> pa.Buffer:
+    """One record batch a row: so a megabyte cell is copied once, into the body, and not before that into a column."""
+    batches = [pa.record_batch(columns, schema=schema) for columns in rows]
+    size = pa.MockOutputStream()
+    _write_batches(size, schema, batches)
+    body = pa.allocate_buffer(size.size())
+    _write_batches(pa.FixedSizeBufferWriter(body), schema, batches)
+    return body
+
+
+def _write_batches(sink: pa.NativeFile, schema: pa.Schema, batches: list[pa.RecordBatch]) -> None:
+    with pa.ipc.new_stream(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def _read_stream(body: Buffer) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    try:
+        reader = pa.ipc.open_stream(pa.py_buffer(body))
+        batches = list(reader)
+        for batch in batches:
+            batch.validate(full=True)  # offsets that point outside the body
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"got {memoryview(body).nbytes} bytes that are no Arrow IPC stream ({error}), expected {CONTENT_TYPE}") from error
+    return reader.schema, iter(batches)
+
+
+def _check_fields(schema: pa.Schema, expected: Sequence[pa.Field]) -> None:
+    got = {field.name: field for field in schema}
+    if len(got) != len(schema) or set(got) != {field.name for field in expected}:
+        raise ValueError(f"got the columns {', '.join(schema.names)}, expected {', '.join(field.name for field in expected)}")
+    for field in expected:
+        if got[field.name].type != field.type:
+            raise ValueError(f"column {field.name}: got {got[field.name].type}, expected {field.type}")
+
+
+def _metadata(schema: pa.Schema, *, required: Sequence[str]) -> dict[str, str]:
+    found = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    salt = {key.removeprefix("salt."): value for key, value in found.items() if key.startswith("salt.")}
+    if missing := [key for key in required if key not in salt]:
+        raise ValueError(f"got the schema metadata {sorted(found)}, expected also salt.{missing[0]}")
+    if unknown := [key for key in salt if key not in required]:
+        raise ValueError(f"got the unknown schema metadata salt.{unknown[0]}, expected only {', '.join('salt.' + key for key in required)}")
+    if salt["protocol"] != PROTOCOL:
+        raise ValueError(f"got salt.protocol {salt['protocol']!r}, expected {PROTOCOL!r}: client and server are of different versions")
+    return salt
+
+
+def _target_dtype(metadata: dict[str, str]) -> TargetDtype:
+    for dtype in TARGET_DTYPES:
+        if metadata["target_dtype"] == dtype:
+            return dtype
+    raise ValueError(f"got salt.target_dtype {metadata['target_dtype']!r}, expected one of {', '.join(TARGET_DTYPES)}")
+
+
+def _digest(scalar: pa.Scalar) -> bytes:
+    if not scalar.is_valid:
+        raise ValueError(f"got a row without clip_digest, expected {DIGEST_BYTES} bytes in every row")
+    return scalar.as_py()
+
+
+def _token_idx(scalar: pa.Scalar | None) -> np.ndarray | None:
+    if scalar is None or not scalar.is_valid:
+        return None
+    values = scalar.values
+    if values.null_count or len(values) == 0:
+        raise ValueError("got a token_idx that is empty or holds nulls, expected at least one token, or null for all of them")
+    token_idx = values.to_numpy().astype(np.int64)
+    if (np.diff(token_idx) <= 0).any():
+        raise ValueError(f"got token_idx {token_idx[:8].tolist()}..., expected strictly ascending tokens")
+    return token_idx

@@ -1,0 +1,49 @@
+"""The command line ``salt-train``."""
+
+from common.command import add_command, console, new_app, run_app
+from common.config import StudentRun, TeacherRun, TrainConfig
+
+app = new_app(
+    "Train video encoders by SALT: `teacher` makes a frozen teacher by masked pixel reconstruction, `student` learns from its latents.\n\n"
+    "The paper's sizes are presets; `--preset nano` learns something on a CPU in minutes."
+)
+
+
+def _train(config: TrainConfig) -> None:
+    from pathlib import Path
+
+    from student_trainer.progress import show_progress
+    from student_trainer.run_directory import open_run
+
+    checkpoint = open_run(config)
+    with show_progress(Path(config.out), config.steps, console):
+        if config.workers == 0:
+            import torch
+
+            from student_trainer.loop import Worker, train
+
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            train(config, Worker(rank=0, world_size=1, device=device), checkpoint)
+        else:
+            from student_trainer.job import run_job
+
+            run_job(config, checkpoint)
+    console.print(f"{config.out}: done, the newest checkpoint is {(Path(config.out) / 'checkpoint').read_text().strip()}", highlight=False)
+
+
+add_command(
+    app, "teacher", TeacherRun, _train, default_preset="vit-l",
+    help="Stage 1, V-Pixel: train an encoder by masked pixel reconstruction; it becomes the frozen teacher.\n\n"
+    "Example: `salt-train teacher --preset nano --data SHARDS --out runs/teacher`",
+)
+add_command(
+    app, "student", StudentRun, _train, default_preset="vit-l",
+    help="Stage 2, SALT: train a student to predict a frozen teacher's latents. The targets come from a service (`--teacher-url`), "
+    "a cache on disk (`--targets`), or a teacher in this process (`--teacher-ckpt`).\n\n"
+    "Example: `salt-train student --preset nano --data SHARDS --teacher-url http://127.0.0.1:8000 --out runs/student-a`",
+)
+
+
+def main() -> None:
+    """Entry point."""
+    run_app(app)

@@ -1,0 +1,133 @@
+"""Charts as inline SVG whose colours are CSS variables of the page, so that one chart serves light and dark."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NUM_SERIES_COLOURS = 6
+_INK, _MUTED, _LINE = "#010101", "#020202", "#030303"
+_VARIABLES = {_INK: "var(--ink)", _MUTED: "var(--muted)", _LINE: "var(--line)"}
+_SERIES = [f"#0404{number:02x}" for number in range(NUM_SERIES_COLOURS)]
+_VARIABLES |= {colour: f"var(--s{number})" for number, colour in enumerate(_SERIES)}
+"""matplotlib knows only fixed colours: these stand for the page's variables, and are replaced in the SVG."""
+_DASHES = ["-", (0, (6, 2)), (0, (2.5, 1.5))]
+"""So that curves that lie on each other are both seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The loss of a run."""
+
+    name: str
+    colour: int
+    """Number of the run's colour, the same in every chart."""
+    steps: Sequence[int]
+    flops: Sequence[float]
+    """Training compute up to each of ``steps``, its teacher's forwards included."""
+    losses: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One accuracy with its 95% interval."""
+
+    name: str
+    colour: int | None
+    """None: no run of this page (drawn muted)."""
+    value: float
+    interval: tuple[float, float]
+
+
+def loss_curves(curves: Sequence[Curve], *, chart_id: str, loss_name: str) -> str:
+    """Losses that may be compared with each other, against steps and against training FLOPs."""
+    figure = _figure(9.2, 3.0)
+    by_steps, by_flops = figure.subplots(1, 2, sharey=True)
+    for curve in curves:
+        style = {"color": _SERIES[curve.colour % NUM_SERIES_COLOURS], "linewidth": 1.8, "label": curve.name}
+        style["linestyle"] = _DASHES[(curve.colour + curve.colour // NUM_SERIES_COLOURS) % len(_DASHES)]
+        by_steps.plot(curve.steps, curve.losses, **style)
+        by_flops.plot(curve.flops, curve.losses, **style)
+    by_steps.set_xlabel("step")
+    by_flops.set_xlabel("training FLOPs (6ND)")
+    by_steps.set_ylabel(loss_name)
+    for axes in (by_steps, by_flops):
+        _quiet(axes, grid_axis="y")
+    if len(curves) > 1:
+        by_flops.legend(frameon=False, labelcolor=_INK, fontsize=9)
+    return _svg(figure, chart_id)
+
+
+def accuracy_bars(panels: Mapping[str, Sequence[Bar]], chance: Mapping[str, float], *, chart_id: str) -> str:
+    """A panel of horizontal bars for every label, with intervals and the chance level as a dashed line."""
+    num_bars = max(len(bars) for bars in panels.values())
+    figure = _figure(9.2, 0.9 + 0.34 * num_bars)
+    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (label, bars) in zip(all_axes, panels.items(), strict=True):
+        rows = range(len(bars))
+        colours = [_MUTED if bar.colour is None else _SERIES[bar.colour % NUM_SERIES_COLOURS] for bar in bars]
+        axes.barh(rows, [bar.value for bar in bars], height=0.62, color=colours)
+        for row, bar in zip(rows, bars, strict=True):
+            axes.plot(bar.interval, (row, row), color=_INK, linewidth=1.1, solid_capstyle="butt")
+            axes.annotate(
+                f"{bar.value:.2f}",
+                (max(bar.interval[1], bar.value), row),
+                (5, 0),
+                textcoords="offset points",
+                va="center",
+                color=_INK,
+                fontsize=9,
+            )
+        axes.axvline(chance[label], color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+        axes.set_xlim(0, 1.08)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+        axes.set_yticks(rows, [bar.name for bar in bars])
+        axes.set_title(label, fontsize=10, color=_INK, loc="left")
+        _quiet(axes, grid_axis="x")
+        axes.tick_params(axis="y", length=0, labelcolor=_INK)
+    all_axes[0].invert_yaxis()
+    return _svg(figure, chart_id)
+
+
+def _figure(width_in: float, height_in: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+def _quiet(axes: "Axes", *, grid_axis: str) -> None:
+    """Only what carries information: a light grid across the values, no frame."""
+    for side in ("top", "right", "left", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.grid(axis=grid_axis, color=_LINE, linewidth=0.8)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_MUTED, labelsize=9, length=0)
+    for text in (axes.xaxis.label, axes.yaxis.label):
+        text.set(color=_MUTED, fontsize=9)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_offset_text().set(color=_MUTED, fontsize=9)
+
+
+def _svg(figure: "Figure", chart_id: str) -> str:
+    """The figure as an SVG element to stand inside HTML: own ids, the page's colours and font, nothing that points outside."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": chart_id}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 role="img"', text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = text.replace('id="', f'id="{chart_id}-').replace('href="#', f'href="#{chart_id}-').replace("url(#", f"url(#{chart_id}-")
+    text = re.sub(r"<style.*?</style>|font-family:[^;\"]*;?", "", text, flags=re.DOTALL)
+    for fixed, variable in _VARIABLES.items():
+        text = text.replace(fixed, variable)
+    return text

@@ -1,0 +1,146 @@
+"""Pictures of what a run does to a real clip: its masks, and what stage 1 paints into them."""
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from common.model.checkpoint import CheckpointConfig
+from common.model.grid import TokenGrid, cubes
+from common.model.masking import MaskGroup, MaskSet, mask_group
+from common.model.pixels import normalise
+from common.model.predictor import Predictor
+from common.model.vit import Encoder
+
+CONTEXT, TARGET, DROPPED = 0, 1, 2
+"""What a token is under a mask set: seen by the encoder, predicted, or neither (cut off when a mask group was truncated)."""
+TARGET_COLOUR = (217, 119, 6)
+DROPPED_COLOUR = (100, 110, 120)
+STRIP_HEIGHT = 128
+"""Least height of a frame in a picture, in pixels; smaller frames are enlarged by a whole factor, without smoothing."""
+GAP = 6
+"""Pixels between two frames of a strip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """One clip under one mask set, every frame."""
+
+    visible: UInt8[np.ndarray, "t h w 3"]
+    """The input, hidden cubes grey."""
+    prediction: UInt8[np.ndarray, "t h w 3"]
+    """Visible cubes as in the input, predicted cubes with the input's own mean and deviation, dropped cubes grey."""
+
+
+def masks_of(config: CheckpointConfig, *, seed: int, step: int, batch_size: int) -> MaskGroup:
+    """The masks that a run drew for the first clips of a step."""
+    return mask_group(config.mask, config.grid, seed=seed, step=step, group=0, batch_size=batch_size)
+
+
+def token_roles(mask: MaskSet, row: int, num_tokens: int) -> Int[np.ndarray, " n"]:
+    """CONTEXT, TARGET or DROPPED for every token of a clip."""
+    roles = np.full(num_tokens, DROPPED)
+    roles[mask.visible_idx[row].numpy()] = CONTEXT
+    roles[mask.hidden_idx[row].numpy()] = TARGET
+    return roles
+
+
+def tint_masks(clip: UInt8[np.ndarray, "t h w 3"], roles: Int[np.ndarray, " n"], grid: TokenGrid) -> UInt8[np.ndarray, "t h w 3"]:
+    """The clip with its targets tinted and its dropped tokens greyed out; the context as it is."""
+    role = spread_over_pixels(roles, grid, clip.shape[:3])
+    tinted = clip.astype(np.float32)
+    tinted[role == TARGET] = 0.25 * tinted[role == TARGET] + 0.75 * np.array(TARGET_COLOUR)
+    tinted[role == DROPPED] = 0.1 * tinted[role == DROPPED] + 0.9 * np.array(DROPPED_COLOUR)
+    return tinted.round().astype(np.uint8)
+
+
+@torch.inference_mode()
+def reconstruct(
+    clip: UInt8[np.ndarray, "t h w 3"],
+    mask: MaskSet,
+    row: int,
+    set_idx: int,
+    *,
+    encoder: Encoder,
+    predictor: Predictor,
+    config: CheckpointConfig,
+    pixel_norm: str,
+) -> Reconstruction:
+    """What a V-Pixel model paints into the hidden cubes of a clip.
+
+    It predicts normalised pixels. They become colours with the mean and deviation of the input's own cube, which the model was never
+    asked for: brightness and contrast of a cube are the input's, its pattern is the model's.
+    """
+    pixels = torch.from_numpy(clip)[None]
+    visible_idx, hidden_idx = mask.visible_idx[row : row + 1], mask.hidden_idx[row : row + 1]
+    visible = encoder(normalise(pixels, config.mean, config.std), visible_idx)
+    predicted = predictor(visible, visible_idx, hidden_idx, grid=config.grid, mask_set=set_idx).float()
+    painted = _colours(predicted, pixels, hidden_idx, config, pixel_norm)
+
+    roles = token_roles(mask, row, config.grid.num_tokens)
+    role = spread_over_pixels(roles, config.grid, clip.shape[:3])
+    hidden_away = np.where((role == CONTEXT)[..., None], clip, np.array(DROPPED_COLOUR, dtype=np.uint8))
+    prediction = _paste(hidden_away, painted, hidden_idx[0].numpy(), config)
+    return Reconstruction(visible=hidden_away, prediction=prediction)
+
+
+def strip(clip: UInt8[np.ndarray, "t h w 3"], tubelet_size: int) -> UInt8[np.ndarray, "h w 4"]:
+    """The first frame of each tubelet side by side with transparent gaps, enlarged to at least STRIP_HEIGHT."""
+    frames = clip[::tubelet_size]
+    factor = max(1, -(-STRIP_HEIGHT // frames.shape[1]))
+    opaque = np.concatenate((frames, np.full((*frames.shape[:3], 1), 255, dtype=np.uint8)), axis=3)
+    enlarged = opaque.repeat(factor, axis=1).repeat(factor, axis=2)
+    gap = np.zeros((len(frames), enlarged.shape[1], GAP, 4), dtype=np.uint8)
+    return rearrange(np.concatenate((enlarged, gap), axis=2), "t h w c -> h (t w) c")[:, :-GAP]
+
+
+def png(image: UInt8[np.ndarray, "h w 4"]) -> str:
+    """The picture as a data URI."""
+    from matplotlib.image import imsave
+
+    buffer = io.BytesIO()
+    imsave(buffer, np.ascontiguousarray(image), format="png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def spread_over_pixels(roles: Int[np.ndarray, " n"], grid: TokenGrid, shape: tuple[int, ...]) -> Int[np.ndarray, "t h w"]:
+    """The role of each pixel of a clip of ``shape`` (t, h, w)."""
+    sizes = [extent // tokens for extent, tokens in zip(shape, grid, strict=True)]
+    spread = roles.reshape(grid)
+    for axis, size in enumerate(sizes):
+        spread = spread.repeat(size, axis=axis)
+    return spread
+
+
+def _colours(
+    predicted: Float[Tensor, "1 k upqc"],
+    pixels: UInt8[Tensor, "1 t h w 3"],
+    hidden_idx: Int[Tensor, "1 k"],
+    config: CheckpointConfig,
+    pixel_norm: str,
+) -> Float[Tensor, "k u p q 3"]:
+    """Undoes ``common.model.pixels.pixel_targets``: normalised pixels to RGB in [0, 1]."""
+    sizes = {"patch_size": config.encoder.patch_size, "tubelet_size": config.encoder.tubelet_size}
+    clip = rearrange(pixels.float() / 255, "b t h w c -> b c t h w")
+    cube = rearrange(cubes(clip, hidden_idx, **sizes), "1 k c u p q -> k (u p q) c")
+    pattern = rearrange(predicted, "1 k (upq c) -> k upq c", c=3)
+    if pixel_norm == "channel":
+        colours = pattern * (cube.std(-2, keepdim=True) + 1e-6) + cube.mean(-2, keepdim=True)
+    else:
+        flat = cube.flatten(1)
+        colours = pattern * (flat.var(-1) + 1e-6).sqrt()[:, None, None] + flat.mean(-1)[:, None, None]
+    return rearrange(colours, "k (u p q) c -> k u p q c", u=sizes["tubelet_size"], p=sizes["patch_size"])
+
+
+def _paste(
+    clip: UInt8[np.ndarray, "t h w 3"], painted: Float[Tensor, "k u p q 3"], idx: Int[np.ndarray, " k"], config: CheckpointConfig
+) -> UInt8[np.ndarray, "t h w 3"]:
+    grid, u, p = config.grid, config.encoder.tubelet_size, config.encoder.patch_size
+    grouped = rearrange(clip.copy(), "(t u) (h p) (w q) c -> t h w u p q c", u=u, p=p, q=p)
+    grouped[np.unravel_index(idx, grid)] = (painted * 255).round().clamp(0, 255).byte().numpy()
+    return rearrange(grouped, "t h w u p q c -> (t u) (h p) (w q) c")

@@ -1,0 +1,229 @@
+"""The parts of the report, each from what it needs to its HTML."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from common.config import LoaderConfig, MaskSetConfig
+from common.data.reader import Reader
+from common.model.checkpoint import CheckpointConfig, load_encoder, load_predictor, read_config
+from student_trainer.evaluation import page, pictures
+from student_trainer.evaluation.figures import Bar, Curve, accuracy_bars, loss_curves
+from student_trainer.evaluation.runs import Run
+from student_trainer.evaluation.sharing import Sharing
+
+TARGETS = {
+    ("vpixel", None): "pixels",
+    ("salt", "service"): "served",
+    ("salt", "cache"): "cached",
+    ("salt", "in-process"): "in-process",
+    ("vjepa", None): "moving average",
+}
+"""What a run learned to predict, and where it came from."""
+
+
+def headline(runs: Sequence[Run], probe: dict[str, Any] | None) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of runs, plain text: for the page, and in part for the terminal."""
+    labels = list(probe["labels"]) if probe else []
+    header = ["run", "targets", "weights", "steps", "compute", "loss", "step", "wait", *labels]
+    rows = []
+    for run in runs:
+        summary = run.summary
+        wait = summary["teacher_wait_ms"]
+        rows.append(
+            [
+                run.name,
+                TARGETS[run.objective, summary["source"]],
+                page.quantity(summary["num_parameters"]["encoder"], "").strip(),
+                f"{summary['steps']:,}",
+                page.quantity(summary["flops"], "FLOP"),
+                f"{summary['loss_first']:.3f} \u2192 {summary['loss_last']:.3f}",
+                f"{summary['step_ms']:.0f} ms",
+                "-" if wait is None else f"{wait:.1f} ms",
+                *(_accuracy(probe, run.name, label) for label in labels),
+            ]
+        )
+    for name, row in (probe["accuracy"] if probe else {}).items():
+        if name not in {run.name for run in runs}:  # random-init has an accuracy, but is no run
+            rows.append([name, *["-"] * (len(header) - 1 - len(labels)), *(f"{row[label]:.3f}" for label in labels)])
+    return header, rows
+
+
+def curves(runs: Sequence[Run]) -> str:
+    """Loss curves: runs whose losses may be compared stand in one chart."""
+    charts: dict[tuple[str, str], list[Curve]] = {}
+    for colour, run in enumerate(runs):
+        # A moving target makes every V-JEPA run a chart of its own; V-Pixel losses have one target, the pixels.
+        group = {"vpixel": "", "salt": run.teacher_fingerprint or "", "vjepa": run.name}[run.objective]
+        curve = Curve(
+            name=run.name,
+            colour=colour,
+            steps=[line["step"] for line in run.metrics],
+            flops=[line["flops"] for line in run.metrics],
+            losses=[line["loss"] for line in run.metrics],
+        )
+        charts.setdefault((run.objective, group), []).append(curve)
+    parts = []
+    for number, ((objective, group), members) in enumerate(charts.items()):
+        names = ", ".join(curve.name for curve in members)
+        title, explained, loss_name = {
+            "vpixel": (f"Stage 1: {names}", "Mean squared error of the hidden cubes' normalised pixels.", "MSE"),
+            "salt": (
+                f"Stage 2, teacher {group[:12]}: {names}",
+                "L1 to the frozen teacher's latents. The target does not move, so these losses may be compared with each other.",
+                "L1",
+            ),
+            "vjepa": (
+                f"EMA baseline: {names}",
+                "L1 to the moving average's latents: the target moves, so this loss says little by itself.",
+                "L1",
+            ),
+        }[objective]
+        parts += [
+            page.heading(title),
+            page.note(explained),
+            page.panel(loss_curves(members, chart_id=f"loss{number}", loss_name=loss_name)),
+        ]
+    return page.section("Losses", *parts)
+
+
+def probe_bars(runs: Sequence[Run], probe: Mapping[str, Any]) -> str:
+    """The probe's accuracies as bars with their intervals and the chance level, and as numbers."""
+    colours = {run.name: colour for colour, run in enumerate(runs)}
+    accuracy, interval, labels = probe["accuracy"], probe["interval"], probe["labels"]
+    panels = {
+        label: [
+            Bar(name=name, colour=colours.get(name), value=row[label], interval=tuple(interval[name][label]))
+            for name, row in accuracy.items()
+        ]
+        for label in labels
+    }
+    numbers = [[name, *(_with_interval(row[label], interval[name][label]) for label in labels)] for name, row in accuracy.items()]
+    numbers.append(["chance", *(f"{fact['chance']:.3f}" for fact in labels.values())])
+    clips = next(iter(labels.values()))
+    learned = f"learned on {clips['num_train']:,} clips, scored on {clips['num_test']:,} others"
+    return page.section(
+        "Frozen-backbone probe",
+        page.text(f"An attentive probe on frozen features, {learned}: {probe['protocol']}."),
+        page.panel(accuracy_bars(panels, {label: fact["chance"] for label, fact in labels.items()}, chart_id="probe")),
+        page.note("Thin lines: 95% Wilson interval over the test clips. Dashed: always naming the training split's most common class."),
+        page.table(["encoder", *(f"{label} ({fact['num_classes']} classes)" for label, fact in labels.items())], numbers),
+    )
+
+
+def sharing(shared: Sharing, runs: Sequence[Run]) -> str:
+    """The service's counters, and what sharing one teacher saved."""
+    served = [run.name for run in runs if run.summary["source"] == "service"]
+    cached = [run for run in runs if run.summary["source"] == "cache"]
+    counters = [
+        (f"{shared.clips_served:,}", "targets served"),
+        (f"{shared.clips_computed:,}", "clips the teacher computed"),
+        (f"{shared.coalesced:,}", "joined a computation under way"),
+        (f"{shared.from_memory:,}", "answered from memory"),
+        (page.quantity(shared.bytes_in, "B"), "received"),
+        (page.quantity(shared.bytes_out, "B"), "sent"),
+    ]
+    if shared.forward_s > 0:
+        counters.append((f"{shared.clips_computed / shared.forward_s:,.0f} clips/s", "in the teacher's forward"))
+    share = shared.forwards_avoided / max(1, shared.clips_served)
+    saved = [
+        (f"{shared.forwards_avoided:,}", f"teacher forwards avoided, {share:.0%} of the targets"),
+        (page.quantity(shared.flops_saved, "FLOP"), "of teacher compute not spent (2ND)"),
+        (page.quantity(shared.bytes_not_uploaded, "B"), "of pixels not uploaded"),
+    ]
+    against = "Against a teacher that every student runs, and uploads to, for itself."
+    why = "A target depends on the clip alone, so students that share a data seed share their targets."
+    parts = [page.facts(counters), page.heading(f"Saved by sharing: {', '.join(served)}"), page.facts(saved), page.note(f"{against} {why}")]
+    for run in cached:
+        num_clips = run.summary["steps"] * run.summary["batch_size"]
+        parts.append(page.text(f"{run.name} read its {num_clips:,} targets from the cache on disk, with no teacher running."))
+    return page.section("The teacher service", *parts)
+
+
+def masks_and_reconstruction(run: Run) -> tuple[list[str], str | None]:
+    """Sections with the run's masks on a real clip and, for V-Pixel, what it paints into them; or no section and why."""
+    data = Path(run.config["data"])
+    if not data.is_dir():
+        return [], f"No pictures: the data set of {run.name}, {data}, is not there (looked from {Path.cwd()})."
+    config = read_config(run.path)
+    found = _clip(data, run, config)
+    if found is None:
+        return [], f"No pictures: none of the first clips of {data} can be decoded."
+    key, clip = found
+    group = pictures.masks_of(config, seed=run.config["seed"], step=config.step, batch_size=run.config["batch_size"])
+    tubelet = config.encoder.tubelet_size
+    shown = []
+    for mask_set, mask in zip(config.mask.sets, group.sets, strict=True):
+        roles = pictures.token_roles(mask, 0, config.grid.num_tokens)
+        count = [int((roles == role).sum()) for role in (pictures.CONTEXT, pictures.TARGET, pictures.DROPPED)]
+        caption = f"{_blocks(mask_set)}: {count[0]} tokens seen, {count[1]} predicted, {count[2]} neither"
+        shown.append(page.figure(pictures.png(pictures.strip(pictures.tint_masks(clip, roles, config.grid), tubelet)), caption))
+    dropped = "neither: cut off so that all clips of a mask group keep equally many"
+    colours = page.colour_key([(pictures.TARGET_COLOUR, "predicted (the rest, as it is, is seen)"), (pictures.DROPPED_COLOUR, dropped)])
+    explained = (
+        f"What the run {run.name} hid of a real clip in step {config.step}. "
+        "Every set is drawn for every clip; a frozen teacher never sees them."
+    )
+    original = page.figure(
+        pictures.png(pictures.strip(clip, tubelet)), f"The clip {key}: the first frame of each of its {config.grid.t} tubelets"
+    )
+    sections = [page.section("Masks", page.text(explained), page.columns([original]), colours, page.columns(shown))]
+    if run.objective == "vpixel":
+        sections.append(_reconstruction(run, config, clip, group))
+    return sections, None
+
+
+def seconds_per_step(seconds: Mapping[str, float]) -> str:
+    """Where the time of a script went."""
+    total = sum(seconds.values())
+    rows = [(name, f"{value:.1f} s", value) for name, value in seconds.items()]
+    return page.section(f"Seconds: {total:.0f} in all", page.bar_table(("step", "time"), rows))
+
+
+def _reconstruction(run: Run, config: CheckpointConfig, clip: UInt8[np.ndarray, "t h w 3"], group: pictures.MaskGroup) -> str:
+    encoder, predictor = load_encoder(run.path), load_predictor(run.path)
+    columns = []
+    for set_idx, (mask_set, mask) in enumerate(zip(config.mask.sets, group.sets, strict=True)):
+        made = pictures.reconstruct(
+            clip, mask, 0, set_idx, encoder=encoder, predictor=predictor, config=config, pixel_norm=run.config["pixel_norm"]
+        )
+        shown = [page.heading(_blocks(mask_set))]
+        for title, frames in (("Visible input", made.visible), ("Prediction", made.prediction), ("Original", clip)):
+            shown.append(page.figure(pictures.png(pictures.strip(frames, config.encoder.tubelet_size)), title))
+        columns.append("".join(shown))
+    explained = (
+        f"What the run {run.name} paints into the hidden cubes from the visible ones. It predicts normalised pixels: "
+        "the mean and the deviation of each cube are taken from the input, so a cube's brightness and contrast are given, "
+        "and only its pattern is the model's."
+    )
+    return page.section("V-Pixel reconstruction", page.text(explained), page.columns(columns))
+
+
+def _blocks(mask_set: MaskSetConfig) -> str:
+    return f"{mask_set.num_blocks} blocks of {mask_set.area_fraction:.0%} of the frame"
+
+
+def _clip(data: Path, run: Run, config: CheckpointConfig) -> tuple[str, UInt8[np.ndarray, "t h w 3"]] | None:
+    """The evaluation view of the first sample that can be decoded, among a few."""
+    reader = Reader(str(data), data_seed=0, views=1, view=config.view, split=run.config["split"], loader=LoaderConfig())
+    samples = list(itertools.islice(itertools.chain.from_iterable(reader.samples), 8))
+    batch = reader.evaluation(samples)
+    reader.close()
+    for sample, pixels, good in zip(samples, batch.pixels, batch.good, strict=True):
+        if good:
+            return sample.key, pixels
+    return None
+
+
+def _accuracy(probe: dict[str, Any] | None, name: str, label: str) -> str:
+    if probe is None or name not in probe["accuracy"]:
+        return "-"
+    return f"{probe['accuracy'][name][label]:.3f}"
+
+
+def _with_interval(value: float, interval: Sequence[float]) -> str:
+    return f"{value:.3f}  [{interval[0]:.3f}, {interval[1]:.3f}]"

@@ -1,0 +1,145 @@
+"""What a run says of itself while it trains: metrics.jsonl, TensorBoard, and summary.json at the end."""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from common.clip import ClipBatch
+from common.config import TrainConfig
+from student_trainer.batches import Batch
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+class TooManyBadClipsError(RuntimeError):
+    """More clips failed to decode than the run may skip."""
+
+
+@dataclass(kw_only=True)
+class _Interval:
+    """Sums since the last line; tensors stay on the device, so that a step never waits for it."""
+
+    losses: list[Tensor] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
+    data_wait_s: float = 0.0
+    teacher_wait_s: float = 0.0
+    num_clips: int = 0
+    num_visible: int = 0
+    num_hidden: int = 0
+    started_s: float = field(default_factory=time.perf_counter)
+
+
+class MetricsLog:
+    """Collects every step of this rank; rank 0 writes a line per interval.
+
+    Raises DivergedError at the first interval with a non-finite loss, TooManyBadClipsError above ``loader.max_bad_fraction``, on every rank.
+    """
+
+    def __init__(self, config: TrainConfig, *, rank: int, world_size: int, num_tokens: int, num_sets: int, flops_per_step: float) -> None:
+        self._config, self._rank, self._world_size = config, rank, world_size
+        self._num_tokens, self._num_sets, self._flops_per_step = num_tokens, num_sets, flops_per_step
+        self._interval = _Interval()
+        self._num_clips = self._num_bad = 0
+        self._bad_keys: set[str] = set()
+        self._file: TextIO | None = None
+        self._board: SummaryWriter | None = None
+        if rank == 0:
+            self._file = (Path(config.out) / "metrics.jsonl").open("a")
+            self._board = SummaryWriter(str(Path(config.out) / "tensorboard"))
+
+    def add(self, batch: Batch, loss: Tensor, norm: Tensor, *, data_wait_s: float, teacher_wait_s: float, lr: float, weight_decay: float) -> dict[str, Any] | None:
+        """Takes one step in; the new line where an interval ends (on every rank), else None. ``loss`` is this rank's share of the sum."""
+        interval = self._interval
+        interval.losses.append(loss)
+        interval.norms.append(norm)
+        interval.data_wait_s += data_wait_s
+        interval.teacher_wait_s += teacher_wait_s
+        interval.num_clips += len(batch.clips.good)
+        for group in batch.masks:
+            interval.num_visible += sum(mask.visible_idx.numel() for mask in group.sets)
+            interval.num_hidden += sum(mask.hidden_idx.numel() for mask in group.sets)
+        self._count_bad(batch.clips)
+        if batch.step % self._config.log_every and batch.step != self._config.steps:
+            return None
+        return self._write(batch.step, lr, weight_decay)
+
+    def require_finite(self, step: int) -> None:
+        """Raises DivergedError if a loss since the last line is not finite: before a checkpoint, which must not hold such weights."""
+        if self._interval.losses:
+            losses = torch.stack(self._interval.losses)
+            if self._world_size > 1:
+                dist.all_reduce(losses)
+            _require_finite(losses, step)
+
+    def close(self) -> None:
+        """Ends the files."""
+        if self._board is not None and self._file is not None:
+            self._file.close()
+            self._board.close()
+
+    def _count_bad(self, clips: ClipBatch) -> None:
+        self._num_clips += len(clips.good)
+        self._num_bad += int((~clips.good).sum())
+        self._bad_keys.update(key for key, good in zip(clips.keys, clips.good, strict=True) if not good)
+
+    def _write(self, step: int, lr: float, weight_decay: float) -> dict[str, Any]:
+        interval, self._interval = self._interval, _Interval()
+        losses = torch.stack(interval.losses).double()
+        sums = torch.tensor(
+            [interval.num_clips, interval.num_visible, interval.num_hidden, self._num_clips, self._num_bad], dtype=torch.float64, device=losses.device
+        )
+        if self._world_size > 1:
+            dist.all_reduce(losses)
+            dist.all_reduce(sums)
+        num_clips, num_visible, num_hidden, all_clips, all_bad = sums.tolist()
+        seconds = time.perf_counter() - interval.started_s
+        num_steps = len(interval.losses)
+        views_of_tokens = num_clips * self._num_tokens * self._num_sets
+        line = {
+            "step": step,
+            "slot": step * self._config.batch_size,
+            "loss": losses.mean().item(),
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "grad_norm": torch.stack(interval.norms).mean().item(),
+            "clips_per_s": num_clips / seconds,
+            "teacher_wait_ms": 1000 * interval.teacher_wait_s / num_steps,
+            "data_wait_ms": 1000 * interval.data_wait_s / num_steps,
+            "step_ms": 1000 * seconds / num_steps,
+            "context_fraction": num_visible / views_of_tokens,
+            "target_fraction": num_hidden / views_of_tokens,
+            "flops": step * self._flops_per_step,
+            "bad_clips": int(all_bad),
+        }
+        _require_finite(losses, step)
+        if all_bad > self._config.loader.max_bad_fraction * all_clips:
+            raise TooManyBadClipsError(
+                f"{int(all_bad)} of {int(all_clips)} clips could not be decoded, for example {', '.join(sorted(self._bad_keys)[:3])}; expected at most a "
+                f"share of loader.max_bad_fraction={self._config.loader.max_bad_fraction}: pack the data set again, or raise it"
+            )
+        if self._file is not None and self._board is not None:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            for name, value in line.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, step)
+        return line
+
+
+def _require_finite(losses: Tensor, step: int) -> None:
+    """``losses`` of the steps that end with ``step``."""
+    wrong = (~losses.isfinite()).nonzero()
+    if len(wrong):
+        raise DivergedError(
+            f"the loss of step {step - len(losses) + 1 + int(wrong[0])} is {losses[wrong[0]].item()}, expected a finite number: lower optim.lr, "
+            "or start again with another seed"
+        )

@@ -1,0 +1,113 @@
+"""A run on disk: configuration, metrics, summary, checkpoints."""
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.config import TrainConfig, dump_yaml, load_yaml
+from common.data.reader import Reader
+from common.model.checkpoint import POINTER, find_checkpoint
+from student_trainer.objective import Objective
+from student_trainer.target_source import TargetSource
+
+FREE_ON_RESUME = {"resume", "steps", "workers", "cpus_per_worker", "gpus_per_worker", "address", "log_every", "keep_every", "data", "out",
+                  "loader", "client", "teacher_url", "targets", "teacher_ckpt"}
+"""Keys that may differ between a run and its continuation: they do not change what is learned. A source of targets may move, but its teacher's
+fingerprint and compute are checked against the checkpoint's."""
+
+
+def open_run(config: TrainConfig) -> Path | None:
+    """The checkpoint to resume from, None for a new run; writes ``config.yaml`` and ``environment.json``.
+
+    Raises ValueError where ``out`` holds another run and ``--resume`` is off, or where the continuation would learn something else.
+    """
+    out = Path(config.out)
+    started = (out / "config.yaml").exists()
+    if started and not config.resume:
+        raise ValueError(f"got --out {out}, which holds a run already: add --resume to continue it, or choose another directory")
+    if config.resume and not started:
+        raise ValueError(f"got --resume for {out}, which holds no run: leave --resume out to start one")
+    if started:
+        _check_same(load_yaml(out / "config.yaml"), config.model_dump(mode="json"), out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(dump_yaml(config))
+    (out / "environment.json").write_text(json.dumps(_environment(), indent=2) + "\n")
+    if not (out / POINTER).exists():
+        return None
+    checkpoint = find_checkpoint(out)
+    _cut_metrics(out / "metrics.jsonl", int(checkpoint.name.removeprefix("step-")))
+    return checkpoint
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    changed = [key for key in now if key not in FREE_ON_RESUME and before.get(key) != now[key]]
+    if changed:
+        key = changed[0]
+        raise ValueError(f"--resume: {out} was started with {key}={before.get(key)!r}, got {key}={now[key]!r}: use the same value, or start a new run")
+
+
+def _cut_metrics(path: Path, step: int) -> None:
+    """Drops the lines after a checkpoint's step: they are trained again."""
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(line + "\n" for line in kept))
+        partial.replace(path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:  # the last line of a killed run may be cut off
+        return float("inf")
+
+
+def _environment() -> dict[str, Any]:
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "num_cpus": os.cpu_count(),
+        "git_commit": git.stdout.strip() or None,
+    }
+
+
+def write_summary(out: Path, config: TrainConfig, objective: Objective, source: TargetSource | None, reader: Reader) -> None:
+    """``summary.json``: what came of the run, from its metrics and its parts."""
+    lines = read_metrics(out)
+    summary = {
+        "objective": "vpixel" if source is None else "salt",
+        "source": None if source is None else source.name,
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "loss_first": lines[0]["loss"],
+        "loss_last": lines[-1]["loss"],
+        "flops": lines[-1]["flops"],
+        "teacher_wait_ms": None if source is None else sum(line["teacher_wait_ms"] for line in lines) / len(lines),
+        "data_wait_ms": sum(line["data_wait_ms"] for line in lines) / len(lines),
+        "step_ms": sum(line["step_ms"] for line in lines) / len(lines),
+        "num_parameters": {
+            "encoder": sum(parameter.numel() for parameter in objective.encoder.parameters()),
+            "predictor": sum(parameter.numel() for parameter in objective.predictor.parameters()),
+        },
+        "teacher": None if source is None else source.spec.to_json(),
+        "target_source": None if source is None else source.counters(),
+        "decoder": reader.decoder,
+        "skipped": dict(sorted(reader.skipped.items())),
+    }
+    partial = out / ".summary.json"
+    partial.write_text(json.dumps(summary, indent=2) + "\n")
+    partial.replace(out / "summary.json")
+
+
+def read_metrics(run: str | Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``."""
+    path = Path(run) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,21 @@
+"""Learning rate and weight decay as pure functions of the step (arXiv:2509.24317, Table 5)."""
+
+import math
+
+from common.config import OptimConfig
+
+
+def learning_rate(optim: OptimConfig, *, step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine to ``final_lr`` at ``steps``; the first update is step 1."""
+    if step < optim.warmup_steps:
+        return optim.start_lr + step / optim.warmup_steps * (optim.lr - optim.start_lr)
+    return _cosine(optim.lr, optim.final_lr, (step - optim.warmup_steps) / (steps - optim.warmup_steps))
+
+
+def weight_decay(optim: OptimConfig, *, step: int, steps: int) -> float:
+    """A cosine from ``weight_decay`` to ``final_weight_decay`` over the whole run."""
+    return _cosine(optim.weight_decay, optim.final_weight_decay, step / steps)
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

@@ -1,0 +1,180 @@
+"""Where a student's targets come from: a service, a cache, or a teacher in its own process. All three give the same bits."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from common.clip import ClipBatch
+from common.config import StudentRun, TargetDtype, TrainConfig, ViewConfig, Views
+from common.data.reader import Reader
+from common.model.teacher import Teacher, TeacherSpec
+from common.targets import codec
+from common.targets.store import TargetCache
+from student_trainer.service_targets import ServiceTargets
+from student_trainer.teacher_client import require_same_teacher
+
+
+class TargetMissError(ValueError):
+    """A clip that the target cache does not hold."""
+
+
+class TargetSource(Protocol):
+    """A frozen teacher, wherever it is."""
+
+    name: str
+    """service, cache or in-process."""
+    spec: TeacherSpec
+    dtype: TargetDtype
+
+    def require(self, spec: TeacherSpec) -> None:
+        """Raises TeacherMismatchError unless the targets are those of ``spec``, which a run began with."""
+        ...
+
+    def request(self, batch: ClipBatch) -> Future[Float[Tensor, "b n d"]]:
+        """The targets to come, float32, in the batch's order; zeros in rows that are not good. The future may raise."""
+        ...
+
+    def report(self, line: dict[str, Any]) -> None:
+        """Tells whoever watches the run about a line of its metrics; never fails it."""
+        ...
+
+    def counters(self) -> dict[str, int]:
+        """What it took so far."""
+        ...
+
+    def close(self) -> None:
+        """Ends its threads; requests under way may fail."""
+        ...
+
+
+class CachedTargets:
+    """Targets on disk; no teacher, no network. A clip that is not there stops the run."""
+
+    name = "cache"
+
+    def __init__(self, path: str | Path, dtype: TargetDtype, *, data_seed: int, view: ViewConfig, decoder: str) -> None:
+        """``data_seed``, ``view`` and ``decoder`` are the student's own, to explain a miss."""
+        self._cache = TargetCache(path)
+        cached = self._cache.spec
+        if cached.target_dtype != dtype:
+            raise ValueError(f"{path} holds {cached.target_dtype} targets, expected {dtype}: pass --target-dtype {cached.target_dtype}")
+        self.dtype: TargetDtype = dtype
+        self.spec = TeacherSpec.from_json(cached.teacher)
+        self.views = cached.views
+        """K: the student's view number is its pass modulo K."""
+        self._path = path
+        self._mine = {"data_seed": data_seed, "view": view.model_dump(mode="json"), "decoder": decoder}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="targets")
+        self._rows_read = 0
+
+    def request(self, batch: ClipBatch) -> Future[Float[Tensor, "b n d"]]:
+        """See TargetSource."""
+        return self._pool.submit(self._read, batch)
+
+    def require(self, spec: TeacherSpec) -> None:
+        """See TargetSource."""
+        require_same_teacher(self.spec, spec)
+
+    def report(self, line: dict[str, Any]) -> None:
+        """Nobody watches."""
+
+    def counters(self) -> dict[str, int]:
+        """See TargetSource."""
+        return {"rows_read": self._rows_read}
+
+    def close(self) -> None:
+        """See TargetSource."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, batch: ClipBatch) -> Float[Tensor, "b n d"]:
+        out = torch.zeros(len(batch.digests), self.spec.num_tokens, self.spec.width)
+        for row in range(len(batch.digests)):
+            if batch.good[row]:
+                cached = self._cache.find(batch.digests[row])
+                if cached is None:
+                    raise TargetMissError(self._explain(batch, row))
+                try:
+                    codec.decode_into(out[row], cached.encoded, self.dtype)
+                except codec.CorruptTargetError as error:
+                    raise codec.CorruptTargetError(f"{self._path}: sample {cached.key}, view {cached.view}: {error}") from error
+                self._rows_read += 1
+        return out
+
+    def _explain(self, batch: ClipBatch, row: int) -> str:
+        theirs = self._cache.spec.to_json()
+        different = [f"{name}: here {mine}, in the cache {theirs[name]}" for name, mine in self._mine.items() if theirs[name] != mine]
+        same = [f"{name}: {mine}" for name, mine in self._mine.items() if theirs[name] == mine]
+        return (
+            f"{self._path} has no targets for clip {batch.digests[row].hex()[:12]} (sample {batch.keys[row]}, view {batch.views[row]} of "
+            f"{self.views}). Different: {'; '.join(different) or 'none'}. Equal: {'; '.join(same) or 'none'}. "
+            "Run with the cache's values, or precompute with these"
+        )
+
+
+class LocalTargets:
+    """Targets of a teacher in this process, rounded as on the wire."""
+
+    name = "in-process"
+
+    def __init__(self, teacher: Teacher, dtype: TargetDtype) -> None:
+        self.dtype: TargetDtype = dtype
+        self.spec = teacher.spec
+        self._teacher = teacher
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="targets")
+        self._clips_computed = 0
+
+    def request(self, batch: ClipBatch) -> Future[Float[Tensor, "b n d"]]:
+        """See TargetSource."""
+        return self._pool.submit(self._compute, batch)
+
+    def require(self, spec: TeacherSpec) -> None:
+        """See TargetSource."""
+        require_same_teacher(self.spec, spec)
+
+    def report(self, line: dict[str, Any]) -> None:
+        """Nobody watches."""
+
+    def counters(self) -> dict[str, int]:
+        """See TargetSource."""
+        return {"clips_computed": self._clips_computed}
+
+    def close(self) -> None:
+        """See TargetSource."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _compute(self, batch: ClipBatch) -> Float[Tensor, "b n d"]:
+        out = torch.zeros(len(batch.digests), self.spec.num_tokens, self.spec.width)
+        rows = list(batch.distinct().values())
+        size = int(self.spec.compute["batch_size"])
+        for first in range(0, len(rows), size):
+            group = rows[first : first + size]
+            targets = self._teacher.forward(batch.pixels[[numbers[0] for numbers in group]])
+            for numbers, encoded in zip(group, codec.encode(targets, self.dtype), strict=True):
+                for number in numbers:
+                    codec.decode_into(out[number], encoded, self.dtype)
+            self._clips_computed += len(group)
+        return out
+
+
+def open_source(config: StudentRun, reader: Reader, *, run: str) -> TargetSource:
+    """The source of targets that a run names. ``run``: its name on the service's board."""
+    if config.teacher_url is not None:
+        return ServiceTargets(config.teacher_url, config.target_dtype, config.client, run)
+    if config.targets is not None:
+        return CachedTargets(config.targets, config.target_dtype, data_seed=config.data_seed, view=config.view, decoder=reader.decoder)
+    assert config.teacher_ckpt is not None, "a StudentRun has one source"
+    return LocalTargets(Teacher.load(config.teacher_ckpt, config.teacher), config.target_dtype)
+
+
+def views_of(config: TrainConfig) -> Views:
+    """Views per sample of a run: with ``--targets`` the cache's K. Raises ValueError where the run asks for another number."""
+    if not isinstance(config, StudentRun) or config.targets is None:
+        return config.views
+    views = TargetCache(config.targets).spec.views
+    if config.views not in ("fresh", views):
+        raise ValueError(f"got --views {config.views}, but {config.targets} holds {views} views per sample: leave --views out")
+    return views

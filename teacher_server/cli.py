@@ -1,0 +1,54 @@
+"""The command line ``salt-serve``."""
+
+from common.command import add_command, console, new_app, run_app
+from common.config import PrecomputeConfig, ServeConfig, StatusConfig
+
+app = new_app("Serve a frozen teacher: `teacher` over HTTP to any number of students, `precompute` to files that need no teacher any more.")
+
+
+def _teacher(config: ServeConfig) -> None:
+    from teacher_server.app import serve_teacher
+
+    serve_teacher(config, console)
+
+
+def _precompute(config: PrecomputeConfig) -> None:
+    from teacher_server.precompute import precompute
+
+    precompute(config, console)
+
+
+def _status(config: StatusConfig) -> None:
+    from teacher_server.status import show_status
+
+    show_status(config)
+
+
+add_command(
+    app,
+    "teacher",
+    ServeConfig,
+    _teacher,
+    help="Serve a frozen teacher; its URL is printed once it is ready. Ctrl-C ends it.\n\n"
+    "Example: `salt-serve teacher --ckpt runs/teacher --port 0`",
+)
+add_command(
+    app,
+    "precompute",
+    PrecomputeConfig,
+    _precompute,
+    help="Write a frozen teacher's targets to disk, for students with `--targets`. Repeat the command to continue one that was killed.\n\n"
+    "Example: `salt-serve precompute --ckpt runs/teacher --data SHARDS --views 4 --out TARGETS`",
+)
+add_command(
+    app,
+    "status",
+    StatusConfig,
+    _status,
+    help="Show a running teacher service and its counters.\n\nExample: `salt-serve status --url http://127.0.0.1:8000 --wait 60`",
+)
+
+
+def main() -> None:
+    """Entry point."""
+    run_app(app)

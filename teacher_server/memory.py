@@ -1,0 +1,34 @@
+"""Encoded targets in memory."""
+
+from collections import OrderedDict
+
+from common.config import TargetDtype
+from common.targets.codec import EncodedTarget
+
+
+class TargetMemory:
+    """The targets used last, up to a number of bytes: what student runs that follow each other by seconds share."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._targets: OrderedDict[tuple[bytes, TargetDtype], EncodedTarget] = OrderedDict()
+        self.num_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def get(self, clip_digest: bytes, dtype: TargetDtype) -> EncodedTarget | None:
+        """The target, now the one used last, or None."""
+        encoded = self._targets.get((clip_digest, dtype))
+        if encoded is not None:
+            self._targets.move_to_end((clip_digest, dtype))
+        return encoded
+
+    def put(self, clip_digest: bytes, dtype: TargetDtype, encoded: EncodedTarget) -> None:
+        """Keeps a target; those used longest ago make room for it."""
+        assert (clip_digest, dtype) not in self._targets, "a target in memory is not computed again"
+        self._targets[clip_digest, dtype] = encoded
+        self.num_bytes += encoded.num_bytes
+        while self.num_bytes > self._max_bytes:
+            _, oldest = self._targets.popitem(last=False)
+            self.num_bytes -= oldest.num_bytes

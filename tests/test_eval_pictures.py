@@ -1,0 +1,75 @@
+"""The report's pictures: masks partition the clip, and a reconstruction is put back where it belongs."""
+
+import numpy as np
+import pytest
+import torch
+from eval_tools import CONFIG, make_models
+
+from common.model.pixels import pixel_targets
+from student_trainer.evaluation import pictures
+
+
+@pytest.fixture
+def clip():
+    return np.random.default_rng(0).integers(0, 256, CONFIG.view.clip_shape, dtype=np.uint8)
+
+
+@pytest.fixture
+def masks():
+    return pictures.masks_of(CONFIG, seed=0, step=7, batch_size=5)
+
+
+def test_masks_partition_the_grid(clip, masks):
+    for mask in masks.sets:
+        for row in range(masks.size):
+            roles = pictures.token_roles(mask, row, CONFIG.grid.num_tokens)
+            counts = np.bincount(roles, minlength=3)
+            assert counts[pictures.CONTEXT] == mask.visible_idx.shape[1]
+            assert counts[pictures.TARGET] == mask.hidden_idx.shape[1]
+            assert counts.sum() == CONFIG.grid.num_tokens
+
+
+def test_the_overlay_leaves_exactly_the_context_as_it_is(clip, masks):
+    roles = pictures.token_roles(masks.sets[0], 1, CONFIG.grid.num_tokens)
+    tinted = pictures.tint_masks(clip, roles, CONFIG.grid)
+    for token in range(CONFIG.grid.num_tokens):
+        t, h, w = np.unravel_index(token, CONFIG.grid)
+        cube = np.s_[2 * t : 2 * t + 2, 8 * h : 8 * h + 8, 8 * w : 8 * w + 8]
+        assert np.array_equal(tinted[cube], clip[cube]) == (roles[token] == pictures.CONTEXT)
+
+
+@pytest.mark.parametrize("norm", ["channel", "joint"])
+def test_a_perfect_prediction_gives_the_clip_back(clip, masks, norm):
+    """With the true normalised pixels as the prediction, undoing the normalisation has to return the input, cube by cube."""
+    mask = masks.sets[0]
+    encoder, _ = make_models()
+
+    def oracle(visible, visible_idx, hidden_idx, *, grid, mask_set):
+        return pixel_targets(torch.from_numpy(clip)[None], hidden_idx, patch_size=8, tubelet_size=2, norm=norm)
+
+    made = pictures.reconstruct(clip, mask, 1, 0, encoder=encoder, predictor=oracle, config=CONFIG, pixel_norm=norm)
+    roles = pictures.token_roles(mask, 1, CONFIG.grid.num_tokens)
+    shown = pictures.spread_over_pixels(roles, CONFIG.grid, clip.shape[:3])
+    assert (roles == pictures.DROPPED).any()
+    assert np.array_equal(made.prediction[shown != pictures.DROPPED], clip[shown != pictures.DROPPED])
+    assert (made.prediction[shown == pictures.DROPPED] == pictures.DROPPED_COLOUR).all()
+    assert np.array_equal(made.visible[shown == pictures.CONTEXT], clip[shown == pictures.CONTEXT])
+    assert (made.visible[shown != pictures.CONTEXT] == pictures.DROPPED_COLOUR).all()
+
+
+def test_a_real_model_paints_only_hidden_cubes(clip, masks):
+    encoder, predictor = make_models()
+    made = pictures.reconstruct(clip, masks.sets[1], 0, 1, encoder=encoder, predictor=predictor, config=CONFIG, pixel_norm="channel")
+    roles = pictures.spread_over_pixels(pictures.token_roles(masks.sets[1], 0, CONFIG.grid.num_tokens), CONFIG.grid, clip.shape[:3])
+    assert np.array_equal(made.prediction[roles == pictures.CONTEXT], clip[roles == pictures.CONTEXT])
+    assert not np.array_equal(made.prediction[roles == pictures.TARGET], clip[roles == pictures.TARGET])
+
+
+def test_a_strip_shows_the_first_frame_of_each_tubelet(clip):
+    shown = pictures.strip(clip, 2)
+    factor = shown.shape[0] // 32
+    assert shown.shape == (32 * factor, 2 * 32 * factor + pictures.GAP, 4)
+    assert shown.shape[0] >= pictures.STRIP_HEIGHT
+    assert np.array_equal(shown[::factor, : 32 * factor : factor, :3], clip[0])
+    assert np.array_equal(shown[::factor, 32 * factor + pictures.GAP :: factor, :3], clip[2])
+    assert (shown[:, 32 * factor : 32 * factor + pictures.GAP, 3] == 0).all()

@@ -1,0 +1,127 @@
+"""The real thing: `salt-serve teacher` and `salt-serve precompute` on a private Ray, and what they leave behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from teacher_tools import BATCH_SIZE, batch_of, load_teacher, random_clips
+
+from common.config import ServiceClientConfig
+from student_trainer.service_targets import ServiceTargets
+from student_trainer.target_source import LocalTargets
+
+SALT_SERVE = [sys.executable, "-c", "from teacher_server.cli import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ckpt")
+    return folder / "teacher-0", load_teacher(folder)
+
+
+def start(ckpt, *flags):
+    """A server, and its URL once it is ready."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [*SALT_SERVE, "teacher", "--ckpt", str(ckpt), "--port", "0", "--cpus", "0.5", *flags]
+    settings = ["--set", f"teacher.batch_size={BATCH_SIZE}"]
+    process = subprocess.Popen([*command, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    url = process.stdout.readline().strip()
+    assert url.startswith("http://"), process.stderr.read()
+    return process, url
+
+
+def descendants(root_pid):
+    """Every process below one, its private Ray included."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    found = {root_pid}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def alive(pids):
+    """Those that still run; a zombie does not."""
+    running = set()
+    for pid in pids:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                running.add(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return running
+
+
+def test_serve_share_and_end_without_a_trace(teacher):
+    ckpt, local_teacher = teacher
+    batch = batch_of(random_clips(24))
+    process, url = start(ckpt)
+    try:
+        family = descendants(process.pid)
+        assert len(family) > 4  # Ray's processes are among them
+        clients = [ServiceClientConfig(request_clips=size, retry_budget_s=5) for size in (5, 8)]
+        students = [ServiceTargets(url, "float16", client, f"student-{client.request_clips}") for client in clients]
+        local = LocalTargets(local_teacher, "float16")
+        try:
+            futures = [source.request(batch) for source in (*students, local)]
+            results = [future.result(timeout=30) for future in futures]
+            students[0].report({"step": 7, "slot": 56, "loss": 0.5, "flops": 1e9, "teacher_wait_ms": 1.0, "clips_per_s": 9.0})
+        finally:
+            for source in (*students, local):
+                source.close()
+        assert torch.equal(results[0], results[2])
+        assert torch.equal(results[1], results[2])
+        shown = subprocess.run([*SALT_SERVE, "status", "--url", url, "--format", "json"], capture_output=True, text=True, check=True)
+        facts = json.loads(shown.stdout)
+        assert (facts["counters"]["clips_served"], facts["counters"]["clips_computed"]) == (48, 24)
+        assert {run["id"]: run["clips_served"] for run in facts["runs"]} == {"student-5": 24, "student-8": 24}
+        assert {run["id"]: (run["progress"] or {}).get("step") for run in facts["runs"]} == {"student-5": 7, "student-8": None}
+        family |= descendants(process.pid)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "Traceback" not in said
+    assert len(said.strip().split("\n")) == 1, said  # nothing but the line that says it is ready
+    assert not alive(family)
+
+
+def test_a_killed_server_takes_its_ray_with_it(teacher):
+    process, _ = start(teacher[0])
+    family = descendants(process.pid)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while alive(family) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(family)
+
+
+def test_a_port_that_is_taken_is_refused_before_anything_starts(teacher):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        command = [*SALT_SERVE, "teacher", "--ckpt", str(teacher[0]), "--port", str(port)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use: give another --port" in ended.stderr
+
+
+def test_more_than_the_machine_has_is_refused(teacher):
+    command = [*SALT_SERVE, "teacher", "--ckpt", str(teacher[0]), "--port", "0", "--cpus", "9999"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "it needs 9999 CPUs and 0 GPUs, and there are" in ended.stderr
+    assert "Traceback" not in ended.stderr

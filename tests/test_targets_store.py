@@ -1,0 +1,130 @@
+"""The target cache."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from common.targets import codec, store
+
+SPEC = store.CacheSpec(
+    teacher={"fingerprint": "f" * 64, "width": 8},
+    target_dtype="int8",
+    shape=(5, 8),
+    data_seed=3,
+    views=2,
+    view={"num_frames": 4},
+    decoder="decoder 1",
+    index_hash="a" * 64,
+    split="train",
+)
+
+
+def rows_of(view, count=7):
+    targets = torch.randn(count, 5, 8, generator=torch.Generator().manual_seed(view))
+    return [
+        store.CacheRow(clip_digest=np.random.default_rng([view, number]).bytes(32), key=f"source/{number}", view=view, encoded=encoded)
+        for number, encoded in enumerate(codec.encode(targets, "int8"))
+    ]
+
+
+def write_cache(root):
+    files = {}
+    for view in range(2):
+        name = store.file_path(SPEC, view, "train-000000.tar")
+        files[name] = store.write_file(root / name, SPEC, rows_of(view))
+    store.write_manifest(root, SPEC, files, skipped=["source/bad"])
+    return files
+
+
+@pytest.fixture
+def cache_root(tmp_path):
+    write_cache(tmp_path)
+    return tmp_path
+
+
+def test_every_row_is_found_by_its_digest(cache_root):
+    cache = store.TargetCache(cache_root)
+    assert (len(cache), cache.spec, cache.skipped) == (14, SPEC, ["source/bad"])
+    for row in rows_of(0) + rows_of(1):
+        found = cache.find(row.clip_digest)
+        assert (found.key, found.view, found.encoded.checksum) == (row.key, row.view, row.encoded.checksum)
+        assert torch.equal(*(codec.decode(one.encoded, "int8", num_tokens=5, width=8) for one in (row, found)))
+
+
+def test_other_digests_are_misses_even_with_a_common_prefix(cache_root):
+    cache = store.TargetCache(cache_root)
+    known = rows_of(0)[0].clip_digest
+    assert cache.find(known[:31] + bytes([known[31] ^ 1])) is None
+    assert cache.find(bytes(32)) is None
+    assert cache.find(b"\xff" * 32) is None
+
+
+def test_many_record_batches_are_one_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_BATCH_BYTES", 2 * codec.num_bytes("int8", 5, 8))
+    write_cache(tmp_path)
+    assert pa.ipc.open_file(tmp_path / store.file_path(SPEC, 0, "train-000000.tar")).num_record_batches == 4
+    cache = store.TargetCache(tmp_path)
+    assert [cache.find(row.clip_digest).key for row in rows_of(1)] == [row.key for row in rows_of(1)]
+
+
+def test_plain_pyarrow_reads_it_and_the_manifest_lists_it(cache_root):
+    manifest = json.loads((cache_root / "manifest.json").read_text())
+    assert list(manifest["files"]) == [f"{'f' * 64}/view-{view}/train-000000.arrow" for view in range(2)]
+    for name, facts in manifest["files"].items():
+        table = pa.ipc.open_file(pa.memory_map(str(cache_root / name))).read_all()
+        assert table.schema.names == ["clip_digest", "key", "view", "target", "scale", "checksum"]
+        assert facts["rows"] == len(table) == 7
+    assert (manifest["fingerprint"], manifest["views"], manifest["data_seed"], manifest["decoder"]) == ("f" * 64, 2, 3, "decoder 1")
+
+
+def test_writing_again_gives_the_same_bytes(cache_root, tmp_path_factory):
+    again = tmp_path_factory.mktemp("again")
+    write_cache(again)
+    names = [path.relative_to(again) for path in again.rglob("*") if path.is_file()]
+    assert len(names) == 3
+    assert all((again / name).read_bytes() == (cache_root / name).read_bytes() for name in names)
+
+
+def test_no_file_is_seen_before_it_is_whole(tmp_path):
+    def dies():
+        yield rows_of(0)[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.write_file(tmp_path / "a.arrow", SPEC, dies())
+    assert not (tmp_path / "a.arrow").exists()
+    with pytest.raises(ValueError, match=r"expected a target cache with a manifest\.json"):
+        store.TargetCache(tmp_path)
+
+
+def test_a_flipped_byte_is_named(cache_root):
+    path = cache_root / store.file_path(SPEC, 0, "train-000000.tar")
+    data = bytearray(path.read_bytes())
+    row = rows_of(0)[4]
+    data[data.index(bytes(row.encoded.target)) + 3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(codec.CorruptTargetError, match=r"row 4, sample source/4, view 0"):
+        store.CacheFile(path, SPEC).verify(SPEC)
+    found = store.TargetCache(cache_root).find(row.clip_digest)
+    with pytest.raises(codec.CorruptTargetError):
+        codec.decode(found.encoded, "int8", num_tokens=5, width=8)
+
+
+def test_a_cut_or_missing_file_is_refused(cache_root):
+    path = cache_root / store.file_path(SPEC, 1, "train-000000.tar")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="no readable cache file"):
+        store.TargetCache(cache_root)
+    path.unlink()
+    with pytest.raises(ValueError, match="is missing, expected 7 targets"):
+        store.TargetCache(cache_root)
+
+
+def test_a_file_of_another_teacher_or_seed_is_refused(cache_root):
+    path = cache_root / store.file_path(SPEC, 0, "train-000000.tar")
+    with pytest.raises(ValueError, match="data_seed=3, expected 4"):
+        store.CacheFile(path, dataclasses.replace(SPEC, data_seed=4))

@@ -1,0 +1,109 @@
+"""Request and response bodies."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from common.targets import codec, wire
+
+DIGESTS = [bytes([number]) * 32 for number in range(4)]
+METADATA = {"salt.protocol": "1", "salt.target_dtype": "float16"}
+COLUMNS = {"clip_digest": pa.array(DIGESTS[:1], pa.binary(32)), "clip": pa.array([b"abc"], pa.large_binary())}
+
+
+def body_of(columns, metadata=METADATA):
+    """A request body as any Arrow library would write it."""
+    table = pa.table(columns).replace_schema_metadata(metadata)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def test_request_round_trip():
+    rows = [
+        wire.RequestRow(clip_digest=DIGESTS[0], clip=b"pixels"),
+        wire.RequestRow(clip_digest=DIGESTS[1]),
+        wire.RequestRow(clip_digest=DIGESTS[2], token_idx=np.array([0, 3, 9])),
+    ]
+    request = wire.read_request(wire.write_request("int8", rows))
+    assert request.target_dtype == "int8"
+    assert [row.clip_digest for row in request.rows] == DIGESTS[:3]
+    assert [None if row.clip is None else bytes(row.clip) for row in request.rows] == [b"pixels", None, None]
+    assert [None if row.token_idx is None else row.token_idx.tolist() for row in request.rows] == [None, None, [0, 3, 9]]
+
+
+def test_a_clip_is_not_copied_out_of_the_body():
+    body = wire.write_request("int8", [wire.RequestRow(clip_digest=DIGESTS[0], clip=bytes(1000))])
+    [row] = wire.read_request(body).rows
+    assert body.address <= row.clip.address < body.address + body.size
+
+
+@pytest.mark.parametrize("dtype", codec.TARGET_DTYPES)
+def test_response_round_trip(dtype):
+    encoded = codec.encode(torch.randn(2, 5, 8), dtype)
+    header = wire.ResponseHeader(target_dtype=dtype, fingerprint="f" * 64, compute={"batch_size": 4}, shape=(5, 8), leased=(2,))
+    rows = [
+        wire.ResponseRow(clip_digest=DIGESTS[0], status="ok", encoded=encoded[0]),
+        wire.ResponseRow(clip_digest=DIGESTS[1], status="ok", encoded=encoded[1]),
+        wire.ResponseRow(clip_digest=DIGESTS[2], status="need_clip"),
+        wire.ResponseRow(clip_digest=DIGESTS[3], status="bad_shape"),
+    ]
+    read_header, read_rows = wire.read_response(wire.write_response(header, rows))
+    assert read_header == header
+    assert [(row.clip_digest, row.status) for row in read_rows] == [(row.clip_digest, row.status) for row in rows]
+    for got, expected in zip(read_rows[:2], encoded, strict=True):
+        assert torch.equal(*(codec.decode(one, dtype, num_tokens=5, width=8) for one in (got.encoded, expected)))
+    assert read_rows[2].encoded is None
+
+
+def test_a_response_is_plain_arrow():
+    [encoded] = codec.encode(torch.ones(1, 2, 3), "int8")
+    header = wire.ResponseHeader(target_dtype="int8", fingerprint="f", compute={}, shape=(2, 3))
+    table = pa.ipc.open_stream(
+        wire.write_response(header, [wire.ResponseRow(clip_digest=DIGESTS[0], status="ok", encoded=encoded)])
+    ).read_all()
+    names = {
+        "clip_digest": pa.binary(32),
+        "status": pa.string(),
+        "target": pa.large_binary(),
+        "scale": pa.large_binary(),
+        "checksum": pa.uint64(),
+    }
+    assert dict(zip(table.schema.names, table.schema.types, strict=True)) == names
+    assert table["target"].to_pylist() == [bytes([127] * 6)]
+    assert table.schema.metadata[b"salt.shape"] == b"[2, 3]"
+
+
+BROKEN = {
+    "no stream": (b"not arrow at all", "no Arrow IPC stream"),
+    "cut": (body_of(COLUMNS)[:-200], "no Arrow IPC stream"),
+    "no rows": (body_of({"clip_digest": pa.array([], pa.binary(32)), "clip": pa.array([], pa.large_binary())}), "without rows"),
+    "missing column": (body_of({"clip_digest": COLUMNS["clip_digest"]}), "got the columns clip_digest, expected clip_digest, clip"),
+    "extra column": (body_of({**COLUMNS, "label": pa.array([1])}), "got the columns clip_digest, clip, label"),
+    "wrong type": (body_of({**COLUMNS, "clip": pa.array([b"abc"], pa.binary())}), "clip: got binary, expected large_binary"),
+    "short digest": (body_of({**COLUMNS, "clip_digest": pa.array([b"x" * 31], pa.binary(31))}), "expected fixed_size_binary"),
+    "null digest": (body_of({**COLUMNS, "clip_digest": pa.array([None], pa.binary(32))}), "without clip_digest"),
+    "no metadata": (body_of(COLUMNS, {}), "expected also salt.protocol"),
+    "other protocol": (body_of(COLUMNS, {**METADATA, "salt.protocol": "2"}), "different versions"),
+    "unknown metadata": (body_of(COLUMNS, {**METADATA, "salt.color": "red"}), "unknown schema metadata salt.color"),
+    "unknown dtype": (body_of(COLUMNS, {**METADATA, "salt.target_dtype": "float8"}), "expected one of float16, bfloat16, int8"),
+    "tokens twice": (body_of({**COLUMNS, "token_idx": pa.array([[1, 1]], pa.list_(pa.uint16()))}), "strictly ascending"),
+    "no tokens": (body_of({**COLUMNS, "token_idx": pa.array([[]], pa.list_(pa.uint16()))}), "empty"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_malformed_request_is_refused_with_got_and_expected(name):
+    body, message = BROKEN[name]
+    with pytest.raises(ValueError, match=message):
+        wire.read_request(body)
+
+
+def test_offsets_that_point_outside_the_body_are_refused():
+    body = bytearray(body_of(COLUMNS))
+    place = body.index(np.array([0, 3], dtype="<i8").tobytes())
+    body[place : place + 16] = np.array([0, 1 << 40], dtype="<i8").tobytes()
+    with pytest.raises(ValueError, match="no Arrow IPC stream"):
+        wire.read_request(body)
