@@ -32,12 +32,20 @@ def _train(config: TrainConfig) -> None:
 
 
 add_command(
-    app, "teacher", TeacherRun, _train, default_preset="vit-l",
+    app,
+    "teacher",
+    TeacherRun,
+    _train,
+    default_preset="vit-l",
     help="Stage 1, V-Pixel: train an encoder by masked pixel reconstruction; it becomes the frozen teacher.\n\n"
     "Example: `salt-train teacher --preset nano --data SHARDS --out runs/teacher`",
 )
 add_command(
-    app, "student", StudentRun, _train, default_preset="vit-l",
+    app,
+    "student",
+    StudentRun,
+    _train,
+    default_preset="vit-l",
     help="Stage 2, SALT: train a student to predict a frozen teacher's latents. The targets come from a service (`--teacher-url`), "
     "a cache on disk (`--targets`), or a teacher in this process (`--teacher-ckpt`).\n\n"
     "Example: `salt-train student --preset nano --data SHARDS --teacher-url http://127.0.0.1:8000 --out runs/student-a`",

@@ -17,7 +17,7 @@ from common.model.flops import step_flops
 from common.model.grid import token_grid
 from common.model.teacher import TeacherSpec
 from common.model.vit import Encoder, init_weights
-from student_trainer.batches import Batch, Batches
+from student_trainer.batches import Batches
 from student_trainer.metrics import MetricsLog
 from student_trainer.objective import Objective
 from student_trainer.optim import new_optimizer, set_schedule
@@ -68,14 +68,28 @@ def _train(config: TrainConfig, worker: Worker, checkpoint: Path | None, reader:
     objective.to(worker.device)
     model: nn.Module = DistributedDataParallel(objective) if worker.world_size > 1 else objective
     batches = Batches(
-        reader=reader, source=source, mask=config.mask, grid=grid, seed=config.seed, batch_size=config.batch_size,
-        rank=worker.rank, world_size=worker.world_size, prefetch_steps=config.loader.prefetch_steps,
+        reader=reader,
+        source=source,
+        mask=config.mask,
+        grid=grid,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        rank=worker.rank,
+        world_size=worker.world_size,
+        prefetch_steps=config.loader.prefetch_steps,
     )
     log = MetricsLog(
-        config, rank=worker.rank, world_size=worker.world_size, num_tokens=grid.num_tokens, num_sets=len(config.mask.sets),
+        config,
+        rank=worker.rank,
+        world_size=worker.world_size,
+        num_tokens=grid.num_tokens,
+        num_sets=len(config.mask.sets),
         flops_per_step=step_flops(
-            num_clips=config.batch_size, num_tokens=grid.num_tokens, mask=config.mask,
-            encoder_parameters=num_parameters(objective.encoder), predictor_parameters=num_parameters(objective.predictor),
+            num_clips=config.batch_size,
+            num_tokens=grid.num_tokens,
+            mask=config.mask,
+            encoder_parameters=num_parameters(objective.encoder),
+            predictor_parameters=num_parameters(objective.predictor),
             teacher_parameters=0 if teacher is None else teacher.num_parameters,
         ),
     )
@@ -111,10 +125,15 @@ def _train(config: TrainConfig, worker: Worker, checkpoint: Path | None, reader:
             if worker.rank == 0:
                 directory = out / "checkpoints" / f"step-{step}"
                 training = {
-                    "optimizer": optimizer.state_dict(), "step": step, "slot": step * config.batch_size, "rng": torch.get_rng_state(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step,
+                    "slot": step * config.batch_size,
+                    "rng": torch.get_rng_state(),
                     "teacher": None if teacher is None else json.dumps(teacher.to_json()),
                 }
-                save_checkpoint(directory, checkpoint_config.model_copy(update={"step": step}), objective.encoder, objective.predictor, training)
+                save_checkpoint(
+                    directory, checkpoint_config.model_copy(update={"step": step}), objective.encoder, objective.predictor, training
+                )
                 point_to(out, directory)
     log.close()
     if worker.rank == 0:
@@ -131,12 +150,13 @@ def new_objective(config: TrainConfig, teacher: TeacherSpec | None) -> tuple[Obj
         predictor_out_width=pixel_width(config.encoder) if teacher is None else teacher.width,
         view=config.view,
         mask=config.mask,
+        init_std=config.init_std,
         teacher_fingerprint=None if teacher is None else teacher.fingerprint,
     )
     generator = torch.Generator().manual_seed(config.seed)
     encoder, predictor = Encoder(config.encoder), new_predictor(checkpoint_config)
-    init_weights(encoder, generator)
-    predictor.init_weights(generator)
+    init_weights(encoder, generator, std=config.init_std)
+    predictor.init_weights(generator, std=config.init_std)
     if isinstance(config, TeacherRun):
         return VPixel(encoder, predictor, pixel_norm=config.pixel_norm), checkpoint_config
     return Salt(encoder, predictor), checkpoint_config

@@ -56,7 +56,9 @@ class MetricsLog:
             self._file = (Path(config.out) / "metrics.jsonl").open("a")
             self._board = SummaryWriter(str(Path(config.out) / "tensorboard"))
 
-    def add(self, batch: Batch, loss: Tensor, norm: Tensor, *, data_wait_s: float, teacher_wait_s: float, lr: float, weight_decay: float) -> dict[str, Any] | None:
+    def add(
+        self, batch: Batch, loss: Tensor, norm: Tensor, *, data_wait_s: float, teacher_wait_s: float, lr: float, weight_decay: float
+    ) -> dict[str, Any] | None:
         """Takes one step in; the new line where an interval ends (on every rank), else None. ``loss`` is this rank's share of the sum."""
         interval = self._interval
         interval.losses.append(loss)
@@ -95,7 +97,9 @@ class MetricsLog:
         interval, self._interval = self._interval, _Interval()
         losses = torch.stack(interval.losses).double()
         sums = torch.tensor(
-            [interval.num_clips, interval.num_visible, interval.num_hidden, self._num_clips, self._num_bad], dtype=torch.float64, device=losses.device
+            [interval.num_clips, interval.num_visible, interval.num_hidden, self._num_clips, self._num_bad],
+            dtype=torch.float64,
+            device=losses.device,
         )
         if self._world_size > 1:
             dist.all_reduce(losses)

@@ -30,7 +30,13 @@ def show_progress(run: Path, steps: int, console: rich.console.Console) -> Itera
 
 
 def _follow(run: Path, steps: int, console: rich.console.Console, stop: threading.Event) -> None:
-    columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(run.name, total=steps, status="starting")
         printed_step = 0

@@ -15,8 +15,23 @@ from common.model.checkpoint import POINTER, find_checkpoint
 from student_trainer.objective import Objective
 from student_trainer.target_source import TargetSource
 
-FREE_ON_RESUME = {"resume", "steps", "workers", "cpus_per_worker", "gpus_per_worker", "address", "log_every", "keep_every", "data", "out",
-                  "loader", "client", "teacher_url", "targets", "teacher_ckpt"}
+FREE_ON_RESUME = {
+    "resume",
+    "steps",
+    "workers",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "address",
+    "log_every",
+    "keep_every",
+    "data",
+    "out",
+    "loader",
+    "client",
+    "teacher_url",
+    "targets",
+    "teacher_ckpt",
+}
 """Keys that may differ between a run and its continuation: they do not change what is learned. A source of targets may move, but its teacher's
 fingerprint and compute are checked against the checkpoint's."""
 
@@ -48,7 +63,9 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
     changed = [key for key in now if key not in FREE_ON_RESUME and before.get(key) != now[key]]
     if changed:
         key = changed[0]
-        raise ValueError(f"--resume: {out} was started with {key}={before.get(key)!r}, got {key}={now[key]!r}: use the same value, or start a new run")
+        raise ValueError(
+            f"--resume: {out} was started with {key}={before.get(key)!r}, got {key}={now[key]!r}: use the same value, or start a new run"
+        )
 
 
 def _cut_metrics(path: Path, step: int) -> None:

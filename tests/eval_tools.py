@@ -60,8 +60,8 @@ def make_models(seed: int = 0) -> tuple[Encoder, Any]:
     """An encoder and a predictor with weights from ``seed``."""
     encoder, predictor = Encoder(ENCODER), new_predictor(CONFIG)
     generator = torch.Generator().manual_seed(seed)
-    init_weights(encoder, generator)
-    predictor.init_weights(generator)
+    init_weights(encoder, generator, std=0.02)
+    predictor.init_weights(generator, std=0.02)
     return encoder.eval(), predictor.eval()
 
 

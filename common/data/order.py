@@ -47,6 +47,6 @@ class Order:
         """The permuted samples of a window: their shard, their place in it."""
         shards = self._windows(epoch)[0][window]
         shard_idx = np.repeat(shards, self._sizes[shards])
-        sample_idx = np.concatenate([np.arange(self._sizes[shard]) for shard in shards])
+        sample_idx = np.concatenate([np.arange(int(self._sizes[shard])) for shard in shards])
         order = np.argsort(words(self._data_seed, f"order of window {window}", epoch, len(shard_idx)), kind="stable")
         return shard_idx[order], sample_idx[order]

@@ -33,7 +33,8 @@ class Reader:
         self.decoder = decoder_name()
         self.skipped: dict[str, str] = {}
         """Key -> reason, of every video that failed so far."""
-        self._data_seed, self._views, self._view = data_seed, views, view
+        self._data_seed, self._view = data_seed, view
+        self._views: Views = views
         self._max_bad_fraction = loader.max_bad_fraction
         self._counts: Counter[str] = Counter()
         self._counts_lock = threading.Lock()

@@ -18,7 +18,7 @@ from common.data.video import BadVideoError, VideoFacts, probe
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .webm .mkv .avi .gif .mpg .mpeg .ts .wmv .flv .ogv .3gp".split())
+VIDEO_SUFFIXES = frozenset([".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp"])
 """Names that are taken for videos, in lower case; the content decides whether they are."""
 
 _SCHEMA = pa.schema(
@@ -105,7 +105,9 @@ class Dataset:
             tar.seek(sample.offset)
             data = tar.read(sample.size)
         if len(data) != sample.size:
-            raise BadVideoError(f"{sample.tar} has {len(data)} of its {sample.size} bytes, so the tar was cut or replaced after it was indexed")
+            raise BadVideoError(
+                f"{sample.tar} has {len(data)} of its {sample.size} bytes, so the tar was cut or replaced after it was indexed"
+            )
         return data
 
 
@@ -209,7 +211,9 @@ def _own_sidecar(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) 
     return facts if isinstance(facts, dict) and set(facts) == set(SIDECAR_FIELDS) else None
 
 
-def _foreign_facts(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], video: tarfile.TarInfo, key: str, source: str) -> dict[str, Any]:
+def _foreign_facts(
+    archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], video: tarfile.TarInfo, key: str, source: str
+) -> dict[str, Any]:
     data = _read(archive, video)
     labels = {"class": int(_read(archive, members[".cls"]))} if ".cls" in members else {}
     return describe(key, data, probe(data), labels=labels, split="train", source=source)

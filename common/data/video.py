@@ -12,6 +12,7 @@ from typing import Any
 import av
 import av.container
 import numpy as np
+from av.error import FFmpegError
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
@@ -62,12 +63,19 @@ def probe(data: bytes) -> VideoFacts:
             height, width = _displayed_size(frame)
         if not num_frames:
             raise BadVideoError("no frame of its video stream can be decoded")
-        duration_s = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else (container.duration or 0) / av.time_base
+        duration_s = (
+            float(stream.duration * stream.time_base) if stream.duration and stream.time_base else (container.duration or 0) / av.time_base
+        )
         fps = float(stream.average_rate or 0) or (num_frames / duration_s if duration_s else 0)
         if not fps:
             raise BadVideoError("it states neither a frame rate nor a duration")
         return VideoFacts(
-            num_frames=num_frames, fps=fps, width=width, height=height, duration_s=duration_s or num_frames / fps, codec=stream.codec.canonical_name
+            num_frames=num_frames,
+            fps=fps,
+            width=width,
+            height=height,
+            duration_s=duration_s or num_frames / fps,
+            codec=stream.codec.canonical_name,
         )
 
 
@@ -89,7 +97,7 @@ def _open(data: bytes) -> Iterator[tuple[av.container.InputContainer, Any]]:
         raise BadVideoError("the file is empty")
     try:
         # A playlist must not make us open other files or addresses: no protocol is allowed.
-        with av.open(io.BytesIO(data), metadata_errors="ignore", options={"protocol_whitelist": "none"}) as container:
+        with av.open(io.BytesIO(data), "r", metadata_errors="ignore", options={"protocol_whitelist": "none"}) as container:
             stream = container.streams.best("video")
             if stream is None:
                 raise BadVideoError("it has no video stream")
@@ -97,7 +105,7 @@ def _open(data: bytes) -> Iterator[tuple[av.container.InputContainer, Any]]:
                 raise BadVideoError("no decoder for its video stream is installed")
             stream.codec_context.thread_count = 1
             yield container, stream
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise BadVideoError(f"it is no video that FFmpeg can open ({_reason(error)})") from error
 
 
@@ -114,7 +122,7 @@ def _frames(container: av.container.InputContainer, stream: Any) -> Iterator[av.
             size = (frame.width, frame.height)
             num_frames += 1
             yield frame
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise BadVideoError(f"decoding fails after {num_frames} frames ({_reason(error)})") from error
 
 
@@ -152,14 +160,14 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
     The matrix sends (x, y) to (a x + c y, b x + d y); angles between the right ones are taken to the nearest.
     """
-    side_data = frame.side_data.get(SideData.DISPLAYMATRIX)
+    side_data = frame.side_data.get(SideData.DISPLAYMATRIX)  # pyright: ignore[reportCallIssue, reportArgumentType]  (its stub says str)
     if side_data is None:
         return False, False, False
     a, b, _, c, d = np.frombuffer(bytes(side_data), np.int32)[:5].tolist()
     return (True, c < 0, b < 0) if abs(b) > abs(a) else (False, a < 0, d < 0)
 
 
-def _reason(error: av.FFmpegError) -> str:
+def _reason(error: FFmpegError) -> str:
     return error.strerror or type(error).__name__
 
 
@@ -174,7 +182,7 @@ def _torchcodec() -> Any:
     black = [av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24") for _ in range(2)]
     sample = encode_mp4(black, width=16, height=16, fps=1, crf=23)
     try:
-        from torchcodec.decoders import VideoDecoder
+        from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportPrivateImportUsage]
 
         VideoDecoder(sample).get_frames_at([1])
     except (ImportError, OSError, RuntimeError) as error:  # torchcodec says RuntimeError for libraries it cannot load

@@ -37,6 +37,8 @@ class CheckpointConfig(Config):
     view: ViewConfig
     """The clips it was trained on."""
     mask: MaskConfig
+    init_std: float = 0.02
+    """Standard deviation that its weights started with."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Subtracted from RGB in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
@@ -100,7 +102,9 @@ def find_checkpoint(path: str | Path) -> Path:
     if (directory / POINTER).is_file():
         directory = directory / (directory / POINTER).read_text().strip()
     if not (directory / "manifest.json").is_file():
-        raise ValueError(f"got {directory}, expected a checkpoint (config.json, model.safetensors, manifest.json): no checkpoint has been written there")
+        raise ValueError(
+            f"got {directory}, expected a checkpoint (config.json, model.safetensors, manifest.json): no checkpoint has been written there"
+        )
     return directory
 
 
@@ -141,7 +145,10 @@ def load_module(module: nn.Module, checkpoint: Path, file: str) -> None:
         if name in found and found[name].shape != tensor.shape
     ]
     if problems:
-        raise ValueError(f"{path} does not fit its config.json: {'; '.join(problems[:5])}" + (f" and {len(problems) - 5} more" if len(problems) > 5 else ""))
+        raise ValueError(
+            f"{path} does not fit its config.json: {'; '.join(problems[:5])}"
+            + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
+        )
     module.load_state_dict(found)
 
 

@@ -9,7 +9,13 @@ FORWARD_FLOPS = 2
 
 
 def step_flops(
-    *, num_clips: int, num_tokens: int, encoder_parameters: int, predictor_parameters: int, teacher_parameters: int, mask: MaskConfig,
+    *,
+    num_clips: int,
+    num_tokens: int,
+    encoder_parameters: int,
+    predictor_parameters: int,
+    teacher_parameters: int,
+    mask: MaskConfig,
     context_fraction: float = 0.1,
 ) -> float:
     """FLOPs of one optimizer step.

@@ -33,7 +33,9 @@ def grid_of(clip: Float[Tensor, "b c t h w"], *, patch_size: int, tubelet_size: 
     """The grid of a batch of clips. Raises ValueError where the clip is no whole number of cubes."""
     _, _, t, h, w = clip.shape
     if t % tubelet_size or h % patch_size or w % patch_size:
-        raise ValueError(f"got clips of {t}x{h}x{w} (frames, height, width), expected multiples of {tubelet_size}x{patch_size}x{patch_size}")
+        raise ValueError(
+            f"got clips of {t}x{h}x{w} (frames, height, width), expected multiples of {tubelet_size}x{patch_size}x{patch_size}"
+        )
     return TokenGrid(t // tubelet_size, h // patch_size, w // patch_size)
 
 

@@ -55,7 +55,9 @@ def mask_group(config: MaskConfig, grid: TokenGrid, *, seed: int, step: int, gro
         block = block_size(size_seed, grid, mask_set, config)
         keys = [f"mask {step} {first + row} {set_idx}" for row in range(size)]
         visible = np.stack([_visible(seed, key, grid, block, mask_set.num_blocks) for key in keys])
-        sets.append(MaskSet(visible_idx=_keep(visible, config, seed, keys, "visible"), hidden_idx=_keep(~visible, config, seed, keys, "hidden")))
+        sets.append(
+            MaskSet(visible_idx=_keep(visible, config, seed, keys, "visible"), hidden_idx=_keep(~visible, config, seed, keys, "hidden"))
+        )
     return MaskGroup(first=first, size=size, sets=tuple(sets))
 
 

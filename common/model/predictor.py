@@ -25,13 +25,19 @@ class Predictor(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=norm_eps)
         self.head = nn.Linear(config.width, out_width)
 
-    def init_weights(self, generator: torch.Generator) -> None:
+    def init_weights(self, generator: torch.Generator, *, std: float) -> None:
         """Fills every parameter; mask tokens start at zero (V-JEPA 2's ``zero_init_mask_tokens``)."""
-        init_weights(self, generator)
+        init_weights(self, generator, std=std)
         nn.init.zeros_(self.mask_tokens)
 
     def forward(
-        self, visible: Float[Tensor, "b v e"], visible_idx: Int[Tensor, "b v"], hidden_idx: Int[Tensor, "b k"], *, grid: TokenGrid, mask_set: int
+        self,
+        visible: Float[Tensor, "b v e"],
+        visible_idx: Int[Tensor, "b v"],
+        hidden_idx: Int[Tensor, "b k"],
+        *,
+        grid: TokenGrid,
+        mask_set: int,
     ) -> Float[Tensor, "b k out"]:
         """Predictions for ``hidden_idx``, in its order."""
         context = self.embed(visible)

@@ -59,7 +59,9 @@ class TeacherSpec:
 class Teacher:
     """A frozen encoder behind a fixed batch size, so that a target is the same bits whatever clips it shared a forward with."""
 
-    def __init__(self, encoder: Encoder, config: CheckpointConfig, compute: TeacherComputeConfig, *, name: str, device: torch.device) -> None:
+    def __init__(
+        self, encoder: Encoder, config: CheckpointConfig, compute: TeacherComputeConfig, *, name: str, device: torch.device
+    ) -> None:
         self._encoder = encoder.to(device).eval().requires_grad_(False)
         self._config, self._compute, self._device = config, compute, device
         self._lock = threading.Lock()
@@ -75,7 +77,7 @@ class Teacher:
                 "compiled": False,
             },
             clip_shape=config.view.clip_shape,
-            grid=tuple(config.grid),
+            grid=(config.grid.t, config.grid.h, config.grid.w),
             width=config.encoder.width,
             num_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
         )

@@ -71,19 +71,17 @@ class RopeTables(nn.Module):
         return table[:, None, None] if token_idx is None else table[:, token_idx][:, :, None]
 
 
-def init_weights(module: nn.Module, generator: torch.Generator) -> None:
-    """Fills every parameter below ``module``: normal with std 0.02 for weights, cut at +-2, zero for biases, one for norms; the maps that
+def init_weights(module: nn.Module, generator: torch.Generator, *, std: float) -> None:
+    """Fills every parameter below ``module``: normal for weights (V-JEPA 2: std 0.02), cut at +-2, zero for biases, one for norms; the maps that
     end block i (from 1) of a stack are divided by sqrt(2 i) (V-JEPA 2, reference code).
     """
     for child in module.modules():
         if isinstance(child, nn.Linear):
-            nn.init.trunc_normal_(child.weight, std=0.02, a=-2.0, b=2.0, generator=generator)
+            nn.init.trunc_normal_(child.weight, std=std, a=-2.0, b=2.0, generator=generator)
             nn.init.zeros_(child.bias)
         elif isinstance(child, nn.LayerNorm):
             nn.init.ones_(child.weight)
             nn.init.zeros_(child.bias)
-        elif isinstance(child, nn.ModuleList):
-            continue
     with torch.no_grad():
         for stack in (child for child in module.modules() if isinstance(child, nn.ModuleList)):
             for number, block in enumerate(stack, start=1):

@@ -1,0 +1,136 @@
+"""Labelled videos made here: a handwritten digit drifts over a textured background, among things that stay where they are."""
+
+import csv
+import functools
+import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import av
+import numpy as np
+from jaxtyping import Float, UInt8
+from rich.progress import track
+
+from common.config import SynthConfig
+from common.data.encode import encode_mp4
+from common.draws import uniforms
+
+MOTIONS = ("east", "northeast", "north", "northwest", "west", "southwest", "south", "southeast")
+"""Directions of the drift, counter-clockwise from the right."""
+DIGIT_SIDE = 14
+"""Pixels of the digit's square."""
+DRIFT = (11.0, 16.0)
+"""Range of the drift over the whole video, in pixels."""
+TREMBLE = 2.5
+"""Largest shift of the digit in one frame besides its drift, in pixels. It hides the direction from any two neighbouring frames, so that
+it can only be told from where the digit was early and late."""
+CRF = 12
+"""Quality of the encoding; coarser ones leave noise that the normalised pixels of a flat patch would magnify."""
+
+
+def synthesise(config: SynthConfig) -> None:
+    """Writes ``train-*.mp4``, ``test-*.mp4`` and ``labels.csv`` (path, split, digit, motion). Raises ValueError for a folder in use."""
+    out = Path(config.out)
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"got OUT {out}, which is not empty, expected a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    jobs = [(split, number) for split, count in (("train", config.num_train), ("test", config.num_test)) for number in range(count)]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        made = pool.map(_write_video, [config] * len(jobs), jobs, chunksize=25)
+        rows = list(track(made, total=len(jobs), description="synth"))
+    with (out / "labels.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("path", "split", "digit", "motion"), *rows])
+
+
+def _write_video(config: SynthConfig, job: tuple[str, int]) -> tuple[str, str, str, str]:
+    split, number = job
+    frames, digit, motion = moving_digit(config, split, number)
+    path = f"{split}-{number:06d}.mp4"
+    images = [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames]
+    (Path(config.out) / path).write_bytes(encode_mp4(images, width=config.size, height=config.size, fps=config.fps, crf=CRF))
+    return path, split, str(digit), motion
+
+
+def moving_digit(config: SynthConfig, split: str, number: int) -> tuple[UInt8[np.ndarray, "t h w 3"], int, str]:
+    """One video with its digit and its motion; a function of (seed, split, number)."""
+    images, digits = _digits(split)
+    draw = iter(uniforms(config.seed, f"synth {split}", number, 64 + 2 * config.num_frames))
+    digit_idx = int(next(draw) * len(images))
+    motion = int(next(draw) * len(MOTIONS))
+    drift = _drift(config, motion, next(draw))
+    room = config.size - DIGIT_SIDE - 1 - 2 * TREMBLE
+    # The middle of the path is uniform over what keeps both ends in the frame: nothing ever leaves it or bounces.
+    middle = [TREMBLE + abs(d) / 2 + next(draw) * (room - abs(d)) for d in drift]
+    image = _enlarge(images[digit_idx])
+    colour = np.array([0.75 + 0.25 * next(draw) for _ in range(3)])
+    background = _background(config.size, draw)
+    frames = np.empty((config.num_frames, config.size, config.size, 3), np.uint8)
+    for t in range(config.num_frames):
+        progress = t / (config.num_frames - 1) - 0.5
+        left, top = (m + d * progress + TREMBLE * (2 * next(draw) - 1) for m, d in zip(middle, drift, strict=True))
+        frames[t] = np.rint(255 * _draw(background, image, colour, left, top)).astype(np.uint8)
+    return frames, int(digits[digit_idx]), MOTIONS[motion]
+
+
+def _drift(config: SynthConfig, motion: int, share: float) -> tuple[float, float]:
+    """(x, y) of the whole path; y points down."""
+    length = DRIFT[0] + share * (DRIFT[1] - DRIFT[0])
+    angle = 2 * math.pi * motion / len(MOTIONS)
+    return length * math.cos(angle), -length * math.sin(angle)
+
+
+@functools.cache
+def _digits(split: str) -> tuple[Float[np.ndarray, "m 8 8"], np.ndarray]:
+    """scikit-learn's handwritten digits; the last quarter, other writers' hands, is for the test split."""
+    from sklearn.datasets import load_digits
+
+    images, digits = load_digits(return_X_y=True)
+    held_out = 3 * len(images) // 4
+    rows = slice(held_out, None) if split == "test" else slice(None, held_out)
+    return np.asarray(images)[rows].reshape(-1, 8, 8) / 16.0, np.asarray(digits)[rows]
+
+
+def _enlarge(image: Float[np.ndarray, "8 8"]) -> Float[np.ndarray, "s s"]:
+    return np.clip(_bilinear(image, DIGIT_SIDE), 0, 1)
+
+
+def _bilinear(image: np.ndarray, size: int) -> np.ndarray:
+    """Corners of the image on the corners of the result."""
+    at = np.linspace(0, len(image) - 1, size)
+    low = np.minimum(at.astype(int), len(image) - 2)
+    share = (at - low).reshape(-1, *[1] * (image.ndim - 1))
+    rows = image[low] * (1 - share) + image[low + 1] * share
+    columns = np.moveaxis(rows, 1, 0)
+    return np.moveaxis(columns[low] * (1 - share) + columns[low + 1] * share, 0, 1)
+
+
+def _background(size: int, draw: Iterator[float]) -> Float[np.ndarray, "h w 3"]:
+    """A smooth texture: colours that run across the frame, a soft wave over them, and three still blots as distractors."""
+    corners = np.array([[[0.1 + 0.5 * next(draw) for _ in range(3)] for _ in range(2)] for _ in range(2)])
+    y, x = np.mgrid[0:size, 0:size] / size
+    angle, phase, waves = (2 * math.pi * next(draw), 2 * math.pi * next(draw), 0.7 + next(draw))
+    wave = np.sin(2 * math.pi * waves * (x * math.cos(angle) + y * math.sin(angle)) + phase)
+    texture = _bilinear(corners, size) + 0.06 * wave[..., None]
+    for _ in range(3):
+        centre_x, centre_y, radius = next(draw), next(draw), 0.05 + 0.04 * next(draw)
+        blot = np.clip(1.5 - np.hypot(x - centre_x, y - centre_y) / radius, 0, 1)[..., None]
+        texture = texture * (1 - blot) + blot * np.array([next(draw) for _ in range(3)])
+    return np.clip(texture, 0, 1)
+
+
+def _draw(
+    background: Float[np.ndarray, "h w 3"], image: Float[np.ndarray, "s s"], colour: Float[np.ndarray, " 3"], left: float, top: float
+) -> Float[np.ndarray, "h w 3"]:
+    """The digit over the background, placed to a fraction of a pixel."""
+    column, row = int(left), int(top)
+    x, y = left - column, top - row
+    alpha = np.zeros((DIGIT_SIDE + 1, DIGIT_SIDE + 1))
+    for shift_y, share_y in ((0, 1 - y), (1, y)):
+        for shift_x, share_x in ((0, 1 - x), (1, x)):
+            alpha[shift_y : shift_y + DIGIT_SIDE, shift_x : shift_x + DIGIT_SIDE] += share_y * share_x * image
+    frame = background.copy()
+    window = frame[row : row + DIGIT_SIDE + 1, column : column + DIGIT_SIDE + 1]
+    window[...] = window * (1 - alpha[..., None]) + alpha[..., None] * colour
+    return frame

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# The whole of SALT, small, on this machine: videos to shards, a teacher, a service that two students share, a cache that a third one
+# reads, and what they learned. Every line that begins with `step` is a command you would type yourself.
+#   VIDEOS=DIR make demo   takes your own videos instead of made ones (without labels there is nothing to probe)
+set -euo pipefail
+
+OUT=${DEMO_OUT:-runs/demo}
+STEPS=${DEMO_STEPS:-600}        # optimizer steps of the teacher and of each student
+NUM_VIDEOS=${DEMO_VIDEOS:-1200} # made videos of the training split
+VIEWS=2                         # pinned views per video: what lets runs, and epochs, share a target
+
+rm -rf "$OUT" && mkdir -p "$OUT"
+SERVER=; STUDENT=
+finish() { for pid in $STUDENT $SERVER; do kill -TERM "$pid" 2>/dev/null && wait "$pid" || true; done; }
+trap finish EXIT; trap 'exit 130' INT; trap 'exit 143' TERM
+
+step() { # step NAME COMMAND...: runs it and notes its seconds
+  local name=$1 start=$SECONDS; shift
+  printf '\n\033[1m$ %s\033[0m\n' "$*"
+  "$@"
+  printf '%s\t%s\n' "$name" $((SECONDS - start)) >> "$OUT/steps.tsv"
+}
+
+wait_for_url() { # ends when the service has printed its URL, or with the service
+  while ! grep -q http "$OUT/url"; do kill -0 "$SERVER" 2>/dev/null || { echo "the service ended before it was ready" >&2; return 1; }; sleep 0.2; done
+  salt-serve status --url "$(cat "$OUT/url")" --wait 60 > /dev/null
+}
+
+# 1. Videos: made here, or yours.
+if [ -z "${VIDEOS:-}" ]; then
+  step synth salt-data synth "$OUT/videos" --num-train "$NUM_VIDEOS"
+  VIDEOS=$OUT/videos; SHORT_SIDE=()
+else
+  SHORT_SIDE=(--short-side 48) # small videos decode fast; a real run keeps the original bytes
+fi
+
+# 2. WebDataset shards with an index.
+step pack salt-data pack "$VIDEOS" "$OUT/shards" ${SHORT_SIDE[@]+"${SHORT_SIDE[@]}"}
+
+# 3. Stage 1: the teacher learns by masked pixel reconstruction. `--workers 0` trains in this process, on both cores.
+step teacher salt-train teacher --preset nano --data "$OUT/shards" --out "$OUT/teacher" --steps "$STEPS" --views "$VIEWS" --workers 0 --num-threads 2
+
+# 4. The frozen teacher as a service; it prints its URL once it is ready.
+printf '\n\033[1m$ salt-serve teacher --ckpt %s --port 0 --cpus 0.5 &\033[0m\n' "$OUT/teacher"
+salt-serve teacher --ckpt "$OUT/teacher" --port 0 --cpus 0.5 > "$OUT/url" & SERVER=$!
+step serve wait_for_url
+
+# 5. Stage 2: two students of different size share it. With one data seed and pinned views, each clip is computed once.
+two_students() {
+  salt-train student --preset nano --data "$OUT/shards" --teacher-url "$(cat "$OUT/url")" --out "$OUT/student-a" --steps "$STEPS" \
+    --views "$VIEWS" --cpus-per-worker 0.5 & STUDENT=$!
+  salt-train student --preset nano --data "$OUT/shards" --teacher-url "$(cat "$OUT/url")" --out "$OUT/student-b" --steps "$STEPS" \
+    --views "$VIEWS" --cpus-per-worker 0.5 --set encoder.depth=3 --set encoder.width=64 --set encoder.num_heads=2 --set encoder.mlp_width=256
+  wait "$STUDENT"; STUDENT=
+}
+step students two_students
+
+# 6. What the service did, then it is no longer needed.
+step status salt-serve status --url "$(cat "$OUT/url")"
+salt-serve status --url "$(cat "$OUT/url")" --format json > "$OUT/server.json"
+kill -TERM "$SERVER"; wait "$SERVER"; SERVER=
+
+# 7. The same targets on disk, and a student that needs no teacher at all.
+step precompute salt-serve precompute --ckpt "$OUT/teacher" --data "$OUT/shards" --views "$VIEWS" --out "$OUT/targets"
+step student_c salt-train student --preset nano --data "$OUT/shards" --targets "$OUT/targets" --out "$OUT/student-c" --steps "$STEPS" --views "$VIEWS"
+
+# 8. What the frozen encoders know, and a page to look at.
+step probe salt-eval probe --ckpt "$OUT/teacher" --ckpt "$OUT/student-a" --ckpt "$OUT/student-b" --ckpt "$OUT/student-c" --random-init \
+  --data "$OUT/shards" --out "$OUT/probe.json" --epochs 40 --batch-size 32
+step report salt-eval report --runs "$OUT"

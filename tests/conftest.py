@@ -1,0 +1,70 @@
+"""What every test file may use: a restored random state, the videos beside the project, a small packed data set."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rich.console
+import torch
+
+from common.config import PackConfig, SynthConfig
+from common.data.pack import pack
+from common.data.synth import synthesise
+
+_SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _same_random_state():
+    """Every test starts from the same random state and one thread, and leaves no trace in the next one."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    num_threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    random.seed(0)
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    random.setstate(states[2])
+
+
+@pytest.fixture(scope="session")
+def shared_videos() -> Path:
+    """A folder of real videos in many formats."""
+    return _shared("videos")
+
+
+@pytest.fixture(scope="session")
+def shared_bad() -> Path:
+    """A folder of videos that are damaged, empty or odd."""
+    return _shared("bad")
+
+
+@pytest.fixture(scope="session")
+def synth_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 training and 10 test videos with labels, not packed."""
+    out = tmp_path_factory.mktemp("synth") / "toy"
+    synthesise(SynthConfig(out=str(out), num_train=40, num_test=10, num_frames=12))
+    return out
+
+
+@pytest.fixture(scope="session")
+def shards(synth_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``synth_videos`` in several shards; read only."""
+    out = tmp_path_factory.mktemp("packed") / "toy"
+    pack(PackConfig(src=str(synth_videos), out=str(out), max_shard_bytes=60_000, workers=1), rich.console.Console(quiet=True))
+    return out
+
+
+def _shared(folder: str) -> Path:
+    path = _SHARED_DATA / folder
+    if not path.is_dir():
+        reason = f"{path} is absent"
+        if os.environ.get("FAIL_WITHOUT_DATA") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path

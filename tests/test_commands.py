@@ -1,0 +1,213 @@
+"""Every flag of every command: it changes the configuration that it names, or the command is refused."""
+
+import sys
+
+import pytest
+import typer
+import yaml
+
+import common.data.cli
+import student_trainer.cli
+import student_trainer.evaluation.cli
+import teacher_server.cli
+from common.command import is_nested, run_app
+from common.config import (
+    Config,
+    PackConfig,
+    PrecomputeConfig,
+    ProbeConfig,
+    ReportConfig,
+    ServeConfig,
+    StatusConfig,
+    StudentRun,
+    SynthConfig,
+    TeacherRun,
+)
+
+APPS = {
+    "salt-data": common.data.cli.app,
+    "salt-serve": teacher_server.cli.app,
+    "salt-train": student_trainer.cli.app,
+    "salt-eval": student_trainer.evaluation.cli.app,
+}
+RUN = {"data": "shards", "out": "run"}
+COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
+    "salt-data synth": (SynthConfig, {"out": "videos"}),
+    "salt-data pack": (PackConfig, {"src": "videos", "out": "shards"}),
+    "salt-serve teacher": (ServeConfig, {"ckpt": "run"}),
+    "salt-serve precompute": (PrecomputeConfig, {"ckpt": "run", "data": "shards", "out": "targets", "views": "4"}),
+    "salt-serve status": (StatusConfig, {"url": "http://127.0.0.1:1"}),
+    "salt-train teacher": (TeacherRun, RUN),
+    "salt-train student": (StudentRun, RUN | {"teacher_ckpt": "run"}),
+    "salt-eval probe": (ProbeConfig, {"ckpt": "run", "data": "shards", "out": "probe.json"}),
+    "salt-eval report": (ReportConfig, {"run_dirs": "run", "out": "page.html"}),
+}
+"""Each command with the fewest values that it accepts."""
+OTHER = {"size": "64", "views": "3", "target_dtype": "int8", "pixel_norm": "joint", "format": "json", "preset": "nano"}
+"""Values of fields for which a made-up one would not do."""
+REFUSED = {("salt-train student", "teacher_url"), ("salt-train student", "targets")}
+"""A second source of targets."""
+
+
+def click_command(command: str):
+    app, name = command.split()
+    return typer.main.get_command(APPS[app]).commands[name]  # type: ignore[attr-defined]
+
+
+def arguments(command: str, values: dict[str, str | bool]) -> list[str]:
+    """The command line that gives these values."""
+    positional, flags = [], []
+    for parameter in click_command(command).params:
+        if parameter.name not in values:
+            continue
+        value = values[parameter.name]
+        if parameter.param_type_name == "argument":
+            positional.append(value)
+        elif isinstance(value, bool):
+            flags.append((parameter.opts if value else parameter.secondary_opts)[0])
+        else:
+            flags += [parameter.opts[0], value]
+    return [*positional, *flags]
+
+
+def other_value(name: str, value: object) -> str | bool:
+    """Something that ``name`` may be, and is not yet."""
+    if name in OTHER:
+        return OTHER[name]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return str(value + 1)
+    if isinstance(value, float):
+        return str(value / 2 or 0.5)
+    return "7"  # a path, a name or a number
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs a command line as a shell would: exit code, standard output, standard error."""
+
+    def run(command: str, *more: str) -> tuple[int, str, str]:
+        app, name = command.split()
+        monkeypatch.setattr(sys, "argv", [app, name, *more])
+        with pytest.raises(SystemExit) as stopped:
+            run_app(APPS[app])
+        out, error = capsys.readouterr()
+        return int(stopped.value.code or 0), out, error
+
+    return run
+
+
+def test_no_command_is_left_out():
+    assert {f"{app} {name}" for app in APPS for name in typer.main.get_command(APPS[app]).commands} == set(COMMANDS)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_changes_what_it_names(command, run, tmp_path):
+    config_class, base = COMMANDS[command]
+    code, printed, error = run(command, *arguments(command, base), "--print-config")
+    assert (code, error) == (0, "")
+    before = yaml.safe_load(printed)
+    names = [parameter.name for parameter in click_command(command).params]
+    fields = [name for name, field in config_class.model_fields.items() if not is_nested(field.annotation)]
+    assert set(names) - {"config", "settings", "print_config", "help", "preset"} == set(fields)
+    for name in [*fields, *(["preset"] if "preset" in names else [])]:
+        value = other_value(name, before.get(name))
+        code, printed, error = run(command, *arguments(command, base | {name: value}), "--print-config")
+        if (command, name) in REFUSED:
+            assert code == 2, name
+            assert "--" + name.replace("_", "-") in error
+            continue
+        assert (code, error) == (0, ""), name
+        changed = {key for key, now in yaml.safe_load(printed).items() if now != before[key]}
+        assert changed == {name} if name != "preset" else {"encoder", "view", "steps"} <= changed, name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_config_file_and_set_reach_every_field(command, run, tmp_path):
+    config_class, base = COMMANDS[command]
+    before = yaml.safe_load(run(command, *arguments(command, base), "--print-config")[1])
+    required = {name for name, field in config_class.model_fields.items() if field.is_required()}
+    for name in before:
+        value = before[name]
+        if isinstance(value, dict | list) or (command, name) in REFUSED or name in base and name not in required:
+            continue
+        other = other_value(name, value)
+        text = str(other).lower() if isinstance(other, bool) else other
+        if name == "src" or isinstance(value, str) or value is None:
+            text = OTHER.get(name, "other") if not isinstance(other, bool) and not _wants_number(config_class, name) else text
+        _, printed, error = run(command, *arguments(command, base), "--set", f"{name}={text}", "--print-config")
+        assert error == "", name
+        assert {key for key, now in yaml.safe_load(printed).items() if now != before[key]} == {name}
+        if name not in base:
+            file = tmp_path / "config.yaml"
+            file.write_text(f"{name}: {text}\n")
+            assert run(command, *arguments(command, base), "--config", str(file), "--print-config")[1] == printed, name
+
+
+def _wants_number(config_class: type[Config], name: str) -> bool:
+    return "int" in str(config_class.model_fields[name].annotation)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_missing_field_is_named(command, run):
+    config_class, base = COMMANDS[command]
+    for name in base:
+        if not config_class.model_fields[name].is_required():
+            continue
+        code, _, error = run(command, *arguments(command, {key: value for key, value in base.items() if key != name}), "--print-config")
+        if any(p.name == name and p.param_type_name == "argument" for p in click_command(command).params) and len(base) > 1 and name == "src":
+            name = "out"  # the one that is left stands in the first place
+        assert code == 2, name
+        assert error.startswith(f"error: {name}: Field required")
+
+
+def test_student_without_a_source_of_targets_is_refused(run):
+    code, _, error = run("salt-train student", *arguments("salt-train student", RUN))
+    assert code == 2
+    assert "expected exactly one source of targets: --teacher-url, --targets or --teacher-ckpt" in error
+
+
+def test_report_without_runs_is_refused(run):
+    code, _, error = run("salt-eval report", "--out", "page.html")
+    assert (code, error) == (2, "error: got no runs, expected run directories, or --runs FOLDER\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_not_known_is_refused(command, run, tmp_path):
+    base = arguments(command, COMMANDS[command][1])
+    code, _, error = run(command, *base, "--no-such-flag", "1")
+    assert code == 2
+    assert "--no-such-flag" in error
+    code, _, error = run(command, *base, "--set", "no_such.key=1")
+    assert code == 1
+    assert error.startswith("error: --set: got the unknown key 'no_such.key'")
+    code, _, error = run(command, *base, "--set", "steps")
+    assert code == 1
+    assert "expected KEY=VALUE" in error
+    (tmp_path / "config.yaml").write_text("no_such: 1\n")
+    code, _, error = run(command, *base, "--config", str(tmp_path / "config.yaml"))
+    assert code == 2
+    assert error.startswith("error: no_such: Extra inputs are not permitted")
+
+
+def test_set_reaches_nested_keys_and_wins_over_file_and_preset(run, tmp_path):
+    (tmp_path / "config.yaml").write_text("optim: {lr: 0.5, eps: 0.25}\nsteps: 77\n")
+    base = arguments("salt-train teacher", RUN | {"preset": "nano", "config": str(tmp_path / "config.yaml"), "steps": "99"})
+    _, printed, error = run("salt-train teacher", *base, "--set", "optim.lr=1e-3", "--set", "view.scale=[0.5, 0.9]", "--print-config")
+    assert error == ""
+    config = yaml.safe_load(printed)
+    assert (config["optim"]["lr"], config["optim"]["eps"], config["steps"]) == (1e-3, 0.25, 99)
+    assert (config["view"]["scale"], config["view"]["crop_size"]) == ([0.5, 0.9], 32)
+
+
+def test_a_misspelt_key_and_preset_get_a_hint(run):
+    base = arguments("salt-train teacher", RUN)
+    assert "did you mean 'optim.lr'?" in run("salt-train teacher", *base, "--set", "optim.l=1")[2]
+    assert "got preset 'vit-x', expected one of vit-b," in run("salt-train teacher", *base, "--preset", "vit-x")[2]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_flag(command):
+    for parameter in click_command(command).params:
+        assert getattr(parameter, "help", None) or parameter.name == "help", parameter.name
