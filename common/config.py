@@ -415,7 +415,7 @@ class SynthConfig(Config):
     """Decides every video."""
     size: int = Field(default=40, ge=36, multiple_of=2)
     """Height and width of a video, in pixels."""
-    num_frames: int = Field(default=18, ge=2)
+    num_frames: int = Field(default=16, ge=8)
     """Frames of a video."""
     fps: PositiveFloat = 12.0
     """Frames per second."""

@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 import rich.console
 import torch
+from jaxtyping import install_import_hook
 
-from common.config import PackConfig, SynthConfig
-from common.data.pack import pack
-from common.data.synth import synthesise
+# Tests check shapes and types of the pure parts at every call; production does not. Ray pickles classes of the other parts, and wrapped ones fail.
+_CHECKED = "grid masking pixels predictor rope vit"
+install_import_hook(
+    ["common.clip", "common.data.views", *(f"common.model.{name}" for name in _CHECKED.split())]
+    + [f"student_trainer.{name}" for name in ("objective", "salt", "vpixel")],
+    "beartype.beartype",
+)
+
+from common.config import PackConfig, SynthConfig  # noqa: E402
+from common.data.pack import pack  # noqa: E402
+from common.data.synth import synthesise  # noqa: E402
 
 _SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
@@ -19,16 +28,16 @@ _SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 @pytest.fixture(autouse=True)
 def _same_random_state():
     """Every test starts from the same random state and one thread, and leaves no trace in the next one."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     num_threads = torch.get_num_threads()
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(0)
     random.seed(0)
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(num_threads)
     torch.set_rng_state(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
+    np.random.set_state(states[1])
     random.setstate(states[2])
 
 

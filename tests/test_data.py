@@ -329,7 +329,9 @@ def test_too_many_bad_clips_stop_the_run(shards, tmp_path):
     tar = sorted(data.glob("*.tar"))[-1]
     bad = [sample for shard in open_dataset(data).samples("train") for sample in shard if sample.tar == tar.name]
     tar.write_bytes(b"")
-    with pytest.raises(ValueError, match=f"got {len(bad)} clips that cannot be decoded among 40, expected at most loader.max_bad_fraction=0 "):
+    with pytest.raises(
+        ValueError, match=f"got {len(bad)} clips that cannot be decoded among 40, expected at most loader.max_bad_fraction=0 "
+    ):
         new_reader(data, max_bad_fraction=0).clips(range(40))
 
 
@@ -361,7 +363,7 @@ def _centroid(weight: np.ndarray) -> tuple[float, float]:
 
 def test_the_smallest_frame_has_room_for_every_drift():
     config = SynthConfig(out="unused", size=36)
-    assert all(moving_digit(config, "train", number)[0].shape == (18, 36, 36, 3) for number in range(200))
+    assert all(moving_digit(config, "train", number)[0].shape == (config.num_frames, 36, 36, 3) for number in range(200))
     with pytest.raises(pydantic.ValidationError, match="greater than or equal to 36"):
         SynthConfig(out="unused", size=34)
 

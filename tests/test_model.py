@@ -56,7 +56,7 @@ def test_rope_turns_each_axis_as_the_reference_does(style, axis):
     x = torch.zeros(64)
     channels = slice(20 * axis, 20 * axis + 20)
     x[channels] = torch.arange(20) / 10
-    turned = rotate(x, rope_table(grid, 64, style, torch.device("cpu"))[:, 3])
+    turned = rotate(x[None], rope_table(grid, 64, style, torch.device("cpu"))[:, [3]])[0]
     expected = torch.tensor([float(value) for value in ROTATED[style].split()])
     torch.testing.assert_close(turned[channels], expected, rtol=0, atol=1e-5)
 
@@ -69,10 +69,10 @@ def test_rope_leaves_the_channels_over_as_they_are():
 
 
 def test_interleaved_rope_keeps_norms_and_depends_on_distances_alone():
-    query, key = torch.randn(2, 64)
+    query, key = torch.randn(2, 1, 64)
     table = rope_table(TokenGrid(6, 1, 1), 64, "interleaved", torch.device("cpu"))
-    torch.testing.assert_close(rotate(query, table[:, 5]).norm(), query.norm())
-    products = [rotate(query, table[:, t]) @ rotate(key, table[:, t + 2]) for t in (1, 3)]
+    torch.testing.assert_close(rotate(query, table[:, [5]]).norm(), query.norm())
+    products = [(rotate(query, table[:, [t]]) * rotate(key, table[:, [t + 2]])).sum() for t in (1, 3)]
     torch.testing.assert_close(products[0], products[1], rtol=1e-4, atol=1e-4)
 
 
@@ -164,6 +164,7 @@ def test_every_parameter_learns(objective):
     assert losses.shape == (2, 3)
     losses.mean().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert model.predictor.mask_tokens.grad.any(1).all()  # each mask set has its own
 
 
 def test_salt_loss_is_the_mean_distance_over_hidden_tokens():
@@ -262,7 +263,7 @@ def test_masks_depend_on_seed_step_and_position_alone():
 
     first = sets()
     torch.manual_seed(99)
-    np.random.seed(99)  # noqa: NPY002
+    np.random.seed(99)
     assert same(first, sets())
     assert same(first, sets(batch_size=72))  # later groups of the batch change nothing
     assert not same(first, sets(step=6))
