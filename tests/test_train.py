@@ -64,7 +64,14 @@ def test_a_teacher_learns_and_its_run_explains_itself(teacher):
     of_run = losses(teacher)
     assert np.mean(of_run[-5:]) < np.mean(of_run[:5])
     assert json.loads((teacher / "summary.json").read_text())["loss_last"] == of_run[-1]
-    assert {path.name for path in teacher.iterdir()} >= {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "tensorboard", "checkpoint"}
+    assert {path.name for path in teacher.iterdir()} >= {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "summary.json",
+        "tensorboard",
+        "checkpoint",
+    }
 
 
 @pytest.mark.parametrize("workers", [1, 2])

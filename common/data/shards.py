@@ -18,7 +18,9 @@ from common.data.video import BadVideoError, VideoFacts, probe
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = frozenset([".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp"])
+VIDEO_SUFFIXES = frozenset(
+    [".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp"]
+)
 """Names that are taken for videos, in lower case; the content decides whether they are."""
 
 _SCHEMA = pa.schema(

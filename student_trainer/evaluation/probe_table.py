@@ -43,7 +43,9 @@ class Candidate:
         if self.path is not None:
             return load_encoder(self.path)
         encoder = Encoder(self.config.encoder)
-        init_weights(encoder, torch.Generator().manual_seed(int(words(seed, RANDOM_INIT, 0, 1)[0] >> np.uint64(1))), std=self.config.init_std)
+        init_weights(
+            encoder, torch.Generator().manual_seed(int(words(seed, RANDOM_INIT, 0, 1)[0] >> np.uint64(1))), std=self.config.init_std
+        )
         return encoder
 
 
