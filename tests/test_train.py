@@ -95,7 +95,9 @@ def test_world_size_does_not_change_the_loss(teacher, shards, tmp_path):
     for workers in (0, 2):
         salt("salt-train", "student", "--teacher-ckpt", teacher, "--data", shards, "--out", tmp_path / str(workers), "--workers", workers,
              "--cpus-per-worker", 0.5, *SMALL)  # fmt: skip
-    np.testing.assert_allclose(losses(tmp_path / "0"), losses(tmp_path / "2"), rtol=1e-4)
+    alone, together = losses(tmp_path / "0"), losses(tmp_path / "2")
+    np.testing.assert_allclose(alone[0], together[0], rtol=1e-6)
+    np.testing.assert_allclose(alone, together, rtol=1e-3)  # sums in another order drift apart as the run goes on
 
 
 def test_kill_and_resume_equals_an_uninterrupted_run(teacher, shards, tmp_path):
