@@ -142,8 +142,9 @@ def test_a_worker_error_reaches_the_user_as_its_own_sentence(teacher, shards, tm
 
 
 def test_checkpoints_load_strictly(teacher, tmp_path):
-    from common.model.checkpoint import find_checkpoint, load_encoder
     from safetensors.torch import load_file, save_file
+
+    from common.model.checkpoint import find_checkpoint, load_encoder
 
     checkpoint = find_checkpoint(teacher)
     assert load_encoder(teacher)(torch.zeros(1, 3, 8, 32, 32)).shape == (1, 64, 24)
