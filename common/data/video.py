@@ -182,7 +182,7 @@ def _torchcodec() -> Any:
     black = [av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24") for _ in range(2)]
     sample = encode_mp4(black, width=16, height=16, fps=1, crf=23)
     try:
-        from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportPrivateImportUsage]
+        from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports, reportPrivateImportUsage]
 
         VideoDecoder(sample).get_frames_at([1])
     except (ImportError, OSError, RuntimeError) as error:  # torchcodec says RuntimeError for libraries it cannot load
