@@ -4,9 +4,12 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,9 @@ MIN_FRAMES = 2
 MIN_SIDE = 8
 """Pixels. Smaller videos show nothing that an encoder could learn from."""
 _REENCODE_CRF = 18
+_READ_AHEAD = 64
+_FILES = {"index.parquet", "dataset.json", "skipped.csv"}
+"""What a packed folder holds beside its tars."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +52,16 @@ def pack(config: PackConfig, console: rich.console.Console) -> None:
     src, out = Path(config.src), Path(config.out)
     name = config.name or (src.stem if src.is_file() else src.resolve().name)
     sources, class_names = _sources(src)
-    partial = out.with_name(f".partial-{out.name}")
     _require_ours(out)
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, replaced = (out.resolve().with_name(f".{word}-{out.resolve().name}") for word in ("partial", "replaced"))
+    for left_over in (partial, replaced):
+        if left_over.exists():
+            shutil.rmtree(left_over)
     partial.mkdir(parents=True)
     skipped: list[tuple[str, str]] = []
     shards = _Shards(partial, name, config.max_shard_bytes)
     with ProcessPoolExecutor(config.workers or os.cpu_count()) as pool:
-        read = pool.map(_read_video, [source.path for source in sources], [config.short_side] * len(sources), chunksize=4)
+        read = _in_order(pool, [source.path for source in sources], config.short_side)
         shown = track(read, total=len(sources), description="pack", console=console, disable=not console.is_terminal)
         for number, (source, video) in enumerate(zip(sources, shown, strict=True)):
             if isinstance(video, str):
@@ -68,8 +76,11 @@ def pack(config: PackConfig, console: rich.console.Console) -> None:
     with (partial / "skipped.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *skipped])
     write_index(partial, name=name, class_names=class_names)
-    shutil.rmtree(out, ignore_errors=True)
+    if out.exists():
+        out.rename(replaced)
     partial.rename(out)
+    if replaced.exists():
+        shutil.rmtree(replaced)
     for path, reason in skipped:
         console.print(f"skipped {path}: {reason}", highlight=False, markup=False, soft_wrap=True)
     info = json.loads((out / "dataset.json").read_text())
@@ -100,12 +111,15 @@ def _from_csv(path: Path) -> tuple[list[Source], dict[str, list[str]]]:
             f"{path}: got columns {list(rows[0]) if rows else []}, expected a header with `path`, then a column per label, and maybe `split`"
         )
     labels = [column for column in rows[0] if column not in ("path", "split")]
-    class_names = {label: _classes({row[label] for row in rows}) for label in labels}
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise ValueError(f"{path}: line {number} has not as many cells as the header, which names {len(rows[0])} columns")
+    class_names = {label: _classes({row[label] for row in rows if row[label]}) for label in labels}
     sources = [
         Source(
             path.parent / row["path"],
             row["path"],
-            {label: class_names[label].index(row[label]) for label in labels},
+            {label: class_names[label].index(row[label]) for label in labels if row[label]},
             row.get("split") or "train",
         )
         for row in sorted(rows, key=lambda row: row["path"])
@@ -119,6 +133,17 @@ def _classes(values: set[str]) -> list[str]:
     """Numbers in their order, else names in theirs; a label's value is its position in the list."""
     numbers = all(value.isdigit() for value in values)
     return sorted(values, key=int) if numbers else sorted(values)
+
+
+def _in_order(pool: ProcessPoolExecutor, paths: list[Path], short_side: int | None) -> Iterator[tuple[bytes, Any, str] | str]:
+    """``_read_video`` of each path; a bounded number of them ahead of the one that is written, since each holds a whole video."""
+    ahead: deque[Future[tuple[bytes, Any, str] | str]] = deque()
+    for path in paths:
+        ahead.append(pool.submit(_read_video, path, short_side))
+        if len(ahead) == _READ_AHEAD:
+            yield ahead.popleft().result()
+    while ahead:
+        yield ahead.popleft().result()
 
 
 def _read_video(path: Path, short_side: int | None) -> tuple[bytes, Any, str] | str:
@@ -177,8 +202,16 @@ class _Shards:
 
 
 def _require_ours(out: Path) -> None:
-    if out.exists() and any(out.iterdir()) and not (out / "dataset.json").exists():
-        raise ValueError(f"got OUT {out}, which holds something else than shards, expected a new folder or one that this command wrote")
+    """Only what this command wrote is ever replaced; shards that others packed have no skipped.csv."""
+    if not out.exists():
+        return
+    names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+    others = sorted(name for name in names - _FILES if not re.fullmatch(r".+-\d{6}\.tar", name))
+    if names and (others or not names >= _FILES):
+        raise ValueError(
+            f"got OUT {out}, which holds something else than shards of this command ({', '.join(others or sorted(names))[:80]}), "
+            "expected a new folder or one that this command wrote"
+        )
 
 
 def _check_bad(skipped: list[tuple[str, str]], num_videos: int, max_bad_fraction: float, partial: Path) -> None:

@@ -150,7 +150,12 @@ def open_dataset(path: str | Path) -> Dataset:
 def write_index(folder: Path, *, name: str, class_names: dict[str, list[str]]) -> None:
     """Writes ``index.parquet``, then ``dataset.json``, for the tars in a folder, from their sidecars; videos without one are probed."""
     skipped: dict[str, str] = {}
-    samples = [sample for tar in sorted(folder.glob("*.tar")) for sample in _scan(tar, name, skipped)]
+    samples: list[Sample] = []
+    for tar in sorted(folder.glob("*.tar")):
+        try:
+            samples += _scan(tar, name, skipped)
+        except tarfile.TarError as error:
+            raise ValueError(f"{tar}: got no whole tar ({error}), expected an uncompressed one: copy it anew, or take it away") from error
     for key, reason in skipped.items():
         logger.warning("%s: left %s out of the index: %s", folder, key, reason)
     if not samples:
@@ -209,7 +214,12 @@ def _scan(tar: Path, source: str, skipped: dict[str, str]) -> Iterator[Sample]:
 
 def _own_sidecar(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> dict[str, Any] | None:
     """The sidecar, where it is one of ours."""
-    facts = json.loads(_read(archive, members[".json"])) if ".json" in members else None
+    if ".json" not in members:
+        return None
+    try:
+        facts = json.loads(_read(archive, members[".json"]))
+    except ValueError as error:
+        raise BadVideoError(f"its .json is not JSON ({error})") from error
     return facts if isinstance(facts, dict) and set(facts) == set(SIDECAR_FIELDS) else None
 
 
@@ -217,7 +227,12 @@ def _foreign_facts(
     archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], video: tarfile.TarInfo, key: str, source: str
 ) -> dict[str, Any]:
     data = _read(archive, video)
-    labels = {"class": int(_read(archive, members[".cls"]))} if ".cls" in members else {}
+    labels = {}
+    if ".cls" in members:
+        label = _read(archive, members[".cls"]).strip()
+        if not label.isdigit():
+            raise BadVideoError(f"its .cls holds {label[:40]!r}, expected the number of its class")
+        labels["class"] = int(label)
     return describe(key, data, probe(data), labels=labels, split="train", source=source)
 
 
