@@ -1,0 +1,111 @@
+"""Models, clips and masks."""
+
+from typing import Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from common.config.base import Config
+
+Views = Literal["fresh"] | PositiveInt
+TargetDtype = Literal["float16", "bfloat16", "int8"]
+MASK_GROUP_SIZE = 24
+"""Clips that share a block size and kept counts: the paper's per-GPU batch, 3072 / 128 (DESIGN section 4, Masks)."""
+
+class EncoderConfig(Config):
+    """A video ViT (arXiv:2509.24317, Table 3). Defaults: ViT-L."""
+
+    width: PositiveInt = 1024
+    """Channels of a token."""
+    depth: PositiveInt = 24
+    """Transformer blocks."""
+    num_heads: PositiveInt = 16
+    """Attention heads; the width is a multiple of it."""
+    mlp_width: PositiveInt = 4096
+    """Hidden channels of a block's MLP."""
+    patch_size: PositiveInt = 16
+    """Side of a patch, in pixels."""
+    tubelet_size: PositiveInt = 2
+    """Frames of a patch."""
+    rope: Literal["vjepa2_tiled", "interleaved"] = "vjepa2_tiled"
+    """Pairing of rotary frequencies: V-JEPA 2's own (the paper: identical to V-JEPA 2), or the norm-preserving one."""
+    norm_eps: PositiveFloat = 1e-6
+    """Epsilon of every LayerNorm of the encoder."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        _check_heads("encoder", self.width, self.num_heads)
+        return self
+
+
+class PredictorConfig(Config):
+    """The narrow transformer that predicts hidden tokens (Table 4)."""
+
+    width: PositiveInt = 384
+    """Channels of a token inside the predictor."""
+    depth: PositiveInt = 12
+    """Transformer blocks."""
+    num_heads: PositiveInt = 16
+    """Attention heads; the width is a multiple of it."""
+    mlp_width: PositiveInt = 1536
+    """Hidden channels of a block's MLP."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        _check_heads("predictor", self.width, self.num_heads)
+        return self
+
+
+def _check_heads(name: str, width: int, num_heads: int) -> None:
+    if width % num_heads:
+        raise ValueError(f"{name}.width={width} is no multiple of {name}.num_heads={num_heads}")
+    if width // num_heads < 6:
+        raise ValueError(
+            f"{name}: got a head width of {width // num_heads}, expected at least 6, so that each of RoPE's three axes "
+            f"has two channels to rotate: lower {name}.num_heads"
+        )
+
+
+class ViewConfig(Config):
+    """Which clip a draw takes from a video (Table 5). Everything that decides a clip's bytes beside the draw itself."""
+
+    num_frames: PositiveInt = 16
+    """Frames of a clip."""
+    frame_step: PositiveInt = 4
+    """Frames of the video from one frame of the clip to the next."""
+    crop_size: PositiveInt = 224
+    """Height and width of a clip, in pixels."""
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.3, 1.0)
+    """Range of the crop's share of the frame's area."""
+    ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.35)
+    """Range of the crop's width over height, drawn log-uniformly."""
+    flip: bool = True
+    """Mirror half of the clips left to right. Off where labels name directions."""
+
+    @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        """(t, h, w, 3)."""
+        return (self.num_frames, self.crop_size, self.crop_size, 3)
+
+
+class MaskSetConfig(Config):
+    """One multi-block mask set: what one forward of the student hides."""
+
+    num_blocks: PositiveInt
+    """Blocks hidden per clip; they may overlap."""
+    area_fraction: float = Field(gt=0, le=1)
+    """Share of one frame's patch grid that a block covers."""
+
+
+class MaskConfig(Config):
+    """V-JEPA's multi-block masks: short range and long range, both for every clip (Table 5)."""
+
+    sets: tuple[MaskSetConfig, ...] = Field(
+        default=(MaskSetConfig(num_blocks=8, area_fraction=0.15), MaskSetConfig(num_blocks=2, area_fraction=0.7)), min_length=1
+    )
+    """The mask sets; each is one forward of encoder and predictor."""
+    temporal_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Share of the clip's time steps that a block covers."""
+    aspect_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.5)
+    """Range of a block's height over width, drawn uniformly."""
+    truncate: Literal["first", "random"] = "first"
+    """Which tokens stay when a mask group is cut to its smallest member: the first in time order (V-JEPA's way), or a random subset."""

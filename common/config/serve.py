@@ -1,0 +1,89 @@
+"""A frozen teacher as a service, or on disk: ``salt-serve``."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from common.config.base import Config
+from common.config.model import TargetDtype
+from common.config.train import LoaderConfig, TeacherComputeConfig
+
+
+class ServiceConfig(Config):
+    """What one replica of the teacher service holds and how long it waits."""
+
+    batch_wait_ms: PositiveFloat = 5.0
+    """How long the first clip of a batch waits for others, in milliseconds; a full batch does not wait."""
+    memory_bytes: NonNegativeInt = 2_000_000_000
+    """Memory for encoded targets, in bytes: what runs that follow each other share."""
+    max_request_bytes: PositiveInt = 256_000_000
+    """Largest request body, in bytes."""
+    max_pending_bytes: PositiveInt = 1_000_000_000
+    """Clips on their way to the teacher, in bytes; beyond it a request is answered 429."""
+    retry_after_s: PositiveFloat = 0.5
+    """What a client that was answered 429 or 503 is told to wait, in seconds."""
+    lease_s: PositiveFloat = 10.0
+    """How long the first asker of a clip may take to upload it before the next one is asked, in seconds."""
+    max_runs: PositiveInt = 1000
+    """Student runs on the board; the one that was silent longest is forgotten."""
+
+
+class ServeConfig(Config):
+    """`salt-serve teacher`: a frozen teacher behind Ray Serve."""
+
+    ckpt: str
+    """Run directory or checkpoint of the teacher."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    address: str | None = None
+    """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the command."""
+    cpus: PositiveFloat = 1.0
+    """CPUs that Ray sets aside for the teacher; may be a fraction."""
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs that Ray sets aside for the teacher; with 0 it runs on the CPU."""
+    board_file: str | None = None
+    """File that the student runs' progress is appended to, a JSON line each."""
+    teacher: TeacherComputeConfig = TeacherComputeConfig()
+    service: ServiceConfig = ServiceConfig()
+
+
+class PrecomputeConfig(Config):
+    """`salt-serve precompute`: a frozen teacher's targets on disk, of clips drawn with the view configuration it was trained with."""
+
+    ckpt: str
+    """Run directory or checkpoint of the teacher."""
+    data: str
+    """Folder of WebDataset shards with an index, as `salt-data pack` writes it."""
+    out: str
+    """The cache: arrow files and, last, manifest.json. A command that was killed continues when it is repeated."""
+    views: PositiveInt
+    """Pinned views per sample: the K of the student's `--views`."""
+    data_seed: int = 0
+    """Decides the views; the students' own."""
+    split: str = "train"
+    """Split of the data set; `all` takes every sample."""
+    target_dtype: TargetDtype = "float16"
+    """Rounding of the targets; the students' own."""
+    workers: NonNegativeInt = 1
+    """Ray actors; 0 runs in this process, without Ray."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """CPUs that Ray sets aside for a worker; may be a fraction."""
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    """GPUs that Ray sets aside for a worker. With 0 it runs on the CPU; `--workers 0` takes a GPU if there is one."""
+    address: str | None = None
+    """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the command."""
+    teacher: TeacherComputeConfig = TeacherComputeConfig()
+    loader: LoaderConfig = LoaderConfig()
+
+
+class StatusConfig(Config):
+    """`salt-serve status`: what a running teacher service says of itself."""
+
+    url: str
+    """The service, as `salt-serve teacher` prints it."""
+    wait: float = Field(default=0.0, ge=0)
+    """How long to wait until the service is ready, in seconds."""
+    format: Literal["text", "json"] = "text"
+    """Text for people, or JSON."""

@@ -1,0 +1,162 @@
+"""Training runs: ``salt-train``."""
+
+from typing import Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from common.config.base import Config
+from common.config.model import MASK_GROUP_SIZE, EncoderConfig, MaskConfig, PredictorConfig, TargetDtype, ViewConfig, Views
+
+
+class OptimConfig(Config):
+    """AdamW and its schedules (Table 5)."""
+
+    lr: PositiveFloat = 6.25e-4
+    """Peak learning rate for the global batch."""
+    start_lr: PositiveFloat = 2e-4
+    """Learning rate that the warm-up starts from."""
+    final_lr: PositiveFloat = 1e-6
+    """Learning rate at the last step."""
+    warmup_steps: NonNegativeInt = 10_000
+    """Steps of linear warm-up."""
+    weight_decay: float = Field(default=0.04, ge=0)
+    """Weight decay at step 0."""
+    final_weight_decay: float = Field(default=0.4, ge=0)
+    """Weight decay at the last step."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's beta1 and beta2."""
+    eps: PositiveFloat = 1e-8
+    """AdamW's epsilon."""
+    clip_grad: PositiveFloat = 0.02
+    """Largest global norm of the gradient, over encoder and predictor together."""
+
+
+class LoaderConfig(Config):
+    """How a rank reads and decodes."""
+
+    decode_threads: PositiveInt = 2
+    """Threads that decode ahead of the step."""
+    prefetch_steps: PositiveInt = 3
+    """Steps decoded, and asked of the teacher, ahead of the one that trains."""
+    frame_cache_bytes: NonNegativeInt = 0
+    """Memory for decoded videos, in bytes; 0 decodes a video at every view. Fair only for a small data set of small videos."""
+    max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
+    """Share of clips that may fail to decode before the run stops."""
+    shuffle_shards: PositiveInt = 8
+    """Shards whose samples are shuffled together. Part of the order: runs that should see the same clips share it."""
+
+
+class TeacherComputeConfig(Config):
+    """How a frozen teacher runs: together with the weights this decides a target to the bit."""
+
+    batch_size: PositiveInt = 16
+    """Clips of one teacher forward; smaller batches are padded to it."""
+    num_threads: PositiveInt = 1
+    """CPU threads of a teacher forward."""
+
+
+class ServiceClientConfig(Config):
+    """How a student asks the teacher service."""
+
+    request_clips: PositiveInt = 16
+    """Clips of one request."""
+    connections: PositiveInt = 4
+    """Requests in flight at a time."""
+    timeout_s: PositiveFloat = 60.0
+    """Longest wait for one response, in seconds."""
+    retry_budget_s: PositiveFloat = 120.0
+    """How long one request is retried, with backoff, before the run stops, in seconds."""
+
+
+class TrainConfig(Config):
+    """What every training run has. The top level holds the flags of ``salt-train``; the rest is reached by ``--set``."""
+
+    data: str
+    """Folder of WebDataset shards with an index, as `salt-data pack` writes it."""
+    out: str
+    """Run directory: config, metrics, TensorBoard events, checkpoints."""
+    steps: PositiveInt
+    """Optimizer steps."""
+    batch_size: PositiveInt = 3072
+    """Clips per step, all workers together."""
+    seed: int = 0
+    """Decides initialisation and masks."""
+    data_seed: int = 0
+    """Decides the order of the samples and their views; runs that share it see the same clips."""
+    views: Views = "fresh"
+    """Views per sample: `fresh` draws a new one in every pass (the paper), a number K repeats K pinned ones."""
+    split: str = "train"
+    """Split of the data set to train on; `all` takes every sample."""
+    workers: NonNegativeInt = 1
+    """Ray Train workers; 0 runs in this process, without Ray."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """CPUs that Ray sets aside for a worker; may be a fraction."""
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    """GPUs that Ray sets aside for a worker; with 0 it trains on the CPU. `--workers 0` takes a GPU if there is one."""
+    address: str | None = None
+    """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the command."""
+    num_threads: PositiveInt = 1
+    """CPU threads of a worker's forward and backward."""
+    init_std: PositiveFloat = 0.02
+    """Standard deviation of the initial weights (V-JEPA 2's 0.02). Narrow models start faster from more: 0.02 * sqrt(1024 / width)."""
+    log_every: PositiveInt = 10
+    """Steps from one line of metrics.jsonl to the next."""
+    keep_every: PositiveInt = 1000
+    """Steps from one checkpoint to the next; the last step always has one."""
+    resume: bool = False
+    """Continue the run in `out` after its newest checkpoint."""
+    encoder: EncoderConfig = EncoderConfig()
+    predictor: PredictorConfig = PredictorConfig()
+    view: ViewConfig = ViewConfig()
+    mask: MaskConfig = MaskConfig()
+    optim: OptimConfig = OptimConfig()
+    loader: LoaderConfig = LoaderConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.view.num_frames % self.encoder.tubelet_size or self.view.crop_size % self.encoder.patch_size:
+            raise ValueError(
+                f"got a clip of {self.view.num_frames} frames of {self.view.crop_size} pixels, expected multiples of "
+                f"encoder.tubelet_size={self.encoder.tubelet_size} and encoder.patch_size={self.encoder.patch_size}"
+            )
+        if self.optim.warmup_steps >= self.steps:
+            raise ValueError(
+                f"got steps={self.steps} with optim.warmup_steps={self.optim.warmup_steps}, expected a warm-up shorter than the run: "
+                f"raise --steps, or --set optim.warmup_steps={self.steps // 10}"
+            )
+        num_groups = -(-self.batch_size // MASK_GROUP_SIZE)
+        if self.workers > num_groups:
+            raise ValueError(
+                f"got workers={self.workers} for batch_size={self.batch_size}, expected at most {num_groups}: a worker takes whole mask "
+                f"groups of {MASK_GROUP_SIZE} clips"
+            )
+        return self
+
+class TeacherRun(TrainConfig):
+    """Stage 1, V-Pixel: masked pixel reconstruction."""
+
+    pixel_norm: Literal["channel", "joint"] = "channel"
+    """Pixels of a cube are normalised per channel (VideoMAE, the paper), or over all channels together (MAE)."""
+
+
+class StudentRun(TrainConfig):
+    """Stage 2, SALT: predict a frozen teacher's latents. Exactly one of the three sources of targets."""
+
+    teacher_url: str | None = None
+    """A teacher service, as `salt-serve teacher` prints it."""
+    targets: str | None = None
+    """A target cache, as `salt-serve precompute` writes it."""
+    teacher_ckpt: str | None = None
+    """A checkpoint: the teacher runs in the student's own process."""
+    target_dtype: TargetDtype = "float16"
+    """Rounding of the targets; the same in every source."""
+    teacher: TeacherComputeConfig = TeacherComputeConfig()
+    client: ServiceClientConfig = ServiceClientConfig()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [name for name in ("teacher_url", "targets", "teacher_ckpt") if getattr(self, name) is not None]
+        if len(given) != 1:
+            flags = ", ".join("--" + name.replace("_", "-") for name in given) or "none"
+            raise ValueError(f"got {flags}, expected exactly one source of targets: --teacher-url, --targets or --teacher-ckpt")
+        return self
