@@ -17,7 +17,7 @@ import typer
 import yaml
 from pydantic.fields import FieldInfo
 
-from common.config import PRESETS, Config, dump_yaml, explain, load_yaml, merge, preset_layer
+from common.config import MASKS, PRESETS, Config, dump_yaml, explain, load_yaml, mask_layer, merge, preset_layer
 
 C = TypeVar("C", bound=Config)
 
@@ -59,7 +59,7 @@ def add_command(
     default_preset: str | None = None,
     positional: tuple[str, ...] = (),
 ) -> None:
-    """Adds ``name`` to ``app``: resolves preset < ``--config`` file < flags < ``--set`` to a ``config_class`` and runs it.
+    """Adds ``name`` to ``app``: resolves preset < mask < ``--config`` file < flags < ``--set`` to a ``config_class`` and runs it.
 
     Every top-level field that is no nested configuration becomes a flag, with its docstring as help; so a flag that changes nothing
     cannot exist. The fields in ``positional`` are arguments instead. ``--print-config`` prints the resolved configuration instead of running.
@@ -80,6 +80,8 @@ def add_command(
     if default_preset is not None:
         presets = typer.Option(help=f"Sizes and schedules: {', '.join(PRESETS)}.", rich_help_panel="Configuration")
         parameters.append(_parameter("preset", str, presets, default_preset))
+        masks = typer.Option(help=f"Masking strategy: {', '.join(MASKS)}.", rich_help_panel="Configuration", show_default=False)
+        parameters.append(_parameter("mask", str | None, masks, None))
     file = typer.Option(metavar="FILE", help="YAML file of configuration keys.", rich_help_panel="Configuration")
     parameters.append(_parameter("config", str | None, file, None))
     settings = typer.Option(
@@ -98,6 +100,7 @@ def resolve(
     *,
     default_preset: str | None = None,
     preset: str | None = None,
+    mask: str | None = None,
     config: str | None = None,
     settings: list[str] | None = None,
     print_config: bool = False,
@@ -105,6 +108,8 @@ def resolve(
 ) -> C:
     """The configuration that a command line means. Raises pydantic.ValidationError or ValueError with the key that is wrong."""
     layers = [preset_layer(config_class, preset or default_preset)] if default_preset is not None else []
+    if mask is not None:
+        layers.append(mask_layer(mask))
     if config is not None:
         layers.append(load_yaml(config))
     layers.append({name: value for name, value in flags.items() if value is not None and value != []})

@@ -3,17 +3,30 @@
 import collections
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from common.clip import ClipBatch
 from common.config import MASK_GROUP_SIZE, MaskConfig
 from common.data.reader import Reader
 from common.model.grid import TokenGrid
-from common.model.masking import MaskGroup, group_idx, mask_group
+from common.model.masking import MaskGroup, MaskSet, group_idx, mask_group
 from student_trainer.target_source import TargetSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The clips of one mask group, on the device that trains: what one forward and backward take."""
+
+    pixels: UInt8[Tensor, "b t h w 3"]
+    good: Bool[Tensor, " b"]
+    target: Float[Tensor, "b n d"] | None
+    masks: MaskGroup
+    last: bool
+    """Of its batch, on this rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +37,22 @@ class Batch:
     clips: ClipBatch
     masks: list[MaskGroup]
     target: Future[Float[Tensor, "b n d"]] | None
-    """Rows of bad clips are zeros. None in stage 1."""
+    """Rows of bad clips are zeros. None where the objective needs none from outside."""
+
+    def groups(self, target: Float[Tensor, "b n d"] | None, device: torch.device) -> Iterator[Group]:
+        """The mask groups in order, each copied to the device when it is asked for. ``target``: what ``self.target`` came to."""
+        first = 0
+        for masks in self.masks:
+            rows = slice(first, first + masks.size)
+            first = rows.stop
+            sets = (MaskSet(visible_idx=_to(s.visible_idx, device), hidden_idx=_to(s.hidden_idx, device)) for s in masks.sets)
+            yield Group(
+                pixels=_to(torch.from_numpy(self.clips.pixels[rows]), device),
+                good=_to(torch.from_numpy(self.clips.good[rows]), device),
+                target=None if target is None else _to(target[rows], device),
+                masks=replace(masks, sets=tuple(sets)),
+                last=masks is self.masks[-1],
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,3 +93,8 @@ class Batches:
         clips = self.reader.clips(range(first_slot, first_slot + num_clips))
         target = None if self.source is None else self.source.request(clips)
         return Batch(step=step, clips=clips, masks=masks, target=target)
+
+
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device. A GPU gets it from pinned memory, so that neither this thread nor the GPU's work under way waits for the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,10 +1,11 @@
 """The command line ``salt-train``."""
 
 from common.command import add_command, console, new_app, run_app
-from common.config import StudentRun, TeacherRun, TrainConfig
+from common.config import StudentRun, TeacherRun, TrainConfig, VJepaRun
 
 app = new_app(
-    "Train video encoders by SALT: `teacher` makes a frozen teacher by masked pixel reconstruction, `student` learns from its latents.\n\n"
+    "Train video encoders by SALT: `teacher` makes a frozen teacher by masked pixel reconstruction, `student` learns from its latents; "
+    "`vjepa` is the baseline without a frozen teacher.\n\n"
     "The paper's sizes are presets; `--preset nano` learns something on a CPU in minutes."
 )
 
@@ -49,6 +50,16 @@ add_command(
     help="Stage 2, SALT: train a student to predict a frozen teacher's latents. The targets come from a service (`--teacher-url`), "
     "a cache on disk (`--targets`), or a teacher in this process (`--teacher-ckpt`).\n\n"
     "Example: `salt-train student --preset nano --data SHARDS --teacher-url http://127.0.0.1:8000 --out runs/student-a`",
+)
+add_command(
+    app,
+    "vjepa",
+    VJepaRun,
+    _train,
+    default_preset="vit-l",
+    help="The baseline, V-JEPA 2: the targets come from a moving average of the encoder that learns, which is also what is judged. Encoder, "
+    "predictor, masks and optimizer are SALT's, so that a comparison changes one thing.\n\n"
+    "Example: `salt-train vjepa --preset nano --data SHARDS --out runs/ema`",
 )
 
 

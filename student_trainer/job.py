@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common.config import StudentRun, TeacherRun, TrainConfig
+from common.config import StudentRun, TeacherRun, TrainConfig, VJepaRun
 from common.local_ray import ray_to_join
 
-_RUNS = {run.__name__: run for run in (TeacherRun, StudentRun)}
+_RUNS = {run.__name__: run for run in (TeacherRun, StudentRun, VJepaRun)}
 _SAY_PENDING_S = 30.0
 """A placement that pends this long says what is missing (DESIGN section 4, Ray)."""
 _ENVIRONMENT = {

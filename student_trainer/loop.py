@@ -1,5 +1,6 @@
 """The training loop, top to bottom, for every objective and every source of targets; plain PyTorch."""
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass
@@ -10,20 +11,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from common.config import StudentRun, TeacherRun, TrainConfig
+from common.config import StudentRun, TeacherRun, TrainConfig, VJepaRun
 from common.data.reader import Reader
 from common.model.checkpoint import CheckpointConfig, load_module, load_training, new_predictor, point_to, save_checkpoint
 from common.model.flops import step_flops
 from common.model.grid import token_grid
 from common.model.teacher import TeacherSpec
 from common.model.vit import Encoder, init_weights
-from student_trainer.batches import Batches
+from student_trainer.batches import Batch, Batches
+from student_trainer.compute import set_up, uses_bfloat16
 from student_trainer.metrics import MetricsLog
 from student_trainer.objective import Objective
 from student_trainer.optim import new_optimizer, set_schedule
-from student_trainer.run_directory import write_summary
+from student_trainer.run_directory import write_environment, write_summary
 from student_trainer.salt import Salt
 from student_trainer.target_source import TargetSource, open_source, views_of
+from student_trainer.vjepa import VJepa
 from student_trainer.vpixel import VPixel, pixel_width
 
 
@@ -44,13 +47,14 @@ def train(config: TrainConfig, worker: Worker, checkpoint: Path | None) -> None:
     )
     source = open_source(config, reader, run=Path(config.out).name) if isinstance(config, StudentRun) else None
     try:
-        _train(config, worker, checkpoint, reader, source)
+        train_on(reader, source, config, worker, checkpoint)
     finally:
         if source is not None:
             source.close()
 
 
-def _train(config: TrainConfig, worker: Worker, checkpoint: Path | None, reader: Reader, source: TargetSource | None) -> None:
+def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, worker: Worker, checkpoint: Path | None) -> None:
+    """``train`` with clips from ``reader`` and, in stage 2, targets from ``source``."""
     out = Path(config.out)
     grid = token_grid(config.view, config.encoder)
     teacher = None if source is None else source.spec
@@ -60,13 +64,16 @@ def _train(config: TrainConfig, worker: Worker, checkpoint: Path | None, reader:
             f"grid {tuple(grid)}: choose the student's view and patch size to match the teacher's"
         )
     objective, checkpoint_config = new_objective(config, teacher)
+    objective.to(worker.device)
+    set_up(objective, config.compute, worker.device)
     optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
     step = 0
     if checkpoint is not None:
         step = _restore(checkpoint, objective, optimizer, source)
         _say(worker, f"resuming {out} after step {step}")
-    objective.to(worker.device)
     model: nn.Module = DistributedDataParallel(objective) if worker.world_size > 1 else objective
+    if worker.rank == 0:
+        write_environment(out, config, worker.device, world_size=worker.world_size, after_step=step)
     batches = Batches(
         reader=reader,
         source=source,
@@ -90,7 +97,7 @@ def _train(config: TrainConfig, worker: Worker, checkpoint: Path | None, reader:
             mask=config.mask,
             encoder_parameters=num_parameters(objective.encoder),
             predictor_parameters=num_parameters(objective.predictor),
-            teacher_parameters=0 if teacher is None else teacher.num_parameters,
+            teacher_parameters=_target_parameters(objective, teacher),
         ),
     )
 
@@ -98,26 +105,15 @@ def _train(config: TrainConfig, worker: Worker, checkpoint: Path | None, reader:
         waited_since = time.perf_counter()
         batch = future.result()
         waited_for_data = time.perf_counter() - waited_since
-        target = None if batch.target is None else batch.target.result().to(worker.device, non_blocking=True)
+        target = None if batch.target is None else batch.target.result()
         waited_for_teacher = time.perf_counter() - waited_since - waited_for_data
 
         step = batch.step
-        pixels = torch.from_numpy(batch.clips.pixels).to(worker.device, non_blocking=True)
-        good = torch.from_numpy(batch.clips.good).to(worker.device)
-        masks = [group.to(worker.device) for group in batch.masks]
         lr, decay = set_schedule(optimizer, config.optim, step=step, steps=config.steps)
-        losses = model(pixels, target, masks)
-        # The loss is a mean over the good clips of the global batch, so a rank weighs its own by everybody's count.
-        num_good = _sum_over_ranks(good.sum(), worker).clamp(min=1)
-        loss = (losses.mean(0) * good).sum() / num_good
-        optimizer.zero_grad(set_to_none=True)
-        (loss * worker.world_size).backward()  # DistributedDataParallel divides by the world size
-        norm = nn.utils.clip_grad_norm_(objective.parameters(), config.optim.clip_grad)
-        optimizer.step()
+        loss, norm = update(model, optimizer, batch, target, config, worker)
+        objective.after_step(step=step, steps=config.steps)
 
-        line = log.add(
-            batch, loss.detach(), norm, data_wait_s=waited_for_data, teacher_wait_s=waited_for_teacher, lr=lr, weight_decay=decay
-        )
+        line = log.add(batch, loss, norm, data_wait_s=waited_for_data, teacher_wait_s=waited_for_teacher, lr=lr, weight_decay=decay)
         if line is not None and source is not None and worker.rank == 0:
             source.report(line)
         if step % config.keep_every == 0 or step == config.steps:
@@ -132,7 +128,12 @@ def _train(config: TrainConfig, worker: Worker, checkpoint: Path | None, reader:
                     "teacher": None if teacher is None else json.dumps(teacher.to_json()),
                 }
                 save_checkpoint(
-                    directory, checkpoint_config.model_copy(update={"step": step}), objective.encoder, objective.predictor, training
+                    directory,
+                    checkpoint_config.model_copy(update={"step": step}),
+                    objective.result,
+                    objective.predictor,
+                    training,
+                    online=None if objective.result is objective.encoder else objective.encoder,
                 )
                 point_to(out, directory)
     log.close()
@@ -140,14 +141,40 @@ def _train(config: TrainConfig, worker: Worker, checkpoint: Path | None, reader:
         write_summary(out, config, objective, source, reader)
 
 
+def update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, target: Tensor | None, config: TrainConfig, worker: Worker
+) -> tuple[Tensor, Tensor]:
+    """One optimizer step: this rank's share of the loss, and the norm of the gradient. Both stay on the device, which nothing here waits for.
+
+    Each mask group is a forward and a backward of its own, so a batch of any size fits where a group fits.
+    """
+    bfloat16 = uses_bfloat16(config.compute, worker.device)
+    # The loss is a mean over the good clips of the global batch, so a rank weighs its own by everybody's count.
+    num_good = _sum_over_ranks(torch.full((), int(batch.clips.good.sum()), device=worker.device), worker).clamp(min=1)
+    optimizer.zero_grad(set_to_none=True)
+    loss = torch.zeros((), device=worker.device)
+    for group in batch.groups(target, worker.device):
+        # Ranks exchange gradients once a step, with their last group.
+        with model.no_sync() if isinstance(model, DistributedDataParallel) and not group.last else contextlib.nullcontext():
+            with torch.autocast(worker.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+                losses = model(group.pixels, group.target, group.masks)
+            share = (losses.mean(0) * group.good).sum() / num_good
+            (share * worker.world_size).backward()  # DistributedDataParallel divides by the world size
+        loss += share.detach()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_grad)
+    optimizer.step()
+    return loss, norm
+
+
 def new_objective(config: TrainConfig, teacher: TeacherSpec | None) -> tuple[Objective, CheckpointConfig]:
     """The model of a run, initialised from its seed, and what its checkpoints say about it."""
+    out_width = config.encoder.width if teacher is None else teacher.width
     checkpoint_config = CheckpointConfig(
-        objective="vpixel" if isinstance(config, TeacherRun) else "salt",
+        objective=config.objective,
         step=0,
         encoder=config.encoder,
         predictor=config.predictor,
-        predictor_out_width=pixel_width(config.encoder) if teacher is None else teacher.width,
+        predictor_out_width=pixel_width(config.encoder) if isinstance(config, TeacherRun) else out_width,
         view=config.view,
         mask=config.mask,
         init_std=config.init_std,
@@ -159,11 +186,15 @@ def new_objective(config: TrainConfig, teacher: TeacherSpec | None) -> tuple[Obj
     predictor.init_weights(generator, std=config.init_std)
     if isinstance(config, TeacherRun):
         return VPixel(encoder, predictor, pixel_norm=config.pixel_norm), checkpoint_config
+    if isinstance(config, VJepaRun):
+        return VJepa(encoder, predictor, ema=config.ema), checkpoint_config
     return Salt(encoder, predictor), checkpoint_config
 
 
 def _restore(checkpoint: Path, objective: Objective, optimizer: torch.optim.Optimizer, source: TargetSource | None) -> int:
-    load_module(objective.encoder, checkpoint, "model.safetensors")
+    load_module(objective.result, checkpoint, "model.safetensors")
+    if objective.result is not objective.encoder:
+        load_module(objective.encoder, checkpoint, "online.safetensors")
     load_module(objective.predictor, checkpoint, "predictor.safetensors")
     training = load_training(checkpoint)
     optimizer.load_state_dict(training["optimizer"])
@@ -176,6 +207,12 @@ def _restore(checkpoint: Path, objective: Objective, optimizer: torch.optim.Opti
 def num_parameters(module: nn.Module) -> int:
     """Weights of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _target_parameters(objective: Objective, teacher: TeacherSpec | None) -> int:
+    if isinstance(objective, VJepa):
+        return num_parameters(objective.target_encoder)
+    return 0 if teacher is None else teacher.num_parameters
 
 
 def _sum_over_ranks(value: Tensor, worker: Worker) -> Tensor:

@@ -20,25 +20,24 @@ class Objective(nn.Module, abc.ABC):
         super().__init__()
         self.encoder, self.predictor = encoder, predictor
 
+    @property
+    def result(self) -> Encoder:
+        """The encoder that a run is for: what is judged, served and exported."""
+        return self.encoder
+
     def forward(
-        self, pixels: UInt8[Tensor, "b t h w 3"], target: Float[Tensor, "b n d"] | None, masks: list[MaskGroup]
+        self, pixels: UInt8[Tensor, "b t h w 3"], target: Float[Tensor, "b n d"] | None, masks: MaskGroup
     ) -> Float[Tensor, "sets b"]:
-        """Loss of each clip under each mask set, in float32. ``masks`` cover the clips in order; ``target`` is None in stage 1."""
-        size = {"patch_size": self.encoder.config.patch_size, "tubelet_size": self.encoder.config.tubelet_size}
+        """Loss of each clip of a mask group under each mask set, in float32. ``target`` is None where the targets do not come from outside."""
+        clip = normalise(pixels)
+        grid = grid_of(clip, patch_size=self.encoder.config.patch_size, tubelet_size=self.encoder.config.tubelet_size)
         losses = []
-        first = 0
-        for group in masks:
-            rows = slice(first, first + group.size)
-            clip = normalise(pixels[rows])
-            losses_of_sets = []
-            for set_idx, mask in enumerate(group.sets):
-                visible = self.encoder(clip, mask.visible_idx)
-                prediction = self.predictor(visible, mask.visible_idx, mask.hidden_idx, grid=grid_of(clip, **size), mask_set=set_idx)
-                wanted = self.wanted(pixels[rows], None if target is None else target[rows], mask.hidden_idx)
-                losses_of_sets.append(self.distance(prediction.float(), wanted.float()).mean((1, 2)))
-            losses.append(torch.stack(losses_of_sets))
-            first += group.size
-        return torch.cat(losses, dim=1)
+        for set_idx, mask in enumerate(masks.sets):
+            visible = self.encoder(clip, mask.visible_idx)
+            prediction = self.predictor(visible, mask.visible_idx, mask.hidden_idx, grid=grid, mask_set=set_idx)
+            wanted = self.wanted(pixels, target, mask.hidden_idx)
+            losses.append(self.distance(prediction.float(), wanted.float()).mean((1, 2)))
+        return torch.stack(losses)
 
     @abc.abstractmethod
     def wanted(
@@ -49,3 +48,6 @@ class Objective(nn.Module, abc.ABC):
     @abc.abstractmethod
     def distance(self, prediction: Float[Tensor, "b k out"], wanted: Float[Tensor, "b k out"]) -> Float[Tensor, "b k out"]:
         """How far a prediction is off, per value."""
+
+    def after_step(self, *, step: int, steps: int) -> None:
+        """Called when the optimizer has taken ``step`` of ``steps``, on every rank."""

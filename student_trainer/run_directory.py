@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from common.config import TrainConfig, dump_yaml, load_yaml
 from common.data.reader import Reader
 from common.model.checkpoint import POINTER, find_checkpoint
+from common.model.teacher import device_kind
+from student_trainer.compute import uses_bfloat16
 from student_trainer.objective import Objective
 from student_trainer.target_source import TargetSource
 
@@ -31,13 +34,16 @@ FREE_ON_RESUME = {
     "teacher_url",
     "targets",
     "teacher_ckpt",
+    "compute.activation_checkpointing",
+    "compute.compile",
+    "compute.attention",
 }
-"""Keys that may differ between a run and its continuation: they do not change what is learned. A source of targets may move, but its teacher's
-fingerprint and compute are checked against the checkpoint's."""
+"""Keys that may differ between a run and its continuation, with all below them: they do not change what is learned. A source of targets may move,
+but its teacher's fingerprint and compute are checked against the checkpoint's."""
 
 
 def open_run(config: TrainConfig) -> Path | None:
-    """The checkpoint to resume from, None for a new run; writes ``config.yaml`` and ``environment.json``.
+    """The checkpoint to resume from, None for a new run; writes ``config.yaml``.
 
     Raises ValueError where ``out`` holds another run and ``--resume`` is off, or where the continuation would learn something else.
     """
@@ -51,7 +57,6 @@ def open_run(config: TrainConfig) -> Path | None:
         _check_same(load_yaml(out / "config.yaml"), config.model_dump(mode="json"), out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(dump_yaml(config))
-    (out / "environment.json").write_text(json.dumps(_environment(), indent=2) + "\n")
     if not (out / POINTER).exists():
         return None
     checkpoint = find_checkpoint(out)
@@ -60,12 +65,20 @@ def open_run(config: TrainConfig) -> Path | None:
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
-    changed = [key for key in now if key not in FREE_ON_RESUME and before.get(key) != now[key]]
-    if changed:
-        key = changed[0]
-        raise ValueError(
-            f"--resume: {out} was started with {key}={before.get(key)!r}, got {key}={now[key]!r}: use the same value, or start a new run"
-        )
+    then = dict(_values(before))
+    for key, value in _values(now):
+        if then.get(key) != value:
+            raise ValueError(
+                f"--resume: {out} was started with {key}={then.get(key)!r}, got {key}={value!r}: use the same value, or start a new run"
+            )
+
+
+def _values(config: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys that must not change, as ``--set`` names them, and their values."""
+    for name, value in config.items():
+        key = above + name
+        if key not in FREE_ON_RESUME:
+            yield from _values(value, f"{key}.") if isinstance(value, dict) else [(key, value)]
 
 
 def _cut_metrics(path: Path, step: int) -> None:
@@ -84,23 +97,34 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def _environment() -> dict[str, Any]:
+def write_environment(out: Path, config: TrainConfig, device: torch.device, *, world_size: int, after_step: int) -> None:
+    """Adds to ``environment.json`` on what the run computes from here on: a list, since a run that is resumed may have moved."""
+    path = out / "environment.json"
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return {
+    environment = {
+        "after_step": after_step,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "num_cpus": os.cpu_count(),
         "git_commit": git.stdout.strip() or None,
+        "world_size": world_size,
+        "device": device_kind(device),
+        "num_threads": config.num_threads,
+        **config.compute.model_dump(),
+        "dtype": "bfloat16" if uses_bfloat16(config.compute, device) else "float32",
     }
+    before = json.loads(path.read_text()) if path.exists() else []
+    partial = out / ".environment.json"
+    partial.write_text(json.dumps([*before, environment], indent=2) + "\n")
+    partial.replace(path)
 
 
 def write_summary(out: Path, config: TrainConfig, objective: Objective, source: TargetSource | None, reader: Reader) -> None:
     """``summary.json``: what came of the run, from its metrics and its parts."""
     lines = read_metrics(out)
     summary = {
-        "objective": "vpixel" if source is None else "salt",
+        "objective": config.objective,
         "source": None if source is None else source.name,
         "steps": config.steps,
         "batch_size": config.batch_size,

@@ -1,8 +1,8 @@
-"""Learning rate and weight decay as pure functions of the step (arXiv:2509.24317, Table 5)."""
+"""Learning rate, weight decay and V-JEPA's momentum as pure functions of the step (arXiv:2509.24317, Table 5)."""
 
 import math
 
-from common.config import OptimConfig
+from common.config import EmaConfig, OptimConfig
 
 
 def learning_rate(optim: OptimConfig, *, step: int, steps: int) -> float:
@@ -15,6 +15,11 @@ def learning_rate(optim: OptimConfig, *, step: int, steps: int) -> float:
 def weight_decay(optim: OptimConfig, *, step: int, steps: int) -> float:
     """A cosine from ``weight_decay`` to ``final_weight_decay`` over the whole run."""
     return _cosine(optim.weight_decay, optim.final_weight_decay, step / steps)
+
+
+def ema_momentum(ema: EmaConfig, *, step: int, steps: int) -> float:
+    """Linear over the run; the first step has ``start`` (V-JEPA's code counts it as 0)."""
+    return ema.start + (step - 1) / steps * (ema.end - ema.start)
 
 
 def _cosine(start: float, end: float, progress: float) -> float:

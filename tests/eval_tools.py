@@ -10,7 +10,7 @@ import av
 import numpy as np
 import torch
 
-from common.config import EncoderConfig, MaskConfig, MaskSetConfig, PredictorConfig, StudentRun, TeacherRun, ViewConfig, dump_yaml
+from common.config import BlockSetConfig, EncoderConfig, MaskConfig, PredictorConfig, StudentRun, TeacherRun, ViewConfig, dump_yaml
 from common.data.encode import encode_mp4
 from common.data.shards import describe, sidecar, write_index
 from common.data.video import probe
@@ -20,7 +20,7 @@ from common.model.vit import Encoder, init_weights
 VIEW = ViewConfig(num_frames=4, frame_step=1, crop_size=32)
 ENCODER = EncoderConfig(width=24, depth=1, num_heads=2, mlp_width=48, patch_size=8)
 PREDICTOR = PredictorConfig(width=12, depth=1, num_heads=1, mlp_width=24)
-MASK = MaskConfig(sets=(MaskSetConfig(num_blocks=2, area_fraction=0.15), MaskSetConfig(num_blocks=1, area_fraction=0.7)))
+MASK = MaskConfig(sets=(BlockSetConfig(num_blocks=2, area_fraction=0.15), BlockSetConfig(num_blocks=1, area_fraction=0.7)))
 CONFIG = CheckpointConfig(
     objective="vpixel", step=3, encoder=ENCODER, predictor=PREDICTOR, predictor_out_width=3 * 2 * 8 * 8, view=VIEW, mask=MASK
 )

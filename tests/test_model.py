@@ -5,7 +5,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from common.config import EncoderConfig, MaskConfig, MaskSetConfig, OptimConfig, PredictorConfig, ViewConfig
+from common.config import BlockSetConfig, EncoderConfig, MaskConfig, OptimConfig, PredictorConfig, ViewConfig
 from common.model.grid import TokenGrid, grid_of, token_grid
 from common.model.masking import block_size, group_idx, mask_group
 from common.model.pixels import normalise, pixel_targets
@@ -159,7 +159,7 @@ def test_every_parameter_learns(objective):
         model = Salt(new_encoder(), new_predictor(20))
         target = torch.randn(3, GRID.num_tokens, 20)
     torch.nn.init.normal_(model.predictor.mask_tokens)
-    masks = [mask_group(MaskConfig(), GRID, seed=0, step=0, group=0, batch_size=3)]
+    masks = mask_group(MaskConfig(), GRID, seed=0, step=0, group=0, batch_size=3)
     losses = model(random_pixels(3, *VIEW.clip_shape), target, masks)
     assert losses.shape == (2, 3)
     losses.mean().backward()
@@ -172,7 +172,7 @@ def test_salt_loss_is_the_mean_distance_over_hidden_tokens():
     torch.nn.init.zeros_(model.predictor.head.weight)  # the prediction is 0, so the loss is the target's mean size
     target = torch.randn(3, GRID.num_tokens, 20)
     group = mask_group(MaskConfig(), GRID, seed=0, step=0, group=0, batch_size=3)
-    losses = model(random_pixels(3, *VIEW.clip_shape), target, [group])
+    losses = model(random_pixels(3, *VIEW.clip_shape), target, group)
     for set_idx, mask_set in enumerate(group.sets):
         for row in range(3):
             torch.testing.assert_close(losses[set_idx, row], target[row, mask_set.hidden_idx[row]].abs().mean())
@@ -226,8 +226,8 @@ BLOCKS = {
 @pytest.mark.parametrize("mask_set", BLOCKS)
 def test_block_sizes_are_the_references(mask_set):
     num_blocks, area_fraction = mask_set
-    config = MaskSetConfig(num_blocks=num_blocks, area_fraction=area_fraction)
-    sizes = [block_size(seed, PAPER_GRID, config, MaskConfig()) for seed in range(6)]
+    config = BlockSetConfig(num_blocks=num_blocks, area_fraction=area_fraction)
+    sizes = [block_size(seed, PAPER_GRID, config) for seed in range(6)]
     assert sizes == [(8, *size) for size in BLOCKS[mask_set]]
 
 
@@ -291,7 +291,7 @@ def test_the_kept_share_is_the_one_that_truncation_at_24_gives():
 
 
 def test_masks_that_leave_nothing_visible_are_an_error():
-    config = MaskConfig(sets=(MaskSetConfig(num_blocks=1, area_fraction=1.0),), aspect_ratio=(1.0, 1.0))
+    config = MaskConfig(sets=(BlockSetConfig(num_blocks=1, area_fraction=1.0, aspect_ratio=(1.0, 1.0)),))
     with pytest.raises(ValueError, match="expected blocks that leave tokens visible"):
         mask_group(config, TokenGrid(2, 4, 4), seed=0, step=0, group=0, batch_size=1)
 

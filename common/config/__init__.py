@@ -3,15 +3,41 @@
 from common.config.base import Config, dump_yaml, explain, load_yaml, merge
 from common.config.data import PackConfig, SynthConfig
 from common.config.evaluate import ProbeConfig, ReportConfig
-from common.config.model import MASK_GROUP_SIZE, EncoderConfig, MaskConfig, MaskSetConfig, PredictorConfig, TargetDtype, ViewConfig, Views
-from common.config.presets import PRESETS, preset_layer
+from common.config.model import (
+    MASK_GROUP_SIZE,
+    BlockSetConfig,
+    EncoderConfig,
+    MaskConfig,
+    MaskSetConfig,
+    PredictorConfig,
+    TargetDtype,
+    TubeSetConfig,
+    ViewConfig,
+    Views,
+)
+from common.config.presets import MASKS, PRESETS, mask_layer, preset_layer
 from common.config.serve import PrecomputeConfig, ServeConfig, ServiceConfig, StatusConfig
-from common.config.train import LoaderConfig, OptimConfig, ServiceClientConfig, StudentRun, TeacherComputeConfig, TeacherRun, TrainConfig
+from common.config.train import (
+    ComputeConfig,
+    EmaConfig,
+    LoaderConfig,
+    OptimConfig,
+    ServiceClientConfig,
+    StudentRun,
+    TeacherComputeConfig,
+    TeacherRun,
+    TrainConfig,
+    VJepaRun,
+)
 
 __all__ = [
+    "MASKS",
     "MASK_GROUP_SIZE",
     "PRESETS",
+    "BlockSetConfig",
+    "ComputeConfig",
     "Config",
+    "EmaConfig",
     "EncoderConfig",
     "LoaderConfig",
     "MaskConfig",
@@ -32,11 +58,14 @@ __all__ = [
     "TeacherComputeConfig",
     "TeacherRun",
     "TrainConfig",
+    "TubeSetConfig",
+    "VJepaRun",
     "ViewConfig",
     "Views",
     "dump_yaml",
     "explain",
     "load_yaml",
+    "mask_layer",
     "merge",
     "preset_layer",
 ]

@@ -13,6 +13,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+
 def merge(*layers: dict[str, Any]) -> dict[str, Any]:
     """Nested dictionaries in one; later layers win."""
     merged: dict[str, Any] = {}
@@ -21,6 +22,7 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
             below = merged.get(key)
             merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
+
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file."""

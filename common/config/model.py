@@ -11,6 +11,7 @@ TargetDtype = Literal["float16", "bfloat16", "int8"]
 MASK_GROUP_SIZE = 24
 """Clips that share a block size and kept counts: the paper's per-GPU batch, 3072 / 128 (DESIGN section 4, Masks)."""
 
+
 class EncoderConfig(Config):
     """A video ViT (arXiv:2509.24317, Table 3). Defaults: ViT-L."""
 
@@ -87,25 +88,37 @@ class ViewConfig(Config):
         return (self.num_frames, self.crop_size, self.crop_size, 3)
 
 
-class MaskSetConfig(Config):
-    """One multi-block mask set: what one forward of the student hides."""
+class BlockSetConfig(Config):
+    """One set of V-JEPA's multi-block masks: blocks of the token grid are hidden."""
 
     num_blocks: PositiveInt
     """Blocks hidden per clip; they may overlap."""
     area_fraction: float = Field(gt=0, le=1)
     """Share of one frame's patch grid that a block covers."""
-
-
-class MaskConfig(Config):
-    """V-JEPA's multi-block masks: short range and long range, both for every clip (Table 5)."""
-
-    sets: tuple[MaskSetConfig, ...] = Field(
-        default=(MaskSetConfig(num_blocks=8, area_fraction=0.15), MaskSetConfig(num_blocks=2, area_fraction=0.7)), min_length=1
-    )
-    """The mask sets; each is one forward of encoder and predictor."""
     temporal_fraction: float = Field(default=1.0, gt=0, le=1)
     """Share of the clip's time steps that a block covers."""
     aspect_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.5)
     """Range of a block's height over width, drawn uniformly."""
+    max_temporal_keep: float = Field(default=1.0, gt=0, le=1)
+    """Share of the clip's time steps, from the first, that may be visible; every later one is hidden. Below 1: causal multi-block."""
+
+
+class TubeSetConfig(Config):
+    """One set of VideoMAE's random tube masks: places of the patch grid are hidden in every time step."""
+
+    hidden_fraction: float = Field(gt=0, lt=1)
+    """Share of the places that is hidden, rounded down to whole places (of 196, 0.9 hides 176)."""
+
+
+MaskSetConfig = BlockSetConfig | TubeSetConfig
+
+
+class MaskConfig(Config):
+    """What the student sees and what it predicts. Default: V-JEPA's multi-block masks, short range and long range, both for every clip (Table 5)."""
+
+    sets: tuple[MaskSetConfig, ...] = Field(
+        default=(BlockSetConfig(num_blocks=8, area_fraction=0.15), BlockSetConfig(num_blocks=2, area_fraction=0.7)), min_length=1
+    )
+    """The mask sets; each is one forward of encoder and predictor."""
     truncate: Literal["first", "random"] = "first"
     """Which tokens stay when a mask group is cut to its smallest member: the first in time order (V-JEPA's way), or a random subset."""

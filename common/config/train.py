@@ -1,6 +1,6 @@
 """Training runs: ``salt-train``."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -29,6 +29,28 @@ class OptimConfig(Config):
     """AdamW's epsilon."""
     clip_grad: PositiveFloat = 0.02
     """Largest global norm of the gradient, over encoder and predictor together."""
+
+
+class ComputeConfig(Config):
+    """How encoder and predictor compute. Beside the precision it decides speed and memory alone: losses and gradients agree to rounding."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of matrix products (autocast; weights, norms, targets and loss stay float32). `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    activation_checkpointing: bool = False
+    """Compute each block again in the backward instead of keeping what is inside it: a third more compute for a fraction of the memory."""
+    compile: bool = False
+    """Compile each block (torch.compile): faster steps after a slow first one. Needs a C++ compiler, on a GPU a C compiler too."""
+    attention: Literal["sdpa", "explicit"] = "sdpa"
+    """PyTorch's fused attention, or softmax(q k^T) v written out, to compare it with."""
+
+
+class EmaConfig(Config):
+    """Momentum of V-JEPA's target encoder: target = momentum * target + (1 - momentum) * encoder after each step, linear in the step."""
+
+    start: float = Field(default=0.99925, ge=0, le=1)
+    """At the first step. V-JEPA 2: 0.99925 throughout; V-JEPA: from 0.998 to 1."""
+    end: float = Field(default=0.99925, ge=0, le=1)
+    """At the last step."""
 
 
 class LoaderConfig(Config):
@@ -71,6 +93,9 @@ class ServiceClientConfig(Config):
 class TrainConfig(Config):
     """What every training run has. The top level holds the flags of ``salt-train``; the rest is reached by ``--set``."""
 
+    objective: ClassVar[str]
+    """What checkpoints and summaries call it."""
+
     data: str
     """Folder of WebDataset shards with an index, as `salt-data pack` writes it."""
     out: str
@@ -110,6 +135,7 @@ class TrainConfig(Config):
     view: ViewConfig = ViewConfig()
     mask: MaskConfig = MaskConfig()
     optim: OptimConfig = OptimConfig()
+    compute: ComputeConfig = ComputeConfig()
     loader: LoaderConfig = LoaderConfig()
 
     @model_validator(mode="after")
@@ -132,8 +158,11 @@ class TrainConfig(Config):
             )
         return self
 
+
 class TeacherRun(TrainConfig):
     """Stage 1, V-Pixel: masked pixel reconstruction."""
+
+    objective = "vpixel"
 
     pixel_norm: Literal["channel", "joint"] = "channel"
     """Pixels of a cube are normalised per channel (VideoMAE, the paper), or over all channels together (MAE)."""
@@ -141,6 +170,8 @@ class TeacherRun(TrainConfig):
 
 class StudentRun(TrainConfig):
     """Stage 2, SALT: predict a frozen teacher's latents. Exactly one of the three sources of targets."""
+
+    objective = "salt"
 
     teacher_url: str | None = None
     """A teacher service, as `salt-serve teacher` prints it."""
@@ -160,3 +191,11 @@ class StudentRun(TrainConfig):
             flags = ", ".join("--" + name.replace("_", "-") for name in given) or "none"
             raise ValueError(f"got {flags}, expected exactly one source of targets: --teacher-url, --targets or --teacher-ckpt")
         return self
+
+
+class VJepaRun(TrainConfig):
+    """The baseline, V-JEPA 2: predict the latents of a moving average of the encoder itself. All else as in SALT, so that one thing differs."""
+
+    objective = "vjepa"
+
+    ema: EmaConfig = EmaConfig()

@@ -1,4 +1,4 @@
-"""V-JEPA's multi-block masks as a pure function of (seed, step, position in the global batch)."""
+"""Multi-block and random tube masks as a pure function of (seed, step, position in the global batch)."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from common.config import MASK_GROUP_SIZE, MaskConfig, MaskSetConfig
+from common.config import MASK_GROUP_SIZE, BlockSetConfig, MaskConfig, TubeSetConfig
 from common.draws import uniforms, words
 from common.model.grid import TokenGrid
 
@@ -33,14 +33,6 @@ class MaskGroup:
     sets: tuple[MaskSet, ...]
     """One per mask set of the configuration."""
 
-    def to(self, device: torch.device) -> "MaskGroup":
-        """The same masks on a device."""
-        sets = tuple(
-            MaskSet(visible_idx=s.visible_idx.to(device, non_blocking=True), hidden_idx=s.hidden_idx.to(device, non_blocking=True))
-            for s in self.sets
-        )
-        return MaskGroup(first=self.first, size=self.size, sets=sets)
-
 
 def mask_group(config: MaskConfig, grid: TokenGrid, *, seed: int, step: int, group: int, batch_size: int) -> MaskGroup:
     """The masks of positions [24 group, 24 group + 24) of a global batch; the last group may be smaller."""
@@ -52,54 +44,76 @@ def mask_group(config: MaskConfig, grid: TokenGrid, *, seed: int, step: int, gro
     size_seed = int(words(seed, f"mask size {step}", group, 1)[0] >> np.uint64(1))
     sets = []
     for set_idx, mask_set in enumerate(config.sets):
-        block = block_size(size_seed, grid, mask_set, config)
         keys = [f"mask {step} {first + row} {set_idx}" for row in range(size)]
-        visible = np.stack([_visible(seed, key, grid, block, mask_set.num_blocks) for key in keys])
+        if isinstance(mask_set, TubeSetConfig):
+            visible = _outside_tubes(seed, keys, grid, mask_set)
+        else:
+            visible = _outside_blocks(seed, keys, grid, block_size(size_seed, grid, mask_set), mask_set)
         sets.append(
             MaskSet(visible_idx=_keep(visible, config, seed, keys, "visible"), hidden_idx=_keep(~visible, config, seed, keys, "hidden"))
         )
     return MaskGroup(first=first, size=size, sets=tuple(sets))
 
 
-def block_size(seed: int, grid: TokenGrid, mask_set: MaskSetConfig, config: MaskConfig) -> tuple[int, int, int]:
+def block_size(seed: int, grid: TokenGrid, mask_set: BlockSetConfig) -> tuple[int, int, int]:
     """(t, h, w) of a block, in tokens, as V-JEPA 2's generator draws it from ``seed``: three uniforms, of which the third decides here."""
     generator = torch.Generator().manual_seed(seed)
     _, _, aspect = torch.rand(3, generator=generator).tolist()
-    low, high = config.aspect_ratio
+    low, high = mask_set.aspect_ratio
     ratio = low + aspect * (high - low)
     area = int(grid.h * grid.w * mask_set.area_fraction)
-    t = max(1, int(grid.t * config.temporal_fraction))
+    t = max(1, int(grid.t * mask_set.temporal_fraction))
     h, w = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
     return t, min(max(h, 1), grid.h), min(max(w, 1), grid.w)
 
 
-def _visible(seed: int, key: str, grid: TokenGrid, block: tuple[int, int, int], num_blocks: int) -> Bool[np.ndarray, " n"]:
-    """Tokens outside every block of one clip; drawn again while no token is left."""
-    attempt = 0
-    while True:
-        offsets = uniforms(seed, key, attempt, 3 * num_blocks).reshape(num_blocks, 3)
-        visible = np.ones(grid, dtype=bool)
-        room = [size - extent + 1 for size, extent in zip(grid, block, strict=True)]
-        for start, top, left in np.floor(offsets * room).astype(int):
-            visible[start : start + block[0], top : top + block[1], left : left + block[2]] = False
-        if visible.any():
-            return visible.reshape(-1)
-        attempt += 1
-        if attempt == 1000:
-            raise ValueError(
-                f"got mask blocks of {block} (t, h, w) on a token grid of {tuple(grid)}, expected blocks that leave tokens visible: "
-                "lower area_fraction or num_blocks of mask.sets"
-            )
+def _outside_blocks(
+    seed: int, keys: list[str], grid: TokenGrid, block: tuple[int, int, int], mask_set: BlockSetConfig
+) -> Bool[np.ndarray, "b n"]:
+    """Tokens outside every block, in the time steps that may be visible; a clip is drawn again while no token of it is left."""
+    room = [size - extent + 1 for size, extent in zip(grid, block, strict=True)]
+    visible = np.zeros((len(keys), *grid), dtype=bool)
+    for attempt in range(1000):
+        empty = np.flatnonzero(~visible.any((1, 2, 3)))
+        if not len(empty):
+            return visible.reshape(len(keys), grid.num_tokens)
+        draws = np.stack([uniforms(seed, keys[row], attempt, 3 * mask_set.num_blocks) for row in empty])
+        offsets = np.floor(draws.reshape(len(empty), -1, 3) * room)[..., None]
+        t, h, w = (
+            (np.arange(size) >= offsets[:, :, axis]) & (np.arange(size) < offsets[:, :, axis] + extent)
+            for axis, (size, extent) in enumerate(zip(grid, block, strict=True))
+        )  # for each clip and block, its places along an axis
+        visible[empty] = ~(t[..., None, None] & h[:, :, None, :, None] & w[:, :, None, None]).any(1)
+        visible[empty, max(1, int(grid.t * mask_set.max_temporal_keep)) :] = False
+    raise ValueError(
+        f"got mask blocks of {block} (t, h, w) on a token grid of {tuple(grid)}, expected blocks that leave tokens visible: "
+        "lower area_fraction or num_blocks of mask.sets"
+    )
+
+
+def _outside_tubes(seed: int, keys: list[str], grid: TokenGrid, mask_set: TubeSetConfig) -> Bool[np.ndarray, "b n"]:
+    """Tokens outside the tubes: in every time step the same places are hidden."""
+    num_places = grid.h * grid.w
+    num_hidden = int(mask_set.hidden_fraction * num_places)  # VideoMAE's rounding; V-JEPA's random tube keeps int(n * (1 - fraction))
+    if num_hidden == 0:
+        raise ValueError(
+            f"got hidden_fraction={mask_set.hidden_fraction} of {num_places} places, expected at least one hidden place: raise it in mask.sets"
+        )
+    order = np.argsort(np.stack([uniforms(seed, key, 0, num_places) for key in keys]), axis=1, kind="stable")
+    visible = np.ones((len(keys), num_places), dtype=bool)
+    np.put_along_axis(visible, order[:, :num_hidden], False, axis=1)
+    return np.tile(visible, (1, grid.t))
 
 
 def _keep(chosen: Bool[np.ndarray, "b n"], config: MaskConfig, seed: int, keys: list[str], name: str) -> Int[Tensor, "b k"]:
     """Indices of the chosen tokens, each row cut to the smallest row's count."""
     count = int(chosen.sum(1).min())
     if config.truncate == "first":
-        rows = [np.flatnonzero(row)[:count] for row in chosen]
+        kept = np.flatnonzero(chosen & (chosen.cumsum(1) <= count)).reshape(len(chosen), count) % chosen.shape[1]
     else:
-        rows = [_random_subset(np.flatnonzero(row), count, seed, f"{key} {name}") for row, key in zip(chosen, keys, strict=True)]
-    return torch.from_numpy(np.stack(rows))
+        rows = zip(chosen, keys, strict=True)
+        kept = np.stack([_random_subset(np.flatnonzero(row), count, seed, f"{key} {name}") for row, key in rows])
+    return torch.from_numpy(kept)
 
 
 def _random_subset(idx: Int[np.ndarray, " n"], count: int, seed: int, key: str) -> Int[np.ndarray, " k"]:

@@ -1,5 +1,7 @@
 """Pixels on their way into a model, or as its targets."""
 
+import functools
+
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int, UInt8
@@ -15,9 +17,13 @@ def normalise(
     pixels: UInt8[Tensor, "b t h w 3"], mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD
 ) -> Float[Tensor, "b 3 t h w"]:
     """A model's input: RGB scaled to [0, 1], minus mean, over standard deviation."""
-    shift = torch.tensor(mean, device=pixels.device) * 255
-    scale = torch.tensor(std, device=pixels.device) * 255
+    shift, scale = _shift_and_scale(mean, std, pixels.device)
     return rearrange((pixels.float() - shift) / scale, "b t h w c -> b c t h w")
+
+
+@functools.cache  # a copy to a GPU would wait for all that the GPU has yet to do
+def _shift_and_scale(mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(mean, device=device) * 255, torch.tensor(std, device=device) * 255
 
 
 def pixel_targets(

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from common.config import PredictorConfig
 from common.model.grid import TokenGrid
-from common.model.vit import Block, RopeTables, init_weights
+from common.model.vit import Block, Norm, RopeTables, Stack, init_weights
 
 
 class Predictor(nn.Module):
@@ -21,8 +21,8 @@ class Predictor(nn.Module):
         self.embed = nn.Linear(in_width, config.width)
         self.mask_tokens = nn.Parameter(torch.zeros(num_mask_tokens, config.width))
         self.rope = RopeTables(config.width // config.num_heads, rope)
-        self.blocks = nn.ModuleList(Block(config.width, config.num_heads, config.mlp_width, norm_eps) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, eps=norm_eps)
+        self.blocks = Stack(Block(config.width, config.num_heads, config.mlp_width, norm_eps) for _ in range(config.depth))
+        self.norm = Norm(config.width, eps=norm_eps)
         self.head = nn.Linear(config.width, out_width)
 
     def init_weights(self, generator: torch.Generator, *, std: float) -> None:
@@ -44,6 +44,5 @@ class Predictor(nn.Module):
         hidden = self.mask_tokens[mask_set].to(context.dtype).expand(*hidden_idx.shape, -1)
         x = torch.cat((context, hidden), dim=1)
         rope = self.rope(grid, torch.cat((visible_idx, hidden_idx), dim=1), x.device)
-        for block in self.blocks:
-            x = block(x, rope)
+        x = self.blocks(x, rope)
         return self.head(self.norm(x[:, visible_idx.shape[1] :]))

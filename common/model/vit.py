@@ -7,14 +7,25 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from common.config import EncoderConfig
 from common.model.grid import TokenGrid, cubes, grid_of
 from common.model.rope import rope_table, rotate
 
 
+class Norm(nn.LayerNorm):
+    """LayerNorm in float32, under autocast too."""
+
+    def forward(self, input: Float[Tensor, "*shape e"]) -> Float[Tensor, "*shape e"]:
+        return super().forward(input.float())
+
+
 class Attention(nn.Module):
     """Self-attention with rotary positions."""
+
+    explicit = False
+    """Write softmax(q k^T) v out, instead of PyTorch's fused attention."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -25,7 +36,11 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "b v e"], rope: Float[Tensor, "2 #b 1 v head"]) -> Float[Tensor, "b v e"]:
         qkv = rearrange(self.w_qkv(x), "b v (three heads head) -> three b heads v head", three=3, heads=self.num_heads)
         query, key = rotate(qkv[:2], rope[:, None])
-        attended = F.scaled_dot_product_attention(query, key, qkv[2])
+        if self.explicit:
+            weight = (query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])).softmax(-1, dtype=torch.float32)
+            attended = weight.to(qkv.dtype) @ qkv[2]
+        else:
+            attended = F.scaled_dot_product_attention(query, key, qkv[2])
         return self.w_out(rearrange(attended, "b heads v head -> b v (heads head)"))
 
 
@@ -46,14 +61,27 @@ class Block(nn.Module):
 
     def __init__(self, width: int, num_heads: int, mlp_width: int, norm_eps: float) -> None:
         super().__init__()
-        self.attn_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.attn_norm = Norm(width, eps=norm_eps)
         self.attn = Attention(width, num_heads)
-        self.mlp_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp_norm = Norm(width, eps=norm_eps)
         self.mlp = Mlp(width, mlp_width)
 
     def forward(self, x: Float[Tensor, "b v e"], rope: Float[Tensor, "2 #b 1 v head"]) -> Float[Tensor, "b v e"]:
         x = x + self.attn(self.attn_norm(x), rope)
         return x + self.mlp(self.mlp_norm(x))
+
+
+class Stack(nn.ModuleList):
+    """Blocks, one after the other."""
+
+    checkpointing = False
+    """Keep only what enters each block, and compute its inside again in the backward."""
+
+    def forward(self, x: Float[Tensor, "b v e"], rope: Float[Tensor, "2 #b 1 v head"]) -> Float[Tensor, "b v e"]:
+        again = self.checkpointing and torch.is_grad_enabled()
+        for block in self:  # no block draws random numbers
+            x = checkpoint(block, x, rope, use_reentrant=False, preserve_rng_state=False) if again else block(x, rope)
+        return x
 
 
 class RopeTables(nn.Module):
@@ -79,11 +107,11 @@ def init_weights(module: nn.Module, generator: torch.Generator, *, std: float) -
         if isinstance(child, nn.Linear):
             nn.init.trunc_normal_(child.weight, std=std, a=-2.0, b=2.0, generator=generator)
             nn.init.zeros_(child.bias)
-        elif isinstance(child, nn.LayerNorm):
+        elif isinstance(child, Norm):
             nn.init.ones_(child.weight)
             nn.init.zeros_(child.bias)
     with torch.no_grad():
-        for stack in (child for child in module.modules() if isinstance(child, nn.ModuleList)):
+        for stack in (child for child in module.modules() if isinstance(child, Stack)):
             for number, block in enumerate(stack, start=1):
                 assert isinstance(block, Block)
                 block.attn.w_out.weight.div_(math.sqrt(2.0 * number))
@@ -99,14 +127,12 @@ class Encoder(nn.Module):
         cube_width = 3 * config.tubelet_size * config.patch_size**2
         self.patch_embed = nn.Linear(cube_width, config.width)  # equals the Conv3d of V-JEPA 2: its weight, flattened
         self.rope = RopeTables(config.width // config.num_heads, config.rope)
-        self.blocks = nn.ModuleList(Block(config.width, config.num_heads, config.mlp_width, config.norm_eps) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.blocks = Stack(Block(config.width, config.num_heads, config.mlp_width, config.norm_eps) for _ in range(config.depth))
+        self.norm = Norm(config.width, eps=config.norm_eps)
 
     def forward(self, clip: Float[Tensor, "b 3 t h w"], token_idx: Int[Tensor, "b v"] | None = None) -> Float[Tensor, "b v e"]:
         """Tokens of the whole clip, or of ``token_idx`` alone, which then see only each other."""
         size = {"patch_size": self.config.patch_size, "tubelet_size": self.config.tubelet_size}
         x = self.patch_embed(cubes(clip, token_idx, **size).flatten(2))
         rope = self.rope(grid_of(clip, **size), token_idx, clip.device)
-        for block in self.blocks:
-            x = block(x, rope)
-        return self.norm(x)
+        return self.norm(self.blocks(x, rope))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from common.config import LoaderConfig, MaskSetConfig
+from common.config import LoaderConfig, MaskSetConfig, TubeSetConfig
 from common.data.reader import Reader
 from common.model.checkpoint import CheckpointConfig, load_encoder, load_predictor, read_config
 from student_trainer.evaluation import page, pictures
@@ -160,7 +160,7 @@ def masks_and_reconstruction(run: Run) -> tuple[list[str], str | None]:
     for mask_set, mask in zip(config.mask.sets, group.sets, strict=True):
         roles = pictures.token_roles(mask, 0, config.grid.num_tokens)
         count = [int((roles == role).sum()) for role in (pictures.CONTEXT, pictures.TARGET, pictures.DROPPED)]
-        caption = f"{_blocks(mask_set)}: {count[0]} tokens seen, {count[1]} predicted, {count[2]} neither"
+        caption = f"{_describe(mask_set)}: {count[0]} tokens seen, {count[1]} predicted, {count[2]} neither"
         shown.append(page.figure(pictures.png(pictures.strip(pictures.tint_masks(clip, roles, config.grid), tubelet)), caption))
     dropped = "neither: cut off so that all clips of a mask group keep equally many"
     colours = page.colour_key([(pictures.TARGET_COLOUR, "predicted (the rest, as it is, is seen)"), (pictures.DROPPED_COLOUR, dropped)])
@@ -191,7 +191,7 @@ def _reconstruction(run: Run, config: CheckpointConfig, clip: UInt8[np.ndarray, 
         made = pictures.reconstruct(
             clip, mask, 0, set_idx, encoder=encoder, predictor=predictor, config=config, pixel_norm=run.config["pixel_norm"]
         )
-        shown = [page.heading(_blocks(mask_set))]
+        shown = [page.heading(_describe(mask_set))]
         for title, frames in (("Visible input", made.visible), ("Prediction", made.prediction), ("Original", clip)):
             shown.append(page.figure(pictures.png(pictures.strip(frames, config.encoder.tubelet_size)), title))
         columns.append("".join(shown))
@@ -203,7 +203,9 @@ def _reconstruction(run: Run, config: CheckpointConfig, clip: UInt8[np.ndarray, 
     return page.section("V-Pixel reconstruction", page.text(explained), page.columns(columns))
 
 
-def _blocks(mask_set: MaskSetConfig) -> str:
+def _describe(mask_set: MaskSetConfig) -> str:
+    if isinstance(mask_set, TubeSetConfig):
+        return f"tubes over {mask_set.hidden_fraction:.0%} of the frame"
     return f"{mask_set.num_blocks} blocks of {mask_set.area_fraction:.0%} of the frame"
 
 
