@@ -1,22 +1,35 @@
-"""Encoder, predictor, masks, pixel targets and schedules against numbers of V-JEPA 2's and the paper's code."""
+"""Encoder, predictor, pixel targets and objectives against numbers of V-JEPA 2's and the paper's code."""
 
 import numpy as np
 import pytest
 import torch
 from einops import rearrange
 
-from common.config import BlockSetConfig, EncoderConfig, MaskConfig, OptimConfig, PredictorConfig, ViewConfig
+from common.config import (
+    MASKS,
+    PRESETS,
+    EmaConfig,
+    EncoderConfig,
+    MaskConfig,
+    PredictorConfig,
+    TeacherRun,
+    ViewConfig,
+    VJepaRun,
+    mask_layer,
+    preset_layer,
+)
 from common.model.grid import TokenGrid, grid_of, token_grid
-from common.model.masking import block_size, group_idx, mask_group
+from common.model.masking import mask_group
 from common.model.pixels import normalise, pixel_targets
 from common.model.predictor import Predictor
 from common.model.rope import rope_table, rotate
 from common.model.vit import Encoder, init_weights
+from student_trainer.loop import new_objective, num_parameters
+from student_trainer.objective import Objective
 from student_trainer.salt import Salt
-from student_trainer.schedule import learning_rate, weight_decay
+from student_trainer.vjepa import VJepa
 from student_trainer.vpixel import VPixel, pixel_width
 
-PAPER_GRID = TokenGrid(8, 14, 14)
 ENCODER = EncoderConfig(width=24, depth=2, num_heads=2, mlp_width=48, patch_size=8)
 PREDICTOR = PredictorConfig(width=12, depth=2, num_heads=1, mlp_width=24)
 VIEW = ViewConfig(num_frames=4, frame_step=1, crop_size=32)
@@ -29,8 +42,10 @@ def new_encoder(config: EncoderConfig = ENCODER) -> Encoder:
     return encoder
 
 
-def new_predictor(out_width: int) -> Predictor:
-    predictor = Predictor(PREDICTOR, in_width=ENCODER.width, out_width=out_width, num_mask_tokens=2, rope=ENCODER.rope, norm_eps=1e-6)
+def new_predictor(out_width: int, num_sets: int = 2) -> Predictor:
+    predictor = Predictor(
+        PREDICTOR, in_width=ENCODER.width, out_width=out_width, num_mask_tokens=num_sets, rope=ENCODER.rope, norm_eps=1e-6
+    )
     predictor.init_weights(torch.Generator().manual_seed(1), std=0.02)
     return predictor
 
@@ -66,6 +81,26 @@ def test_rope_leaves_the_channels_over_as_they_are():
     turned = rotate(x, rope_table(GRID, 64, "vjepa2_tiled", torch.device("cpu")))
     assert torch.equal(turned[:, 60:], x[:, 60:])
     assert not torch.equal(turned[:, :60], x[:, :60])
+
+
+@pytest.mark.parametrize("grid", [TokenGrid(8, 14, 14), TokenGrid(3, 5, 7)], ids=str)
+@pytest.mark.parametrize("head_width", [24, 32, 64, 80, 88, 104])
+def test_rope_reads_positions_from_the_true_grid(grid, head_width):
+    table = rope_table(grid, head_width, "vjepa2_tiled", torch.device("cpu"))
+    token = grid.num_tokens - 2
+    t, h, w = token // (grid.h * grid.w), token // grid.w % grid.h, token % grid.w
+    half = head_width // 3 // 2  # 64 -> 10 frequencies on each of 20, 20, 20 channels, 4 left
+    angles = [position * 10_000 ** (-(channel % half) / half) for position in (t, h, w) for channel in range(2 * half)]
+    angles += [0.0] * (head_width - 6 * half)
+    torch.testing.assert_close(table[:, token], torch.tensor(np.array([np.cos(angles), np.sin(angles)], np.float32)), rtol=0, atol=1e-5)
+
+
+def test_a_head_without_a_channel_for_each_axis_is_an_error():
+    EncoderConfig(width=24, num_heads=4)
+    with pytest.raises(ValueError, match="encoder: got a head width of 5, expected at least 6"):
+        EncoderConfig(width=20, num_heads=4)
+    with pytest.raises(ValueError, match="predictor: got a head width of 4, expected at least 6"):
+        PredictorConfig(width=16, num_heads=4)
 
 
 def test_interleaved_rope_keeps_norms_and_depends_on_distances_alone():
@@ -119,15 +154,34 @@ def test_clip_of_broken_cubes_is_an_error():
         grid_of(torch.zeros(1, 3, 4, 30, 32), patch_size=8, tubelet_size=2)
 
 
-def test_parameter_counts_are_the_papers():
+COUNTS = {
+    "vit-b": (86_236_416, 21_886_080, 768),
+    "vit-l": (303_885_312, 22_082_944, 1024),
+    "vit-h": (631_648_000, 22_181_248, 1024),
+    "vit-g": (1_012_173_952, 22_230_400, 1024),
+    "vit-G": (1_843_923_840, 22_328_704, 1024),
+    "small": (21_884_544, 5_487_168, 384),
+    "tiny": (5_633_856, 1_379_616, 192),
+}  # encoder, predictor, width of the teacher it predicts: Tables 3 and 4; small and tiny are ViT-S and ViT-Ti
+
+
+@pytest.mark.parametrize("preset", COUNTS)
+def test_parameter_counts_are_the_papers(preset):
+    run = VJepaRun.model_validate(preset_layer(VJepaRun, preset) | {"data": "", "out": ""})
+    encoder_parameters, predictor_parameters, teacher_width = COUNTS[preset]
     with torch.device("meta"):
-        vit_b = Encoder(EncoderConfig(width=768, depth=12, num_heads=12, mlp_width=3072))
-        vit_l = Encoder(EncoderConfig())
-        predictor = Predictor(PredictorConfig(), in_width=1024, out_width=1024, num_mask_tokens=2, rope="vjepa2_tiled", norm_eps=1e-6)
-    count = {name: sum(p.numel() for p in m.parameters()) for name, m in (("b", vit_b), ("l", vit_l), ("predictor", predictor))}
-    assert count["predictor"] == 22_082_944
-    assert round(count["b"] / 1e6, 3) == 86.236
-    assert round(count["l"] / 1e6, 3) == 303.885
+        encoder = Encoder(run.encoder)
+        predictor, pixel_predictor = (
+            Predictor(run.predictor, in_width=run.encoder.width, out_width=width, num_mask_tokens=2, rope=run.encoder.rope, norm_eps=1e-6)
+            for width in (teacher_width, pixel_width(run.encoder))
+        )
+    assert num_parameters(encoder) == encoder_parameters
+    assert num_parameters(predictor) == predictor_parameters
+    assert pixel_predictor.head.weight.shape == (1536, run.predictor.width)
+    if preset == "vit-l":
+        assert num_parameters(pixel_predictor) == 22_280_064
+    if preset in ("small", "tiny"):
+        assert run.encoder.width // run.encoder.num_heads == 64
 
 
 @pytest.mark.parametrize("make", [new_encoder, lambda: new_predictor(24)], ids=["encoder", "predictor"])
@@ -142,6 +196,20 @@ def test_init_fills_every_parameter(make):
     assert [name for name, parameter in module.named_parameters() if parameter.isnan().any()] == []
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_init_fills_every_parameter_of_a_presets_model(preset):
+    run = TeacherRun.model_validate(preset_layer(TeacherRun, preset) | {"data": "", "out": "", "seed": 1})
+    narrow = {"width": 6 * run.encoder.num_heads, "mlp_width": 32, "depth": 2}  # as the preset is, but small
+    narrow_predictor = {"width": 6 * run.predictor.num_heads, "mlp_width": 32, "depth": 2}
+    encoder, predictor = run.encoder.model_copy(update=narrow), run.predictor.model_copy(update=narrow_predictor)
+    objective, _ = new_objective(run.model_copy(update={"encoder": encoder, "predictor": predictor}), None)
+    for parameter in objective.parameters():
+        torch.nn.init.constant_(parameter, torch.nan)
+    init_weights(objective.encoder, torch.Generator().manual_seed(0), std=run.init_std)
+    objective.predictor.init_weights(torch.Generator().manual_seed(0), std=run.init_std)
+    assert [name for name, parameter in objective.named_parameters() if parameter.isnan().any()] == []
+
+
 def test_init_shrinks_the_ends_of_deeper_blocks():
     encoder = new_encoder(EncoderConfig(width=192, depth=3, num_heads=4, mlp_width=768, patch_size=8))
     spreads = [(block.attn.w_out.weight.std(), block.mlp.w_down.weight.std()) for block in encoder.blocks]
@@ -150,20 +218,25 @@ def test_init_shrinks_the_ends_of_deeper_blocks():
             assert spread.item() == pytest.approx(0.02 / (2 * number) ** 0.5, rel=0.03)
 
 
-@pytest.mark.parametrize("objective", ["vpixel", "salt"])
-def test_every_parameter_learns(objective):
-    target = None
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("objective", ["vpixel", "salt", "vjepa"])
+def test_every_parameter_learns(objective, mask):
+    config = MaskConfig.model_validate(mask_layer(mask)["mask"])
+    model: Objective
     if objective == "vpixel":
-        model = VPixel(new_encoder(), new_predictor(pixel_width(ENCODER)), pixel_norm="channel")
+        model = VPixel(new_encoder(), new_predictor(pixel_width(ENCODER), len(config.sets)), pixel_norm="channel")
+    elif objective == "salt":
+        model = Salt(new_encoder(), new_predictor(20, len(config.sets)))
     else:
-        model = Salt(new_encoder(), new_predictor(20))
-        target = torch.randn(3, GRID.num_tokens, 20)
+        model = VJepa(new_encoder(), new_predictor(ENCODER.width, len(config.sets)), ema=EmaConfig())
+    target = torch.randn(3, GRID.num_tokens, 20) if objective == "salt" else None
     torch.nn.init.normal_(model.predictor.mask_tokens)
-    masks = mask_group(MaskConfig(), GRID, seed=0, step=0, group=0, batch_size=3)
-    losses = model(random_pixels(3, *VIEW.clip_shape), target, masks)
-    assert losses.shape == (2, 3)
+    losses = model(random_pixels(3, *VIEW.clip_shape), target, mask_group(config, GRID, seed=0, step=0, group=0, batch_size=3))
+    assert losses.shape == (len(config.sets), 3)
     losses.mean().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    learning = {name: p for name, p in model.named_parameters() if not name.startswith("target_encoder")}
+    assert [name for name, p in learning.items() if p.grad is None or not p.grad.any()] == []
+    assert [name for name, p in model.named_parameters() if name not in learning and (p.requires_grad or p.grad is not None)] == []
     assert model.predictor.mask_tokens.grad.any(1).all()  # each mask set has its own
 
 
@@ -213,113 +286,3 @@ def test_joint_norm_keeps_the_difference_between_channels():
     }
     assert means["channel"].abs().max() < 1e-4
     assert means["joint"][0] > 1
-
-
-# --- masks ---
-
-BLOCKS = {
-    (8, 0.15): [(5, 6), (6, 5), (6, 5), (5, 5), (5, 6), (6, 5)],
-    (2, 0.7): [(11, 13), (12, 11), (13, 11), (11, 12), (11, 13), (14, 10)],
-}  # (h, w) of V-JEPA 2's generator for seeds 0..5
-
-
-@pytest.mark.parametrize("mask_set", BLOCKS)
-def test_block_sizes_are_the_references(mask_set):
-    num_blocks, area_fraction = mask_set
-    config = BlockSetConfig(num_blocks=num_blocks, area_fraction=area_fraction)
-    sizes = [block_size(seed, PAPER_GRID, config) for seed in range(6)]
-    assert sizes == [(8, *size) for size in BLOCKS[mask_set]]
-
-
-@pytest.mark.parametrize("truncate", ["first", "random"])
-def test_visible_and_hidden_are_disjoint_and_ascend(truncate):
-    group = mask_group(MaskConfig(truncate=truncate), PAPER_GRID, seed=0, step=3, group=1, batch_size=40)
-    assert (group.first, group.size) == (24, 16)
-    for mask_set in group.sets:
-        for idx in (mask_set.visible_idx, mask_set.hidden_idx):
-            assert len(idx) == 16
-            assert idx.shape[1] > 0
-            assert (idx.diff(dim=1) > 0).all()
-            assert 0 <= idx.min() <= idx.max() < PAPER_GRID.num_tokens
-        for visible, hidden in zip(mask_set.visible_idx.tolist(), mask_set.hidden_idx.tolist(), strict=True):
-            assert not set(visible) & set(hidden)
-
-
-@pytest.mark.parametrize("truncate", ["first", "random"])
-def test_visible_and_hidden_cover_the_grid_where_nothing_is_cut(truncate):
-    group = mask_group(MaskConfig(truncate=truncate), PAPER_GRID, seed=0, step=3, group=0, batch_size=1)
-    for mask_set in group.sets:
-        together = torch.cat((mask_set.visible_idx[0], mask_set.hidden_idx[0])).sort().values
-        assert torch.equal(together, torch.arange(PAPER_GRID.num_tokens))
-
-
-def test_masks_depend_on_seed_step_and_position_alone():
-    def sets(**changed):
-        return mask_group(MaskConfig(), PAPER_GRID, **{"seed": 0, "step": 5, "group": 0, "batch_size": 24, **changed}).sets
-
-    def same(first, second):
-        pairs = [(getattr(a, name), getattr(b, name)) for a, b in zip(first, second, strict=True) for name in ("visible_idx", "hidden_idx")]
-        return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
-
-    first = sets()
-    torch.manual_seed(99)
-    np.random.seed(99)
-    assert same(first, sets())
-    assert same(first, sets(batch_size=72))  # later groups of the batch change nothing
-    assert not same(first, sets(step=6))
-    assert not same(first, sets(seed=1))
-    assert not same(first, sets(batch_size=72, group=1))
-
-
-def test_first_keeps_early_tokens_and_random_keeps_as_many_from_everywhere():
-    kept = {
-        truncate: mask_group(MaskConfig(truncate=truncate), PAPER_GRID, seed=0, step=0, group=0, batch_size=24).sets
-        for truncate in ("first", "random")
-    }
-    for first, random in zip(kept["first"], kept["random"], strict=True):
-        assert first.visible_idx.shape == random.visible_idx.shape
-        assert first.hidden_idx.shape == random.hidden_idx.shape
-        assert first.hidden_idx.double().mean() < random.hidden_idx.double().mean()
-
-
-def test_the_kept_share_is_the_one_that_truncation_at_24_gives():
-    groups = [mask_group(MaskConfig(), PAPER_GRID, seed=0, step=step, group=0, batch_size=24) for step in range(20)]
-    shares = [[s.visible_idx.shape[1] / PAPER_GRID.num_tokens for s in group.sets] for group in groups]
-    short, long = np.mean(shares, axis=0)
-    assert short == pytest.approx(0.234, abs=0.02)  # V-JEPA 2's generator, 150 batches of 24
-    assert long == pytest.approx(0.068, abs=0.02)
-
-
-def test_masks_that_leave_nothing_visible_are_an_error():
-    config = MaskConfig(sets=(BlockSetConfig(num_blocks=1, area_fraction=1.0, aspect_ratio=(1.0, 1.0)),))
-    with pytest.raises(ValueError, match="expected blocks that leave tokens visible"):
-        mask_group(config, TokenGrid(2, 4, 4), seed=0, step=0, group=0, batch_size=1)
-
-
-def test_a_group_outside_the_batch_is_an_error():
-    with pytest.raises(ValueError, match="got mask group 2 of a batch of 48, expected at most 1"):
-        mask_group(MaskConfig(), GRID, seed=0, step=0, group=2, batch_size=48)
-
-
-@pytest.mark.parametrize(("batch_size", "world_size"), [(24, 1), (100, 3), (3072, 7), (30, 2)])
-def test_every_mask_group_has_one_rank(batch_size, world_size):
-    taken = [group for rank in range(world_size) for group in group_idx(batch_size, rank, world_size)]
-    assert taken == list(range(-(-batch_size // 24)))
-
-
-# --- schedules (Table 5, worked out by hand) ---
-
-LEARNING_RATES = {
-    (160_000, 1): 2.00043e-4, (160_000, 5_000): 4.125e-4, (160_000, 10_000): 6.25e-4, (160_000, 80_000): 3.45613e-4,
-    (160_000, 160_000): 1e-6, (80_000, 40_000): 3.82427e-4, (40_000, 20_000): 4.69e-4,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("steps", "step"), LEARNING_RATES)
-def test_learning_rate_is_the_papers(steps, step):
-    assert learning_rate(OptimConfig(), step=step, steps=steps) == pytest.approx(LEARNING_RATES[steps, step], rel=5e-6)
-
-
-@pytest.mark.parametrize(("step", "expected"), [(10_000, 0.043459), (80_000, 0.22), (160_000, 0.4)])
-def test_weight_decay_is_the_papers(step, expected):
-    assert weight_decay(OptimConfig(), step=step, steps=160_000) == pytest.approx(expected, rel=1e-5)

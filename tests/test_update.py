@@ -1,0 +1,253 @@
+"""One optimizer step: schedules, parameter groups, mask groups as micro-batches, the moving average, the compute switches."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from train_tools import ALONE, BAD_SLOT, CPU, RandomClips, batch_of, losses_and_gradients, new_model, small_run
+
+from common.config import ComputeConfig, EmaConfig, OptimConfig, TeacherRun
+from common.model.pixels import normalise
+from student_trainer.compute import set_up, uses_bfloat16
+from student_trainer.loop import train_on, update
+from student_trainer.optim import new_optimizer, set_schedule
+from student_trainer.run_directory import open_run
+from student_trainer.schedule import ema_momentum, learning_rate, weight_decay
+from student_trainer.vjepa import VJepa
+
+# --- schedules (Table 5, worked out by hand) ---
+
+LEARNING_RATES = {
+    (160_000, 1): 2.00043e-4, (160_000, 5_000): 4.125e-4, (160_000, 10_000): 6.25e-4, (160_000, 80_000): 3.45613e-4,
+    (160_000, 160_000): 1e-6, (80_000, 40_000): 3.82427e-4, (40_000, 20_000): 4.69e-4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("steps", "step"), LEARNING_RATES)
+def test_learning_rate_is_the_papers(steps, step):
+    assert learning_rate(OptimConfig(), step=step, steps=steps) == pytest.approx(LEARNING_RATES[steps, step], rel=5e-6)
+
+
+@pytest.mark.parametrize(("step", "expected"), [(10_000, 0.043459), (80_000, 0.22), (160_000, 0.4)])
+def test_weight_decay_is_the_papers(step, expected):
+    assert weight_decay(OptimConfig(), step=step, steps=160_000) == pytest.approx(expected, rel=1e-5)
+
+
+def test_momentum_is_v_jepas():
+    assert [ema_momentum(EmaConfig(), step=step, steps=100) for step in (1, 50, 100)] == [0.99925] * 3
+    v1 = EmaConfig(start=0.998, end=1.0)
+    assert ema_momentum(v1, step=1, steps=90_000) == 0.998
+    assert ema_momentum(v1, step=45_001, steps=90_000) == pytest.approx(0.999, abs=1e-12)
+    assert ema_momentum(v1, step=90_000, steps=90_000) == pytest.approx(1 - 0.002 / 90_000, abs=1e-12)
+
+
+# --- the optimizer ---
+
+
+def test_norms_and_biases_are_not_decayed_and_mask_tokens_are():
+    objective, _ = new_model(small_run(TeacherRun))
+    optimizer = new_optimizer([objective.encoder, objective.predictor], OptimConfig())
+    set_schedule(optimizer, OptimConfig(), step=80_000, steps=160_000)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    named = dict(objective.named_parameters())
+    assert len(decay) == len(named)
+    kept = {name for name, parameter in named.items() if decay[id(parameter)] == 0}
+    assert kept == {name for name in named if name.endswith("bias") or "norm" in name}
+    assert [decay[id(named[name])] for name in named.keys() - kept] == pytest.approx([0.22] * (len(named) - len(kept)))
+    assert "predictor.mask_tokens" not in kept
+
+
+def test_the_gradient_is_cut_to_the_norm_over_encoder_and_predictor():
+    config = small_run(TeacherRun, optim={"warmup_steps": 3, "clip_grad": 0.02})
+    objective, _ = new_model(config)
+    optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
+    _, norm = update(objective, optimizer, batch_of(config), None, config, ALONE)
+    gradients = torch.cat([parameter.grad.flatten() for parameter in objective.parameters()])
+    assert norm > 0.02
+    assert gradients.norm().item() == pytest.approx(0.02, rel=1e-3)
+
+
+# --- mask groups ---
+
+
+def test_groups_one_by_one_give_the_gradient_of_all_at_once():
+    config = small_run(TeacherRun)
+    batch = batch_of(config)
+    assert [group.size for group in batch.masks] == [24, 6]
+    assert batch.clips.good.sum() == 29
+
+    objective, _ = new_model(config)
+    losses = torch.cat([objective(group.pixels, None, group.masks) for group in batch.groups(None, CPU)], dim=1)
+    whole = losses.mean(0)[torch.from_numpy(batch.clips.good)].mean()  # DESIGN section 4, Loss
+    whole.backward()
+    expected = [parameter.grad for parameter in objective.parameters()]
+
+    again, _ = new_model(config)
+    loss, _ = update(again, torch.optim.SGD(again.parameters(), lr=0.0), batch, None, config, ALONE)
+    torch.testing.assert_close(loss, whole.detach(), rtol=1e-6, atol=0)
+    for parameter, gradient in zip(again.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_bad_clip_has_no_weight():
+    config = small_run(TeacherRun)
+    batch = batch_of(config)
+    loss, _ = update(objective := new_model(config)[0], torch.optim.SGD(objective.parameters(), lr=0.0), batch, None, config, ALONE)
+    batch.clips.pixels[BAD_SLOT] = 200 + torch.arange(32, dtype=torch.uint8).numpy()[:, None]
+    again, _ = update(objective := new_model(config)[0], torch.optim.SGD(objective.parameters(), lr=0.0), batch, None, config, ALONE)
+    assert torch.equal(loss, again)
+    batch.clips.pixels[BAD_SLOT + 1] += 1
+    other, _ = update(objective := new_model(config)[0], torch.optim.SGD(objective.parameters(), lr=0.0), batch, None, config, ALONE)
+    assert not torch.equal(loss, other)
+
+
+# --- the moving average ---
+
+
+def test_the_target_encoder_follows_the_encoder_and_is_the_result():
+    config = small_run(ema={"start": 0.75, "end": 1.0})
+    objective, checkpoint_config = new_model(config)
+    assert isinstance(objective, VJepa)
+    assert objective.result is objective.target_encoder
+    assert checkpoint_config.objective == "vjepa"
+    before = [parameter.clone() for parameter in objective.target_encoder.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, objective.encoder.parameters(), strict=True))  # it starts as a copy
+    optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
+    for step in (1, 2):
+        update(objective, optimizer, batch_of(config, step), None, config, ALONE)
+        objective.after_step(step=step, steps=10)
+        momentum = 0.75 + 0.25 * (step - 1) / 10
+        before = [momentum * old + (1 - momentum) * new for old, new in zip(before, objective.encoder.parameters(), strict=True)]
+        for parameter, expected in zip(objective.target_encoder.parameters(), before, strict=True):
+            torch.testing.assert_close(parameter.data, expected.data, rtol=1e-6, atol=1e-7)
+            assert parameter.grad is None
+            assert not parameter.requires_grad
+
+
+def test_the_moving_target_is_the_normalised_dense_forward():
+    config = small_run()
+    objective, _ = new_model(config)
+    torch.nn.init.zeros_(objective.predictor.head.weight)  # the prediction is 0, so the loss is the target's mean size
+    group = next(iter(batch_of(config).groups(None, CPU)))
+    losses = objective(group.pixels, None, group.masks)
+    with torch.no_grad():
+        dense = objective.result(normalise(group.pixels))
+        target = F.layer_norm(dense, (32,), eps=1e-5)
+    for set_idx, mask in enumerate(group.masks.sets):
+        for row in range(24):
+            torch.testing.assert_close(losses[set_idx, row], target[row, mask.hidden_idx[row]].abs().mean())
+
+
+# --- compute switches ---
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, torch.Tensor]:
+    return losses_and_gradients(ComputeConfig())
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name] - tensor).norm() <= 1e-5 * tensor.norm(), name
+
+
+def test_activation_checkpointing_changes_no_bit(plain):
+    checkpointed = losses_and_gradients(ComputeConfig(activation_checkpointing=True))
+    assert checkpointed.keys() == plain.keys()
+    assert [name for name, tensor in plain.items() if not torch.equal(tensor, checkpointed[name])] == []
+
+
+def test_activation_checkpointing_keeps_less():
+    def kept_bytes(checkpointing: bool) -> int:
+        config = small_run(TeacherRun)
+        objective, _ = new_model(config)
+        set_up(objective, ComputeConfig(activation_checkpointing=checkpointing), CPU)
+        sizes = []
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        group = next(iter(batch_of(config).groups(None, CPU)))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            objective(group.pixels, None, group.masks)
+        return sum(sizes)
+
+    assert kept_bytes(True) < kept_bytes(False) / 2
+
+
+def test_explicit_attention_agrees(plain):
+    explicit = losses_and_gradients(ComputeConfig(attention="explicit"))
+    assert_close(explicit, plain)
+    assert not torch.equal(explicit["encoder.blocks.0.attn.w_qkv.weight"], plain["encoder.blocks.0.attn.w_qkv.weight"])
+
+
+def test_compiled_blocks_agree(plain, tmp_path):
+    code = (
+        "from pathlib import Path; from common.config import ComputeConfig; from train_tools import save_losses_and_gradients\n"
+        f"save_losses_and_gradients(ComputeConfig(compile=True), Path({str(tmp_path / 'compiled.safetensors')!r}))"
+    )
+    environment = {**os.environ, "TORCH_LOGS": "recompiles"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    compiled = load_file(tmp_path / "compiled.safetensors")
+    assert_close(compiled, plain)  # the names too: a checkpoint of a compiled run is like any other
+    assert not all(torch.equal(compiled[name], tensor) for name, tensor in plain.items())
+    recompiled = [line for line in done.stderr.splitlines() if "Recompiling function" in line]
+    assert len(recompiled) <= 2, recompiled  # target encoder without gradient, then with; not one per block or per number of tokens
+
+
+def test_compile_without_a_compiler_is_refused_before_training(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    config = small_run(TeacherRun, out=str(tmp_path), compute={"compile": True})
+    with pytest.raises(ValueError, match=r"got compute.compile=true, but g\+\+ was not found: torch.compile needs a C\+\+ compiler"):
+        train_on(RandomClips(config.view.clip_shape), None, config, ALONE, None)  # type: ignore[arg-type]
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_bfloat16_keeps_weights_gradients_and_loss_in_float32():
+    results = {}
+    for dtype in ("float32", "bfloat16"):
+        config = small_run(compute={"dtype": dtype})
+        objective, _ = new_model(config)
+        results[dtype], _ = update(objective, torch.optim.SGD(objective.parameters(), lr=0.0), batch_of(config), None, config, ALONE)
+        assert {p.dtype for p in objective.parameters()} | {p.grad.dtype for p in objective.parameters() if p.grad is not None} == {
+            torch.float32
+        }
+    assert results["bfloat16"].dtype == torch.float32
+    torch.testing.assert_close(results["bfloat16"], results["float32"], rtol=2e-2, atol=0)
+    assert results["bfloat16"] != results["float32"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert objective.encoder(torch.randn(1, 3, 4, 32, 32)).dtype == torch.float32  # the final norm
+
+
+def test_auto_is_bfloat16_on_a_gpu_alone():
+    assert uses_bfloat16(ComputeConfig(), torch.device("cuda"))
+    assert not uses_bfloat16(ComputeConfig(), CPU)
+    assert not uses_bfloat16(ComputeConfig(dtype="float32"), torch.device("cuda"))
+
+
+def test_a_run_says_how_it_computed_and_may_compute_otherwise_when_it_goes_on(tmp_path):
+    out = str(tmp_path / "run")
+    first = small_run(TeacherRun, out=out, steps=4)
+    for config in (first, small_run(TeacherRun, out=out, resume=True, steps=5, compute={"activation_checkpointing": True})):
+        train_on(RandomClips(config.view.clip_shape), None, config, ALONE, open_run(config))  # type: ignore[arg-type]
+    starts = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert [(start["after_step"], start["activation_checkpointing"], start["dtype"]) for start in starts] == [
+        (0, False, "float32"),
+        (4, True, "float32"),
+    ]
+    assert starts[0]["device"].startswith("cpu")
+    other = small_run(TeacherRun, out=out, resume=True, steps=5, compute={"dtype": "bfloat16"})
+    with pytest.raises(ValueError, match=r"was started with compute\.dtype='auto', got compute\.dtype='bfloat16'"):
+        open_run(other)

@@ -1,0 +1,100 @@
+"""Training without files: clips from random bytes, a small run, its losses and gradients. What the tests of the loop share."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.clip import ClipBatch, clip_digest
+from common.config import ComputeConfig, TrainConfig, VJepaRun
+from common.draws import words
+from common.model.checkpoint import CheckpointConfig
+from common.model.grid import token_grid
+from student_trainer.batches import Batch, Batches
+from student_trainer.compute import set_up
+from student_trainer.loop import Worker, new_objective
+from student_trainer.objective import Objective
+
+CPU = torch.device("cpu")
+ALONE = Worker(rank=0, world_size=1, device=CPU)
+BAD_SLOT = 7
+SMALL = {
+    "data": "none",
+    "steps": 10,
+    "batch_size": 30,  # a mask group of 24 and one of 6
+    "init_std": 0.07,
+    "encoder": {"width": 32, "depth": 2, "num_heads": 2, "mlp_width": 64, "patch_size": 8},
+    "predictor": {"width": 32, "depth": 1, "num_heads": 2, "mlp_width": 64},  # blocks as the encoder's, so that they compile once
+    "view": {"num_frames": 4, "frame_step": 1, "crop_size": 32},
+    "optim": {"warmup_steps": 3, "clip_grad": 1e9},
+}
+
+
+class RandomClips:
+    """A ``Reader`` whose clips are counter-based random bytes: no file, no decoder. One slot is bad."""
+
+    decoder = "none"
+    skipped: dict[str, str] = {}  # noqa: RUF012 - nothing is added
+
+    def __init__(self, clip_shape: tuple[int, int, int, int]) -> None:
+        self.clip_shape = clip_shape
+
+    def clips(self, slots):
+        size = int(np.prod(self.clip_shape))
+        pixels = np.stack([words(0, "random clip", slot, size // 8).view(np.uint8).reshape(self.clip_shape) for slot in slots])
+        good = np.array([slot != BAD_SLOT for slot in slots])
+        pixels[~good] = 0
+        return ClipBatch(
+            pixels=pixels,
+            digests=tuple(clip_digest(clip) for clip in pixels),
+            keys=tuple(f"random/{slot}" for slot in slots),
+            views=(0,) * len(slots),
+            good=good,
+        )
+
+
+def small_run(run: type[TrainConfig] = VJepaRun, **values) -> TrainConfig:
+    """A run that fits in milliseconds."""
+    return run.model_validate(SMALL | {"out": "none"} | values)
+
+
+def batch_of(config: TrainConfig, step: int = 1) -> Batch:
+    """What the loop takes in a step, for one worker without a source of targets."""
+    batches = Batches(
+        reader=RandomClips(config.view.clip_shape),  # type: ignore[arg-type]
+        source=None,
+        mask=config.mask,
+        grid=token_grid(config.view, config.encoder),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        rank=0,
+        world_size=1,
+        prefetch_steps=1,
+    )
+    return next(batches.steps(step, step)).result()
+
+
+def new_model(config: TrainConfig) -> tuple[Objective, CheckpointConfig]:
+    """The model of a run, with mask tokens that are not zero: their gradient then reaches what is before them."""
+    objective, checkpoint_config = new_objective(config, None)
+    torch.nn.init.normal_(objective.predictor.mask_tokens, generator=torch.Generator().manual_seed(1))
+    return objective, checkpoint_config
+
+
+def losses_and_gradients(compute: ComputeConfig) -> dict[str, torch.Tensor]:
+    """Of every clip and mask set, and of every parameter, over two mask groups of different size."""
+    torch.set_num_threads(1)
+    config = small_run()
+    objective, _ = new_model(config)
+    set_up(objective, compute, CPU)
+    losses = torch.cat([objective(group.pixels, group.target, group.masks) for group in batch_of(config).groups(None, CPU)], dim=1)
+    losses.mean().backward()
+    gradients = {name: parameter.grad for name, parameter in objective.named_parameters() if parameter.grad is not None}
+    return {"losses": losses.detach(), **gradients}
+
+
+def save_losses_and_gradients(compute: ComputeConfig, path: Path) -> None:
+    """The same into a file: for a process without the type checks of the tests, which torch.compile cannot look through."""
+    from safetensors.torch import save_file
+
+    save_file(losses_and_gradients(compute), path)
