@@ -80,6 +80,7 @@ def add_command(
     if default_preset is not None:
         presets = typer.Option(help=f"Sizes and schedules: {', '.join(PRESETS)}.", rich_help_panel="Configuration")
         parameters.append(_parameter("preset", str, presets, default_preset))
+    if "mask" in config_class.model_fields:
         masks = typer.Option(help=f"Masking strategy: {', '.join(MASKS)}.", rich_help_panel="Configuration", show_default=False)
         parameters.append(_parameter("mask", str | None, masks, None))
     file = typer.Option(metavar="FILE", help="YAML file of configuration keys.", rich_help_panel="Configuration")

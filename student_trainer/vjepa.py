@@ -30,7 +30,11 @@ class VJepa(Salt):
     def result(self) -> Encoder:
         return self.target_encoder
 
-    def forward(self, pixels: UInt8[Tensor, "b t h w 3"], target: None, masks: MaskGroup) -> Float[Tensor, "sets b"]:
+    def forward(
+        self, pixels: UInt8[Tensor, "b t h w 3"], target: Float[Tensor, "b n d"] | None, masks: MaskGroup
+    ) -> Float[Tensor, "sets b"]:
+        """See Objective; the targets are made here."""
+        assert target is None
         with torch.no_grad():
             latents = self.target_encoder(normalise(pixels)).float()  # dense, once for all mask sets
             targets = F.layer_norm(latents, latents.shape[-1:], eps=TARGET_NORM_EPS)

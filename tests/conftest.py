@@ -14,7 +14,7 @@ from jaxtyping import install_import_hook
 _CHECKED = "grid masking pixels predictor rope vit"
 install_import_hook(
     ["common.clip", "common.data.views", *(f"common.model.{name}" for name in _CHECKED.split())]
-    + [f"student_trainer.{name}" for name in ("objective", "salt", "vpixel")],
+    + [f"student_trainer.{name}" for name in ("objective", "salt", "vjepa", "vpixel")],
     "beartype.beartype",
 )
 

@@ -22,6 +22,7 @@ from common.config import (
     StudentRun,
     SynthConfig,
     TeacherRun,
+    VJepaRun,
 )
 
 APPS = {
@@ -39,11 +40,20 @@ COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
     "salt-serve status": (StatusConfig, {"url": "http://127.0.0.1:1"}),
     "salt-train teacher": (TeacherRun, RUN),
     "salt-train student": (StudentRun, RUN | {"teacher_ckpt": "run"}),
+    "salt-train vjepa": (VJepaRun, RUN),
     "salt-eval probe": (ProbeConfig, {"ckpt": "run", "data": "shards", "out": "probe.json"}),
     "salt-eval report": (ReportConfig, {"run_dirs": "run", "out": "page.html"}),
 }
 """Each command with the fewest values that it accepts."""
-OTHER = {"size": "64", "views": "3", "target_dtype": "int8", "pixel_norm": "joint", "format": "json", "preset": "nano"}
+OTHER = {
+    "size": "64",
+    "views": "3",
+    "target_dtype": "int8",
+    "pixel_norm": "joint",
+    "format": "json",
+    "preset": "nano",
+    "mask": "random-tube",
+}
 """Values of fields for which a made-up one would not do."""
 REFUSED = {("salt-train student", "teacher_url"), ("salt-train student", "targets")}
 """A second source of targets."""
@@ -110,8 +120,8 @@ def test_every_flag_changes_what_it_names(command, run):
     before = yaml.safe_load(printed)
     names = [parameter.name for parameter in click_command(command).params]
     fields = [name for name, field in config_class.model_fields.items() if not is_nested(field.annotation)]
-    assert set(names) - {"config", "settings", "print_config", "help", "preset"} == set(fields)
-    for name in [*fields, *(["preset"] if "preset" in names else [])]:
+    assert set(names) - {"config", "settings", "print_config", "help", "preset", "mask"} == set(fields)
+    for name in [*fields, *({"preset", "mask"} & set(names))]:
         value = other_value(config_class, name, before.get(name))
         code, printed, error = run(command, *arguments(command, base | {name: value}), "--print-config")
         if (command, name) in REFUSED:
@@ -192,10 +202,23 @@ def test_set_reaches_nested_keys_and_wins_over_file_and_preset(run, tmp_path):
     assert (config["view"]["scale"], config["view"]["crop_size"]) == ([0.5, 0.9], 32)
 
 
+def test_a_mask_wins_over_the_preset_and_loses_to_the_file(run, tmp_path):
+    (tmp_path / "config.yaml").write_text("mask: {sets: [{hidden_fraction: 0.5}]}\n")
+    base = arguments("salt-train teacher", RUN | {"preset": "nano", "mask": "multi-random-tube"})
+    printed = yaml.safe_load(run("salt-train teacher", *base, "--set", "mask.truncate=random", "--print-config")[1])
+    assert printed["mask"] == {"sets": [{"hidden_fraction": 0.766}, {"hidden_fraction": 0.934}], "truncate": "random"}
+    printed = yaml.safe_load(run("salt-train teacher", *base, "--config", str(tmp_path / "config.yaml"), "--print-config")[1])
+    assert printed["mask"]["sets"] == [{"hidden_fraction": 0.5}]
+    both = run("salt-train teacher", *base, "--set", "mask.sets=[{hidden_fraction: 0.5, num_blocks: 3}]", "--print-config")
+    assert both[0] == 2
+    assert "mask.sets.0.TubeSetConfig.num_blocks: Extra inputs are not permitted" in both[2]
+
+
 def test_a_misspelt_key_and_preset_get_a_hint(run):
     base = arguments("salt-train teacher", RUN)
     assert "did you mean 'optim.lr'?" in run("salt-train teacher", *base, "--set", "optim.l=1")[2]
     assert "got preset 'vit-x', expected one of vit-b," in run("salt-train teacher", *base, "--preset", "vit-x")[2]
+    assert "got mask 'cube', expected one of multi-block, causal-multi-block," in run("salt-train teacher", *base, "--mask", "cube")[2]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -10,14 +10,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from train_tools import ALONE, BAD_SLOT, CPU, RandomClips, batch_of, losses_and_gradients, new_model, small_run
+from train_tools import (
+    ALONE,
+    BAD_SLOT,
+    CPU,
+    RandomClips,
+    batch_of,
+    losses_and_gradients,
+    new_model,
+    small_run,
+    train_in_two_processes,
+    train_on_random_clips,
+)
 
-from common.config import ComputeConfig, EmaConfig, OptimConfig, TeacherRun
+from common.config import ComputeConfig, EmaConfig, OptimConfig, TeacherRun, TrainConfig, VJepaRun
 from common.model.pixels import normalise
 from student_trainer.compute import set_up, uses_bfloat16
 from student_trainer.loop import train_on, update
 from student_trainer.optim import new_optimizer, set_schedule
-from student_trainer.run_directory import open_run
+from student_trainer.run_directory import open_run, read_metrics
 from student_trainer.schedule import ema_momentum, learning_rate, weight_decay
 from student_trainer.vjepa import VJepa
 
@@ -105,6 +116,26 @@ def test_a_bad_clip_has_no_weight():
     batch.clips.pixels[BAD_SLOT + 1] += 1
     other, _ = update(objective := new_model(config)[0], torch.optim.SGD(objective.parameters(), lr=0.0), batch, None, config, ALONE)
     assert not torch.equal(loss, other)
+
+
+def test_two_workers_learn_what_one_does(tmp_path):
+    """Of 72 clips one worker has a mask group and the other two, which exchange gradients once."""
+
+    def runs(name: str) -> list[TrainConfig]:
+        values = {"batch_size": 72, "log_every": 1, "optim": {"warmup_steps": 3, "lr": 1e-3, "clip_grad": 0.5}}
+        configs = [small_run(kind, **values, out=str(tmp_path / f"{name}-{kind.__name__}")) for kind in (TeacherRun, VJepaRun)]
+        for config in configs:
+            Path(config.out).mkdir()
+        return configs
+
+    alone, together = runs("alone"), runs("together")
+    for config in alone:
+        train_on_random_clips(config)
+    train_in_two_processes(together, tmp_path / "store")
+    for one, two in zip(alone, together, strict=True):
+        losses = [[line["loss"] for line in read_metrics(run.out)] for run in (one, two)]
+        assert len(losses[0]) == 10
+        torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-5, atol=0)
 
 
 # --- the moving average ---
@@ -211,7 +242,7 @@ def test_compile_without_a_compiler_is_refused_before_training(monkeypatch, tmp_
     monkeypatch.delenv("CXX", raising=False)
     config = small_run(TeacherRun, out=str(tmp_path), compute={"compile": True})
     with pytest.raises(ValueError, match=r"got compute.compile=true, but g\+\+ was not found: torch.compile needs a C\+\+ compiler"):
-        train_on(RandomClips(config.view.clip_shape), None, config, ALONE, None)  # type: ignore[arg-type]
+        train_on_random_clips(config)
     assert not (tmp_path / "metrics.jsonl").exists()
 
 

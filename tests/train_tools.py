@@ -12,7 +12,7 @@ from common.model.checkpoint import CheckpointConfig
 from common.model.grid import token_grid
 from student_trainer.batches import Batch, Batches
 from student_trainer.compute import set_up
-from student_trainer.loop import Worker, new_objective
+from student_trainer.loop import Worker, new_objective, train_on
 from student_trainer.objective import Objective
 
 CPU = torch.device("cpu")
@@ -79,6 +79,24 @@ def new_model(config: TrainConfig) -> tuple[Objective, CheckpointConfig]:
     objective, checkpoint_config = new_objective(config, None)
     torch.nn.init.normal_(objective.predictor.mask_tokens, generator=torch.Generator().manual_seed(1))
     return objective, checkpoint_config
+
+
+def train_on_random_clips(config: TrainConfig, worker: Worker = ALONE) -> None:
+    """Runs ``config`` from its start, without files of data."""
+    train_on(RandomClips(config.view.clip_shape), None, config, worker, None)  # type: ignore[arg-type]
+
+
+def train_in_two_processes(configs: list[TrainConfig], store: Path) -> None:
+    """The same with two workers, in plain PyTorch. ``store``: a file that does not exist."""
+    torch.multiprocessing.spawn(_train_rank, (configs, store), nprocs=2)
+
+
+def _train_rank(rank: int, configs: list[TrainConfig], store: Path) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    for config in configs:
+        train_on_random_clips(config, Worker(rank=rank, world_size=2, device=CPU))
+    torch.distributed.destroy_process_group()
 
 
 def losses_and_gradients(compute: ComputeConfig) -> dict[str, torch.Tensor]:

@@ -1,0 +1,68 @@
+"""Chained teachers: whatever a run leaves behind can be the next student's frozen teacher (Table 16 of the paper, 80k + 80k)."""
+
+import json
+from pathlib import Path
+
+import pytest
+from teacher_tools import serving
+from train_tools import ALONE, CPU
+
+from common.config import StudentRun, TeacherComputeConfig, TeacherRun, TrainConfig, VJepaRun, merge
+from common.model.checkpoint import read_config
+from common.model.teacher import Teacher
+from student_trainer.loop import train
+from student_trainer.run_directory import open_run, read_metrics
+
+SMALL = {
+    "steps": 3,
+    "batch_size": 8,
+    "views": 2,
+    "log_every": 1,
+    "encoder": {"width": 24, "depth": 1, "num_heads": 2, "mlp_width": 48, "patch_size": 8},
+    "predictor": {"width": 12, "depth": 1, "num_heads": 1, "mlp_width": 24},
+    "view": {"num_frames": 4, "frame_step": 1, "crop_size": 32},
+    "optim": {"warmup_steps": 1},
+}
+
+
+def run(kind: type[TrainConfig], shards: Path, out: Path, **values) -> list[float]:
+    config = kind.model_validate(merge(SMALL, {"data": str(shards), "out": str(out)}, values))
+    train(config, ALONE, open_run(config))
+    return [line["loss"] for line in read_metrics(out)]
+
+
+@pytest.fixture(scope="module")
+def student(shards, tmp_path_factory) -> Path:
+    """A student of a V-Pixel teacher, wider than it."""
+    folder = tmp_path_factory.mktemp("chain")
+    run(TeacherRun, shards, folder / "teacher")
+    run(StudentRun, shards, folder / "student-a", teacher_ckpt=str(folder / "teacher"), encoder={"width": 40})
+    return folder / "student-a"
+
+
+def test_a_student_teaches_the_next_one_in_process_and_served(student, shards, tmp_path):
+    local = run(StudentRun, shards, tmp_path / "local", teacher_ckpt=str(student))
+    teacher = Teacher.load(student, TeacherComputeConfig(), CPU)
+    with serving(teacher) as (url, _):
+        served = run(StudentRun, shards, tmp_path / "served", teacher_url=url)
+    assert served == local
+    config = read_config(tmp_path / "served")
+    assert (config.objective, config.encoder.width, config.predictor_out_width) == ("salt", 24, 40)  # a teacher of another width
+    assert config.teacher_fingerprint == teacher.spec.fingerprint
+    assert json.loads((tmp_path / "local" / "summary.json").read_text())["teacher"]["name"] == "student-a"
+
+
+def test_the_moving_average_of_a_vjepa_run_can_teach(shards, tmp_path):
+    run(VJepaRun, shards, tmp_path / "ema", ema={"start": 0.5})
+    losses = run(StudentRun, shards, tmp_path / "student", teacher_ckpt=str(tmp_path / "ema"))
+    assert len(losses) == 3
+    checkpoint = tmp_path / "ema" / "checkpoints" / "step-3"
+    assert (checkpoint / "model.safetensors").read_bytes() != (checkpoint / "online.safetensors").read_bytes()
+
+
+def test_another_token_grid_is_refused_in_process_and_served(student, shards, tmp_path):
+    for number, other in enumerate(({"encoder": {"patch_size": 16}}, {"view": {"num_frames": 8}})):
+        with pytest.raises(ValueError, match="choose the student's view and patch size to match the teacher's"):
+            run(StudentRun, shards, tmp_path / f"local-{number}", teacher_ckpt=str(student), **other)
+        with serving(Teacher.load(student, TeacherComputeConfig(), CPU)) as (url, _), pytest.raises(ValueError, match="token grid"):
+            run(StudentRun, shards, tmp_path / f"served-{number}", teacher_url=url, **other)
