@@ -279,6 +279,11 @@ def test_a_run_says_how_it_computed_and_may_compute_otherwise_when_it_goes_on(tm
         (4, True, "float32"),
     ]
     assert starts[0]["device"].startswith("cpu")
+    line = read_metrics(out)[-1]  # of step 5 alone
+    masks = batch_of(first, step=5).masks
+    for name, idx in (("context_fraction", "visible_idx"), ("target_fraction", "hidden_idx")):
+        share = sum(getattr(mask, idx).numel() for group in masks for mask in group.sets) / (30 * 2 * 32)  # clips, sets, tokens
+        assert line[name] == pytest.approx(share)
     other = small_run(TeacherRun, out=out, resume=True, steps=5, compute={"dtype": "bfloat16"})
     with pytest.raises(ValueError, match=r"was started with compute\.dtype='auto', got compute\.dtype='bfloat16'"):
         open_run(other)

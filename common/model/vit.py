@@ -15,10 +15,10 @@ from common.model.rope import rope_table, rotate
 
 
 class Norm(nn.LayerNorm):
-    """LayerNorm in float32, under autocast too."""
+    """LayerNorm in the precision of its weights: float32 under autocast too."""
 
     def forward(self, input: Float[Tensor, "*shape e"]) -> Float[Tensor, "*shape e"]:
-        return super().forward(input.float())
+        return super().forward(input.to(self.weight.dtype))
 
 
 class Attention(nn.Module):
