@@ -9,13 +9,16 @@ from common.config import EncoderConfig, PredictorConfig
 from common.model.flops import Flops, KeptTokens, encoder_parameters, exact_flops, predictor_parameters, six_n_d
 from common.model.grid import TokenGrid
 
+NAMES = {"vpixel": "V-Pixel", "salt": "SALT", "vjepa": "V-JEPA 2"}
+"""Objectives, for people."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunFlops:
     """A run and what it costs."""
 
     objective: str
-    """V-Pixel, SALT or V-JEPA 2."""
+    """vpixel, salt or vjepa."""
     encoder: EncoderConfig
     predictor: PredictorConfig
     out_width: int

@@ -91,7 +91,9 @@ class FlopsConfig(Config):
         if self.teacher_steps and self.teacher in (None, "ema"):
             raise ValueError("got --teacher-steps without a frozen teacher, expected --teacher PRESET with it")
         if self.paper:
-            changed = [name for name in type(self).model_fields if name not in ("paper", "format") and getattr(self, name) != _default(name)]
+            changed = [
+                name for name in type(self).model_fields if name not in ("paper", "format") and getattr(self, name) != _default(name)
+            ]
             if changed:
                 raise ValueError(f"got --paper with {', '.join(changed)}, expected --paper alone: it shows the paper's own runs")
         return self

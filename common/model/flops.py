@@ -9,7 +9,7 @@ import torch
 
 from common.config import MASK_GROUP_SIZE, EncoderConfig, MaskConfig, PredictorConfig
 from common.model.grid import TokenGrid
-from common.model.masking import mask_group
+from common.model.masking import MaskGroup, mask_group
 from common.model.predictor import Predictor
 from common.model.vit import Encoder
 
@@ -46,9 +46,7 @@ class Flops:
         )
 
 
-def six_n_d(
-    *, num_tokens: int, num_sets: int, encoder_parameters: int, predictor_parameters: int, teacher_parameters: int
-) -> Flops:
+def six_n_d(*, num_tokens: int, num_sets: int, encoder_parameters: int, predictor_parameters: int, teacher_parameters: int) -> Flops:
     """FLOPs of one clip of ``num_tokens`` tokens by the paper's rule.
 
     The encoder counts a tenth of the tokens once per mask set, the predictor all of them once per mask set, a teacher all of them once.
@@ -101,22 +99,22 @@ class KeptTokens(NamedTuple):
     hidden: tuple[int, ...]
     """Target tokens of each mask set."""
 
+    @classmethod
+    def of(cls, group: MaskGroup) -> Self:
+        """The counts of a mask group."""
+        sets = group.sets
+        return cls(group.size, tuple(s.visible_idx.shape[1] for s in sets), tuple(s.hidden_idx.shape[1] for s in sets))
+
 
 def kept_tokens(mask: MaskConfig, grid: TokenGrid, *, seed: int, batch_size: int, num_groups: int = 256) -> list[KeptTokens]:
     """What the mask groups of a run's first steps keep: of whole steps, at least ``num_groups`` groups."""
-    kept = []
     groups_per_step = -(-batch_size // MASK_GROUP_SIZE)
-    for step in range(1, 1 + -(-num_groups // groups_per_step)):
-        for group in range(groups_per_step):
-            drawn = mask_group(mask, grid, seed=seed, step=step, group=group, batch_size=batch_size)
-            kept.append(
-                KeptTokens(
-                    drawn.size,
-                    tuple(mask_set.visible_idx.shape[1] for mask_set in drawn.sets),
-                    tuple(mask_set.hidden_idx.shape[1] for mask_set in drawn.sets),
-                )
-            )
-    return kept
+    steps = range(1, 1 + -(-num_groups // groups_per_step))
+    return [
+        KeptTokens.of(mask_group(mask, grid, seed=seed, step=step, group=group, batch_size=batch_size))
+        for step in steps
+        for group in range(groups_per_step)
+    ]
 
 
 def exact_flops(
@@ -133,11 +131,7 @@ def exact_flops(
     A backward has two products for each of the forward's, except that nobody asks for the gradient of pixels. What activation
     checkpointing or a fused attention computes a second time is not counted: it is no part of the method.
     """
-    visits = [
-        (group.num_clips, visible, hidden)
-        for group in kept
-        for visible, hidden in zip(group.visible, group.hidden, strict=True)
-    ]
+    visits = [(group.num_clips, visible, hidden) for group in kept for visible, hidden in zip(group.visible, group.hidden, strict=True)]
     num_clips = sum(group.num_clips for group in kept)
 
     def mean(per_visit: Sequence[float]) -> float:

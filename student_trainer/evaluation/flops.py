@@ -10,15 +10,16 @@ from rich.table import Table
 from common.config import EncoderConfig, FlopsConfig, PredictorConfig, preset_layer
 from common.model.flops import kept_tokens
 from common.model.grid import token_grid
-from student_trainer.evaluation.fidelity.paper_flops import print_paper
-from student_trainer.run_flops import RunFlops, scientific
+from student_trainer.evaluation.fidelity.paper_flops import tables
+from student_trainer.evaluation.fidelity.paper_table import HOW_TO_READ, remarks, text_of
+from student_trainer.run_flops import NAMES, RunFlops, scientific
 from student_trainer.vpixel import pixel_width
 
 
 def run(config: FlopsConfig) -> None:
     """Prints a table, or JSON."""
     if config.paper:
-        print_paper(config.format)
+        _print_paper(config.format)
         return
     chain = runs_of(config)
     if config.format == "json":
@@ -47,9 +48,9 @@ def runs_of(config: FlopsConfig) -> list[RunFlops]:
         )
 
     if config.teacher is None:
-        return [new("V-Pixel", config.encoder, config.predictor, None, config.steps)]
+        return [new("vpixel", config.encoder, config.predictor, None, config.steps)]
     if config.teacher == "ema":
-        return [new("V-JEPA 2", config.encoder, config.predictor, config.encoder, config.steps)]
+        return [new("vjepa", config.encoder, config.predictor, config.encoder, config.steps)]
     teacher = FlopsConfig.model_validate(preset_layer(FlopsConfig, config.teacher))
     if token_grid(config.view, teacher.encoder) != grid:
         raise ValueError(
@@ -58,9 +59,9 @@ def runs_of(config: FlopsConfig) -> list[RunFlops]:
         )
     chain = []
     for number, steps in enumerate(config.teacher_steps):
-        objective, frozen = ("V-Pixel", None) if number == 0 else ("SALT", teacher.encoder)
+        objective, frozen = ("vpixel", None) if number == 0 else ("salt", teacher.encoder)
         chain.append(new(objective, teacher.encoder, teacher.predictor, frozen, steps))
-    return [*chain, new("SALT", config.encoder, config.predictor, teacher.encoder, config.steps)]
+    return [*chain, new("salt", config.encoder, config.predictor, teacher.encoder, config.steps)]
 
 
 def _print(chain: Sequence[RunFlops]) -> None:
@@ -71,7 +72,7 @@ def _print(chain: Sequence[RunFlops]) -> None:
         for number, (part, weights) in enumerate(run.parameters.items()):
             if weights:
                 table.add_row(
-                    f"{run.objective}, {run.steps:,} steps" if number == 0 else "",
+                    f"{NAMES[run.objective]}, {run.steps:,} steps" if number == 0 else "",
                     part,
                     f"{weights / 1e6:,.2f} M",
                     scientific(run.tokens[part] * run.num_clips),
@@ -84,12 +85,42 @@ def _print(chain: Sequence[RunFlops]) -> None:
         totals = (scientific(sum(getattr(run, name).total for run in chain)) for name in ("six_n_d", "exact"))
         table.add_row("all runs", "", "", "", *totals)
     console = Console()
+    console.width = max(console.width, 110)  # a wide table is read by scrolling, not cut off
     console.print(table)
     run = chain[-1]
     shares = ", ".join(f"{visible:.1%} and {hidden:.1%}" for visible, hidden in run.shares)
     for sentence in (
-        "6ND (arXiv:2509.24317, Appendix F): 6 per weight and token, 2 for a teacher; per mask set the encoder counts a tenth of the tokens, the predictor all.",
-        f"exact: 2 per multiplication of every matrix product, attention included, at the tokens that the masks keep: of {run.grid.num_tokens:,} per clip, "
-        f"{shares} are seen and predicted (mask sets in order; mean of {len(run.kept)} mask groups).",
+        "6ND (arXiv:2509.24317, Appendix F): 6 per weight and token, 2 for a teacher's. In each mask set the encoder counts a tenth of the tokens, "
+        "the predictor all.",
+        "exact: 2 per multiplication of every matrix product, attention included, at the tokens that the masks keep: of "
+        f"{run.grid.num_tokens:,} per clip, {shares} are seen and predicted (mask sets in order; mean of {len(run.kept)} mask groups).",
     ):
         console.print(sentence, highlight=False, soft_wrap=True)
+
+
+def _print_paper(format: str) -> None:
+    if format == "json":
+        cells = [
+            {
+                "cell": f"{oracle.source}: {oracle.name}",
+                "paper": oracle.expected,
+                "ours": oracle.find(),
+                "holds": oracle.verdict.holds,
+                "how": oracle.verdict.words,
+                "differs": oracle.differs,
+            }
+            for table in tables()
+            for oracle in table.oracles
+        ]
+        print(json.dumps(cells, indent=2))
+        return
+    console = Console()
+    console.width = max(console.width, 150)
+    console.print(HOW_TO_READ, highlight=False, soft_wrap=True)
+    for table in tables():
+        drawn = Table(*table.columns, box=box.SIMPLE_HEAD, title=f"{table.title}, printed / ours", title_justify="left")
+        for row in table.rows:
+            drawn.add_row(*map(text_of, row))
+        console.print(drawn)
+        for sentence in remarks(table):
+            console.print(f"- {sentence}", highlight=False, soft_wrap=True)

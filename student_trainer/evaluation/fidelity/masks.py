@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 
-from common.config import BlockSetConfig, MaskConfig
+from common.config import BlockSetConfig, MaskConfig, TubeSetConfig
 from common.model.grid import TokenGrid
 from common.model.masking import block_size, mask_sets
 from student_trainer.evaluation.fidelity.oracle import VJEPA2, Oracle, exact, near
@@ -41,13 +41,14 @@ SLICES = {
 
 
 def blocks() -> list[Oracle]:
-    """Sizes of blocks."""
+    """Sizes of blocks and tubes."""
     oracles = []
     for number, name in enumerate(RANGES):
         find = lambda seeds, number=number: [_block(seed, number) for seed in seeds]  # noqa: E731 - two oracles share it
         oracles.append(exact(f"{name}: blocks of seeds 0 to 5", VJEPA2, BLOCKS[name], lambda find=find: find(range(6))))
         oracles.append(exact(f"{name}: blocks that occur", VJEPA2, SIZES[name], lambda find=find: sorted(set(find(range(2000))))))
-    return oracles
+    tube = exact("random tube of 0.9: tokens seen of 1568", "VideoMAE's code", 160, lambda: _tube(0.9))
+    return [*oracles, tube]
 
 
 def fractions() -> list[Oracle]:
@@ -56,7 +57,13 @@ def fractions() -> list[Oracle]:
     for clips, (shares, sums) in FRACTIONS.items():
         name = f"{clips} clips" if clips > 1 else "1 clip (nothing is cut)"
         oracles += [
-            near(f"{name}: short context, target; long context, target", VJEPA2, shares, lambda clips=clips: _statistics(clips)[0], within=0.01),
+            near(
+                f"{name}: short context, target; long context, target",
+                VJEPA2,
+                shares,
+                lambda clips=clips: _statistics(clips)[0],
+                within=0.01,
+            ),
             near(f"{name}: mean context; short, long context and target", VJEPA2, sums, lambda clips=clips: _sums(clips), within=0.01),
         ]
     return oracles
@@ -74,6 +81,11 @@ def _block(seed: int, set_idx: int) -> tuple[int, int]:
     mask_set = MaskConfig().sets[set_idx]
     assert isinstance(mask_set, BlockSetConfig)
     return block_size(seed, GRID, mask_set)[1:]
+
+
+def _tube(hidden_fraction: float) -> int:
+    config = MaskConfig(sets=(TubeSetConfig(hidden_fraction=hidden_fraction),))
+    return mask_sets(config, GRID, seed=0, size_seed=0, clip_keys=["tube"])[0].visible_idx.shape[1]
 
 
 def _sums(clips: int) -> tuple[float, ...]:

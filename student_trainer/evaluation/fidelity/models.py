@@ -75,9 +75,7 @@ def encoders() -> list[Oracle]:
 def predictors() -> list[Oracle]:
     """Table 4."""
     config = PredictorConfig()
-    oracles = [
-        exact("width, depth, heads", f"{PAPER}, Table 4", (384, 12, 16), lambda: (config.width, config.depth, config.num_heads))
-    ]
+    oracles = [exact("width, depth, heads", f"{PAPER}, Table 4", (384, 12, 16), lambda: (config.width, config.depth, config.num_heads))]
     for preset, (out_width, table, code) in PREDICTOR_WEIGHTS.items():
         in_width = encoder_of(preset).width
         name = f"{in_width} to {out_width}: weights"
@@ -88,7 +86,12 @@ def predictors() -> list[Oracle]:
         ]
     return [
         *oracles,
-        exact("V-Pixel, 1024 to 1536: weights, two mask tokens", "by hand", 22_280_064, lambda: _predictor_weights(1024, pixel_width(EncoderConfig()))),
+        exact(
+            "V-Pixel, 1024 to 1536: weights, two mask tokens",
+            "by hand",
+            22_280_064,
+            lambda: _predictor_weights(1024, pixel_width(EncoderConfig())),
+        ),
         exact("values of a cube of pixels", "VideoMAE's code", 1536, lambda: pixel_width(EncoderConfig())),
     ]
 
@@ -117,7 +120,15 @@ def rope() -> list[Oracle]:
 def initial() -> list[Oracle]:
     """Freshly initialised models, and what they predict."""
     return [
-        near("deviation of the maps that end blocks 1, 2, 3", VJEPA2, (0.0142, 0.0099, 0.0081), _depth_rescale, within=0.03, relative=True, digits=4),
+        near(
+            "deviation of the maps that end blocks 1, 2, 3",
+            VJEPA2,
+            (0.0142, 0.0099, 0.0081),
+            _depth_rescale,
+            within=0.03,
+            relative=True,
+            digits=4,
+        ),
         near("ViT-B: deviation of what SALT predicts", VJEPA2, 0.39, lambda: _at_start()["deviation"], within=0.01, digits=2),
         near("ViT-B: SALT's loss, targets layer-normalised", VJEPA2, 0.857, lambda: _at_start()["salt"], within=0.01, digits=2),
         near("ViT-B: V-Pixel's loss (1.0 to 1.15)", VJEPA2, 1.15, lambda: _at_start()["vpixel"], within=0.01, digits=2),

@@ -51,20 +51,25 @@ def exact(name: str, source: str, expected: Any, find: Callable[[], Any]) -> Ora
 
 
 def near(
-    name: str, source: str, expected: float | Sequence[float], find: Callable[[], Any], *, within: float, relative: bool = False, digits: int = 3
+    name: str,
+    source: str,
+    expected: float | Sequence[float],
+    find: Callable[[], Any],
+    *,
+    within: float,
+    relative: bool = False,
+    digits: int = 3,
 ) -> Oracle:
     """A number, or several, from which ours is at most ``within`` away (``relative``: a share of it). ``digits``: decimals shown."""
 
     def judge(expected: float | Sequence[float], found: float | Sequence[float]) -> Verdict:
-        pairs = [(expected, found)] if isinstance(expected, float) else list(zip(expected, found, strict=True))  # type: ignore[arg-type]
+        pairs = zip(_several(expected), _several(found), strict=True)
         error = max(abs(ours - theirs) / (abs(theirs) if relative else 1) for theirs, ours in pairs)
         allowed = f"{100 * within:g} %" if relative else f"{within:g}"
         return Verdict(holds=error <= within, words=f"within {allowed}" if error <= within else f"more than {allowed} off")
 
     def show(value: float | Sequence[float]) -> str:
-        if isinstance(value, int | float):
-            return f"{value:.{digits}f}"
-        numbers = [f"{number:.{digits}f}" for number in value]
+        numbers = [f"{number:.{digits}f}" for number in _several(value)]
         return " ".join(numbers if len(numbers) <= 8 else [*numbers[:3], "...", numbers[-1]])
 
     return Oracle(name=name, source=source, expected=expected, find=find, judge=judge, show=show)
@@ -91,6 +96,10 @@ def printed(
         return f"{number} {unit}".rstrip()
 
     return Oracle(name=name, source=source, expected=expected, find=find, judge=judge, show=show, differs=differs)
+
+
+def _several(value: float | Sequence[float]) -> Sequence[float]:
+    return value if isinstance(value, Sequence) else [value]
 
 
 def _plain(value: Any) -> str:

@@ -10,7 +10,8 @@ from common.command import console
 from common.config import FidelityConfig, FlopsConfig, preset_layer
 from student_trainer.evaluation.fidelity import masks, models, text, training
 from student_trainer.evaluation.fidelity.oracle import Oracle
-from student_trainer.evaluation.fidelity.paper_flops import HOW_TO_READ, PaperTable, reasons, remarks, tables, text_of
+from student_trainer.evaluation.fidelity.paper_flops import tables
+from student_trainer.evaluation.fidelity.paper_table import HOW_TO_READ, PaperTable, reasons, remarks, text_of
 from student_trainer.evaluation.flops import runs_of
 
 PAPER_RUNS = {
@@ -87,7 +88,9 @@ def _what_differs() -> str:
 
 
 def _oracle_table(oracles: Sequence[Oracle]) -> str:
-    rows = [(oracle.name, oracle.source, oracle.show(oracle.expected), oracle.show(oracle.find()), oracle.verdict.words) for oracle in oracles]
+    rows = [
+        (oracle.name, oracle.source, oracle.show(oracle.expected), oracle.show(oracle.find()), oracle.verdict.words) for oracle in oracles
+    ]
     return _table(("oracle", "source", "expected", "found", "verdict"), rows)
 
 

@@ -1,45 +1,16 @@
 """Tables 10, 11 and 16 of the paper (arXiv:2509.24317) as printed, and the same figures from our models by the paper's own rule."""
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from common.config import FlopsConfig, PredictorConfig, preset_layer
 from common.model.flops import CONTEXT_FRACTION, encoder_parameters, predictor_parameters, six_n_d
 from common.model.grid import token_grid
 from student_trainer.evaluation.fidelity.oracle import Oracle, printed
+from student_trainer.evaluation.fidelity.paper_table import NONE, PaperTable
 
 NUM_SETS = 2
 BATCH_SIZE = 3072
-NONE = "\u2014"
-"""A cell that the paper leaves empty."""
-CROSS = "\u2717"
-"""Marks a cell that is another number."""
-
-HOW_TO_READ = (
-    "Each cell: printed / ours. Nothing behind it: ours rounds to the printed digits. (cut): ours is the printed figure where further digits are cut off. "
-    "(+0.18 %): other digits, so far off; at most 1 %, for V-JEPA 2 in Table 16 at most 2.5 %. \u2717: neither; the reason stands below."
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PaperTable:
-    """A table as printed: each cell an oracle, or plain text where the figure is not ours to reproduce."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[str | Oracle, ...]]
-    notes: tuple[str, ...]
-
-    @property
-    def oracles(self) -> list[Oracle]:
-        """The cells that are compared."""
-        return [cell for row in self.rows for cell in row if isinstance(cell, Oracle)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,20 +91,20 @@ def table_10() -> PaperTable:
         "SALT-g/16": ("1.0", "0.303", "0.022", "154.1", "1541.4", "770.7", "0.7", "1.8"),
         "SALT-G/16": ("1.8", "0.303", "0.022", "154.1", "1541.4", "770.7", "0.7", "2.6"),
     }
-    differs = {
-        ("VideoMAEv2-g/14", "N_e (B)"): "VideoMAEv2, N_e 1.1: a ViT-g of Table 3 has 1.012 B weights, with patches of 14 as well.",
-        ("VideoMAEv2-g/14", "D_p (10^9)"): "VideoMAEv2, D_p 165.9: the text says that the decoder sees half of the tokens, 1658.9; 165.9 is half of D_e.",
-        ("VideoMAEv2-g/14", "FLOPs (10^21)"): "VideoMAEv2, FLOPs 2.2: follows from the row's own figures, 6 (1.1 x 331.8 + 0.012 x 165.9) = 2202, not from those above.",
+    videomae_differs = {
+        "N_e (B)": "VideoMAEv2, N_e 1.1: a ViT-g of Table 3 has 1.012 B weights, with patches of 14 as well.",
+        "D_p (10^9)": "VideoMAEv2, D_p 165.9: the text says that the decoder sees half of the tokens, 1658.9; 165.9 is half of D_e.",
+        "FLOPs (10^21)": "VideoMAEv2, FLOPs 2.2: follow from the two figures above, 6 (1.1 x 331.8 + 0.012 x 165.9) = 2202.",
     }
     rows = []
     for model, figures in figures_of.items():
-        ours = _videomae() if model.startswith("VideoMAE") else _row_of_table_10(model)
+        ours, differs = (_videomae(), videomae_differs) if model.startswith("VideoMAE") else (_row_of_table_10(model), {})
         cells = []
         for column, text, value in zip(columns[1:], figures, ours, strict=True):
             if text == NONE or value is None:
                 cells.append(text)
             else:
-                cells.append(_cell("Table 10", model, column, text, value, differs=differs.get((model, column))))
+                cells.append(_cell("Table 10", model, column, text, value, differs=differs.get(column)))
         rows.append((model, *cells))
     notes = (
         "SALT's D columns count the 160k steps of the student; its samples and FLOPs also count the 80k steps of the ViT-L teacher.",
@@ -142,7 +113,8 @@ def table_10() -> PaperTable:
         "D_t of V-JEPA 2 L, 1510.2: 240,000 x 3072 x 2048 is 1509.949, as in the rows below it.",
         "N_e of ViT-L is 303,885,312, cut to 0.303; that of ViT-H is 631,648,000, rounded to 0.632.",
         "SALT-g, 1.8: 1.853 from the models' weights, which Table 11 (and Table 1) rounds to 1.9; with N = 1.012, 0.303 and 0.022 as printed it is 1.848.",
-        "VideoMAEv2 is none of our models: of its decoder's weights we take the printed 0.012 B. Its tokens are those of 1200 epochs of 1.35 M clips of 8 x 16 x 16.",
+        "VideoMAEv2 is none of our models: its decoder's weights are the printed 0.012 B; its tokens those of 1200 epochs of 1.35 M clips of "
+        "8 x 16 x 16.",
     )
     return PaperTable(title="Table 10: FLOPs estimate", columns=columns, rows=rows, notes=notes)
 
@@ -261,12 +233,12 @@ def table_16() -> PaperTable:
         rows.append((f"{total_steps}k", stages, student_steps, *cells))
     notes = (
         "80k+80k: V-Pixel, then a SALT student that becomes the next teacher, 0.241 + 0.476. 40k+80k likewise.",
-        "No one cost per step gives every printed digit: a student of 160k steps at 0.951 costs less per step than one of 220k at 1.309, a teacher of 80k at 0.241 "
-        "less than one of 20k at 0.061, whether figures are rounded or cut. With N cut to 0.303 and 0.022, as Table 10 prints it, ours would be 0.951 and 1.307, "
+        "No one cost per step gives every printed digit, rounded or cut: a student of 160k steps at 0.951 costs less per step than one of 220k at 1.309, "
+        "a teacher of 80k at 0.241 less than one of 20k at 0.061. With N cut to 0.303 and 0.022, as Table 10 prints it, ours would be 0.951 and 1.307, "
         "0.242 and 0.060.",
         "With the pixel head's own 22,280,064 weights instead of Table 4's 22,082,944, 80k steps of V-Pixel are 0.2436, 1.06 % above 0.241.",
-        "V-JEPA 2's rows: 1.868 by the rule, 1.9 in Tables 1, 10 and 11, 1.900 here; 1.260 and 0.951 are not in proportion to it or to each other. All are for clips "
-        "of 256 x 256, though section 4 trains this baseline at 224 x 224: there the rule gives 1.431, Table 1's 1.4.",
+        "V-JEPA 2's rows: 1.868 by the rule, 1.9 in Tables 1, 10 and 11, 1.900 here; 1.260 and 0.951 are not in proportion to it or to each other. "
+        "All are for clips of 256 x 256, though section 4 trains this baseline at 224 x 224: there the rule gives 1.431, Table 1's 1.4.",
     )
     return PaperTable(title="Table 16: compute at matched steps, ViT-L (10^21 FLOPs)", columns=columns, rows=rows, notes=notes)
 
@@ -287,54 +259,10 @@ def table_1() -> PaperTable:
 
 def tables() -> list[PaperTable]:
     """All of them."""
-    return [table_10(), table_11(), table_16(), table_1()]
+    return [table() for table in TABLES]
 
 
-def text_of(cell: str | Oracle) -> str:
-    """A cell: as printed, ours, and where ours does not round to it, how they compare."""
-    if isinstance(cell, str):
-        return cell
-    verdict = cell.verdict
-    remark = "" if verdict.words == "rounded" else f" ({verdict.words})"
-    return f"{cell.expected} / {cell.show(cell.find())}{remark}" + ("" if verdict.holds else f" {CROSS}")
-
-
-def reasons(table: PaperTable) -> list[str]:
-    """Why cells are another number."""
-    return list(dict.fromkeys(oracle.differs for oracle in table.oracles if oracle.differs is not None))
-
-
-def remarks(table: PaperTable) -> list[str]:
-    """What stands below the table."""
-    return [f"{CROSS} {reason}" for reason in reasons(table)] + list(table.notes)
-
-
-def print_paper(format: str) -> None:
-    """The tables on standard output."""
-    if format == "json":
-        cells = [
-            {
-                "cell": f"{oracle.source}: {oracle.name}",
-                "paper": oracle.expected,
-                "ours": oracle.find(),
-                "holds": oracle.verdict.holds,
-                "how": oracle.verdict.words,
-                "differs": oracle.differs,
-            }
-            for table in tables()
-            for oracle in table.oracles
-        ]
-        print(json.dumps(cells, indent=2))
-        return
-    console = Console()
-    console.width = max(console.width, 150)  # a wide table is read by scrolling, not in columns of three letters
-    for table in tables():
-        drawn = Table(*table.columns, box=box.SIMPLE_HEAD, title=f"{table.title}, printed / ours", title_justify="left")
-        for row in table.rows:
-            drawn.add_row(*map(text_of, row))
-        console.print(drawn)
-        for sentence in remarks(table):
-            console.print(f"- {sentence}", highlight=False, soft_wrap=True)
+TABLES = (table_10, table_11, table_16, table_1)
 
 
 def _cell(

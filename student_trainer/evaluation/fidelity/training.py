@@ -2,12 +2,12 @@
 
 import torch
 
-from common.config import EncoderConfig, OptimConfig
+from common.config import EmaConfig, EncoderConfig, OptimConfig
 from common.model.flops import encoder_forward
 from common.model.pixels import pixel_targets
-from student_trainer.evaluation.fidelity.oracle import PAPER, Oracle, near, printed
+from student_trainer.evaluation.fidelity.oracle import PAPER, VJEPA2, Oracle, near, printed
 from student_trainer.evaluation.fidelity.paper_flops import count
-from student_trainer.schedule import learning_rate, weight_decay
+from student_trainer.schedule import ema_momentum, learning_rate, weight_decay
 
 TABLE_5 = f"{PAPER}, Table 5, by hand"
 LEARNING_RATES = {
@@ -27,7 +27,7 @@ TEACHER_SHARES = {"vit-l": "49", "vit-h": "37", "vit-g": "29", "vit-G": "20"}
 
 
 def schedules() -> list[Oracle]:
-    """Learning rate, in 1e-4, and weight decay."""
+    """Learning rate, in 1e-4, weight decay, and the baseline's momentum."""
     optim = OptimConfig()
     rates = [
         near(
@@ -53,7 +53,15 @@ def schedules() -> list[Oracle]:
         )
         for step, expected in WEIGHT_DECAYS.items()
     ]
-    return rates + decays
+    momentum = near(
+        "momentum of V-JEPA 2's target, first and last step",
+        VJEPA2,
+        (0.99925, 0.99925),
+        lambda: [ema_momentum(EmaConfig(), step=step, steps=240_000) for step in (1, 240_000)],
+        within=1e-9,
+        digits=5,
+    )
+    return [*rates, *decays, momentum]
 
 
 def pixels() -> list[Oracle]:
@@ -72,7 +80,15 @@ def compute() -> list[Oracle]:
         )
     ]
     for preset, share in TEACHER_SHARES.items():
-        oracles.append(printed(f"ViT-L teacher's share of a step of {preset}, 6ND", "by hand", share, lambda preset=preset: _teacher_share(preset), unit="%"))
+        oracles.append(
+            printed(
+                f"ViT-L teacher's share of a step of {preset}, 6ND",
+                "by hand",
+                share,
+                lambda preset=preset: _teacher_share(preset),
+                unit="%",
+            )
+        )
     return oracles
 
 
