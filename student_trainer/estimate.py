@@ -93,6 +93,7 @@ def estimate(config: TrainConfig, device: torch.device) -> dict[str, Any]:
 
 def _student(config: TrainConfig, device: torch.device, spec: TeacherSpec | None, clips_per_step: int) -> dict[str, Any]:
     """Everything of a step but targets from outside."""
+    _held_bytes(device)
     objective, checkpoint_config = new_objective(config, spec)
     objective.to(device)
     set_up(objective, config.compute, device)

@@ -13,6 +13,8 @@ import teacher_server.cli
 from common.command import is_nested, run_app
 from common.config import (
     Config,
+    FidelityConfig,
+    FlopsConfig,
     PackConfig,
     PrecomputeConfig,
     ProbeConfig,
@@ -40,13 +42,21 @@ COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
     "salt-train teacher": (TeacherRun, RUN),
     "salt-train student": (StudentRun, RUN | {"teacher_ckpt": "run"}),
     "salt-eval probe": (ProbeConfig, {"ckpt": "run", "data": "shards", "out": "probe.json"}),
+    "salt-eval flops": (FlopsConfig, {}),
+    "salt-eval fidelity": (FidelityConfig, {}),
     "salt-eval report": (ReportConfig, {"run_dirs": "run", "out": "page.html"}),
 }
 """Each command with the fewest values that it accepts."""
-OTHER = {"size": "64", "views": "3", "target_dtype": "int8", "pixel_norm": "joint", "format": "json", "preset": "nano"}
+OTHER = {"size": "64", "views": "3", "target_dtype": "int8", "pixel_norm": "joint", "format": "json", "preset": "nano", "teacher": "ema"}
 """Values of fields for which a made-up one would not do."""
-REFUSED = {("salt-train student", "teacher_url"), ("salt-train student", "targets")}
-"""A second source of targets."""
+REFUSED = {
+    ("salt-train student", "teacher_url"),  # a second source of targets
+    ("salt-train student", "targets"),
+    ("salt-train teacher", "estimate_out"),  # without --estimate
+    ("salt-train student", "estimate_out"),
+    ("salt-eval flops", "teacher_steps"),  # without --teacher
+}
+"""Flags that mean nothing beside the fewest values alone."""
 
 
 def click_command(command: str):

@@ -1,19 +1,18 @@
-"""Encoder, predictor, masks, pixel targets and schedules against numbers of V-JEPA 2's and the paper's code."""
+"""Encoder, predictor, masks and pixel targets: what must hold. The numbers of the paper and of V-JEPA 2's code are in test_fidelity.py."""
 
 import numpy as np
 import pytest
 import torch
 from einops import rearrange
 
-from common.config import BlockSetConfig, EncoderConfig, MaskConfig, OptimConfig, PredictorConfig, ViewConfig
+from common.config import BlockSetConfig, EncoderConfig, MaskConfig, PredictorConfig, ViewConfig
 from common.model.grid import TokenGrid, grid_of, token_grid
-from common.model.masking import block_size, group_idx, mask_group
+from common.model.masking import group_idx, mask_group
 from common.model.pixels import normalise, pixel_targets
 from common.model.predictor import Predictor
 from common.model.rope import rope_table, rotate
 from common.model.vit import Encoder, init_weights
 from student_trainer.salt import Salt
-from student_trainer.schedule import learning_rate, weight_decay
 from student_trainer.vpixel import VPixel, pixel_width
 
 PAPER_GRID = TokenGrid(8, 14, 14)
@@ -40,25 +39,6 @@ def random_pixels(*shape: int) -> torch.Tensor:
 
 
 # --- rotary positions ---
-
-ROTATED = {
-    "vjepa2_tiled": "-0.01411 0.03676 0.04049 0.33227 0.36122 0.51177 0.5916 0.70284 0.7983 0.9006 "
-    "-1.14522 1.33438 0.47181 1.50257 1.2831 1.54132 1.57958 1.70759 1.7964 1.90136",
-    "interleaved": "-0.01411 -0.099 -0.20546 0.29629 0.12675 0.62764 0.45757 0.80039 0.72997 0.95767 "
-    "0.96655 1.1295 1.18439 1.31424 1.39285 1.50664 1.59678 1.70303 1.79857 1.90136",
-}  # 20 channels 0, 0.1, ... at position 3, as V-JEPA 2's own function turns them
-
-
-@pytest.mark.parametrize("style", ROTATED)
-@pytest.mark.parametrize("axis", range(3))
-def test_rope_turns_each_axis_as_the_reference_does(style, axis):
-    grid = TokenGrid(*(4 if other == axis else 1 for other in range(3)))
-    x = torch.zeros(64)
-    channels = slice(20 * axis, 20 * axis + 20)
-    x[channels] = torch.arange(20) / 10
-    turned = rotate(x[None], rope_table(grid, 64, style, torch.device("cpu"))[:, [3]])[0]
-    expected = torch.tensor([float(value) for value in ROTATED[style].split()])
-    torch.testing.assert_close(turned[channels], expected, rtol=0, atol=1e-5)
 
 
 def test_rope_leaves_the_channels_over_as_they_are():
@@ -119,17 +99,6 @@ def test_clip_of_broken_cubes_is_an_error():
         grid_of(torch.zeros(1, 3, 4, 30, 32), patch_size=8, tubelet_size=2)
 
 
-def test_parameter_counts_are_the_papers():
-    with torch.device("meta"):
-        vit_b = Encoder(EncoderConfig(width=768, depth=12, num_heads=12, mlp_width=3072))
-        vit_l = Encoder(EncoderConfig())
-        predictor = Predictor(PredictorConfig(), in_width=1024, out_width=1024, num_mask_tokens=2, rope="vjepa2_tiled", norm_eps=1e-6)
-    count = {name: sum(p.numel() for p in m.parameters()) for name, m in (("b", vit_b), ("l", vit_l), ("predictor", predictor))}
-    assert count["predictor"] == 22_082_944
-    assert round(count["b"] / 1e6, 3) == 86.236
-    assert round(count["l"] / 1e6, 3) == 303.885
-
-
 @pytest.mark.parametrize("make", [new_encoder, lambda: new_predictor(24)], ids=["encoder", "predictor"])
 def test_init_fills_every_parameter(make):
     module = make()
@@ -188,12 +157,12 @@ def test_normalised_pixels_use_the_mean_and_deviation_of_imagenet():
     torch.testing.assert_close(clip[0, :, 1, 3, 5], torch.tensor(expected))
 
 
-def test_pixel_targets_have_unit_unbiased_variance():
+def test_channels_of_a_cube_are_normalised_one_by_one():
     pixels = random_pixels(2, 4, 32, 32, 3)
     every = torch.arange(2 * 2 * 2).expand(2, -1)
     targets = pixel_targets(pixels, every, patch_size=16, tubelet_size=2, norm="channel").unflatten(-1, (-1, 3))
-    assert targets.square().mean().item() == pytest.approx(511 / 512, abs=1e-3)
     assert targets.mean(-2).abs().max() < 1e-5
+    torch.testing.assert_close(targets.var(-2), torch.ones(2, 8, 3), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("norm", ["channel", "joint"])
@@ -216,19 +185,6 @@ def test_joint_norm_keeps_the_difference_between_channels():
 
 
 # --- masks ---
-
-BLOCKS = {
-    (8, 0.15): [(5, 6), (6, 5), (6, 5), (5, 5), (5, 6), (6, 5)],
-    (2, 0.7): [(11, 13), (12, 11), (13, 11), (11, 12), (11, 13), (14, 10)],
-}  # (h, w) of V-JEPA 2's generator for seeds 0..5
-
-
-@pytest.mark.parametrize("mask_set", BLOCKS)
-def test_block_sizes_are_the_references(mask_set):
-    num_blocks, area_fraction = mask_set
-    config = BlockSetConfig(num_blocks=num_blocks, area_fraction=area_fraction)
-    sizes = [block_size(seed, PAPER_GRID, config) for seed in range(6)]
-    assert sizes == [(8, *size) for size in BLOCKS[mask_set]]
 
 
 @pytest.mark.parametrize("truncate", ["first", "random"])
@@ -282,14 +238,6 @@ def test_first_keeps_early_tokens_and_random_keeps_as_many_from_everywhere():
         assert first.hidden_idx.double().mean() < random.hidden_idx.double().mean()
 
 
-def test_the_kept_share_is_the_one_that_truncation_at_24_gives():
-    groups = [mask_group(MaskConfig(), PAPER_GRID, seed=0, step=step, group=0, batch_size=24) for step in range(20)]
-    shares = [[s.visible_idx.shape[1] / PAPER_GRID.num_tokens for s in group.sets] for group in groups]
-    short, long = np.mean(shares, axis=0)
-    assert short == pytest.approx(0.234, abs=0.02)  # V-JEPA 2's generator, 150 batches of 24
-    assert long == pytest.approx(0.068, abs=0.02)
-
-
 def test_masks_that_leave_nothing_visible_are_an_error():
     config = MaskConfig(sets=(BlockSetConfig(num_blocks=1, area_fraction=1.0, aspect_ratio=(1.0, 1.0)),))
     with pytest.raises(ValueError, match="expected blocks that leave tokens visible"):
@@ -305,21 +253,3 @@ def test_a_group_outside_the_batch_is_an_error():
 def test_every_mask_group_has_one_rank(batch_size, world_size):
     taken = [group for rank in range(world_size) for group in group_idx(batch_size, rank, world_size)]
     assert taken == list(range(-(-batch_size // 24)))
-
-
-# --- schedules (Table 5, worked out by hand) ---
-
-LEARNING_RATES = {
-    (160_000, 1): 2.00043e-4, (160_000, 5_000): 4.125e-4, (160_000, 10_000): 6.25e-4, (160_000, 80_000): 3.45613e-4,
-    (160_000, 160_000): 1e-6, (80_000, 40_000): 3.82427e-4, (40_000, 20_000): 4.69e-4,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("steps", "step"), LEARNING_RATES)
-def test_learning_rate_is_the_papers(steps, step):
-    assert learning_rate(OptimConfig(), step=step, steps=steps) == pytest.approx(LEARNING_RATES[steps, step], rel=5e-6)
-
-
-@pytest.mark.parametrize(("step", "expected"), [(10_000, 0.043459), (80_000, 0.22), (160_000, 0.4)])
-def test_weight_decay_is_the_papers(step, expected):
-    assert weight_decay(OptimConfig(), step=step, steps=160_000) == pytest.approx(expected, rel=1e-5)

@@ -115,10 +115,12 @@ def _print_paper(format: str) -> None:
         print(json.dumps(cells, indent=2))
         return
     console = Console()
-    console.width = max(console.width, 150)
+    console.width = max(console.width, 250)
     console.print(HOW_TO_READ, highlight=False, soft_wrap=True)
     for table in tables():
-        drawn = Table(*table.columns, box=box.SIMPLE_HEAD, title=f"{table.title}, printed / ours", title_justify="left")
+        drawn = Table(box=box.SIMPLE_HEAD, title=f"{table.title}, printed / ours", title_justify="left")
+        for column in table.columns:
+            drawn.add_column(column, no_wrap=True)
         for row in table.rows:
             drawn.add_row(*map(text_of, row))
         console.print(drawn)

@@ -86,8 +86,9 @@ def printed(
             return Verdict(holds=True, words="rounded")
         if ours.quantize(figure, ROUND_DOWN) == figure:
             return Verdict(holds=True, words="cut")
-        error = found / float(expected) - 1
-        return Verdict(holds=abs(error) <= within, words=f"{100 * error:+.2f} %" if abs(error) < 1 else f"{error + 1:.3g} times")
+        ratio = found / float(expected)
+        words = f"{100 * (ratio - 1):+.2f} %" if 0.5 < ratio < 2 else f"{ratio:.2g} times"
+        return Verdict(holds=abs(ratio - 1) <= within, words=words)
 
     decimals = len(expected.partition(".")[2])
 

@@ -57,7 +57,7 @@ def run(config: FidelityConfig) -> None:
     if wrong:
         names = "; ".join(f"{oracle.name}: {oracle.show(oracle.find())}, expected {oracle.show(oracle.expected)}" for oracle in wrong)
         raise ValueError(f"{config.out}: {len(wrong)} oracles are not as expected: {names}")
-    console.print(f"{config.out}: {_summary()}", highlight=False)
+    console.print(f"{config.out}: {_summary()}", *_what_differs(), sep="\n- ", highlight=False, soft_wrap=True)
 
 
 def oracles() -> list[Oracle]:
@@ -67,7 +67,7 @@ def oracles() -> list[Oracle]:
 
 def page() -> str:
     """docs/fidelity.md."""
-    parts = ["# Fidelity\n", text.LEAD.strip() + "\n", f"**{_summary()}**\n", _what_differs()]
+    parts = ["# Fidelity\n", text.LEAD.strip() + "\n", f"**{_summary()}**\n", "".join(f"- {line}\n" for line in _what_differs())]
     for section in SECTIONS:
         parts += [f"## {section.title}\n", *([section.lead.strip() + "\n"] if section.lead else []), _oracle_table(section.oracles())]
     parts += [_both_counts(), "## The paper's tables of compute\n", HOW_TO_READ + "\n"]
@@ -79,12 +79,15 @@ def page() -> str:
 def _summary() -> str:
     every = oracles()
     differ = sum(oracle.differs is not None for oracle in every)
-    return f"{len(every)} numbers: {len(every) - differ} agree, {differ} of the paper's own do not follow from its formulas and are explained below."
+    near_by = sum(oracle.verdict.holds and oracle.verdict.words.startswith(("+", "-")) for oracle in every)
+    return (
+        f"{len(every)} numbers: {len(every) - differ} agree, {near_by} of them printed with other last digits, which stand below their tables; "
+        f"{differ} figures of the paper do not, for these reasons:"
+    )
 
 
-def _what_differs() -> str:
-    lines = [f"- {table.title.split(':')[0]}: {reason}" for table in tables() for reason in reasons(table)]
-    return "\n".join(lines) + "\n"
+def _what_differs() -> list[str]:
+    return [f"{table.title.split(':')[0]}: {reason}" for table in tables() for reason in reasons(table)]
 
 
 def _oracle_table(oracles: Sequence[Oracle]) -> str:
