@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.clip import ClipBatch, clip_digest
-from common.config import StudentRun, TrainConfig, VJepaRun
+from common.config import EncoderConfig, StudentRun, TrainConfig, VJepaRun
 from common.model.checkpoint import read_config
 from common.model.flops import FORWARD_FLOPS, KeptTokens, encoder_forward, kept_tokens
 from common.model.grid import token_grid
@@ -144,21 +144,26 @@ def _teacher(config: StudentRun, source: TargetSource, device: torch.device, cli
     """The targets from outside; in this process as a step gets them: forward, rounding, and back to the host."""
     num_clips = config.steps * config.batch_size
     spec = source.spec
-    found = {
-        "where": source.name,
-        "step_s": 0.0,
-        "clips_per_s": None,
-        "flops_per_s": None,
-        "six_n_d": FORWARD_FLOPS * spec.num_parameters * spec.num_tokens * num_clips,
-        "exact": None,
-    }
+    six_n_d = FORWARD_FLOPS * spec.num_parameters * spec.num_tokens * num_clips
+    found = {"where": source.name, "step_s": 0.0, "clips_per_s": None, "flops_per_s": None, "six_n_d": six_n_d, "exact": None}
     if config.teacher_ckpt is None:
         return found
     clips = _random_clips(config, config.teacher.batch_size)
     mean_s, _ = _time(lambda _: source.request(clips).result(), device)
     clip_s = mean_s / len(clips.good)
-    flops = encoder_forward(read_config(config.teacher_ckpt).encoder, spec.num_tokens).total
-    return found | {"step_s": clips_per_step * clip_s, "clips_per_s": 1 / clip_s, "flops_per_s": flops / clip_s, "exact": flops * num_clips}
+    encoder = _teacher_encoder(config.teacher_ckpt)
+    flops = None if encoder is None else encoder_forward(encoder, spec.num_tokens).total
+    return found | {
+        "step_s": clips_per_step * clip_s,
+        "clips_per_s": 1 / clip_s,
+        "flops_per_s": None if flops is None else flops / clip_s,
+        "exact": None if flops is None else flops * num_clips,
+    }
+
+
+def _teacher_encoder(ckpt: str) -> EncoderConfig | None:
+    """The teacher's architecture, None where it is no video ViT of ours, whose products could be counted."""
+    return read_config(ckpt).encoder
 
 
 def _masks(config: TrainConfig, step: int, groups: range) -> list[MaskGroup]:
@@ -247,7 +252,7 @@ def _print(found: dict[str, Any]) -> None:
             _duration(part["step_s"] * found["steps"]) if here else "",
             scientific(part["six_n_d"]),
             "" if part["exact"] is None else scientific(part["exact"]),
-            scientific(part["flops_per_s"]) if here else "",
+            "" if part["flops_per_s"] is None else scientific(part["flops_per_s"]),
         )
     if teacher is not None:
         exact = "" if found["exact"] is None else scientific(found["exact"])
