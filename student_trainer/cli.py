@@ -11,6 +11,12 @@ app = new_app(
 
 
 def _train(config: TrainConfig) -> None:
+    if config.estimate:
+        from student_trainer.estimate import run
+
+        run(config)
+        return
+
     from pathlib import Path
 
     from student_trainer.progress import show_progress

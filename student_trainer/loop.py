@@ -45,7 +45,7 @@ def train(config: TrainConfig, worker: Worker, checkpoint: Path | None) -> None:
     reader = Reader(
         config.data, data_seed=config.data_seed, views=views_of(config), view=config.view, split=config.split, loader=config.loader
     )
-    source = open_source(config, reader, run=Path(config.out).name) if isinstance(config, StudentRun) else None
+    source = open_source(config, run=Path(config.out).name) if isinstance(config, StudentRun) else None
     try:
         train_on(reader, source, config, worker, checkpoint)
     finally:
@@ -58,11 +58,6 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
     out = Path(config.out)
     grid = token_grid(config.view, config.encoder)
     teacher = None if source is None else source.spec
-    if teacher is not None and (teacher.grid != tuple(grid) or teacher.clip_shape != config.view.clip_shape):
-        raise ValueError(
-            f"got a teacher for clips {teacher.clip_shape} with token grid {teacher.grid}, expected clips {config.view.clip_shape} with token "
-            f"grid {tuple(grid)}: choose the student's view and patch size to match the teacher's"
-        )
     objective, checkpoint_config = new_objective(config, teacher)
     objective.to(worker.device)
     set_up(objective, config.compute, worker.device)
@@ -167,7 +162,13 @@ def update(
 
 
 def new_objective(config: TrainConfig, teacher: TeacherSpec | None) -> tuple[Objective, CheckpointConfig]:
-    """The model of a run, initialised from its seed, and what its checkpoints say about it."""
+    """The model of a run, initialised from its seed, and what its checkpoints say about it. Raises ValueError where the teacher sees other tokens."""
+    grid = tuple(token_grid(config.view, config.encoder))
+    if teacher is not None and (teacher.grid != grid or teacher.clip_shape != config.view.clip_shape):
+        raise ValueError(
+            f"got a teacher for clips {teacher.clip_shape} with token grid {teacher.grid}, expected clips {config.view.clip_shape} with token "
+            f"grid {grid}: choose the student's view and patch size to match the teacher's"
+        )
     out_width = config.encoder.width if teacher is None else teacher.width
     checkpoint_config = CheckpointConfig(
         objective=config.objective,

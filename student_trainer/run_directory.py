@@ -20,6 +20,8 @@ from student_trainer.target_source import TargetSource
 
 FREE_ON_RESUME = {
     "resume",
+    "estimate",
+    "estimate_out",
     "steps",
     "workers",
     "cpus_per_worker",

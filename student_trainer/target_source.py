@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.clip import ClipBatch
 from common.config import StudentRun, TargetDtype, TrainConfig, ViewConfig, Views
-from common.data.reader import Reader
+from common.data.video import decoder_name
 from common.model.teacher import Teacher, TeacherSpec
 from common.targets import codec
 from common.targets.store import TargetCache
@@ -160,12 +160,12 @@ class LocalTargets:
         return out
 
 
-def open_source(config: StudentRun, reader: Reader, *, run: str) -> TargetSource:
+def open_source(config: StudentRun, *, run: str) -> TargetSource:
     """The source of targets that a run names. ``run``: its name on the service's board."""
     if config.teacher_url is not None:
         return ServiceTargets(config.teacher_url, config.target_dtype, config.client, run)
     if config.targets is not None:
-        return CachedTargets(config.targets, config.target_dtype, data_seed=config.data_seed, view=config.view, decoder=reader.decoder)
+        return CachedTargets(config.targets, config.target_dtype, data_seed=config.data_seed, view=config.view, decoder=decoder_name())
     assert config.teacher_ckpt is not None, "a StudentRun has one source"
     return LocalTargets(Teacher.load(config.teacher_ckpt, config.teacher), config.target_dtype)
 

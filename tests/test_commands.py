@@ -13,6 +13,8 @@ import teacher_server.cli
 from common.command import is_nested, run_app
 from common.config import (
     Config,
+    FidelityConfig,
+    FlopsConfig,
     PackConfig,
     PrecomputeConfig,
     ProbeConfig,
@@ -42,6 +44,8 @@ COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
     "salt-train student": (StudentRun, RUN | {"teacher_ckpt": "run"}),
     "salt-train vjepa": (VJepaRun, RUN),
     "salt-eval probe": (ProbeConfig, {"ckpt": "run", "data": "shards", "out": "probe.json"}),
+    "salt-eval flops": (FlopsConfig, {}),
+    "salt-eval fidelity": (FidelityConfig, {}),
     "salt-eval report": (ReportConfig, {"run_dirs": "run", "out": "page.html"}),
 }
 """Each command with the fewest values that it accepts."""
@@ -53,10 +57,18 @@ OTHER = {
     "format": "json",
     "preset": "nano",
     "mask": "random-tube",
+    "teacher": "ema",
 }
 """Values of fields for which a made-up one would not do."""
-REFUSED = {("salt-train student", "teacher_url"), ("salt-train student", "targets")}
-"""A second source of targets."""
+REFUSED = {
+    ("salt-train student", "teacher_url"),  # a second source of targets
+    ("salt-train student", "targets"),
+    ("salt-train teacher", "estimate_out"),  # without --estimate
+    ("salt-train student", "estimate_out"),
+    ("salt-train vjepa", "estimate_out"),
+    ("salt-eval flops", "teacher_steps"),  # without --teacher
+}
+"""Flags that mean nothing beside the fewest values alone."""
 
 
 def click_command(command: str):

@@ -29,25 +29,10 @@ from student_trainer.compute import set_up, uses_bfloat16
 from student_trainer.loop import train_on, update
 from student_trainer.optim import new_optimizer, set_schedule
 from student_trainer.run_directory import open_run, read_metrics
-from student_trainer.schedule import ema_momentum, learning_rate, weight_decay
+from student_trainer.schedule import ema_momentum
 from student_trainer.vjepa import VJepa
 
-# --- schedules (Table 5, worked out by hand) ---
-
-LEARNING_RATES = {
-    (160_000, 1): 2.00043e-4, (160_000, 5_000): 4.125e-4, (160_000, 10_000): 6.25e-4, (160_000, 80_000): 3.45613e-4,
-    (160_000, 160_000): 1e-6, (80_000, 40_000): 3.82427e-4, (40_000, 20_000): 4.69e-4,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("steps", "step"), LEARNING_RATES)
-def test_learning_rate_is_the_papers(steps, step):
-    assert learning_rate(OptimConfig(), step=step, steps=steps) == pytest.approx(LEARNING_RATES[steps, step], rel=5e-6)
-
-
-@pytest.mark.parametrize(("step", "expected"), [(10_000, 0.043459), (80_000, 0.22), (160_000, 0.4)])
-def test_weight_decay_is_the_papers(step, expected):
-    assert weight_decay(OptimConfig(), step=step, steps=160_000) == pytest.approx(expected, rel=1e-5)
+# --- schedules (those of the paper are in test_fidelity.py) ---
 
 
 def test_momentum_is_v_jepas():

@@ -2,7 +2,7 @@
 
 from common.config.base import Config, dump_yaml, explain, load_yaml, merge
 from common.config.data import PackConfig, SynthConfig
-from common.config.evaluate import ProbeConfig, ReportConfig
+from common.config.evaluate import FidelityConfig, FlopsConfig, ProbeConfig, ReportConfig
 from common.config.model import (
     MASK_GROUP_SIZE,
     BlockSetConfig,
@@ -39,6 +39,8 @@ __all__ = [
     "Config",
     "EmaConfig",
     "EncoderConfig",
+    "FidelityConfig",
+    "FlopsConfig",
     "LoaderConfig",
     "MaskConfig",
     "MaskSetConfig",

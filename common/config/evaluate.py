@@ -1,10 +1,12 @@
 """Judging encoders and reporting on runs: ``salt-eval``."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from common.config.base import Config
+from common.config.model import EncoderConfig, MaskConfig, PredictorConfig, ViewConfig, require_whole_cubes
+from common.config.presets import PRESETS
 from common.config.train import LoaderConfig
 
 
@@ -57,3 +59,52 @@ class ReportConfig(Config):
         if self.out is None and self.runs is None:
             raise ValueError("got no --out, expected a path for the page: only with --runs is there a folder for it")
         return self
+
+
+class FlopsConfig(Config):
+    """Compute of a training run, by the paper's 6ND and exactly."""
+
+    teacher: str | None = None
+    """What the run learns from: the preset of a frozen teacher (SALT), `ema` for a moving average of its own encoder (V-JEPA 2). None: pixels (V-Pixel)."""
+    teacher_steps: tuple[PositiveInt, ...] = ()
+    """Steps that the frozen teacher trained, to count them too: V-Pixel first, then for each repetition a student that becomes the next teacher."""
+    steps: PositiveInt = 160_000
+    """Optimizer steps of the run itself."""
+    batch_size: PositiveInt = 3072
+    """Clips per step, all workers together."""
+    seed: int = 0
+    """Decides the masks whose tokens are counted."""
+    paper: bool = False
+    """The paper's Tables 10, 11 and 16 beside ours, instead of one run."""
+    format: Literal["text", "json"] = "text"
+    """Text for people, or JSON."""
+    encoder: EncoderConfig = EncoderConfig()
+    predictor: PredictorConfig = PredictorConfig()
+    view: ViewConfig = ViewConfig()
+    mask: MaskConfig = MaskConfig()
+
+    @model_validator(mode="after")
+    def _means_something(self) -> Self:
+        require_whole_cubes(self.view, self.encoder)
+        if self.teacher not in (None, "ema", *PRESETS):
+            raise ValueError(f"got teacher {self.teacher!r}, expected ema, or the preset of a frozen teacher: {', '.join(PRESETS)}")
+        if self.teacher_steps and self.teacher in (None, "ema"):
+            raise ValueError("got --teacher-steps without a frozen teacher, expected --teacher PRESET with it")
+        if self.paper:
+            changed = [
+                name for name in type(self).model_fields if name not in ("paper", "format") and getattr(self, name) != _default(name)
+            ]
+            if changed:
+                raise ValueError(f"got --paper with {', '.join(changed)}, expected --paper alone: it shows the paper's own runs")
+        return self
+
+
+def _default(name: str) -> object:
+    return FlopsConfig.model_fields[name].get_default(call_default_factory=True)
+
+
+class FidelityConfig(Config):
+    """Every number oracle of the method."""
+
+    out: str = "docs/fidelity.md"
+    """The page, in Markdown."""

@@ -88,6 +88,15 @@ class ViewConfig(Config):
         return (self.num_frames, self.crop_size, self.crop_size, 3)
 
 
+def require_whole_cubes(view: ViewConfig, encoder: EncoderConfig) -> None:
+    """Raises ValueError unless a clip is a whole number of the encoder's cubes."""
+    if view.num_frames % encoder.tubelet_size or view.crop_size % encoder.patch_size:
+        raise ValueError(
+            f"got a clip of {view.num_frames} frames of {view.crop_size} pixels, expected multiples of "
+            f"encoder.tubelet_size={encoder.tubelet_size} and encoder.patch_size={encoder.patch_size}"
+        )
+
+
 class BlockSetConfig(Config):
     """One set of V-JEPA's multi-block masks: blocks of the token grid are hidden."""
 

@@ -5,7 +5,16 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from common.config.base import Config
-from common.config.model import MASK_GROUP_SIZE, EncoderConfig, MaskConfig, PredictorConfig, TargetDtype, ViewConfig, Views
+from common.config.model import (
+    MASK_GROUP_SIZE,
+    EncoderConfig,
+    MaskConfig,
+    PredictorConfig,
+    TargetDtype,
+    ViewConfig,
+    Views,
+    require_whole_cubes,
+)
 
 
 class OptimConfig(Config):
@@ -130,6 +139,10 @@ class TrainConfig(Config):
     """Steps from one checkpoint to the next; the last step always has one."""
     resume: bool = False
     """Continue the run in `out` after its newest checkpoint."""
+    estimate: bool = False
+    """Instead of the run: time 20 steps on random clips, and say what the whole run takes in time, FLOPs and memory. Reads no data, writes no run."""
+    estimate_out: str | None = None
+    """JSON file for what `--estimate` finds."""
     encoder: EncoderConfig = EncoderConfig()
     predictor: PredictorConfig = PredictorConfig()
     view: ViewConfig = ViewConfig()
@@ -140,11 +153,7 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.view.num_frames % self.encoder.tubelet_size or self.view.crop_size % self.encoder.patch_size:
-            raise ValueError(
-                f"got a clip of {self.view.num_frames} frames of {self.view.crop_size} pixels, expected multiples of "
-                f"encoder.tubelet_size={self.encoder.tubelet_size} and encoder.patch_size={self.encoder.patch_size}"
-            )
+        require_whole_cubes(self.view, self.encoder)
         if self.optim.warmup_steps >= self.steps:
             raise ValueError(
                 f"got steps={self.steps} with optim.warmup_steps={self.optim.warmup_steps}, expected a warm-up shorter than the run: "
@@ -156,6 +165,10 @@ class TrainConfig(Config):
                 f"got workers={self.workers} for batch_size={self.batch_size}, expected at most {num_groups}: a worker takes whole mask "
                 f"groups of {MASK_GROUP_SIZE} clips"
             )
+        if self.estimate_out is not None and not self.estimate:
+            raise ValueError(f"got --estimate-out {self.estimate_out} without --estimate, expected both: only an estimate is written there")
+        if self.estimate and self.resume:
+            raise ValueError("got --estimate with --resume, expected one of them: an estimate is of a whole run")
         return self
 
 

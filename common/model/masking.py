@@ -42,9 +42,15 @@ def mask_group(config: MaskConfig, grid: TokenGrid, *, seed: int, step: int, gro
         raise ValueError(f"got mask group {group} of a batch of {batch_size}, expected at most {-(-batch_size // MASK_GROUP_SIZE) - 1}")
     # One draw of sizes for all sets of a (step, group): as in V-JEPA 2, short and long range share the aspect ratio.
     size_seed = int(words(seed, f"mask size {step}", group, 1)[0] >> np.uint64(1))
+    keys = [f"mask {step} {first + row}" for row in range(size)]
+    return MaskGroup(first=first, size=size, sets=mask_sets(config, grid, seed=seed, size_seed=size_seed, clip_keys=keys))
+
+
+def mask_sets(config: MaskConfig, grid: TokenGrid, *, seed: int, size_seed: int, clip_keys: list[str]) -> tuple[MaskSet, ...]:
+    """The masks of clips that share a block size, drawn from ``size_seed``, and kept counts; ``seed`` and a clip's key decide where its blocks are."""
     sets = []
     for set_idx, mask_set in enumerate(config.sets):
-        keys = [f"mask {step} {first + row} {set_idx}" for row in range(size)]
+        keys = [f"{key} {set_idx}" for key in clip_keys]
         if isinstance(mask_set, TubeSetConfig):
             visible = _outside_tubes(seed, keys, grid, mask_set)
         else:
@@ -52,7 +58,7 @@ def mask_group(config: MaskConfig, grid: TokenGrid, *, seed: int, step: int, gro
         sets.append(
             MaskSet(visible_idx=_keep(visible, config, seed, keys, "visible"), hidden_idx=_keep(~visible, config, seed, keys, "hidden"))
         )
-    return MaskGroup(first=first, size=size, sets=tuple(sets))
+    return tuple(sets)
 
 
 def block_size(seed: int, grid: TokenGrid, mask_set: BlockSetConfig) -> tuple[int, int, int]:

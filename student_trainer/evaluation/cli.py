@@ -1,7 +1,7 @@
 """`salt-eval`: what a trained encoder is worth."""
 
 from common.command import add_command, new_app, run_app
-from common.config import ProbeConfig, ReportConfig
+from common.config import FidelityConfig, FlopsConfig, ProbeConfig, ReportConfig
 
 
 def _probe(config: ProbeConfig) -> None:
@@ -16,7 +16,19 @@ def _report(config: ReportConfig) -> None:
     run(config)
 
 
-app = new_app("Judges trained encoders, and reports on runs.")
+def _flops(config: FlopsConfig) -> None:
+    from student_trainer.evaluation.flops import run
+
+    run(config)
+
+
+def _fidelity(config: FidelityConfig) -> None:
+    from student_trainer.evaluation.fidelity.page import run
+
+    run(config)
+
+
+app = new_app("Judges trained encoders, reports on runs, and accounts for the method.")
 add_command(app, "probe", ProbeConfig, _probe, help="Accuracy of frozen encoders on every label of a data set, by an attentive probe.")
 add_command(
     app,
@@ -25,6 +37,22 @@ add_command(
     _report,
     positional=("run_dirs",),
     help="One self-contained HTML page about a set of runs: curves, probes, sharing, pictures.",
+)
+add_command(
+    app,
+    "flops",
+    FlopsConfig,
+    _flops,
+    default_preset="vit-l",
+    help="The compute of a run and of its teacher's training: the paper's 6ND, and every matrix product at the tokens that the masks keep.\n\n"
+    "Example: `salt-eval flops --preset vit-g --teacher vit-l --steps 160000 --teacher-steps 80000`",
+)
+add_command(
+    app,
+    "fidelity",
+    FidelityConfig,
+    _fidelity,
+    help="Every number that the paper and the reference code give about the method beside ours: writes docs/fidelity.md.",
 )
 
 

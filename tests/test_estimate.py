@@ -1,0 +1,115 @@
+"""`salt-train ... --estimate`: real steps on random clips, the whole run's time, FLOPs and memory, and nothing trained or read."""
+
+import json
+import sys
+
+import pytest
+import torch
+from teacher_tools import ENCODER as TEACHER
+from teacher_tools import VIEW, load_teacher, save_teacher, serving
+
+import student_trainer.cli
+from common.command import run_app
+from common.config import EncoderConfig, FlopsConfig, PredictorConfig, StudentRun, TeacherRun, VJepaRun
+from common.model.flops import encoder_forward
+from common.model.grid import token_grid
+from common.model.vit import Encoder
+from student_trainer.estimate import estimate
+from student_trainer.evaluation.flops import runs_of
+
+ENCODER = EncoderConfig(width=36, depth=2, num_heads=3, mlp_width=100, patch_size=8)
+RUN = {
+    "data": "no-such-data",
+    "out": "no-such-run",
+    "steps": 50,
+    "batch_size": 5,
+    "workers": 0,
+    "encoder": ENCODER,
+    "predictor": PredictorConfig(width=24, depth=3, num_heads=2, mlp_width=60),
+    "view": VIEW,
+    "optim": {"warmup_steps": 5},
+}
+CPU = torch.device("cpu")
+
+
+def check_estimate(found: dict, config, objective: str) -> None:
+    clips = config.steps * config.batch_size
+    student = found["student"]
+    assert (found["objective"], found["steps"], found["batch_size"]) == (objective, config.steps, config.batch_size)
+    assert student["timed_steps"] == 20
+    assert 0 < student["optimizer_s"] < student["step_s"]
+    assert student["clips_per_s"] == pytest.approx(found["clips_per_worker"] / student["step_s"])
+    assert student["flops_per_s"] == pytest.approx(student["exact"] / clips * student["clips_per_s"], rel=0.1)  # of the timed steps' masks
+    assert found["run_s"] == pytest.approx(config.steps * found["step_s"])
+    assert 50e6 < found["peak_memory_bytes"] < 100e9
+
+
+@pytest.mark.parametrize("objective", ["vpixel", "vjepa"])
+def test_an_estimate_times_real_steps_and_counts_the_whole_run(objective):
+    config = {"vpixel": TeacherRun, "vjepa": VJepaRun}[objective].model_validate(RUN)
+    found = estimate(config, CPU)
+    check_estimate(found, config, objective)
+    assert found["teacher"] is None
+    teacher = {"vpixel": None, "vjepa": "ema"}[objective]
+    values = {name: getattr(config, name) for name in ("steps", "batch_size", "seed", "encoder", "predictor", "view", "mask")}
+    counted = runs_of(FlopsConfig(teacher=teacher, **values))[0]
+    assert (found["six_n_d"], found["exact"]) == (counted.six_n_d.total, counted.exact.total)
+
+
+def test_a_large_batch_is_extrapolated_to_the_worker_with_most_clips():
+    config = TeacherRun.model_validate(RUN | {"batch_size": 130, "workers": 2})  # six mask groups: two workers take three each
+    found = estimate(config, CPU)
+    check_estimate(found, config, "vpixel")
+    assert (found["clips_per_worker"], found["student"]["timed_clips_per_step"]) == (72, 48)
+    assert found["worker_s"] == pytest.approx(2 * found["run_s"])
+
+
+def test_a_teacher_in_process_is_timed_apart(tmp_path):
+    config = StudentRun.model_validate(RUN | {"teacher_ckpt": str(save_teacher(tmp_path / "teacher"))})
+    found = estimate(config, CPU)
+    check_estimate(found, config, "salt")
+    teacher = found["teacher"]
+    assert teacher["where"] == "in-process"
+    assert teacher["step_s"] == pytest.approx(config.batch_size / teacher["clips_per_s"])
+    assert found["step_s"] == pytest.approx(found["student"]["step_s"] + teacher["step_s"])
+    tokens = token_grid(VIEW, TEACHER).num_tokens
+    assert teacher["exact"] == encoder_forward(TEACHER, tokens).total * config.steps * config.batch_size
+    assert found["exact"] == found["student"]["exact"] + teacher["exact"]
+
+
+def test_a_served_teacher_takes_no_time_here(tmp_path):
+    with serving(load_teacher(tmp_path)) as (url, service):
+        config = StudentRun.model_validate(RUN | {"teacher_url": url})
+        found = estimate(config, CPU)
+        assert service.counters()["clips_computed"] == 0
+    check_estimate(found, config, "salt")
+    assert found["teacher"]["where"] == "service"
+    assert (found["teacher"]["step_s"], found["exact"]) == (0, None)
+    assert found["step_s"] == found["student"]["step_s"]
+    parameters = sum(parameter.numel() for parameter in Encoder(TEACHER).parameters())
+    assert found["teacher"]["six_n_d"] == 2 * parameters * token_grid(VIEW, TEACHER).num_tokens * config.steps * config.batch_size
+
+
+def test_the_flag_trains_nothing_and_reads_no_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    sizes = [f"--set=encoder.{name}={value}" for name, value in (("width", 24), ("num_heads", 2), ("depth", 1))]
+    flags = ["--preset", "nano", "--data", "none", "--out", "run", "--estimate", "--estimate-out", "e.json", *sizes]
+    monkeypatch.setattr(sys, "argv", ["salt-train", "teacher", *flags])
+    with pytest.raises(SystemExit) as ended:
+        run_app(student_trainer.cli.app)
+    text = capsys.readouterr().out
+    assert not ended.value.code
+    assert [path.name for path in tmp_path.iterdir()] == ["e.json"]
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert "600 steps of 48 clips, 48 of them on a worker" in text
+    assert f"Timed on {found['device']}, {found['dtype']}: 20 steps of 48 random clips" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [({"estimate_out": "e.json"}, "without --estimate"), ({"estimate": True, "resume": True}, "got --estimate with --resume")],
+)
+def test_estimates_that_make_no_sense_are_refused(values, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        TeacherRun.model_validate(RUN | values)
