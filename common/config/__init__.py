@@ -2,7 +2,8 @@
 
 from common.config.base import Config, dump_yaml, explain, load_yaml, merge
 from common.config.data import PackConfig, SynthConfig
-from common.config.evaluate import ProbeConfig, ReportConfig
+from common.config.evaluate import ExportConfig, ProbeConfig, ReportConfig
+from common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
 from common.config.model import MASK_GROUP_SIZE, EncoderConfig, MaskConfig, MaskSetConfig, PredictorConfig, TargetDtype, ViewConfig, Views
 from common.config.presets import PRESETS, preset_layer
 from common.config.serve import PrecomputeConfig, ServeConfig, ServiceConfig, StatusConfig
@@ -11,8 +12,13 @@ from common.config.train import LoaderConfig, OptimConfig, ServiceClientConfig, 
 __all__ = [
     "MASK_GROUP_SIZE",
     "PRESETS",
+    "TIMM",
+    "TIMM_RANDOM",
     "Config",
+    "DrawConfig",
     "EncoderConfig",
+    "ExportConfig",
+    "FrozenConfig",
     "LoaderConfig",
     "MaskConfig",
     "MaskSetConfig",
