@@ -6,7 +6,7 @@ import rich.console
 import torch
 
 from common.config import EncoderConfig, ExportConfig, MaskConfig, PredictorConfig, ViewConfig
-from common.model.checkpoint import CheckpointConfig, new_predictor, save_checkpoint
+from common.model.checkpoint import CheckpointConfig, load_encoder, new_predictor, save_checkpoint
 from common.model.export import export
 from common.model.vit import Encoder
 
@@ -43,3 +43,14 @@ def exported(ckpt: Path, out: Path, form: str, **clip: int) -> Path:
 def random_clip(num_frames: int, height: int, width: int | None = None) -> torch.Tensor:
     """Two normalised clips."""
     return torch.randn(2, 3, num_frames, height, width or height, generator=torch.Generator().manual_seed(1))
+
+
+def theirs(model, clip):
+    """Tokens by transformers, whose clips are [b, t, c, h, w]."""
+    with torch.no_grad():
+        return model(clip.transpose(1, 2), skip_predictor=True).last_hidden_state
+
+
+def tokens(path, clip):
+    with torch.no_grad():
+        return load_encoder(path)(clip)

@@ -14,7 +14,7 @@ from common.model.teacher import Teacher
 VIT = "timm-random:vit_tiny_patch16_224"  # a class token
 MODELS = {
     "vit_small_patch14_reg4_dinov2": (14, 5, 384),  # class token and registers, another patch
-    "vit_tiny_patch16_dinov3_qkvb": (16, 5, 192),  # EVA: rotary positions
+    "eva02_tiny_patch14_224": (14, 1, 192),  # rotary positions, no final norm
     "vit_base_patch16_siglip_224": (16, 0, 768),  # no class token, attention pool
 }
 """Patch, prefix tokens, width."""
