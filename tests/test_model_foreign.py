@@ -126,6 +126,15 @@ def test_a_file_without_configuration_is_recognised_by_its_sizes(tmp_path):
     assert torch.equal(state["norm.bias"], checkpoint["encoder"]["module.backbone.norm.bias"])
 
 
+def test_a_file_of_any_size_can_say_its_heads(tmp_path):
+    path, checkpoint = released(tmp_path / "vitt.pt")
+    torch.save(checkpoint | {"salt": {"encoder": {"width": 192, "depth": 12, "num_heads": 12, "mlp_width": 768}}}, path)
+    found = open_encoder(FrozenConfig(ckpt=str(path)))
+    assert (found.config.num_heads, found.view.clip_shape) == (12, (16, 224, 224, 3))
+    state = found.load().state_dict()
+    assert torch.equal(state["norm.bias"], checkpoint["target_encoder"]["module.backbone.norm.bias"])
+
+
 def test_heads_of_the_released_sizes():
     assert {size: size[0] // heads for size, heads in NUM_HEADS.items()} == {
         (192, 12): 64, (384, 12): 64, (768, 12): 64, (1024, 24): 64, (1280, 32): 80, (1408, 40): 64,
