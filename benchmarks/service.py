@@ -9,8 +9,8 @@ import torch
 import uvicorn
 
 from common.clip import ClipBatch, clip_digest
-from common.config import EncoderConfig, MaskConfig, PredictorConfig, ServiceClientConfig, ServiceConfig, TeacherComputeConfig, ViewConfig
-from common.model.checkpoint import CheckpointConfig
+from common.config import EncoderConfig, ServiceClientConfig, ServiceConfig, TeacherComputeConfig, ViewConfig
+from common.model.frozen import FrozenEncoder
 from common.model.teacher import Teacher
 from common.model.vit import Encoder, init_weights
 from student_trainer.service_targets import ServiceTargets
@@ -54,15 +54,11 @@ def main():
 
 
 def make_teacher(width: int, crop_size: int) -> Teacher:
-    encoder_config = EncoderConfig(width=width, depth=12, num_heads=width // 64, mlp_width=4 * width)
-    config = CheckpointConfig(
-        objective="vpixel", step=0, encoder=encoder_config, predictor=PredictorConfig(), predictor_out_width=1536,
-        view=ViewConfig(crop_size=crop_size), mask=MaskConfig(),
-    )  # fmt: skip
-    encoder = Encoder(encoder_config)
+    config = EncoderConfig(width=width, depth=12, num_heads=width // 64, mlp_width=4 * width)
+    encoder = Encoder(config)
     init_weights(encoder, torch.Generator().manual_seed(0), std=0.02)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Teacher(encoder, config, TeacherComputeConfig(), name="benchmark", device=device)
+    frozen = FrozenEncoder(name="benchmark", config=config, view=ViewConfig(crop_size=crop_size), load=lambda: encoder)
+    return Teacher(frozen, TeacherComputeConfig())
 
 
 def make_clips(count: int, shape: tuple[int, int, int, int], seed: int) -> ClipBatch:

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from common.clip import ClipBatch, clip_digest
-from common.config import EncoderConfig, StudentRun, TrainConfig, VJepaRun
-from common.model.checkpoint import read_config
+from common.config import EncoderConfig, FrozenConfig, StudentRun, TrainConfig, VJepaRun
+from common.model.checkpoint import open_encoder
 from common.model.flops import FORWARD_FLOPS, KeptTokens, encoder_forward, kept_tokens
 from common.model.grid import token_grid
 from common.model.masking import MaskGroup, group_idx, mask_group
@@ -163,7 +163,8 @@ def _teacher(config: StudentRun, source: TargetSource, device: torch.device, cli
 
 def _teacher_encoder(ckpt: str) -> EncoderConfig | None:
     """The teacher's architecture, None where it is no video ViT of ours, whose products could be counted."""
-    return read_config(ckpt).encoder
+    config = open_encoder(FrozenConfig(ckpt=ckpt)).config
+    return config if isinstance(config, EncoderConfig) else None
 
 
 def _masks(config: TrainConfig, step: int, groups: range) -> list[MaskGroup]:

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from common.clip import ClipBatch
-from common.config import StudentRun, TargetDtype, TrainConfig, ViewConfig, Views
+from common.config import FrozenConfig, StudentRun, TargetDtype, TrainConfig, ViewConfig, Views
 from common.data.video import decoder_name
+from common.model.checkpoint import open_encoder
 from common.model.teacher import Teacher, TeacherSpec
 from common.targets import codec
 from common.targets.store import TargetCache
@@ -167,7 +168,14 @@ def open_source(config: StudentRun, *, run: str) -> TargetSource:
     if config.targets is not None:
         return CachedTargets(config.targets, config.target_dtype, data_seed=config.data_seed, view=config.view, decoder=decoder_name())
     assert config.teacher_ckpt is not None, "a StudentRun has one source"
-    return LocalTargets(Teacher.load(config.teacher_ckpt, config.teacher), config.target_dtype)
+    choice = FrozenConfig(
+        ckpt=config.teacher_ckpt,
+        num_frames=config.view.num_frames,
+        crop_size=config.view.crop_size,
+        patch_size=config.encoder.patch_size,
+        tubelet_size=config.encoder.tubelet_size,
+    )
+    return LocalTargets(Teacher(open_encoder(choice), config.teacher), config.target_dtype)
 
 
 def views_of(config: TrainConfig) -> Views:

@@ -30,13 +30,14 @@ class Replica:
     def __init__(self, values: dict[str, Any]) -> None:
         import torch
 
+        from common.model.checkpoint import open_encoder
         from common.model.teacher import Teacher
         from teacher_server.service import build_app
 
         config = ServeConfig.model_validate(values)
         device = torch.device("cuda" if config.gpus else "cpu")
         board_file = None if config.board_file is None else Path(config.board_file)
-        self._app = build_app(Teacher.load(config.ckpt, config.teacher, device), config.service, board_file)
+        self._app = build_app(Teacher(open_encoder(config), config.teacher, device), config.service, board_file)
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._app
@@ -48,11 +49,12 @@ class Replica:
 
 def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
     """Serves until SIGINT or SIGTERM; prints the URL on standard output once /readyz answers."""
-    from common.model.checkpoint import find_checkpoint
+    from common.model.checkpoint import open_encoder
 
-    find_checkpoint(config.ckpt)  # a wrong path is said now, not by a replica
-    paths = {name: str(Path(value).resolve()) for name in ("ckpt", "board_file") if (value := getattr(config, name)) is not None}
-    config = config.model_copy(update=paths)  # a replica may have another working directory
+    open_encoder(config)  # a wrong path or clip is said now, not by a replica
+    config = config.absolute()  # a replica may have another working directory
+    if config.board_file is not None:
+        config = config.model_copy(update={"board_file": str(Path(config.board_file).resolve())})
     if config.port and is_private(config.address):
         _require_free(config.host, config.port)
     with _ended_by_signals(), ray_to_join(config.address, environment=_haproxy()) as ray_arguments:

@@ -22,7 +22,7 @@ from common.data.reader import Reader
 from common.data.shards import Sample
 from common.data.video import BadVideoError
 from common.local_ray import is_private, ray_to_join
-from common.model.checkpoint import read_config
+from common.model.checkpoint import open_encoder
 from common.model.teacher import Teacher
 from common.targets import codec, store
 from common.targets.codec import CorruptTargetError
@@ -61,8 +61,9 @@ class Worker:
 
     def __init__(self, config: PrecomputeConfig, device: torch.device | None) -> None:
         self._root, self._batch_size = Path(config.out), config.teacher.batch_size
-        view = read_config(config.ckpt).view
-        self._teacher = Teacher.load(config.ckpt, config.teacher, device)
+        encoder = open_encoder(config)
+        view = config.view.over(encoder.view)
+        self._teacher = Teacher(encoder, config.teacher, device)
         self._reader = Reader(
             config.data, data_seed=config.data_seed, views=config.views, view=view, split=config.split, loader=config.loader
         )
@@ -145,8 +146,8 @@ class Worker:
 
 def precompute(config: PrecomputeConfig, console: rich.console.Console) -> None:
     """Writes the cache. A command that was killed goes on after its last whole file when it is repeated."""
-    paths = {name: str(Path(getattr(config, name)).resolve()) for name in ("ckpt", "data", "out")}
-    config = config.model_copy(update=paths)  # a worker may have another working directory
+    paths = {name: str(Path(getattr(config, name)).resolve()) for name in ("data", "out")}
+    config = config.absolute().model_copy(update=paths)  # a worker may have another working directory
     with _only_writer(Path(config.out)):
         if config.workers == 0:
             worker = Worker(config, device=None)

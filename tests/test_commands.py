@@ -1,6 +1,7 @@
 """Every flag of every command: it changes the configuration that it names, or the command is refused."""
 
 import sys
+import typing
 
 import pytest
 import typer
@@ -13,6 +14,7 @@ import teacher_server.cli
 from common.command import is_nested, run_app
 from common.config import (
     Config,
+    ExportConfig,
     FidelityConfig,
     FlopsConfig,
     PackConfig,
@@ -46,19 +48,11 @@ COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
     "salt-eval probe": (ProbeConfig, {"ckpt": "run", "data": "shards", "out": "probe.json"}),
     "salt-eval flops": (FlopsConfig, {}),
     "salt-eval fidelity": (FidelityConfig, {}),
+    "salt-eval export": (ExportConfig, {"ckpt": "run", "format": "hf", "out": "exported"}),
     "salt-eval report": (ReportConfig, {"run_dirs": "run", "out": "page.html"}),
 }
 """Each command with the fewest values that it accepts."""
-OTHER = {
-    "size": "64",
-    "views": "3",
-    "target_dtype": "int8",
-    "pixel_norm": "joint",
-    "format": "json",
-    "preset": "nano",
-    "mask": "random-tube",
-    "teacher": "ema",
-}
+OTHER = {"size": "64", "views": "3", "preset": "nano", "mask": "random-tube", "teacher": "ema"}
 """Values of fields for which a made-up one would not do."""
 REFUSED = {
     ("salt-train student", "teacher_url"),  # a second source of targets
@@ -96,6 +90,9 @@ def other_value(config_class: type[Config], name: str, value: object) -> str | b
     """Something that a field may be, and is not yet."""
     if name in OTHER:
         return OTHER[name]
+    choices = typing.get_args(config_class.model_fields[name].annotation)
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return next(choice for choice in choices if choice != value)
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):

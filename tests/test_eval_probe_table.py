@@ -82,12 +82,15 @@ def test_features_are_a_function_of_the_clip_alone(data):
 
 
 def test_names_of_rows(tmp_path, data):
+    def config(*paths, **values):
+        return ProbeConfig(ckpt=tuple(map(str, paths)), data=str(data), out="probe.json", **values)
+
     a, b = make_run(tmp_path / "x" / "student", data), make_run(tmp_path / "y" / "student", data)
-    assert [c.name for c in list_candidates((str(a), str(b)), random_init=False)] == [str(a), str(b)]
-    inside = list_candidates((str(a / "checkpoints" / "step-3"), str(a)), random_init=True)
+    assert [c.name for c in list_candidates(config(a, b))] == [str(a), str(b)]
+    inside = list_candidates(config(a / "checkpoints" / "step-3", a, random_init=True))
     assert [c.name for c in inside] == ["random-init", "student/step-3", "student"]
     encoder, predictor = make_models()
     save_checkpoint(tmp_path / "plain", CONFIG, encoder, predictor, {})
-    assert [c.name for c in list_candidates((str(tmp_path / "plain"),), random_init=False)] == ["plain"]
+    assert [c.name for c in list_candidates(config(tmp_path / "plain"))] == ["plain"]
     with pytest.raises(ValueError, match="expected every checkpoint once"):
-        list_candidates((str(a), str(a)), random_init=False)
+        list_candidates(config(a, a))

@@ -13,7 +13,9 @@ import pytest
 import torch
 from teacher_tools import BATCH_SIZE, batch_of, load_teacher, random_clips
 
-from common.config import ServiceClientConfig
+from common.config import FrozenConfig, ServiceClientConfig, TeacherComputeConfig
+from common.model.checkpoint import open_encoder
+from common.model.teacher import Teacher
 from student_trainer.service_targets import ServiceTargets
 from student_trainer.target_source import LocalTargets
 
@@ -97,11 +99,22 @@ def test_serve_share_and_end_without_a_trace(teacher):
     assert not alive(family)
 
 
-def test_a_killed_server_takes_its_ray_with_it(teacher):
-    process, _ = start(teacher[0])
+def test_a_killed_server_of_anothers_encoder_takes_its_ray_with_it():
+    name = "timm-random:test_vit"
+    process, url = start(name, "--num-frames", "4", "--crop-size", "16", "--patch-size", "8")
     family = descendants(process.pid)
-    process.kill()
-    process.wait()
+    try:
+        choice = FrozenConfig(ckpt=name, num_frames=4, crop_size=16, patch_size=8)
+        local = LocalTargets(Teacher(open_encoder(choice), TeacherComputeConfig(batch_size=BATCH_SIZE), torch.device("cpu")), "float16")
+        served = ServiceTargets(url, "float16", ServiceClientConfig(), "student")
+        assert served.spec == local.spec
+        results = [source.request(batch_of(random_clips(5))).result(timeout=30) for source in (served, local)]
+        assert torch.equal(*results)
+        for source in (served, local):
+            source.close()
+    finally:
+        process.kill()
+        process.wait()
     deadline = time.monotonic() + 20
     while alive(family) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -2,7 +2,8 @@
 
 from common.config.base import Config, dump_yaml, explain, load_yaml, merge
 from common.config.data import PackConfig, SynthConfig
-from common.config.evaluate import FidelityConfig, FlopsConfig, ProbeConfig, ReportConfig
+from common.config.evaluate import ExportConfig, FidelityConfig, FlopsConfig, ProbeConfig, ReportConfig
+from common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
 from common.config.model import (
     MASK_GROUP_SIZE,
     BlockSetConfig,
@@ -34,13 +35,18 @@ __all__ = [
     "MASKS",
     "MASK_GROUP_SIZE",
     "PRESETS",
+    "TIMM",
+    "TIMM_RANDOM",
     "BlockSetConfig",
     "ComputeConfig",
     "Config",
+    "DrawConfig",
     "EmaConfig",
     "EncoderConfig",
+    "ExportConfig",
     "FidelityConfig",
     "FlopsConfig",
+    "FrozenConfig",
     "LoaderConfig",
     "MaskConfig",
     "MaskSetConfig",

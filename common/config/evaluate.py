@@ -14,11 +14,15 @@ class ProbeConfig(Config):
     """The attentive probe on frozen encoders: one clip, one view, one setting chosen beforehand (Table 7, the fast protocol)."""
 
     ckpt: tuple[str, ...] = Field(min_length=1)
-    """Run directory or checkpoint to judge."""
+    """Frozen encoder to judge: whatever `salt-serve teacher --ckpt` takes."""
     data: str
     """Packed data set with labels: the probe learns on its split `train` and is scored on `test`."""
     out: str
     """JSON file of the accuracies."""
+    num_frames: PositiveInt | None = None
+    """Frames of a clip; none: what each checkpoint says, 16 where it says nothing."""
+    crop_size: PositiveInt | None = None
+    """Height and width of a clip, in pixels; none: what each checkpoint says, 224 where it says nothing."""
     random_init: bool = False
     """Also judge the first checkpoint's architecture with fresh weights."""
     epochs: PositiveInt = 20
@@ -40,6 +44,21 @@ class ProbeConfig(Config):
     num_threads: PositiveInt = 1
     """CPU threads of encoder and probe."""
     loader: LoaderConfig = LoaderConfig()
+
+
+class ExportConfig(Config):
+    """`salt-eval export`: a checkpoint in a form that other code loads."""
+
+    ckpt: str
+    """Run directory or checkpoint."""
+    format: Literal["hf", "vjepa2"]
+    """`hf`: a directory for `transformers.VJEPA2Model`. `vjepa2`: a `.pt` file for V-JEPA 2's own code."""
+    out: str
+    """The directory or file to write; it must not exist."""
+    num_frames: PositiveInt | None = None
+    """Frames of the clips that it is meant for; none: the checkpoint's."""
+    crop_size: PositiveInt | None = None
+    """Height and width of the clips that it is meant for, in pixels; none: the checkpoint's. `transformers` is right for no other."""
 
 
 class ReportConfig(Config):

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from common.config.base import Config
+from common.config.frozen import DrawConfig, FrozenConfig
 from common.config.model import TargetDtype
 from common.config.train import LoaderConfig, TeacherComputeConfig
 
@@ -28,11 +29,9 @@ class ServiceConfig(Config):
     """Student runs on the board; the one that was silent longest is forgotten."""
 
 
-class ServeConfig(Config):
+class ServeConfig(FrozenConfig):
     """`salt-serve teacher`: a frozen teacher behind Ray Serve."""
 
-    ckpt: str
-    """Run directory or checkpoint of the teacher."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in."""
     port: int = Field(default=8000, ge=0, le=65535)
@@ -49,11 +48,9 @@ class ServeConfig(Config):
     service: ServiceConfig = ServiceConfig()
 
 
-class PrecomputeConfig(Config):
-    """`salt-serve precompute`: a frozen teacher's targets on disk, of clips drawn with the view configuration it was trained with."""
+class PrecomputeConfig(FrozenConfig):
+    """`salt-serve precompute`: a frozen teacher's targets on disk."""
 
-    ckpt: str
-    """Run directory or checkpoint of the teacher."""
     data: str
     """Folder of WebDataset shards with an index, as `salt-data pack` writes it."""
     out: str
@@ -74,6 +71,7 @@ class PrecomputeConfig(Config):
     """GPUs that Ray sets aside for a worker. With 0 it runs on the CPU; `--workers 0` takes a GPU if there is one."""
     address: str | None = None
     """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the command."""
+    view: DrawConfig = DrawConfig()
     teacher: TeacherComputeConfig = TeacherComputeConfig()
     loader: LoaderConfig = LoaderConfig()
 

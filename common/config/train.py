@@ -191,7 +191,7 @@ class StudentRun(TrainConfig):
     targets: str | None = None
     """A target cache, as `salt-serve precompute` writes it."""
     teacher_ckpt: str | None = None
-    """A checkpoint: the teacher runs in the student's own process."""
+    """A frozen encoder, as `salt-serve teacher --ckpt` takes it: the teacher runs in the student's own process, on the student's clips."""
     target_dtype: TargetDtype = "float16"
     """Rounding of the targets; the same in every source."""
     teacher: TeacherComputeConfig = TeacherComputeConfig()

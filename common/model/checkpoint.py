@@ -1,5 +1,7 @@
-"""Checkpoints on disk: written whole or not at all, loaded strictly."""
+"""Checkpoints on disk: written whole or not at all, loaded strictly, ours or of others."""
 
+import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -12,8 +14,11 @@ from pydantic import PositiveInt
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from common.config import Config, EncoderConfig, MaskConfig, PredictorConfig, ViewConfig
+from common.config import TIMM, TIMM_RANDOM, Config, EncoderConfig, FrozenConfig, MaskConfig, PredictorConfig, ViewConfig
+from common.model.foreign import is_hf, open_hf, open_pt
+from common.model.frozen import FrozenEncoder
 from common.model.grid import TokenGrid, token_grid
+from common.model.layouts import require_fit
 from common.model.pixels import IMAGENET_MEAN, IMAGENET_STD
 from common.model.predictor import Predictor
 from common.model.vit import Encoder
@@ -125,8 +130,61 @@ def read_config(path: str | Path) -> CheckpointConfig:
     return CheckpointConfig.model_validate_json(text)
 
 
-def load_encoder(path: str | Path) -> Encoder:
-    """The encoder of a checkpoint, in eval mode: normalised float ``[b, 3, t, h, w]`` to tokens ``[b, n, e]``, final norm included."""
+def open_encoder(choice: FrozenConfig) -> FrozenEncoder:
+    """What ``--ckpt`` means: one of our checkpoints, or another's encoder; with the clips that it is to be given."""
+    path = Path(choice.ckpt)
+    if choice.ckpt.startswith((TIMM, TIMM_RANDOM)):
+        from common.model.timm_encoder import open_timm  # timm takes a second to import
+
+        encoder = open_timm(choice)
+    elif not path.exists():
+        raise ValueError(
+            f"got {path}, expected a run or checkpoint, a Hugging Face directory, a .pt file or {TIMM}NAME: nothing is there. "
+            "A model of the Hugging Face hub is fetched first: hf download NAME --local-dir DIR"
+        )
+    elif path.is_file():
+        encoder = open_pt(path)
+    elif is_hf(path):
+        encoder = open_hf(path)
+    else:
+        encoder = _open_own(path)
+    tubelet, patch = encoder.config.tubelet_size, encoder.config.patch_size
+    asked = (choice.tubelet_size or tubelet, choice.patch_size or patch)
+    if asked != (tubelet, patch):
+        raise ValueError(
+            f"{choice.ckpt}: got a token grid of {asked[0]} frames by {asked[1]} pixels, expected {tubelet} by {patch}, which it was trained "
+            f"with: only {TIMM} encoders take another"
+        )
+    clip = {"num_frames": choice.num_frames, "crop_size": choice.crop_size}
+    view = encoder.view.model_copy(update={name: value for name, value in clip.items() if value is not None})
+    if view.num_frames % tubelet or view.crop_size % patch:
+        raise ValueError(
+            f"{choice.ckpt}: got clips of {view.num_frames} frames of {view.crop_size} pixels, expected multiples of {tubelet} frames and "
+            f"{patch} pixels: choose --num-frames and --crop-size so"
+        )
+    return dataclasses.replace(encoder, view=view)
+
+
+def load_encoder(path: str | Path) -> nn.Module:
+    """The encoder that ``--ckpt`` means, in eval mode: normalised float ``[b, 3, t, h, w]`` to tokens ``[b, n, d]``, final norm included."""
+    return open_encoder(FrozenConfig(ckpt=str(path))).load()
+
+
+def _open_own(path: Path) -> FrozenEncoder:
+    config = read_config(path)
+    return FrozenEncoder(
+        name=path.resolve().name,
+        config=config.encoder,
+        view=config.view,
+        mean=config.mean,
+        std=config.std,
+        init_std=config.init_std,
+        load=functools.partial(load_vit, path),
+    )
+
+
+def load_vit(path: str | Path) -> Encoder:
+    """The encoder of one of our checkpoints, in eval mode."""
     encoder = Encoder(read_config(path).encoder)
     load_module(encoder, find_checkpoint(path), "model.safetensors")
     return encoder.eval()
@@ -145,19 +203,9 @@ def load_module(module: nn.Module, checkpoint: Path, file: str) -> None:
     expected_bytes = json.loads((checkpoint / "manifest.json").read_text())["files"][file]["bytes"]
     if path.stat().st_size != expected_bytes:
         raise ValueError(f"{path}: got {path.stat().st_size} bytes, expected {expected_bytes}: the file is damaged, use another checkpoint")
-    found, expected = load_file(path), module.state_dict()
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is not expected" for name in found if name not in expected]
-    problems += [
-        f"{name}: got {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    if problems:
-        raise ValueError(
-            f"{path} does not fit its config.json: {'; '.join(problems[:5])}"
-            + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
-        )
+    found = load_file(path)
+    shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (found, module.state_dict())]
+    require_fit(*shapes, where=f"{path} does not fit its config.json")
     module.load_state_dict(found)
 
 

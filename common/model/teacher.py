@@ -11,12 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
-from common.config import TeacherComputeConfig
-from common.model.checkpoint import CheckpointConfig, load_encoder, read_config
+from common.config import FrozenConfig, TeacherComputeConfig
+from common.model.checkpoint import open_encoder
+from common.model.frozen import FrozenEncoder
 from common.model.pixels import normalise
-from common.model.vit import Encoder
 
 TARGET_NORM_EPS = 1e-5
 """Of the LayerNorm without affine over a target's channels (V-JEPA's code; the paper's Eq. 1 leaves it open)."""
@@ -31,7 +31,7 @@ class TeacherSpec:
     fingerprint: str
     """sha256 of architecture and weights. See Note [fingerprint]."""
     compute: dict[str, str | int | bool]
-    """Device kind, dtype, batch size, threads, torch version, compiled."""
+    """Device kind, dtype, batch size, threads, versions, compiled."""
     clip_shape: tuple[int, int, int, int]
     """(t, h, w, 3) of the clips that it takes."""
     grid: tuple[int, int, int]
@@ -59,35 +59,36 @@ class TeacherSpec:
 class Teacher:
     """A frozen encoder behind a fixed batch size, so that a target is the same bits whatever clips it shared a forward with."""
 
-    def __init__(
-        self, encoder: Encoder, config: CheckpointConfig, compute: TeacherComputeConfig, *, name: str, device: torch.device
-    ) -> None:
-        self._encoder = encoder.to(device).eval().requires_grad_(False)
-        self._config, self._compute, self._device = config, compute, device
+    def __init__(self, encoder: FrozenEncoder, compute: TeacherComputeConfig, device: torch.device | None = None) -> None:
+        """Loads the weights; on a GPU where there is one, unless ``device`` says otherwise."""
+        if device is None:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        grid = encoder.grid
+        self._module = encoder.load().to(device).eval().requires_grad_(False)
+        self._mean, self._std, self._compute, self._device = encoder.mean, encoder.std, compute, device
         self._lock = threading.Lock()
         self.spec = TeacherSpec(
-            name=name,
-            fingerprint=fingerprint(encoder, config),
+            name=encoder.name,
+            fingerprint=fingerprint(encoder, self._module),
             compute={
                 "device": device_kind(device),
                 "dtype": "float32",
                 "batch_size": compute.batch_size,
                 "num_threads": compute.num_threads,
                 "torch": torch.__version__,
+                **encoder.libraries,
                 "compiled": False,
             },
-            clip_shape=config.view.clip_shape,
-            grid=(config.grid.t, config.grid.h, config.grid.w),
-            width=config.encoder.width,
-            num_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
+            clip_shape=encoder.view.clip_shape,
+            grid=(grid.t, grid.h, grid.w),
+            width=encoder.config.width,
+            num_parameters=sum(parameter.numel() for parameter in self._module.parameters()),
         )
 
     @classmethod
     def load(cls, path: str | Path, compute: TeacherComputeConfig, device: torch.device | None = None) -> Self:
-        """The teacher in a checkpoint or run directory; on a GPU where there is one, unless ``device`` says otherwise."""
-        if device is None:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(load_encoder(path), read_config(path), compute, name=Path(path).resolve().name, device=device)
+        """The teacher in a checkpoint, for the clips that it was trained on."""
+        return cls(open_encoder(FrozenConfig(ckpt=str(path))), compute, device)
 
     @torch.inference_mode()
     def forward(self, clips: UInt8[np.ndarray, "b t h w 3"]) -> Float[Tensor, "b n d"]:
@@ -103,7 +104,7 @@ class Teacher:
             torch.set_num_threads(self._compute.num_threads)
             try:
                 pixels = torch.from_numpy(padded).to(self._device, non_blocking=True)
-                latents = self._encoder(normalise(pixels, self._config.mean, self._config.std))
+                latents = self._module(normalise(pixels, self._mean, self._std))
                 targets = F.layer_norm(latents.float(), (self.spec.width,), eps=TARGET_NORM_EPS)
             finally:
                 torch.set_num_threads(threads)
@@ -117,21 +118,21 @@ def device_kind(device: torch.device) -> str:
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
 
 
-def fingerprint(encoder: Encoder, config: CheckpointConfig) -> str:
-    """A teacher's identity, hexadecimal.
+def fingerprint(encoder: FrozenEncoder, module: nn.Module) -> str:
+    """A teacher's identity, hexadecimal; ``module`` is the encoder's, loaded.
 
     Note [fingerprint]: sha256 of canonical JSON (sorted keys, no spaces) of what a target depends on beside the weights: architecture with
     rope and input normalisation, the layer, the norms with their eps. Then per tensor, sorted by our name: name, dtype, shape,
-    little-endian bytes. Wire dtype and compute stand beside it, since they do not change which teacher it is.
+    little-endian bytes. Wire dtype and compute stand beside it, since they do not change which teacher it is; nor does the file format.
     """
     architecture = {
-        "encoder": config.encoder.model_dump(mode="json"),
-        "input": {"mean": config.mean, "std": config.std},
+        "encoder": encoder.config.model_dump(mode="json"),
+        "input": {"mean": encoder.mean, "std": encoder.std},
         "layer": "final",
-        "norms": [{"affine": True, "eps": config.encoder.norm_eps}, {"affine": False, "eps": TARGET_NORM_EPS}],
+        "norms": [{"affine": True, "eps": encoder.config.norm_eps}, {"affine": False, "eps": TARGET_NORM_EPS}],
     }
     hasher = hashlib.sha256(json.dumps(architecture, sort_keys=True, separators=(",", ":")).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
+    for name, tensor in sorted(module.state_dict().items()):
         hasher.update(json.dumps([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)], separators=(",", ":")).encode())
-        hasher.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()

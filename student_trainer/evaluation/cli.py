@@ -1,7 +1,7 @@
 """`salt-eval`: what a trained encoder is worth."""
 
-from common.command import add_command, new_app, run_app
-from common.config import FidelityConfig, FlopsConfig, ProbeConfig, ReportConfig
+from common.command import add_command, console, new_app, run_app
+from common.config import ExportConfig, FidelityConfig, FlopsConfig, ProbeConfig, ReportConfig
 
 
 def _probe(config: ProbeConfig) -> None:
@@ -28,8 +28,22 @@ def _fidelity(config: FidelityConfig) -> None:
     run(config)
 
 
+def _export(config: ExportConfig) -> None:
+    from common.model.export import export
+
+    export(config, console)
+
+
 app = new_app("Judges trained encoders, reports on runs, and accounts for the method.")
 add_command(app, "probe", ProbeConfig, _probe, help="Accuracy of frozen encoders on every label of a data set, by an attentive probe.")
+add_command(
+    app,
+    "export",
+    ExportConfig,
+    _export,
+    help="Write a checkpoint as a Hugging Face VJEPA2 directory, or as a V-JEPA 2 file.\n\n"
+    "Example: `salt-eval export --ckpt runs/student-a --format hf --out student-a-hf`",
+)
 add_command(
     app,
     "report",

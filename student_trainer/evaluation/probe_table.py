@@ -1,11 +1,11 @@
 """`salt-eval probe`: the accuracy of several frozen encoders on every label of a data set."""
 
+import dataclasses
 import json
 import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from common.command import console
-from common.config import ProbeConfig, ViewConfig
+from common.config import TIMM_RANDOM, EncoderConfig, FrozenConfig, ProbeConfig, ViewConfig
 from common.data.shards import Sample, open_dataset
 from common.draws import words
-from common.model.checkpoint import CheckpointConfig, load_encoder, read_config
+from common.model.checkpoint import open_encoder
+from common.model.frozen import FrozenEncoder
 from common.model.vit import Encoder, init_weights
 from student_trainer.evaluation.features import LabelledClips, common_labels, frozen_tokens, labelled_samples, load_clips
 from student_trainer.evaluation.probe import Score, score, train_probes
@@ -29,31 +30,11 @@ RANDOM_INIT = "random-init"
 TRAIN, TEST = "train", "test"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """An encoder to judge."""
-
-    name: str
-    path: str | None
-    """None: fresh weights."""
-    config: CheckpointConfig
-
-    def encoder(self, seed: int) -> nn.Module:
-        """The frozen encoder."""
-        if self.path is not None:
-            return load_encoder(self.path)
-        encoder = Encoder(self.config.encoder)
-        init_weights(
-            encoder, torch.Generator().manual_seed(int(words(seed, RANDOM_INIT, 0, 1)[0] >> np.uint64(1))), std=self.config.init_std
-        )
-        return encoder
-
-
 def run(config: ProbeConfig) -> None:
     """Judges every checkpoint, prints the table, writes the JSON file."""
     torch.set_num_threads(config.num_threads)
     started = time.monotonic()
-    candidates = list_candidates(config.ckpt, random_init=config.random_init)
+    candidates = list_candidates(config)
     splits = labelled_samples(config.data)
     labels, partial = common_labels([sample for members in splits.values() for sample in members])
     for name in partial:
@@ -71,16 +52,29 @@ def run(config: ProbeConfig) -> None:
     Console().print(table(scores, facts, caption=f"{_protocol(config)}; {time.monotonic() - started:.0f} s"))
 
 
-def list_candidates(paths: Sequence[str], *, random_init: bool) -> list[Candidate]:
+def list_candidates(config: ProbeConfig) -> list[FrozenEncoder]:
     """What to judge, in the order given; ``random-init`` first."""
-    names = [_name(path) for path in paths]
-    names = [path if names.count(name) > 1 else name for name, path in zip(names, paths, strict=True)]
+    names = [_name(path) for path in config.ckpt]
+    names = [path if names.count(name) > 1 else name for name, path in zip(names, config.ckpt, strict=True)]
     if len(set(names)) < len(names):
-        raise ValueError(f"got --ckpt {', '.join(paths)}, expected every checkpoint once")
-    candidates = [Candidate(name=name, path=path, config=read_config(path)) for name, path in zip(names, paths, strict=True)]
-    if random_init:
-        candidates.insert(0, Candidate(name=RANDOM_INIT, path=None, config=candidates[0].config))
-    return candidates
+        raise ValueError(f"got --ckpt {', '.join(config.ckpt)}, expected every checkpoint once")
+    choices = [FrozenConfig(ckpt=path, num_frames=config.num_frames, crop_size=config.crop_size) for path in config.ckpt]
+    candidates = [dataclasses.replace(open_encoder(choice), name=name) for choice, name in zip(choices, names, strict=True)]
+    return [_with_fresh_weights(candidates[0], config.seed), *candidates] if config.random_init else candidates
+
+
+def _with_fresh_weights(like: FrozenEncoder, seed: int) -> FrozenEncoder:
+    """An encoder of the same architecture that has learned nothing."""
+    architecture = like.config
+    if not isinstance(architecture, EncoderConfig):
+        raise ValueError(f"got --random-init with {like.name} first, expected a video ViT there: for timm's give --ckpt {TIMM_RANDOM}NAME")
+
+    def load() -> nn.Module:
+        encoder = Encoder(architecture)
+        init_weights(encoder, torch.Generator().manual_seed(int(words(seed, RANDOM_INIT, 0, 1)[0] >> np.uint64(1))), std=like.init_std)
+        return encoder
+
+    return dataclasses.replace(like, name=RANDOM_INIT, load=load)
 
 
 def table(scores: dict[str, dict[str, Score]], facts: dict[str, dict[str, Any]], *, caption: str) -> Table:
@@ -97,7 +91,7 @@ def table(scores: dict[str, dict[str, Score]], facts: dict[str, dict[str, Any]],
 
 
 def _judge_all(
-    config: ProbeConfig, candidates: Sequence[Candidate], samples: dict[str, list[Sample]], labels: Sequence[str]
+    config: ProbeConfig, candidates: Sequence[FrozenEncoder], samples: dict[str, list[Sample]], labels: Sequence[str]
 ) -> tuple[dict[str, dict[str, Score]], dict[str, dict[str, Any]]]:
     """Scores of every candidate on every label, and what the labels are."""
     class_names = open_dataset(config.data).class_names
@@ -120,12 +114,13 @@ def _judge_all(
     return {candidate.name: scores[candidate.name] for candidate in candidates}, facts
 
 
-def _judge(candidate: Candidate, clips: dict[str, LabelledClips], num_classes: dict[str, int], config: ProbeConfig) -> dict[str, Score]:
+def _judge(candidate: FrozenEncoder, clips: dict[str, LabelledClips], num_classes: dict[str, int], config: ProbeConfig) -> dict[str, Score]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = candidate.encoder(config.seed)
-    mean, std = candidate.config.mean, candidate.config.std
+    encoder = candidate.load()
     tokens = {
-        split: frozen_tokens(encoder, loaded.pixels, mean=mean, std=std, batch_size=config.encode_batch_size, device=device)
+        split: frozen_tokens(
+            encoder, loaded.pixels, mean=candidate.mean, std=candidate.std, batch_size=config.encode_batch_size, device=device
+        )
         for split, loaded in clips.items()
     }
     classes: dict[str, dict[str, Tensor]] = {
@@ -135,7 +130,7 @@ def _judge(candidate: Candidate, clips: dict[str, LabelledClips], num_classes: d
         tokens[TRAIN],
         classes[TRAIN],
         num_classes,
-        num_heads=config.num_heads or candidate.config.encoder.num_heads,
+        num_heads=config.num_heads or candidate.config.num_heads,
         epochs=config.epochs,
         lr=config.lr,
         weight_decay=config.weight_decay,
@@ -145,9 +140,9 @@ def _judge(candidate: Candidate, clips: dict[str, LabelledClips], num_classes: d
     return {label: score(probe, tokens[TEST], classes[TEST][label], config.batch_size) for label, probe in probes.items()}
 
 
-def _check_memory(candidate: Candidate, num_clips: int, max_bytes: int) -> None:
-    clip_bytes = math.prod(candidate.config.view.clip_shape)
-    token_bytes = candidate.config.grid.num_tokens * candidate.config.encoder.width * 4
+def _check_memory(candidate: FrozenEncoder, num_clips: int, max_bytes: int) -> None:
+    clip_bytes = math.prod(candidate.view.clip_shape)
+    token_bytes = candidate.grid.num_tokens * candidate.config.width * 4
     needed_bytes = num_clips * (clip_bytes + token_bytes)
     if needed_bytes > max_bytes:
         raise ValueError(
@@ -156,11 +151,11 @@ def _check_memory(candidate: Candidate, num_clips: int, max_bytes: int) -> None:
         )
 
 
-def _by_view(candidates: Sequence[Candidate]) -> Iterator[tuple[ViewConfig, list[Candidate]]]:
+def _by_view(candidates: Sequence[FrozenEncoder]) -> Iterator[tuple[ViewConfig, list[FrozenEncoder]]]:
     """Candidates that look at the same clips, together, so that these are decoded once."""
-    views = {candidate.config.view.model_dump_json(): candidate.config.view for candidate in candidates}
+    views = {candidate.view.model_dump_json(): candidate.view for candidate in candidates}
     for text, view in views.items():
-        yield view, [candidate for candidate in candidates if candidate.config.view.model_dump_json() == text]
+        yield view, [candidate for candidate in candidates if candidate.view.model_dump_json() == text]
 
 
 def _label_facts(label: str, clips: dict[str, LabelledClips], class_names: list[str]) -> dict[str, Any]:

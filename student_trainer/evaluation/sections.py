@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from common.config import LoaderConfig, MaskSetConfig, TubeSetConfig
 from common.data.reader import Reader
-from common.model.checkpoint import CheckpointConfig, load_encoder, load_predictor, read_config
+from common.model.checkpoint import CheckpointConfig, load_predictor, load_vit, read_config
 from student_trainer.evaluation import page, pictures
 from student_trainer.evaluation.figures import Bar, Curve, accuracy_bars, loss_curves
 from student_trainer.evaluation.runs import Run
@@ -185,7 +185,7 @@ def seconds_per_step(seconds: Mapping[str, float]) -> str:
 
 
 def _reconstruction(run: Run, config: CheckpointConfig, clip: UInt8[np.ndarray, "t h w 3"], group: pictures.MaskGroup) -> str:
-    encoder, predictor = load_encoder(run.path), load_predictor(run.path)
+    encoder, predictor = load_vit(run.path), load_predictor(run.path)
     columns = []
     for set_idx, (mask_set, mask) in enumerate(zip(config.mask.sets, group.sets, strict=True)):
         made = pictures.reconstruct(

@@ -1,0 +1,49 @@
+"""Which frozen encoder, and which clips it is given."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import PositiveFloat, PositiveInt
+
+from common.config.base import Config
+from common.config.model import ViewConfig
+
+TIMM, TIMM_RANDOM = "timm:", "timm-random:"
+"""What a --ckpt begins with that names an architecture of timm: with its released weights, or with random ones."""
+
+
+class FrozenConfig(Config):
+    """A frozen encoder, whoever trained it."""
+
+    ckpt: str
+    """Run directory or checkpoint, Hugging Face VJEPA2 directory, V-JEPA 2 `.pt` file, `timm:NAME`, or `timm-random:NAME` for random weights."""
+    num_frames: PositiveInt | None = None
+    """Frames of a clip; none: what the checkpoint says, 16 where it says nothing."""
+    crop_size: PositiveInt | None = None
+    """Height and width of a clip, in pixels; none: what the checkpoint says, 224 where it says nothing."""
+    patch_size: PositiveInt | None = None
+    """Side of the square of pixels that gives a token, for `timm:` only (16): the student's. Frames are resized to as many patches of its own."""
+    tubelet_size: PositiveInt | None = None
+    """Frames that give a token, for `timm:` only (2): the student's. A token is the mean of its frames' tokens."""
+
+    def absolute(self) -> Self:
+        """The same from any working directory."""
+        is_path = not self.ckpt.startswith((TIMM, TIMM_RANDOM))
+        return self.model_copy(update={"ckpt": str(Path(self.ckpt).resolve())}) if is_path else self
+
+
+class DrawConfig(Config):
+    """How clips are drawn from videos, where that is not as the checkpoint says (a foreign one: not as in Table 5)."""
+
+    frame_step: PositiveInt | None = None
+    """Frames of the video from one frame of the clip to the next."""
+    scale: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Range of the crop's share of the frame's area."""
+    ratio: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Range of the crop's width over height, drawn log-uniformly."""
+    flip: bool | None = None
+    """Mirror half of the clips left to right."""
+
+    def over(self, view: ViewConfig) -> ViewConfig:
+        """The view with what is given here."""
+        return ViewConfig.model_validate(view.model_dump() | self.model_dump(exclude_none=True))

@@ -1,0 +1,55 @@
+"""A frozen encoder as everything downstream takes it: who made it does not matter there."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pydantic import PositiveInt
+from torch import nn
+
+from common.config import Config, EncoderConfig, ViewConfig
+from common.model.grid import TokenGrid
+from common.model.pixels import IMAGENET_MEAN, IMAGENET_STD
+
+
+class TimmConfig(Config):
+    """An architecture of timm that is applied to each frame; the rest of what a fingerprint says of an encoder."""
+
+    timm: str
+    """Its name there, with the tag of its weights."""
+    width: PositiveInt
+    """Channels of a token."""
+    num_heads: PositiveInt
+    """Attention heads."""
+    patch_size: PositiveInt
+    """Side of the square of a clip's pixels that gives a token."""
+    tubelet_size: PositiveInt
+    """Frames that give a token."""
+    norm_eps: float | None
+    """Epsilon of the final norm; none where the last block gives the tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenEncoder:
+    """What an encoder is; its weights stay where they are until ``load``."""
+
+    name: str
+    """For people."""
+    config: EncoderConfig | TimmConfig
+    view: ViewConfig
+    """The clips that it is given."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Subtracted from RGB in [0, 1]."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Divides RGB in [0, 1] after the mean."""
+    init_std: float = 0.02
+    """Standard deviation that its weights started with."""
+    libraries: dict[str, str] = field(default_factory=dict)
+    """Versions of what computes its tokens beside torch."""
+    load: Callable[[], nn.Module]
+    """The module, in eval mode: normalised float ``[b, 3, t, h, w]`` to tokens ``[b, n, d]``, final norm included."""
+
+    @property
+    def grid(self) -> TokenGrid:
+        """The token grid of a clip."""
+        side = self.view.crop_size // self.config.patch_size
+        return TokenGrid(self.view.num_frames // self.config.tubelet_size, side, side)
