@@ -1,7 +1,7 @@
 """Every configuration value of the project: its type, its default, its unit."""
 
 from common.config.base import Config, dump_yaml, explain, load_yaml, merge
-from common.config.data import PackConfig, SynthConfig
+from common.config.data import InspectConfig, MixConfig, MixExclusion, MixRecipe, MixSource, PackConfig, SynthConfig
 from common.config.evaluate import ProbeConfig, ReportConfig
 from common.config.model import MASK_GROUP_SIZE, EncoderConfig, MaskConfig, MaskSetConfig, PredictorConfig, TargetDtype, ViewConfig, Views
 from common.config.presets import PRESETS, preset_layer
@@ -13,9 +13,14 @@ __all__ = [
     "PRESETS",
     "Config",
     "EncoderConfig",
+    "InspectConfig",
     "LoaderConfig",
     "MaskConfig",
     "MaskSetConfig",
+    "MixConfig",
+    "MixExclusion",
+    "MixRecipe",
+    "MixSource",
     "OptimConfig",
     "PackConfig",
     "PrecomputeConfig",

@@ -40,9 +40,7 @@ def probe_stills(images: Sequence[memoryview]) -> VideoFacts:
         if number and shown.shape != shape:
             raise BadVideoError(f"frame {number} has another size than the frames before it")
         shape, codec = shown.shape, codec or format
-    return VideoFacts(
-        num_frames=len(images), fps=1.0, width=shape[1], height=shape[0], duration_s=float(len(images)), codec=codec
-    )
+    return VideoFacts(num_frames=len(images), fps=1.0, width=shape[1], height=shape[0], duration_s=float(len(images)), codec=codec)
 
 
 def decode_stills(images: Sequence[memoryview], frame_idx: Iterable[int]) -> UInt8[np.ndarray, "t h w 3"]:
