@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from common.config.base import Config
-from common.config.model import MASK_GROUP_SIZE, EncoderConfig, MaskConfig, ViewConfig
+from common.config.model import MASK_GROUP_SIZE, EncoderConfig, MaskConfig, ViewConfig, require_whole_cubes
 from common.config.train import LoaderConfig
 
 
@@ -128,7 +128,9 @@ class MixRecipe(Config):
     def _weights_of_all_or_none(self) -> Self:
         without = [source.path for source in self.sources if source.weight is None]
         if 0 < len(without) < len(self.sources):
-            raise ValueError(f"sources: got a weight for some and none for {', '.join(without)}, expected a weight for all of them or for none")
+            raise ValueError(
+                f"sources: got a weight for some and none for {', '.join(without)}, expected a weight for all of them or for none"
+            )
         return self
 
 
@@ -162,3 +164,8 @@ class InspectConfig(Config):
     view: ViewConfig = ViewConfig()
     mask: MaskConfig = MaskConfig()
     loader: LoaderConfig = LoaderConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        require_whole_cubes(self.view, self.encoder)
+        return self

@@ -87,6 +87,15 @@ class ViewConfig(Config):
         return (self.num_frames, self.crop_size, self.crop_size, 3)
 
 
+def require_whole_cubes(view: ViewConfig, encoder: EncoderConfig) -> None:
+    """Raises ValueError where an encoder cannot cut the clips of a view into tokens."""
+    if view.num_frames % encoder.tubelet_size or view.crop_size % encoder.patch_size:
+        raise ValueError(
+            f"got a clip of {view.num_frames} frames of {view.crop_size} pixels, expected multiples of "
+            f"encoder.tubelet_size={encoder.tubelet_size} and encoder.patch_size={encoder.patch_size}"
+        )
+
+
 class MaskSetConfig(Config):
     """One multi-block mask set: what one forward of the student hides."""
 

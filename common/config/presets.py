@@ -34,4 +34,4 @@ def preset_layer(config_class: type[Config], preset: str) -> dict[str, Any]:
     if preset not in PRESETS:
         raise ValueError(f"got preset {preset!r}, expected one of {', '.join(PRESETS)}")
     steps = {"steps": _PAPER_STEPS[config_class.__name__]} if config_class.__name__ in _PAPER_STEPS else {}
-    return merge(steps, PRESETS[preset])
+    return merge(steps, {key: value for key, value in PRESETS[preset].items() if key in config_class.model_fields})

@@ -5,7 +5,16 @@ from typing import Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from common.config.base import Config
-from common.config.model import MASK_GROUP_SIZE, EncoderConfig, MaskConfig, PredictorConfig, TargetDtype, ViewConfig, Views
+from common.config.model import (
+    MASK_GROUP_SIZE,
+    EncoderConfig,
+    MaskConfig,
+    PredictorConfig,
+    TargetDtype,
+    ViewConfig,
+    Views,
+    require_whole_cubes,
+)
 
 
 class OptimConfig(Config):
@@ -114,11 +123,7 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.view.num_frames % self.encoder.tubelet_size or self.view.crop_size % self.encoder.patch_size:
-            raise ValueError(
-                f"got a clip of {self.view.num_frames} frames of {self.view.crop_size} pixels, expected multiples of "
-                f"encoder.tubelet_size={self.encoder.tubelet_size} and encoder.patch_size={self.encoder.patch_size}"
-            )
+        require_whole_cubes(self.view, self.encoder)
         if self.optim.warmup_steps >= self.steps:
             raise ValueError(
                 f"got steps={self.steps} with optim.warmup_steps={self.optim.warmup_steps}, expected a warm-up shorter than the run: "

@@ -157,7 +157,18 @@ def load_index(folder: Path) -> tuple[dict[str, Any], pa.Table]:
     index = pq.read_table(folder / "index.parquet", schema=SCHEMA)
     if index_hash(index) != info["index_hash"]:
         raise ValueError(f"{folder}: index.parquet is not the one that dataset.json describes: delete both to have them made anew")
+    for selection in info["selections"] if info["kind"] == "mixture" else ():
+        _require_same(folder, selection)
     return info, index
+
+
+def _require_same(folder: Path, selection: dict[str, Any]) -> None:
+    """A mixture points into the tars of its sources, so they must be those that it was made of."""
+    description = folder / selection["path"] / "dataset.json"
+    if not description.exists():
+        raise FileNotFoundError(f"{folder} is a mixture of {description.parent}, which is not there: move sources and mixture together")
+    if json.loads(description.read_text())["index_hash"] != selection["index_hash"]:
+        raise ValueError(f"{folder} is a mixture of {description.parent}, which was packed anew since: run `salt-data mix` again")
 
 
 def index_hash(index: pa.Table) -> str:
@@ -175,7 +186,7 @@ def _contents(array: pa.Array) -> list[np.ndarray | memoryview]:
     """The values of a column's chunk as bytes: of strings and maps their lengths and what they hold. As Python objects a hash takes ten times longer."""
     if not (isinstance(array, pa.MapArray) or pa.types.is_string(array.type)):
         return [np.ascontiguousarray(array.to_numpy())]
-    offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array) + 1]
+    offsets = np.frombuffer(array.buffers()[1] or bytes(4), np.int32)[array.offset : array.offset + len(array) + 1]
     first, last = int(offsets[0]), int(offsets[-1])
     if isinstance(array, pa.MapArray):
         return [np.diff(offsets), *_contents(array.keys[first:last]), *_contents(array.items[first:last])]

@@ -54,7 +54,12 @@ def list_sources(config: PackConfig) -> Listing:
             raise ValueError(
                 f"got --images {config.images} with the list {table}, expected it for a folder or glob: a list names what is packed"
             )
-        rows, class_names = read_list(table)
+        try:
+            rows, class_names = read_list(table)
+        except ValueError as error:
+            if table is src:
+                raise
+            raise ValueError(f"{error}. To pack the folder without this list, give the glob '{src}/*'") from error
         listing = Listing(config.name or (src.stem if src.is_file() else src.resolve().name), class_names, [])
         found = {row.path.lstrip("/"): (table.parent / row.path, row) for row in rows}
     elif config.fps is not None and config.images != "frames":
