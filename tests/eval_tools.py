@@ -12,7 +12,8 @@ import torch
 
 from common.config import EncoderConfig, MaskConfig, MaskSetConfig, PredictorConfig, StudentRun, TeacherRun, ViewConfig, dump_yaml
 from common.data.encode import encode_mp4
-from common.data.index import describe, sha256_of, sidecar, write_index
+from common.data.index import write_index
+from common.data.sample import describe, sha256_of, sidecar
 from common.data.video import probe
 from common.model.checkpoint import CheckpointConfig, new_predictor, point_to, save_checkpoint
 from common.model.vit import Encoder, init_weights

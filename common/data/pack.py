@@ -16,9 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from common.config import PackConfig
 from common.data.facts import BadVideoError
-from common.data.index import describe, sidecar, write_index
+from common.data.index import write_index
 from common.data.partial import Finished, PartialFolder
 from common.data.prepare import Prepared, prepare_all
+from common.data.sample import describe, sidecar
 from common.data.skipped import FILE_NAME, printable, write_skipped
 from common.data.sources import Listing, Source, list_sources
 from common.data.stills import padded_size

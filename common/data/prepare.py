@@ -1,11 +1,12 @@
 """One source -> what goes into a tar: its bytes and its facts, or why not. Runs in worker processes."""
 
+import contextlib
 import os
 import re
 import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,10 +16,10 @@ import numpy as np
 from common.config import PackConfig
 from common.data.encode import encode_mp4
 from common.data.facts import BadVideoError, VideoFacts
-from common.data.index import VIDEO_SUFFIXES
+from common.data.pool import DecodePool
 from common.data.skipped import printable
 from common.data.stills import IMAGE_SUFFIXES, content_hash, decode_stills, probe_stills, shrink_still, stills_in
-from common.data.video import probe, upright_frames
+from common.data.video import VIDEO_SUFFIXES, probe, upright_frames
 
 MIN_FRAMES = 2
 MIN_SIDE = 8
@@ -61,10 +62,10 @@ class Prepared:
 def prepare_all(paths: Sequence[Path], config: PackConfig) -> Iterator[Prepared | BadVideoError]:
     """``prepare`` of each path, in order; a bounded number of bytes ahead of the one that is written."""
     jobs = (Job(path=path, short_side=config.short_side, max_video_bytes=config.max_video_bytes, fps=config.fps) for path in paths)
-    with ProcessPoolExecutor(config.workers or os.cpu_count()) as pool:
+    with contextlib.closing(DecodePool(config.workers or os.cpu_count() or 1, timeout_s=config.timeout_s, call=prepare)) as pool:
         ahead: deque[Future[Prepared]] = deque()
         for job in jobs:
-            ahead.append(pool.submit(prepare, job))
+            ahead.append(pool.submit(job))
             while len(ahead) == _READ_AHEAD or _bytes_in(ahead) > _READ_AHEAD_BYTES:
                 yield _result(ahead.popleft())
         while ahead:

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from common.data.facts import BadVideoError
-from common.data.index import Sample, load_index
+from common.data.index import load_index
+from common.data.sample import Sample
 
 
 class Dataset:

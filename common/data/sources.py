@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from common.config import PackConfig
-from common.data.index import VIDEO_SUFFIXES
 from common.data.lists import Row, class_names_of, read_list
 from common.data.skipped import printable
 from common.data.stills import IMAGE_SUFFIXES
+from common.data.video import VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,11 @@ from common.data.stills import decode_stills, probe_stills, stills_in
 
 logger = logging.getLogger(__name__)
 
+VIDEO_SUFFIXES = frozenset(
+    [".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp"]
+)
+"""Names that are taken for videos, in lower case; the content decides whether they are."""
+
 
 def decoder_name() -> str:
     """The decoder of this process: torchcodec where it works, else PyAV.
