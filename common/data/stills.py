@@ -86,7 +86,7 @@ def _members(run: memoryview) -> list[memoryview]:
         try:
             size = int(header[124:135], 8)
         except ValueError as error:
-            raise BadVideoError(f"what follows its frame {len(images)} is no member of a tar") from error
+            raise BadVideoError(f"its frame {len(images)} is no member of a tar") from error
         start += _BLOCK
         images.append(run[start : start + size])
         start += padded_size(size)
