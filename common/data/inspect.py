@@ -1,6 +1,7 @@
 """What a data set holds: counts, durations, formats, bad files; and a contact sheet."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +18,6 @@ from common.config import InspectConfig
 from common.data.index import load_index
 from common.data.skipped import FILE_NAME, read_skipped
 
-_NUM_BINS = 10
 _MOST = 12
 """Rows of a table in the terminal; JSON has all."""
 _BAR = 30
@@ -58,7 +58,7 @@ def facts(config: InspectConfig) -> dict[str, Any]:
         "sources": dict(Counter(index["source"].to_pylist())),
         "labels": _labels(index, info["class_names"]),
         "hours": float(columns["duration_s"].sum()) / 3600,
-        "duration_s": _spread(columns["duration_s"]) | {"histogram": _histogram(columns["duration_s"])},
+        "duration_s": _spread(columns["duration_s"]) | {"histogram": histogram(columns["duration_s"])},
         "num_frames": _spread(columns["num_frames"]),
         "frames_of_a_clip": needed,
         "num_shorter_than_a_clip": int((columns["num_frames"] < needed).sum()),
@@ -83,11 +83,16 @@ def _spread(values: np.ndarray) -> dict[str, float]:
     return {"least": float(values.min()), "median": float(np.median(values)), "most": float(values.max())}
 
 
-def _histogram(values: np.ndarray) -> list[dict[str, float]]:
-    """Ten bins of equal width from the least to the most; the last holds its upper edge."""
-    counts, edges = np.histogram(values, _NUM_BINS)
+def histogram(values: np.ndarray) -> list[dict[str, float]]:
+    """At most twelve bins [from, to) whose edges are whole multiples of 1, 2 or 5 tenths, ones, tens, ..."""
+    least = max(float(values.max() - values.min()) / 10, 0.1)
+    decade = 10.0 ** math.floor(math.log10(least) + 1e-9)
+    width = decade * next(factor for factor in (1, 2, 5, 10) if factor * decade >= least * (1 - 1e-9))
+    place = np.floor(values / width).astype(np.int64)
+    counts = Counter(place.tolist())
     return [
-        {"from": float(first), "to": float(last), "count": int(count)} for first, last, count in zip(edges, edges[1:], counts, strict=False)
+        {"from": round(number * width, 6), "to": round((number + 1) * width, 6), "count": counts[number]}
+        for number in range(int(place.min()), int(place.max()) + 1)
     ]
 
 
@@ -122,7 +127,7 @@ def _report(found: dict[str, Any], config: InspectConfig) -> RenderableType:
         ("skipped", f"{len(found['skipped']):,} files, named in {Path(config.data) / FILE_NAME}" if found["skipped"] else "0 files"),
     ):
         summary.add_row(f"[bold]{name}[/]", value)
-    bars = _bars("duration", [(f"{bar['from']:.1f} to {bar['to']:.1f} s", bar["count"]) for bar in seconds["histogram"]])
+    bars = _bars("duration", [(f"{bar['from']:g} to {bar['to']:g} s", bar["count"]) for bar in seconds["histogram"]])
     tables = [
         *(_most(title, found[key]) for title, key in (("codec", "codecs"), ("size", "resolutions"), ("frames/s", "fps"))),
         *([_most("source", found["sources"])] if len(found["sources"]) > 1 else []),
