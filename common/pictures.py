@@ -37,7 +37,7 @@ def tint_masks(clip: UInt8[np.ndarray, "t h w 3"], roles: Int[np.ndarray, " n"],
     return tinted.round().astype(np.uint8)
 
 
-def strip(clip: UInt8[np.ndarray, "t h w 3"], tubelet_size: int) -> UInt8[np.ndarray, "h w 4"]:
+def strip(clip: UInt8[np.ndarray, "t h w 3"], tubelet_size: int) -> UInt8[np.ndarray, "rows columns 4"]:
     """The first frame of each tubelet side by side with transparent gaps, enlarged to at least STRIP_HEIGHT."""
     frames = clip[::tubelet_size]
     factor = max(1, -(-STRIP_HEIGHT // frames.shape[1]))
@@ -47,7 +47,7 @@ def strip(clip: UInt8[np.ndarray, "t h w 3"], tubelet_size: int) -> UInt8[np.nda
     return rearrange(np.concatenate((enlarged, gap), axis=2), "t h w c -> h (t w) c")[:, :-GAP]
 
 
-def png_bytes(image: UInt8[np.ndarray, "h w c"]) -> bytes:
+def png_bytes(image: UInt8[np.ndarray, "rows columns c"]) -> bytes:
     """The picture as a PNG file; three channels, or four with transparency."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")

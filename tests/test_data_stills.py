@@ -63,6 +63,22 @@ def test_the_content_of_a_frame_folder_is_the_same_wherever_it_stands(tmp_path):
     assert len({sample.sha256 for sample in samples_of(tmp_path / "out").values()}) == 1
 
 
+def test_a_list_may_name_frame_folders(tmp_path):
+    for number in range(3):
+        write(tmp_path / "a" / f"{number}.png", encoded_image(np.full((16, 16, 3), number, np.uint8)))
+    write(tmp_path / "b.mp4")
+    table = write(tmp_path / "train.csv", "a 1\nb.mp4 0\n")
+    packed(table, tmp_path / "out", fps=4)
+    assert {key: (sample.num_frames, sample.duration_s) for key, sample in samples_of(tmp_path / "out").items()} == {
+        "train/a": (3, 0.75),
+        "train/b.mp4": (12, 2.4),
+    }
+    packed(table, tmp_path / "out")
+    assert skipped(tmp_path / "out") == {"a": "it is a folder of images, expected --fps for their rate"}
+    with pytest.raises(ValueError, match=r"got --images frames with the list .*train\.csv, expected it for a folder or glob"):
+        packed(table, tmp_path / "out", images="frames", fps=4)
+
+
 def test_frame_folders_that_are_none_are_named(tmp_path):
     png, small = encoded_image(np.zeros((16, 16, 3), np.uint8)), encoded_image(np.zeros((8, 8, 3), np.uint8))
     for name in ("good/1.png", "good/2.png", "good/notes.txt", "single/1.png", "numberless/1.png", "numberless/cover.png", "twice/x1.png"):
@@ -120,6 +136,21 @@ def test_images_come_upright_and_whole():
     ):
         with pytest.raises(BadVideoError, match=reason):
             probe(bad)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+def test_a_damaged_image_is_bad_and_nothing_else(format):
+    rng = np.random.default_rng(0)
+    image = encoded_image(rng.integers(0, 256, (24, 32, 3), np.uint8), format)
+    num_bad = 0
+    for _ in range(300):
+        damaged = np.frombuffer(image, np.uint8).copy()
+        damaged[rng.integers(4, 120, 3)] = rng.choice([0, 255, 128], 3)
+        try:
+            probe(damaged.tobytes())
+        except BadVideoError:
+            num_bad += 1
+    assert num_bad > 20
 
 
 def test_a_run_of_frames_that_was_damaged_is_bad(tmp_path):

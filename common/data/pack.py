@@ -1,5 +1,6 @@
 """Videos -> WebDataset shards with an index (DESIGN section 4, Shards)."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -64,19 +65,20 @@ def _write_shards(config: PackConfig, listing: Listing, partial: PartialFolder, 
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("pack", total=total, completed=first, rate="")
         started, num_bytes, num_shards = time.monotonic(), 0, len(partial.finished)
-        for prepared in prepare_all([source.path for source in listing.sources[first:]], config):
-            shards.add(prepared)
-            if isinstance(prepared, BadVideoError):
-                _check_bad(config, listing, shards.skipped)
-            else:
-                num_bytes += prepared.num_bytes
-            elapsed = time.monotonic() - started
-            rate = f"{num_bytes / 1e6 / elapsed:.1f} MB/s"
-            progress.update(task, advance=1, rate=rate)
-            if len(partial.finished) > num_shards and not console.is_terminal:  # a log gets a line per shard
-                num_shards = len(partial.finished)
-                left = timedelta(seconds=round(elapsed * (total - shards.next) / (shards.next - first)))
-                _say(console, f"{partial.finished[-1].shard} is finished: {shards.next} of {total} videos, {rate}, {left} left")
+        with contextlib.closing(prepare_all([source.path for source in listing.sources[first:]], config)) as results:
+            for prepared in results:
+                shards.add(prepared)
+                if isinstance(prepared, BadVideoError):
+                    _check_bad(config, listing, shards.skipped)
+                else:
+                    num_bytes += prepared.num_bytes
+                elapsed = time.monotonic() - started
+                rate = f"{num_bytes / 1e6 / elapsed:.1f} MB/s"
+                progress.update(task, advance=1, rate=rate)
+                if len(partial.finished) > num_shards and not console.is_terminal:  # a log gets a line per shard
+                    num_shards = len(partial.finished)
+                    left = timedelta(seconds=round(elapsed * (total - shards.next) / (shards.next - first)))
+                    _say(console, f"{partial.finished[-1].shard} is finished: {shards.next} of {total} videos, {rate}, {left} left")
     return shards.close()
 
 

@@ -5,7 +5,7 @@ import os
 import re
 import stat
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,7 +59,7 @@ class Prepared:
         return sum(len(content) for _, content in self.members)
 
 
-def prepare_all(paths: Sequence[Path], config: PackConfig) -> Iterator[Prepared | BadVideoError]:
+def prepare_all(paths: Sequence[Path], config: PackConfig) -> Generator[Prepared | BadVideoError, None, None]:
     """``prepare`` of each path, in order; a bounded number of bytes ahead of the one that is written."""
     jobs = (Job(path=path, short_side=config.short_side, max_video_bytes=config.max_video_bytes, fps=config.fps) for path in paths)
     with contextlib.closing(DecodePool(config.workers or os.cpu_count() or 1, timeout_s=config.timeout_s, call=prepare)) as pool:

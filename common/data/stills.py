@@ -6,6 +6,7 @@ bytes are that run of the tar, headers included, so that one read gets them all 
 
 import hashlib
 import io
+import struct
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -105,5 +106,8 @@ def _open(image: memoryview, number: int) -> tuple[UInt8[np.ndarray, "h w 3"], s
                 raise BadVideoError(f"frame {number} has pixels of mode {opened.mode}, expected at most 8 bits a channel")
             format = (opened.format or "").lower()
             return np.asarray(ImageOps.exif_transpose(opened).convert("RGB")), format
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:  # Pillow says SyntaxError for a broken file
-        raise BadVideoError(f"frame {number} cannot be decoded ({str(error).splitlines()[0]})") from error
+    except BadVideoError:
+        raise
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        # All of these are what Pillow says of damaged headers.
+        raise BadVideoError(f"frame {number} cannot be decoded ({(str(error) or type(error).__name__).splitlines()[0]})") from error
