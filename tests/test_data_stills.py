@@ -138,6 +138,7 @@ def test_images_come_upright_and_whole():
             probe(bad)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
 def test_a_damaged_image_is_bad_and_nothing_else(format):
     rng = np.random.default_rng(0)

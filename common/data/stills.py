@@ -7,6 +7,7 @@ bytes are that run of the tar, headers included, so that one read gets them all 
 import hashlib
 import io
 import struct
+import warnings
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -23,6 +24,8 @@ _MODES = frozenset(["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "Y
 _BLOCK = 512
 """Bytes of a tar's unit."""
 _JPEG_QUALITY = 95
+
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of odd metadata, a line per image; what matters is raised
 
 
 def stills_in(data: bytes) -> list[memoryview] | None:
