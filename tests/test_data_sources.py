@@ -38,6 +38,8 @@ def test_vjepa_lists(tmp_path, text, paths, labels):
         ("file,label\na.mp4,1\n", "line 1: got 'file,label', expected V-JEPA.* or a CSV file whose first line names its columns: `path`"),
         ("path,label\na.mp4,1\nb.mp4\n", r"line 3 has not as many cells as the header"),
         ("path,label\na.mp4,1\na.mp4,2\n", r"two rows have the path 'a\.mp4'"),
+        ("path,label\n/a.mp4,1\na.mp4,2\n", r"two rows have the path 'a\.mp4'"),
+        (b"path,label\na.mp4,caf\xe9\n", "line 2: got a label that is not UTF-8"),
         ("", "got no rows"),
         ("path,label\n", "got no rows"),
     ],

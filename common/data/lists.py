@@ -4,6 +4,8 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.data.skipped import printable
+
 CLASS = "class"
 """Name of a label that comes without one, as WebDataset's ``.cls`` and V-JEPA's lists do."""
 _MAX_CLASSES = 1_000_000
@@ -19,6 +21,11 @@ class Row:
     """Label -> name of its class; a cell may be empty."""
     split: str | None
 
+    @property
+    def name(self) -> str:
+        """The video's name in keys."""
+        return self.path.lstrip("/")
+
 
 def read_list(path: Path) -> tuple[list[Row], dict[str, list[str]]]:
     """The rows of a list, and label -> class names. Raises ValueError with the line that is wrong."""
@@ -31,9 +38,9 @@ def read_list(path: Path) -> tuple[list[Row], dict[str, list[str]]]:
         raise ValueError(f"{path}: got no rows, expected a video per line")
     seen: set[str] = set()
     for row in rows:
-        if row.path in seen:
+        if row.name in seen:
             raise ValueError(f"{path}: two rows have the path {row.path!r}, expected each video once")
-        seen.add(row.path)
+        seen.add(row.name)
     return rows, class_names
 
 
@@ -52,6 +59,8 @@ def _from_csv(path: Path, reader: "csv.DictReader[str]") -> tuple[list[Row], dic
                 f"{path}: line {reader.line_num} has not as many cells as the header, which names {len(columns)} columns: "
                 f"{', '.join(columns)}"
             )
+        if any(printable(text) != text for text in (*labels, *(cells[label] for label in labels))):
+            raise ValueError(f"{path}: line {reader.line_num}: got a label that is not UTF-8, expected the list to be saved as UTF-8")
         rows.append(Row(cells["path"], {label: cells[label] for label in labels if cells[label]}, cells.get("split") or None))
     return rows, {label: class_names_of({row.labels[label] for row in rows if label in row.labels}) for label in labels}
 

@@ -61,7 +61,7 @@ def list_sources(config: PackConfig) -> Listing:
                 raise
             raise ValueError(f"{error}. To pack the folder without this list, give the glob '{src}/*'") from error
         listing = Listing(config.name or (src.stem if src.is_file() else src.resolve().name), class_names, [])
-        found = {row.path.lstrip("/"): (table.parent / row.path, row) for row in rows}
+        found = {row.name: (table.parent / row.path, row) for row in rows}
     elif config.fps is not None and config.images != "frames":
         raise ValueError(f"got --fps {config.fps:g} for SRC {src}, expected it with --images frames or a list: a video states its own rate")
     else:
