@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 # Tests check shapes and types of the pure parts at every call; production does not. Ray pickles classes of the other parts, and wrapped ones fail.
 _CHECKED = "grid masking pixels predictor rope timm_encoder vit"
 install_import_hook(
-    ["common.clip", "common.data.views", *(f"common.model.{name}" for name in _CHECKED.split())]
+    ["common.clip", "common.data.views", "common.pictures", *(f"common.model.{name}" for name in _CHECKED.split())]
     + [f"student_trainer.{name}" for name in ("objective", "salt", "vjepa", "vpixel")],
     "beartype.beartype",
 )

@@ -12,7 +12,8 @@ import torch
 
 from common.config import BlockSetConfig, EncoderConfig, MaskConfig, PredictorConfig, StudentRun, TeacherRun, ViewConfig, dump_yaml
 from common.data.encode import encode_mp4
-from common.data.shards import describe, sidecar, write_index
+from common.data.index import write_index
+from common.data.sample import describe, sha256_of, sidecar
 from common.data.video import probe
 from common.model.checkpoint import CheckpointConfig, new_predictor, point_to, save_checkpoint
 from common.model.vit import Encoder, init_weights
@@ -41,7 +42,7 @@ def make_dataset(folder: Path, *, labels: bool = True, num_clips: int = 30, spli
             )
             facts = describe(
                 f"toy/{number:03d}",
-                video,
+                sha256_of(video),
                 probe(video),
                 labels={"shade": shade, "side": side} if labels else {},
                 split=splits[number // 3 % 3 == 2],
@@ -52,7 +53,7 @@ def make_dataset(folder: Path, *, labels: bool = True, num_clips: int = 30, spli
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     class_names = {"shade": ["dark", "middle", "light"], "side": ["left", "right"]} if labels else {}
-    write_index(folder, name="toy", class_names=class_names)
+    write_index(folder, name="toy", kind="packed", class_names=class_names)
     return folder
 
 

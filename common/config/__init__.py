@@ -1,7 +1,7 @@
 """Every configuration value of the project: its type, its default, its unit."""
 
 from common.config.base import Config, dump_yaml, explain, load_yaml, merge
-from common.config.data import PackConfig, SynthConfig
+from common.config.data import InspectConfig, MixConfig, MixExclusion, MixRecipe, MixSource, PackConfig, SynthConfig
 from common.config.evaluate import ExportConfig, FidelityConfig, FlopsConfig, ProbeConfig, ReportConfig
 from common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
 from common.config.model import (
@@ -47,9 +47,14 @@ __all__ = [
     "FidelityConfig",
     "FlopsConfig",
     "FrozenConfig",
+    "InspectConfig",
     "LoaderConfig",
     "MaskConfig",
     "MaskSetConfig",
+    "MixConfig",
+    "MixExclusion",
+    "MixRecipe",
+    "MixSource",
     "OptimConfig",
     "PackConfig",
     "PrecomputeConfig",

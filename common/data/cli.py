@@ -1,9 +1,12 @@
 """The command line ``salt-data``."""
 
 from common.command import add_command, console, new_app, run_app
-from common.config import PackConfig, SynthConfig
+from common.config import InspectConfig, MixConfig, PackConfig, SynthConfig
 
-app = new_app("Make and pack videos: `synth` writes labelled ones, `pack` turns any folder into WebDataset shards.")
+app = new_app(
+    "Videos as a data set: `synth` makes labelled ones, `pack` turns any folder into WebDataset shards, `mix` selects from several, "
+    "`inspect` shows what is in them."
+)
 
 
 def _synth(config: SynthConfig) -> None:
@@ -16,6 +19,18 @@ def _pack(config: PackConfig) -> None:
     from common.data.pack import pack
 
     pack(config, console)
+
+
+def _mix(config: MixConfig) -> None:
+    from common.data.mix import mix
+
+    mix(config)
+
+
+def _inspect(config: InspectConfig) -> None:
+    from common.data.inspect import inspect
+
+    inspect(config)
 
 
 add_command(
@@ -33,7 +48,26 @@ add_command(
     PackConfig,
     _pack,
     positional=("src", "out"),
-    help="Pack videos into WebDataset shards with an index; unreadable files are named and skipped.\n\nExample: `salt-data pack VIDEOS SHARDS`",
+    help="Pack videos, frame folders or images into WebDataset shards with an index; unreadable files are named and skipped. A killed run "
+    "continues where it was.\n\nExample: `salt-data pack VIDEOS SHARDS`",
+)
+add_command(
+    app,
+    "mix",
+    MixConfig,
+    _mix,
+    positional=("recipe", "out"),
+    help="Select from several packed data sets: counts, durations, no duplicates, no validation samples. Copies no video.\n\n"
+    "Example: `salt-data mix RECIPE.yaml MIXTURE`, with `name: MIXTURE` and `sources: [SHARDS, OTHER_SHARDS]` in the recipe",
+)
+add_command(
+    app,
+    "inspect",
+    InspectConfig,
+    _inspect,
+    positional=("data",),
+    default_preset="vit-l",
+    help="Show what a data set holds, and what a model would see of it.\n\nExample: `salt-data inspect SHARDS --sheet sheet.png`",
 )
 
 

@@ -1,223 +1,199 @@
 """Videos -> WebDataset shards with an index (DESIGN section 4, Shards)."""
 
-import csv
+import contextlib
+import hashlib
 import io
 import json
 import os
 import re
-import shutil
 import tarfile
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-import av
-import numpy as np
 import rich.console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.config import PackConfig
-from common.data.encode import encode_mp4
-from common.data.shards import VIDEO_SUFFIXES, describe, sidecar, write_index
-from common.data.video import BadVideoError, probe, upright_frames
+from common.data.facts import BadVideoError
+from common.data.index import write_index
+from common.data.partial import Finished, PartialFolder
+from common.data.prepare import Prepared, prepare_all
+from common.data.sample import describe, sidecar
+from common.data.skipped import FILE_NAME, printable, write_skipped
+from common.data.sources import Listing, Source, list_sources
+from common.data.stills import padded_size
 
-MIN_FRAMES = 2
-MIN_SIDE = 8
-"""Pixels. Smaller videos show nothing that an encoder could learn from."""
-_REENCODE_CRF = 18
-_READ_AHEAD = 64
-_FILES = {"index.parquet", "dataset.json", "skipped.csv"}
+_OURS = {"index.parquet", "dataset.json", FILE_NAME}
 """What a packed folder holds beside its tars."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """One video before it is packed."""
-
-    path: Path
-    name: str
-    """Path inside the source, with its suffix."""
-    labels: dict[str, int]
-    split: str
-
-
 def pack(config: PackConfig, console: rich.console.Console) -> None:
-    """Writes the shards, then the index; bad files are named in ``skipped.csv``.
+    """Writes the shards, then the index; bad files are named in ``skipped.csv``. Continues what a killed run of the same command left.
 
-    Raises ValueError where nothing can be read, more than ``max_bad_fraction`` is bad, or OUT holds something else.
+    Raises ValueError where nothing can be read, more than ``max_bad_fraction`` is bad, OUT holds something else, or another run writes it.
     """
-    src, out = Path(config.src), Path(config.out)
-    name = config.name or (src.stem if src.is_file() else src.resolve().name)
-    sources, class_names = _sources(src)
+    out = Path(config.out)
     _require_ours(out)
-    partial, replaced = (out.resolve().with_name(f".{word}-{out.resolve().name}") for word in ("partial", "replaced"))
-    for left_over in (partial, replaced):
-        if left_over.exists():
-            shutil.rmtree(left_over)
-    partial.mkdir(parents=True)
-    skipped: list[tuple[str, str]] = []
-    shards = _Shards(partial, name, config.max_shard_bytes)
-    with ProcessPoolExecutor(config.workers or os.cpu_count()) as pool:
-        read = _in_order(pool, [source.path for source in sources], config.short_side)
-        shown = track(read, total=len(sources), description="pack", console=console, disable=not console.is_terminal)
-        for number, (source, video) in enumerate(zip(sources, shown, strict=True)):
-            if isinstance(video, str):
-                skipped.append((str(source.path), video))
-                continue
-            data, facts, suffix = video
-            values = describe(f"{name}/{source.name}", data, facts, labels=source.labels, split=source.split, source=name)
-            # Numbered among the good ones: a bad file beside them changes no byte of a shard.
-            shards.add(f"{number - len(skipped):08d}", suffix, data, sidecar(values))
-    shards.close()
-    _check_bad(skipped, len(sources), config.max_bad_fraction, partial)
-    with (partial / "skipped.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *skipped])
-    write_index(partial, name=name, class_names=class_names)
-    if out.exists():
-        out.rename(replaced)
-    partial.rename(out)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    listing = list_sources(config)
+    if listing.num_left_out:
+        _say(console, f"left out {listing.num_left_out} files that are not named as what is packed, the first is {listing.left_out}")
+    with PartialFolder(out, _plan(config, listing), lambda first, end: _stamp(listing.sources[first:end])) as partial:
+        if partial.num_discarded:
+            _say(console, f"starts over {partial.num_discarded} shards of an earlier run: files or options have changed since")
+        if partial.finished:
+            _say(console, f"continues after {len(partial.finished)} finished shards of an earlier run")
+        skipped = _write_shards(config, listing, partial, console)
+        write_skipped(partial.folder, skipped)
+        write_index(partial.folder, name=listing.name, kind="packed", class_names=listing.class_names)
+        partial.swap_in()
     for path, reason in skipped:
-        console.print(f"skipped {path}: {reason}", highlight=False, markup=False, soft_wrap=True)
+        _say(console, f"skipped {path}: {reason}")
     info = json.loads((out / "dataset.json").read_text())
     splits = ", ".join(f"{count} {split}" for split, count in info["splits"].items())
-    named = f", {len(skipped)} skipped (named in {out / 'skipped.csv'})" if skipped else ""
-    console.print(f"{out}: {info['num_samples']} videos ({splits}) in {info['num_shards']} shards{named}", highlight=False, soft_wrap=True)
+    named = f", {len(skipped)} skipped (named in {out / FILE_NAME})" if skipped else ""
+    _say(console, f"{out}: {info['num_samples']} videos ({splits}) in {info['num_shards']} shards{named}")
 
 
-def _sources(src: Path) -> tuple[list[Source], dict[str, list[str]]]:
-    """The videos in sorted order, and label -> class names."""
-    if src.is_dir() and (src / "labels.csv").is_file():
-        src = src / "labels.csv"
-    if src.is_file():
-        return _from_csv(src)
-    if not src.is_dir():
-        raise ValueError(f"got SRC {src}, expected a folder of videos or a CSV file: there is none")
-    paths = sorted(path for path in src.rglob("*") if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES)
-    if not paths:
-        raise ValueError(f"got SRC {src}, expected videos in it or in its subfolders ({' '.join(sorted(VIDEO_SUFFIXES))})")
-    return [Source(path, path.relative_to(src).as_posix(), {}, "train") for path in paths], {}
-
-
-def _from_csv(path: Path) -> tuple[list[Source], dict[str, list[str]]]:
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or "path" not in rows[0]:
-        raise ValueError(
-            f"{path}: got columns {list(rows[0]) if rows else []}, expected a header with `path`, then a column per label, and maybe `split`"
-        )
-    labels = [column for column in rows[0] if column not in ("path", "split")]
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise ValueError(f"{path}: line {number} has not as many cells as the header, which names {len(rows[0])} columns")
-    class_names = {label: _classes({row[label] for row in rows if row[label]}) for label in labels}
-    sources = [
-        Source(
-            path.parent / row["path"],
-            row["path"],
-            {label: class_names[label].index(row[label]) for label in labels if row[label]},
-            row.get("split") or "train",
-        )
-        for row in sorted(rows, key=lambda row: row["path"])
-    ]
-    if len({source.name for source in sources}) < len(sources):
-        raise ValueError(f"{path}: two rows have the same path, expected each video once")
-    return sources, class_names
-
-
-def _classes(values: set[str]) -> list[str]:
-    """Numbers in their order, else names in theirs; a label's value is its position in the list."""
-    numbers = all(value.isdigit() for value in values)
-    return sorted(values, key=int) if numbers else sorted(values)
-
-
-def _in_order(pool: ProcessPoolExecutor, paths: list[Path], short_side: int | None) -> Iterator[tuple[bytes, Any, str] | str]:
-    """``_read_video`` of each path; a bounded number of them ahead of the one that is written, since each holds a whole video."""
-    ahead: deque[Future[tuple[bytes, Any, str] | str]] = deque()
-    for path in paths:
-        ahead.append(pool.submit(_read_video, path, short_side))
-        if len(ahead) == _READ_AHEAD:
-            yield ahead.popleft().result()
-    while ahead:
-        yield ahead.popleft().result()
-
-
-def _read_video(path: Path, short_side: int | None) -> tuple[bytes, Any, str] | str:
-    """(bytes, facts, suffix), or why not; runs in a worker process."""
-    try:
-        data = path.read_bytes()
-        facts = probe(data)
-        if facts.num_frames < MIN_FRAMES or min(facts.width, facts.height) < MIN_SIDE:
-            return (
-                f"{facts.num_frames} frames of {facts.width}x{facts.height} pixels, expected at least {MIN_FRAMES} of {MIN_SIDE}x{MIN_SIDE}"
-            )
-        if short_side is None:
-            return data, facts, path.suffix.lower()
-        data = _shrink(data, facts.width, facts.height, facts.fps, short_side)
-        return data, probe(data), ".mp4"
-    except (BadVideoError, OSError) as error:
-        return str(error)
-
-
-def _shrink(data: bytes, width: int, height: int, fps: float, short_side: int) -> bytes:
-    """Every frame, smaller; sides are even, as 4:2:0 needs them."""
-    scale = min(1.0, short_side / min(width, height))
-    small_width, small_height = (max(MIN_SIDE, 2 * round(side * scale / 2)) for side in (width, height))
-    frames = (_small_frame(frame, small_width, small_height) for frame in upright_frames(data))
-    return encode_mp4(frames, width=small_width, height=small_height, fps=fps, crf=_REENCODE_CRF)
-
-
-def _small_frame(frame: np.ndarray, width: int, height: int) -> av.VideoFrame:
-    image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-    return image.reformat(width=width, height=height, interpolation="AREA")
+def _write_shards(config: PackConfig, listing: Listing, partial: PartialFolder, console: rich.console.Console) -> list[tuple[str, str]]:
+    """Writes what is not finished yet; gives back what was skipped."""
+    shards = _Shards(config.max_shard_bytes, listing, partial)
+    total, first = len(listing.sources), shards.next
+    _check_bad(config, listing, shards.skipped)
+    columns = (TextColumn("pack"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("pack", total=total, completed=first, rate="")
+        started, num_bytes, num_shards = time.monotonic(), 0, len(partial.finished)
+        with contextlib.closing(prepare_all([source.path for source in listing.sources[first:]], config)) as results:
+            for prepared in results:
+                shards.add(prepared)
+                if isinstance(prepared, BadVideoError):
+                    _check_bad(config, listing, shards.skipped)
+                else:
+                    num_bytes += prepared.num_bytes
+                elapsed = time.monotonic() - started
+                rate = f"{num_bytes / 1e6 / elapsed:.1f} MB/s"
+                progress.update(task, advance=1, rate=rate)
+                if len(partial.finished) > num_shards and not console.is_terminal:  # a log gets a line per shard
+                    num_shards = len(partial.finished)
+                    left = timedelta(seconds=round(elapsed * (total - shards.next) / (shards.next - first)))
+                    _say(console, f"{partial.finished[-1].shard} is finished: {shards.next} of {total} videos, {rate}, {left} left")
+    return shards.close()
 
 
 class _Shards:
-    """Tars of bounded size, the same bytes for the same videos."""
+    """Tars of bounded size, the same bytes for the same sources."""
 
-    def __init__(self, folder: Path, name: str, max_bytes: int) -> None:
-        self._folder, self._name, self._max_bytes = folder, name, max_bytes
+    def __init__(self, max_bytes: int, listing: Listing, partial: PartialFolder) -> None:
+        self._max_bytes, self._listing, self._partial = max_bytes, listing, partial
+        finished = partial.finished
+        self.next = finished[-1].next if finished else 0
+        """Position of the source that is added next."""
+        self._num_good = finished[-1].num_good if finished else 0
+        self._skipped: list[tuple[str, str]] = []
         self._tar: tarfile.TarFile | None = None
-        self._num_shards = 0
-        self._num_bytes = 0
 
-    def add(self, stem: str, suffix: str, data: bytes, facts: bytes) -> None:
-        if self._tar is None or self._num_bytes + len(data) > self._max_bytes:
-            self.close()
-            self._tar = tarfile.open(self._folder / f"{self._name}-{self._num_shards:06d}.tar", "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
-            self._num_shards, self._num_bytes = self._num_shards + 1, 0
-        for member, content in ((stem + suffix, data), (stem + ".json", facts)):
-            info = tarfile.TarInfo(member)
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """(path, reason) of everything so far."""
+        return [*self._listing.skipped, *(row for entry in self._partial.finished for row in entry.skipped), *self._skipped]
+
+    def add(self, prepared: Prepared | BadVideoError) -> None:
+        """Puts the next source into the tar, or among the skipped."""
+        source, name = self._listing.sources[self.next], self._listing.name
+        if isinstance(prepared, BadVideoError):
+            self._skipped.append((printable(source.path), str(prepared)))
+        else:
+            key = f"{name}/{source.name}"
+            facts = describe(key, prepared.sha256, prepared.facts, labels=source.labels, split=source.split, source=name)
+            self._write([*prepared.members, (".json", sidecar(facts))])
+        self.next += 1
+
+    def close(self) -> list[tuple[str, str]]:
+        """Finishes the last tar; gives back what was skipped."""
+        self._finish()
+        return self.skipped
+
+    def _write(self, members: list[tuple[str, bytes]]) -> None:
+        size = sum(tarfile.BLOCKSIZE + padded_size(len(content)) for _, content in members)
+        if self._tar is not None and self._tar.offset + size > self._max_bytes:
+            self._finish()
+        if self._tar is None:
+            shard = f"{self._listing.name}-{len(self._partial.finished):06d}.tar"
+            self._tar = tarfile.open(self._partial.folder / shard, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        for suffix, content in members:
+            # Numbered among the good ones: a bad file beside them changes no byte of a shard.
+            info = tarfile.TarInfo(f"{self._num_good:08d}{suffix}")
             info.size = len(content)
             self._tar.addfile(info, io.BytesIO(content))
-            self._num_bytes += len(content)
+        self._num_good += 1
 
-    def close(self) -> None:
-        if self._tar is not None:
-            self._tar.close()
+    def _finish(self) -> None:
+        """Makes the tar, and the note of it, last; the source that is added next is the first of another one."""
+        if self._tar is None:
+            return
+        self._tar.close()
+        path = Path(str(self._tar.name))
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        first = self._partial.finished[-1].next if self._partial.finished else 0
+        self._partial.add(
+            Finished(
+                shard=path.name,
+                num_bytes=path.stat().st_size,
+                next=self.next,
+                num_good=self._num_good,
+                stamp=_stamp(self._listing.sources[first : self.next]),
+                skipped=self._skipped,
+            )
+        )
+        self._tar, self._skipped = None, []
+
+
+def _plan(config: PackConfig, listing: Listing) -> str:
+    """Hash of all that decides the shards, but the content of the files."""
+    options = config.model_dump(include={"max_shard_bytes", "max_video_bytes", "short_side", "fps", "timeout_s"})
+    hasher = hashlib.sha256(json.dumps([listing.name, options, listing.class_names]).encode())
+    for source in listing.sources:
+        hasher.update(json.dumps([str(source.path), source.name, source.labels, source.split]).encode())
+    return hasher.hexdigest()
+
+
+def _stamp(sources: Sequence[Source]) -> str:
+    """Hash of sizes and times of change: whether files are still those that were packed."""
+    hasher = hashlib.sha256()
+    for source in sources:
+        try:
+            status = os.stat(source.path)
+            hasher.update(f"{status.st_size} {status.st_mtime_ns};".encode())
+        except OSError:
+            hasher.update(b"none;")
+    return hasher.hexdigest()
 
 
 def _require_ours(out: Path) -> None:
-    """Only what this command wrote is ever replaced; shards that others packed have no skipped.csv."""
+    """Only what this command wrote is ever replaced."""
     if not out.exists():
         return
     names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
-    others = sorted(name for name in names - _FILES if not re.fullmatch(r".+-\d{6}\.tar", name))
-    if names and (others or not names >= _FILES):
+    others = sorted(name for name in names - _OURS if not re.fullmatch(r".+-\d{6}\.tar", name))
+    if names and (others or not names >= _OURS or json.loads((out / "dataset.json").read_text())["kind"] != "packed"):
         raise ValueError(
             f"got OUT {out}, which holds something else than shards of this command ({', '.join(others or sorted(names))[:80]}), "
             "expected a new folder or one that this command wrote"
         )
 
 
-def _check_bad(skipped: list[tuple[str, str]], num_videos: int, max_bad_fraction: float, partial: Path) -> None:
-    if len(skipped) > max_bad_fraction * num_videos or len(skipped) == num_videos:
-        shutil.rmtree(partial)
+def _check_bad(config: PackConfig, listing: Listing, skipped: list[tuple[str, str]]) -> None:
+    num_videos = len(listing.sources) + len(listing.skipped)
+    if len(skipped) > config.max_bad_fraction * num_videos or len(skipped) == num_videos:
         named = "; ".join(f"{path}: {reason}" for path, reason in skipped[:3])
         raise ValueError(
-            f"{len(skipped)} of {num_videos} videos cannot be read, expected at most a share of --max-bad-fraction {max_bad_fraction}: {named}"
+            f"{len(skipped)} of {num_videos} videos cannot be read so far, expected at most a share of --max-bad-fraction "
+            f"{config.max_bad_fraction:g} (the same command with another one goes on from here): {named}"
         )
+
+
+def _say(console: rich.console.Console, sentence: str) -> None:
+    console.print(sentence, highlight=False, markup=False, soft_wrap=True)

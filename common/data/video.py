@@ -6,7 +6,6 @@ import io
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import av
@@ -18,26 +17,15 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 from common.data.encode import encode_mp4
+from common.data.facts import BadVideoError, VideoFacts
+from common.data.stills import decode_stills, probe_stills, stills_in
 
 logger = logging.getLogger(__name__)
 
-
-class BadVideoError(ValueError):
-    """A video that cannot be used; the message is the reason, one sentence without the video's name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoFacts:
-    """What is known of a video after decoding it once."""
-
-    num_frames: int
-    fps: float
-    """Mean frames per second."""
-    width: int
-    """Pixels, as displayed: after rotation."""
-    height: int
-    duration_s: float
-    codec: str
+VIDEO_SUFFIXES = frozenset(
+    [".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp"]
+)
+"""Names that are taken for videos, in lower case; the content decides whether they are."""
 
 
 def decoder_name() -> str:
@@ -50,11 +38,17 @@ def decoder_name() -> str:
 
 def decode(data: bytes, frame_idx: Sequence[int]) -> UInt8[np.ndarray, "t h w 3"]:
     """The frames asked for, RGB, upright, in the order asked for. Raises BadVideoError where one of them cannot be had."""
+    images = stills_in(data)
+    if images is not None:
+        return decode_stills(images, frame_idx)
     return _decode_torchcodec(data, frame_idx) if _torchcodec() else _decode_pyav(data, frame_idx)
 
 
 def probe(data: bytes) -> VideoFacts:
     """Facts of a video, from decoding all of it (by PyAV, whose errors are strict). Raises BadVideoError unless every frame decodes."""
+    images = stills_in(data)
+    if images is not None:
+        return probe_stills(images)
     with _open(data) as (container, stream):
         num_frames = 0
         height = width = 0
@@ -81,6 +75,10 @@ def probe(data: bytes) -> VideoFacts:
 
 def upright_frames(data: bytes) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     """Every frame, RGB, upright, one at a time. Raises BadVideoError, also in the middle."""
+    images = stills_in(data)
+    if images is not None:
+        yield from (decode_stills(images, [number])[0] for number in range(len(images)))
+        return
     with _open(data) as (container, stream):
         reformatter = VideoReformatter()
         for frame in _frames(container, stream):

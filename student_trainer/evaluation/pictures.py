@@ -1,7 +1,6 @@
 """Pictures of what a run does to a real clip: its masks, and what stage 1 paints into them."""
 
 import base64
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,20 +10,12 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from common.model.checkpoint import CheckpointConfig
-from common.model.grid import TokenGrid, cubes
+from common.model.grid import cubes
 from common.model.masking import MaskGroup, MaskSet, mask_group
 from common.model.pixels import normalise
 from common.model.predictor import Predictor
 from common.model.vit import Encoder
-
-CONTEXT, TARGET, DROPPED = 0, 1, 2
-"""What a token is under a mask set: seen by the encoder, predicted, or neither (cut off when a mask group was truncated)."""
-TARGET_COLOUR = (217, 119, 6)
-DROPPED_COLOUR = (100, 110, 120)
-STRIP_HEIGHT = 128
-"""Least height of a frame in a picture, in pixels; smaller frames are enlarged by a whole factor, without smoothing."""
-GAP = 6
-"""Pixels between two frames of a strip."""
+from common.pictures import CONTEXT, DROPPED_COLOUR, png_bytes, spread_over_pixels, token_roles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +31,6 @@ class Reconstruction:
 def masks_of(config: CheckpointConfig, *, seed: int, step: int, batch_size: int) -> MaskGroup:
     """The masks that a run drew for the first clips of a step."""
     return mask_group(config.mask, config.grid, seed=seed, step=step, group=0, batch_size=batch_size)
-
-
-def token_roles(mask: MaskSet, row: int, num_tokens: int) -> Int[np.ndarray, " n"]:
-    """CONTEXT, TARGET or DROPPED for every token of a clip."""
-    roles = np.full(num_tokens, DROPPED)
-    roles[mask.visible_idx[row].numpy()] = CONTEXT
-    roles[mask.hidden_idx[row].numpy()] = TARGET
-    return roles
-
-
-def tint_masks(clip: UInt8[np.ndarray, "t h w 3"], roles: Int[np.ndarray, " n"], grid: TokenGrid) -> UInt8[np.ndarray, "t h w 3"]:
-    """The clip with its targets tinted and its dropped tokens greyed out; the context as it is."""
-    role = spread_over_pixels(roles, grid, clip.shape[:3])
-    tinted = clip.astype(np.float32)
-    tinted[role == TARGET] = 0.25 * tinted[role == TARGET] + 0.75 * np.array(TARGET_COLOUR)
-    tinted[role == DROPPED] = 0.1 * tinted[role == DROPPED] + 0.9 * np.array(DROPPED_COLOUR)
-    return tinted.round().astype(np.uint8)
 
 
 @torch.inference_mode()
@@ -89,32 +63,9 @@ def reconstruct(
     return Reconstruction(visible=hidden_away, prediction=prediction)
 
 
-def strip(clip: UInt8[np.ndarray, "t h w 3"], tubelet_size: int) -> UInt8[np.ndarray, "h w 4"]:
-    """The first frame of each tubelet side by side with transparent gaps, enlarged to at least STRIP_HEIGHT."""
-    frames = clip[::tubelet_size]
-    factor = max(1, -(-STRIP_HEIGHT // frames.shape[1]))
-    opaque = np.concatenate((frames, np.full((*frames.shape[:3], 1), 255, dtype=np.uint8)), axis=3)
-    enlarged = opaque.repeat(factor, axis=1).repeat(factor, axis=2)
-    gap = np.zeros((len(frames), enlarged.shape[1], GAP, 4), dtype=np.uint8)
-    return rearrange(np.concatenate((enlarged, gap), axis=2), "t h w c -> h (t w) c")[:, :-GAP]
-
-
 def png(image: UInt8[np.ndarray, "h w 4"]) -> str:
     """The picture as a data URI."""
-    from matplotlib.image import imsave
-
-    buffer = io.BytesIO()
-    imsave(buffer, np.ascontiguousarray(image), format="png")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def spread_over_pixels(roles: Int[np.ndarray, " n"], grid: TokenGrid, shape: tuple[int, ...]) -> Int[np.ndarray, "t h w"]:
-    """The role of each pixel of a clip of ``shape`` (t, h, w)."""
-    sizes = [extent // tokens for extent, tokens in zip(shape, grid, strict=True)]
-    spread = roles.reshape(grid)
-    for axis, size in enumerate(sizes):
-        spread = spread.repeat(size, axis=axis)
-    return spread
+    return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
 
 
 def _colours(

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from common.config import LoaderConfig, MaskSetConfig, TubeSetConfig
+from common.config import LoaderConfig
 from common.data.reader import Reader
 from common.model.checkpoint import CheckpointConfig, load_predictor, load_vit, read_config
+from common.pictures import CONTEXT, DROPPED, DROPPED_COLOUR, TARGET, TARGET_COLOUR, describe, strip, tint_masks, token_roles
 from student_trainer.evaluation import page, pictures
 from student_trainer.evaluation.figures import Bar, Curve, accuracy_bars, loss_curves
 from student_trainer.evaluation.runs import Run
@@ -158,19 +159,17 @@ def masks_and_reconstruction(run: Run) -> tuple[list[str], str | None]:
     tubelet = config.encoder.tubelet_size
     shown = []
     for mask_set, mask in zip(config.mask.sets, group.sets, strict=True):
-        roles = pictures.token_roles(mask, 0, config.grid.num_tokens)
-        count = [int((roles == role).sum()) for role in (pictures.CONTEXT, pictures.TARGET, pictures.DROPPED)]
-        caption = f"{_describe(mask_set)}: {count[0]} tokens seen, {count[1]} predicted, {count[2]} neither"
-        shown.append(page.figure(pictures.png(pictures.strip(pictures.tint_masks(clip, roles, config.grid), tubelet)), caption))
+        roles = token_roles(mask, 0, config.grid.num_tokens)
+        count = [int((roles == role).sum()) for role in (CONTEXT, TARGET, DROPPED)]
+        caption = f"{describe(mask_set)}: {count[0]} tokens seen, {count[1]} predicted, {count[2]} neither"
+        shown.append(page.figure(pictures.png(strip(tint_masks(clip, roles, config.grid), tubelet)), caption))
     dropped = "neither: cut off so that all clips of a mask group keep equally many"
-    colours = page.colour_key([(pictures.TARGET_COLOUR, "predicted (the rest, as it is, is seen)"), (pictures.DROPPED_COLOUR, dropped)])
+    colours = page.colour_key([(TARGET_COLOUR, "predicted (the rest, as it is, is seen)"), (DROPPED_COLOUR, dropped)])
     explained = (
         f"What the run {run.name} hid of a real clip in step {config.step}. "
         "Every set is drawn for every clip; a frozen teacher never sees them."
     )
-    original = page.figure(
-        pictures.png(pictures.strip(clip, tubelet)), f"The clip {key}: the first frame of each of its {config.grid.t} tubelets"
-    )
+    original = page.figure(pictures.png(strip(clip, tubelet)), f"The clip {key}: the first frame of each of its {config.grid.t} tubelets")
     sections = [page.section("Masks", page.text(explained), page.columns([original]), colours, page.columns(shown))]
     if run.objective == "vpixel":
         sections.append(_reconstruction(run, config, clip, group))
@@ -191,9 +190,9 @@ def _reconstruction(run: Run, config: CheckpointConfig, clip: UInt8[np.ndarray, 
         made = pictures.reconstruct(
             clip, mask, 0, set_idx, encoder=encoder, predictor=predictor, config=config, pixel_norm=run.config["pixel_norm"]
         )
-        shown = [page.heading(_describe(mask_set))]
+        shown = [page.heading(describe(mask_set))]
         for title, frames in (("Visible input", made.visible), ("Prediction", made.prediction), ("Original", clip)):
-            shown.append(page.figure(pictures.png(pictures.strip(frames, config.encoder.tubelet_size)), title))
+            shown.append(page.figure(pictures.png(strip(frames, config.encoder.tubelet_size)), title))
         columns.append("".join(shown))
     explained = (
         f"What the run {run.name} paints into the hidden cubes from the visible ones. It predicts normalised pixels: "
@@ -201,12 +200,6 @@ def _reconstruction(run: Run, config: CheckpointConfig, clip: UInt8[np.ndarray, 
         "and only its pattern is the model's."
     )
     return page.section("V-Pixel reconstruction", page.text(explained), page.columns(columns))
-
-
-def _describe(mask_set: MaskSetConfig) -> str:
-    if isinstance(mask_set, TubeSetConfig):
-        return f"tubes over {mask_set.hidden_fraction:.0%} of the frame"
-    return f"{mask_set.num_blocks} blocks of {mask_set.area_fraction:.0%} of the frame"
 
 
 def _clip(data: Path, run: Run, config: CheckpointConfig) -> tuple[str, UInt8[np.ndarray, "t h w 3"]] | None:

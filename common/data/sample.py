@@ -1,0 +1,55 @@
+"""One video of a data set, and the JSON beside it in its tar (DESIGN section 4, Shards)."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from common.data.facts import VideoFacts
+from common.data.stills import content_hash, stills_in
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One video of a data set."""
+
+    key: str
+    """``source/name``, unique over the data set."""
+    labels: dict[str, int]
+    split: str
+    num_frames: int
+    fps: float
+    width: int
+    """Pixels, as displayed."""
+    height: int
+    duration_s: float
+    codec: str
+    sha256: str
+    """Of the encoded bytes, hex; of a frame folder: of its images, one after the other."""
+    source: str
+    tar: str
+    """Relative to the data set's folder."""
+    offset: int
+    """Of the encoded bytes in the tar."""
+    size: int
+    """Of the encoded bytes."""
+
+
+SIDECAR_FIELDS = tuple(field.name for field in fields(Sample) if field.name not in ("tar", "offset", "size"))
+"""What the JSON beside a video in a tar holds (DESIGN section 4, Shards)."""
+
+
+def describe(key: str, sha256: str, facts: VideoFacts, *, labels: dict[str, int], split: str, source: str) -> dict[str, Any]:
+    """The fields of a sidecar."""
+    values = {"key": key, "labels": labels, "split": split, **asdict(facts), "sha256": sha256, "source": source}
+    return {name: values[name] for name in SIDECAR_FIELDS}
+
+
+def sha256_of(data: bytes) -> str:
+    """A sample's ``sha256``."""
+    return content_hash(stills_in(data) or [data])
+
+
+def sidecar(sample_facts: dict[str, Any]) -> bytes:
+    """The JSON beside a video in a tar."""
+    assert tuple(sample_facts) == SIDECAR_FIELDS, f"got {tuple(sample_facts)}"
+    return json.dumps(sample_facts, ensure_ascii=False).encode()
