@@ -134,8 +134,8 @@ def _setting(config_class: type[Config], text: str) -> dict[str, Any]:
             f"--set: got the unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else f", expected one of {', '.join(known)}")
         )
     nested: Any = yaml.safe_load(value)
-    if isinstance(nested, str):
-        nested = value  # pydantic reads numbers such as 1e-3, which YAML takes for text
+    if not isinstance(nested, dict | list | None):
+        nested = value  # the field decides what the text means: 1e-3 is a number, which YAML takes for text, and a name may be 7
     for part in reversed(key.split(".")):
         nested = {part: nested}
     return nested

@@ -61,8 +61,9 @@ def test_the_moving_average_of_a_vjepa_run_can_teach(shards, tmp_path):
 
 
 def test_another_token_grid_is_refused_in_process_and_served(student, shards, tmp_path):
-    for number, other in enumerate(({"encoder": {"patch_size": 16}}, {"view": {"num_frames": 8}})):
-        with pytest.raises(ValueError, match="choose the student's view and patch size to match the teacher's"):
-            run(StudentRun, shards, tmp_path / f"local-{number}", teacher_ckpt=str(student), **other)
+    other_patch = {"encoder": {"patch_size": 16}}
+    with pytest.raises(ValueError, match="choose the student's patch_size and tubelet_size to match the teacher's"):
+        run(StudentRun, shards, tmp_path / "local", teacher_ckpt=str(student), **other_patch)
+    for number, other in enumerate((other_patch, {"view": {"num_frames": 8}})):
         with serving(Teacher.load(student, TeacherComputeConfig(), CPU)) as (url, _), pytest.raises(ValueError, match="token grid"):
             run(StudentRun, shards, tmp_path / f"served-{number}", teacher_url=url, **other)

@@ -215,6 +215,11 @@ def test_set_reaches_nested_keys_and_wins_over_file_and_preset(run, tmp_path):
     assert (config["view"]["scale"], config["view"]["crop_size"]) == ([0.5, 0.9], 32)
 
 
+def test_set_takes_a_number_for_the_text_that_a_field_is(run):
+    _, printed, error = run("salt-train teacher", *arguments("salt-train teacher", RUN), "--set", "out=7", "--set", "optim.lr=1e-3", "--print-config")
+    assert (yaml.safe_load(printed)["out"], yaml.safe_load(printed)["optim"]["lr"]) == ("7", 1e-3), error
+
+
 def test_a_mask_wins_over_the_preset_and_loses_to_the_file(run, tmp_path):
     (tmp_path / "config.yaml").write_text("mask: {sets: [{hidden_fraction: 0.5}]}\n")
     base = arguments("salt-train teacher", RUN | {"preset": "nano", "mask": "multi-random-tube"})

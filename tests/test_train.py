@@ -16,7 +16,7 @@ from common.local_ray import ray_to_join
 
 STEPS = 52  # at 48 clips a step and 40 samples, every step crosses an epoch
 SMALL = [
-    "--preset", "nano", "--steps", str(STEPS), "--views", "2", "--log-every", "1",
+    "--preset", "nano", "--batch-size", "48", "--steps", str(STEPS), "--views", "2", "--log-every", "1",
     "--set", "encoder.width=24", "--set", "encoder.num_heads=2", "--set", "encoder.depth=2", "--set", "encoder.mlp_width=48",
     "--set", "predictor.width=24", "--set", "predictor.depth=1", "--set", "predictor.mlp_width=48", "--set", "optim.warmup_steps=5",
 ]  # fmt: skip

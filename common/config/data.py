@@ -14,7 +14,7 @@ class SynthConfig(Config):
 
     out: str
     """Folder for the videos and their labels.csv."""
-    num_train: PositiveInt = 1200
+    num_train: PositiveInt = 4000
     """Videos of the training split."""
     num_test: PositiveInt = 400
     """Videos of the test split; their digits were written by other people's hands."""

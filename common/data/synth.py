@@ -1,4 +1,4 @@
-"""Labelled videos made here: a handwritten digit drifts over a textured background, among things that stay where they are."""
+"""Labelled videos made here: a handwritten digit drifts over a coloured ground, among textured patches that stay where they are."""
 
 import csv
 import functools
@@ -19,15 +19,24 @@ from common.draws import uniforms
 
 MOTIONS = ("east", "northeast", "north", "northwest", "west", "southwest", "south", "southeast")
 """Directions of the drift, counter-clockwise from the right."""
-DIGIT_SIDE = 14
+DIGIT_SIDE = 16
 """Pixels of the digit's square."""
+DIGIT_LEVELS = (0.75, 1.0)
+"""Range of the digit's red, green and blue: it is always brighter than what is around it, so that one direction of contrast has to be learned."""
+GROUND_LEVELS = (0.0, 0.5)
+"""Range of the ground's and the patches' red, green and blue."""
+PATCH_SIDE = 12
+"""Pixels of a distractor's square."""
+STRIPE_PERIOD = 6.0
+"""Pixels from stripe to stripe of a distractor."""
 DRIFT = (12.0, 20.0)
 """Range of the drift over the whole video, in pixels."""
 HOLD_FRAMES = 4
 """Frames that the digit rests before it moves on. Within a tubelet of the nano preset nothing moves, so no token shows the direction: it can
 only be told from where the digit was at different times."""
-CRF = 8
-"""Quality of the encoding; coarser ones leave noise that the normalised pixels of a flat patch would magnify."""
+CRF, PIX_FMT = 0, "yuv444p"
+"""Quality of the encoding: the same picture, colours rounded. A plain patch has to stay plain: whatever noise it had, or colour that runs over
+from its neighbour, would be magnified by the normalisation of its pixels, and be what a teacher has to predict."""
 
 
 def synthesise(config: SynthConfig) -> None:
@@ -49,7 +58,8 @@ def _write_video(config: SynthConfig, job: tuple[str, int]) -> tuple[str, str, s
     frames, digit, motion = moving_digit(config, split, number)
     path = f"{split}-{number:06d}.mp4"
     images = [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames]
-    (Path(config.out) / path).write_bytes(encode_mp4(images, width=config.size, height=config.size, fps=config.fps, crf=CRF))
+    video = encode_mp4(images, width=config.size, height=config.size, fps=config.fps, crf=CRF, pix_fmt=PIX_FMT)
+    (Path(config.out) / path).write_bytes(video)
     return path, split, str(digit), motion
 
 
@@ -64,7 +74,7 @@ def moving_digit(config: SynthConfig, split: str, number: int) -> tuple[UInt8[np
     # The middle of the path is uniform over what keeps both ends in the frame: nothing ever leaves it or bounces.
     middle = [abs(d) / 2 + next(draw) * (room - abs(d)) for d in drift]
     image = _enlarge(images[digit_idx])
-    colour = np.array([0.75 + 0.25 * next(draw) for _ in range(3)])
+    colour = _colour(DIGIT_LEVELS, draw)
     background = _background(config.size, draw)
     frames = np.empty((config.num_frames, config.size, config.size, 3), np.uint8)
     for t in range(config.num_frames):
@@ -107,15 +117,24 @@ def _bilinear(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _background(size: int, draw: Iterator[float]) -> Float[np.ndarray, "h w 3"]:
-    """A smooth texture, colours that run across the frame, and two still blots as distractors."""
-    corners = np.array([[[0.9 * next(draw) for _ in range(3)] for _ in range(2)] for _ in range(2)])
-    y, x = np.mgrid[0:size, 0:size] / size
-    texture = _bilinear(corners, size)
+    """A plain ground and two striped patches as distractors. A ground with a gradient would be most of what masked pixels have to be
+    predicted from, and a small teacher would be busy with it for longer than a demo lasts."""
+    texture = np.empty((size, size, 3))
+    texture[:] = _colour(GROUND_LEVELS, draw)
+    y, x = np.mgrid[0:size, 0:size]
     for _ in range(2):
-        centre_x, centre_y, radius = next(draw), next(draw), 0.05 + 0.04 * next(draw)
-        blot = np.clip(1.5 - np.hypot(x - centre_x, y - centre_y) / radius, 0, 1)[..., None]
-        texture = texture * (1 - blot) + blot * np.array([next(draw) for _ in range(3)])
-    return np.clip(texture, 0, 1)
+        left, top = (int(next(draw) * size) - PATCH_SIDE // 2 for _ in range(2))  # may lie partly outside
+        angle, phase = math.pi / 4 * int(next(draw) * 4), 2 * math.pi * next(draw)
+        wave = np.sin(2 * math.pi / STRIPE_PERIOD * (x * math.cos(angle) + y * math.sin(angle)) + phase)
+        dark, light = _colour(GROUND_LEVELS, draw), _colour(GROUND_LEVELS, draw)
+        window = np.s_[max(top, 0) : top + PATCH_SIDE, max(left, 0) : left + PATCH_SIDE]
+        texture[window] = (dark + (light - dark) * (0.5 + 0.5 * wave[..., None]))[window]
+    return texture
+
+
+def _colour(levels: tuple[float, float], draw: Iterator[float]) -> Float[np.ndarray, " 3"]:
+    low, high = levels
+    return np.array([low + (high - low) * next(draw) for _ in range(3)])
 
 
 def _draw(

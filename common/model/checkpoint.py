@@ -153,7 +153,7 @@ def open_encoder(choice: FrozenConfig) -> FrozenEncoder:
     if asked != (tubelet, patch):
         raise ValueError(
             f"{choice.ckpt}: got a token grid of {asked[0]} frames by {asked[1]} pixels, expected {tubelet} by {patch}, which it was trained "
-            f"with: only {TIMM} encoders take another"
+            f"with: choose the student's patch_size and tubelet_size to match the teacher's (only {TIMM} encoders take another)"
         )
     clip = {"num_frames": choice.num_frames, "crop_size": choice.crop_size}
     view = encoder.view.model_copy(update={name: value for name, value in clip.items() if value is not None})
