@@ -102,7 +102,7 @@ def test_the_flag_trains_nothing_and_reads_no_data(tmp_path, monkeypatch, capsys
     assert not ended.value.code
     assert [path.name for path in tmp_path.iterdir()] == ["e.json"]
     found = json.loads((tmp_path / "e.json").read_text())
-    assert "2,000 steps of 24 clips, 24 of them on a worker" in text
+    assert "1,500 steps of 24 clips, 24 of them on a worker" in text
     assert f"Timed on {found['device']}, {found['dtype']}: 20 steps of 24 random clips" in text
 
 
