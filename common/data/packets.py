@@ -73,7 +73,8 @@ class _Units:
     def starts_afresh(self, packet: av.Packet) -> bool:
         """Whether what is shown after this key frame never refers to what comes before it."""
         if self._codec == "h264":
-            return any(unit[0] & 31 == 5 for unit in self._split(packet))  # IDR; others are recovery points, where pictures may only improve
+            # IDR; other key frames are recovery points, after which pictures may only get better.
+            return any(unit[0] & 31 == 5 for unit in self._split(packet))
         if self._codec == "hevc":
             return any(16 <= unit[0] >> 1 & 63 <= 21 for unit in self._split(packet))  # IRAP
         return self._codec in _SELF_CONTAINED

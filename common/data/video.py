@@ -241,8 +241,15 @@ def _torchcodec() -> Any:
 
 
 def _torchcodec_agrees(stream: Any, packets: Packets) -> bool:
-    """Whether torchcodec gives PyAV's pixels: it starts at any key frame, and takes the two fields of an interlaced frame for one."""
-    return stream.codec_context.field_order <= 1 and packets.starts_afresh_at_key_frames()  # 0: not known, 1: progressive
+    """Whether torchcodec gives PyAV's pixels.
+
+    It starts at any key frame, takes the two fields of an interlaced frame for one, and where colours of more than 8 bits are stored at half
+    the resolution, the two place them differently.
+    """
+    context = stream.codec_context
+    progressive = context.field_order <= 1  # 0: not known, 1: progressive
+    eight_bits = context.format is not None and all(component.bits <= 8 for component in context.format.components)
+    return progressive and eight_bits and packets.starts_afresh_at_key_frames()
 
 
 def _decode_torchcodec(data: bytes, stream: Any, packets: Packets, frame_idx: Sequence[int]) -> Frames:
