@@ -6,12 +6,15 @@ import io
 import itertools
 import os
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow as pa
 import rich.console
 
 from common.clip import clip_digest
@@ -19,6 +22,7 @@ from common.config import LoaderConfig, PackConfig, ViewConfig
 from common.data import views
 from common.data.encode import encode_mp4
 from common.data.facts import BadVideoError
+from common.data.index import SCHEMA, write_dataset
 from common.data.pack import pack
 from common.data.reader import Reader
 from common.data.video import VIDEO_SUFFIXES, open_video, probe
@@ -32,7 +36,10 @@ def main():
     parser.add_argument("--clips", type=int, default=48, help="clips of one round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=1, help="decoding processes of the reader, and workers of the packing")
+    parser.add_argument("--samples", type=int, help="instead: opens a made data set of so many samples, 1000 in a shard")
     arguments = parser.parse_args()
+    if arguments.samples is not None:
+        return opening(arguments.samples)
     with tempfile.TemporaryDirectory() as scratch:
         videos = arguments.videos or f"{scratch}/videos"
         if arguments.videos is None:
@@ -165,6 +172,37 @@ def seeking(data: bytes, frame_idx: list[int], times) -> np.ndarray:
     return np.stack([frames[time] for time in times[frame_idx].tolist() if time in frames])
 
 
+def opening(num_samples: int):
+    """What a rank needs to open a data set and to find samples in it, in a process of its own."""
+    numbers = np.arange(num_samples)
+    values = {"labels": pa.MapArray.from_arrays(np.arange(num_samples + 1, dtype=np.int32), ["class"] * num_samples, numbers % 400)}
+    values |= {name: [name] * num_samples for name in ("split", "codec", "source")}
+    values |= {name: numbers for name in ("num_frames", "width", "height", "offset", "size")}
+    values |= {name: numbers.astype(float) for name in ("fps", "duration_s")}
+    values |= {"key": [f"source/videos/{number:012d}.mp4" for number in numbers], "sha256": [f"{number:064x}" for number in numbers]}
+    values |= {"tar": [f"made-{number // 1000:06d}.tar" for number in numbers]}
+    with tempfile.TemporaryDirectory() as scratch:
+        for tar in set(values["tar"]):
+            (Path(scratch) / tar).touch()
+        write_dataset(Path(scratch), pa.table(values, SCHEMA), name="made", kind="packed", class_names={}, more={})
+        code = f"import benchmarks.data; benchmarks.data.report_opening({scratch!r})"
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=True)
+
+
+def report_opening(data: str):
+    before, started = memory_mb(os.getpid(), "VmRSS"), time.perf_counter()
+    reader = Reader(data, data_seed=0, views="fresh", view=VIEW, split="all", loader=LoaderConfig())
+    opened = time.perf_counter()
+    print(f"{reader.num_samples} samples: opened in {opened - started:.1f} s, kept in {memory_mb(os.getpid(), 'VmRSS') - before:.0f} MB")
+    slots = np.random.default_rng(0).integers(0, 10**12, 100).tolist()
+    for title, chosen in (("anywhere", slots), ("in order", range(slots[0], slots[0] + 10_000))):
+        started = time.perf_counter()
+        for slot in chosen:
+            reader.order.locate(slot)
+        print(f"a slot {title} is found in {1e6 * (time.perf_counter() - started) / len(chosen):.0f} us")
+    reader.close()
+
+
 @contextlib.contextmanager
 def timed(wall: list[float], cpu: list[float], pids: list[int]):
     """Seconds on the clock, and of this process and these others on their cores."""
@@ -187,10 +225,10 @@ def workers_of(reader: Reader) -> list[int]:
     return [worker.process.pid for worker in reader._pool._workers]
 
 
-def memory_mb(pid: int) -> float:
-    """Its largest resident set so far, less what it shares with files on disk."""
+def memory_mb(pid: int, what: str = "VmHWM") -> float:
+    """Its resident set, the largest so far or (VmRSS) the one now, less what it shares with files on disk."""
     lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return (int(lines["VmHWM"].split()[0]) - int(lines["RssFile"].split()[0])) / 1000
+    return (int(lines[what].split()[0]) - int(lines["RssFile"].split()[0])) / 1000
 
 
 def stages(encoded, samples, draws):
