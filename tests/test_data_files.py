@@ -205,6 +205,9 @@ def test_a_mixture_in_a_store_reads_from_its_sources(bucket: S3Server):
     assert Counter(key.split("/")[0] for key in batch.keys) == {"a": 60, "b": 20}
     assert [view for key, view in zip(batch.keys, batch.views, strict=True) if key.startswith("a/")] == [0] * 40 + [1] * 20
     assert [view for key, view in zip(batch.keys, batch.views, strict=True) if key.startswith("b/")] == [0] * 10 + [1] * 10
+    (bucket.folder / "elsewhere").mkdir()
+    (bucket.folder / "elsewhere" / "link").symlink_to(bucket.folder / "both")
+    assert new_reader(bucket.folder / "elsewhere" / "link", "all").clips(range(3)).digests == batch.digests[:3]
     shards = reader.dataset.shards  # which name the files of a target cache
     assert len(set(shards)) == len(shards) > len(set(reader.dataset.tars))
     shutil.rmtree(bucket.folder / "toy")

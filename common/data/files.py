@@ -116,7 +116,7 @@ def _file_system(address: str) -> tuple[fs.FileSystem, str]:
     """The file system of an address, and the path in it."""
     scheme, separator, _ = address.partition("://")
     if not separator:
-        return fs.LocalFileSystem(), str(Path(address).absolute())
+        return fs.LocalFileSystem(), str(Path(address).resolve())  # a mixture's names start from where it is, not from a link to it
     known = scheme in _OWN_SCHEMES or scheme.startswith("fsspec+")
     try:
         return fs.FileSystem.from_uri(address if known else f"fsspec+{address}")
