@@ -71,26 +71,32 @@ class Batches:
 
     def steps(self, first: int, last: int) -> Iterator[Future[Batch]]:
         """Batches of the steps ``first..last``, of which ``prefetch_steps`` are in the making ahead of the one in use."""
-        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")  # one: batches are made in order
+        # Two batches are read at a time, so that no decoding process waits for the last clip of one; they are made in order.
+        reading = ThreadPoolExecutor(max_workers=2, thread_name_prefix="clips")
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         pending: collections.deque[Future[Batch]] = collections.deque()
         upcoming = iter(range(first, last + 1))
         try:
             for step in upcoming:
-                pending.append(pool.submit(self._make, step))
+                pending.append(pool.submit(self._make, step, reading.submit(self._clips, step)))
                 if len(pending) > self.prefetch_steps:
                     yield pending.popleft()
             while pending:
                 yield pending.popleft()
         finally:
+            reading.shutdown(wait=True, cancel_futures=True)
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _make(self, step: int) -> Batch:
+    def _clips(self, step: int) -> ClipBatch:
+        groups = group_idx(self.batch_size, self.rank, self.world_size)
+        first_slot = (step - 1) * self.batch_size
+        last_of_rank = min(MASK_GROUP_SIZE * groups.stop, self.batch_size)
+        return self.reader.clips(range(first_slot + MASK_GROUP_SIZE * groups.start, first_slot + last_of_rank))
+
+    def _make(self, step: int, reading: Future[ClipBatch]) -> Batch:
         groups = group_idx(self.batch_size, self.rank, self.world_size)
         masks = [mask_group(self.mask, self.grid, seed=self.seed, step=step, group=group, batch_size=self.batch_size) for group in groups]
-        first = MASK_GROUP_SIZE * groups.start
-        num_clips = sum(group.size for group in masks)
-        first_slot = (step - 1) * self.batch_size + first
-        clips = self.reader.clips(range(first_slot, first_slot + num_clips))
+        clips = reading.result()
         target = None if self.source is None else self.source.request(clips)
         return Batch(step=step, clips=clips, masks=masks, target=target)
 

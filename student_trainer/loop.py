@@ -3,8 +3,10 @@
 import contextlib
 import json
 import time
+from collections import ChainMap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +31,8 @@ from student_trainer.target_source import TargetSource, open_source, views_of
 from student_trainer.vjepa import VJepa
 from student_trainer.vpixel import VPixel, pixel_width
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
@@ -45,10 +49,12 @@ def train(config: TrainConfig, worker: Worker, checkpoint: Path | None) -> None:
     reader = Reader(
         config.data, data_seed=config.data_seed, views=views_of(config), view=config.view, split=config.split, loader=config.loader
     )
+    _say(worker, f"{config.data}: {reader.num_samples} samples, decoded by {reader.decoder}")
     source = open_source(config, run=Path(config.out).name) if isinstance(config, StudentRun) else None
     try:
         train_on(reader, source, config, worker, checkpoint)
     finally:
+        reader.close()
         if source is not None:
             source.close()
 
@@ -68,7 +74,7 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
         _say(worker, f"resuming {out} after step {step}")
     model: nn.Module = DistributedDataParallel(objective) if worker.world_size > 1 else objective
     if worker.rank == 0:
-        write_environment(out, config, worker.device, world_size=worker.world_size, after_step=step)
+        write_environment(out, config, worker.device, reader.decoder, world_size=worker.world_size, after_step=step)
     batches = Batches(
         reader=reader,
         source=source,
@@ -132,8 +138,10 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
                 )
                 point_to(out, directory)
     log.close()
+    skipped, counters = _of_all_ranks(reader.skipped, worker), _of_all_ranks(reader.counters(), worker)
     if worker.rank == 0:
-        write_summary(out, config, objective, source, reader)
+        totals = {name: sum(counts[name] for counts in counters) for name in counters[0]}
+        write_summary(out, config, objective, source, decoder=reader.decoder, counters=totals, skipped=dict(ChainMap(*skipped)))
 
 
 def update(
@@ -220,6 +228,14 @@ def _sum_over_ranks(value: Tensor, worker: Worker) -> Tensor:
     if worker.world_size > 1:
         dist.all_reduce(value)
     return value
+
+
+def _of_all_ranks(value: T, worker: Worker) -> list[T]:
+    values = [value] * worker.world_size
+    if worker.world_size > 1:
+        with torch.cuda.device(worker.device) if worker.device.type == "cuda" else contextlib.nullcontext():
+            dist.all_gather_object(values, value)
+    return values
 
 
 def _say(worker: Worker, sentence: str) -> None:

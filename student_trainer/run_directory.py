@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from common.config import TrainConfig, dump_yaml, load_yaml
-from common.data.reader import Reader
 from common.model.checkpoint import POINTER, find_checkpoint
 from common.model.teacher import device_kind
 from student_trainer.compute import uses_bfloat16
@@ -99,7 +98,7 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def write_environment(out: Path, config: TrainConfig, device: torch.device, *, world_size: int, after_step: int) -> None:
+def write_environment(out: Path, config: TrainConfig, device: torch.device, decoder: str, *, world_size: int, after_step: int) -> None:
     """Adds to ``environment.json`` on what the run computes from here on: a list, since a run that is resumed may have moved."""
     path = out / "environment.json"
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
@@ -115,6 +114,7 @@ def write_environment(out: Path, config: TrainConfig, device: torch.device, *, w
         "num_threads": config.num_threads,
         **config.compute.model_dump(),
         "dtype": "bfloat16" if uses_bfloat16(config.compute, device) else "float32",
+        "decoder": decoder,
     }
     before = json.loads(path.read_text()) if path.exists() else []
     partial = out / ".environment.json"
@@ -122,7 +122,16 @@ def write_environment(out: Path, config: TrainConfig, device: torch.device, *, w
     partial.replace(path)
 
 
-def write_summary(out: Path, config: TrainConfig, objective: Objective, source: TargetSource | None, reader: Reader) -> None:
+def write_summary(
+    out: Path,
+    config: TrainConfig,
+    objective: Objective,
+    source: TargetSource | None,
+    *,
+    decoder: str,
+    counters: dict[str, int],
+    skipped: dict[str, str],
+) -> None:
     """``summary.json``: what came of the run, from its metrics and its parts."""
     lines = read_metrics(out)
     summary = {
@@ -142,8 +151,9 @@ def write_summary(out: Path, config: TrainConfig, objective: Objective, source: 
         },
         "teacher": None if source is None else source.spec.to_json(),
         "target_source": None if source is None else source.counters(),
-        "decoder": reader.decoder,
-        "skipped": dict(sorted(reader.skipped.items())),
+        "decoder": decoder,
+        "reader": counters,
+        "skipped": dict(sorted(skipped.items())),
     }
     partial = out / ".summary.json"
     partial.write_text(json.dumps(summary, indent=2) + "\n")

@@ -5,7 +5,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,11 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.config import PrecomputeConfig
+from common.data.facts import BadVideoError
+from common.data.files import absolute
 from common.data.reader import Reader
-from common.data.shards import Sample
-from common.data.video import BadVideoError
+from common.data.sample import Sample
+from common.data.tasks import Clip
 from common.local_ray import is_private, ray_to_join
 from common.model.checkpoint import open_encoder
 from common.model.teacher import Teacher
@@ -68,7 +70,6 @@ class Worker:
             config.data, data_seed=config.data_seed, views=config.views, view=view, split=config.split, loader=config.loader
         )
         self._max_bad_fraction = config.loader.max_bad_fraction
-        self._decode = ThreadPoolExecutor(config.loader.decode_threads, thread_name_prefix="decode")
         self._spec = CacheSpec(
             teacher=self._teacher.spec.to_json(),
             target_dtype=config.target_dtype,
@@ -126,27 +127,28 @@ class Worker:
                 for (sample, _, digest), encoded in zip(good, codec.encode(targets, self._spec.target_dtype), strict=True):
                     yield CacheRow(clip_digest=digest, key=sample.key, view=view, encoded=encoded)
 
-    def _groups(self, samples: Sequence[Sample], view: int) -> Iterator[list[tuple[Sample, tuple[np.ndarray, bytes] | BadVideoError]]]:
+    def _groups(self, samples: Sequence[Sample], view: int) -> Iterator[list[tuple[Sample, Clip | BadVideoError]]]:
         """The clips of each forward; those of the next one are decoded meanwhile."""
-        ahead: deque[list[tuple[Sample, Future[tuple[np.ndarray, bytes] | BadVideoError]]]] = deque()
+        ahead: deque[list[tuple[Sample, Future[Clip]]]] = deque()
         for first in range(0, len(samples), self._batch_size):
             group = [samples[number] for number in range(first, min(first + self._batch_size, len(samples)))]
-            ahead.append([(sample, self._decode.submit(self._clip, sample, view)) for sample in group])
+            ahead.append([(sample, self._reader.submit(sample, view)) for sample in group])
             if len(ahead) == 2:
-                yield [(sample, clip.result()) for sample, clip in ahead.popleft()]
+                yield [(sample, _clip(clip)) for sample, clip in ahead.popleft()]
         while ahead:
-            yield [(sample, clip.result()) for sample, clip in ahead.popleft()]
+            yield [(sample, _clip(clip)) for sample, clip in ahead.popleft()]
 
-    def _clip(self, sample: Sample, view: int) -> tuple[np.ndarray, bytes] | BadVideoError:
-        try:
-            return self._reader.clip_of(sample, view)
-        except BadVideoError as error:
-            return error
+
+def _clip(clip: Future[Clip]) -> Clip | BadVideoError:
+    try:
+        return clip.result()
+    except BadVideoError as error:
+        return error
 
 
 def precompute(config: PrecomputeConfig, console: rich.console.Console) -> None:
     """Writes the cache. A command that was killed goes on after its last whole file when it is repeated."""
-    paths = {name: str(Path(getattr(config, name)).resolve()) for name in ("data", "out")}
+    paths = {name: absolute(getattr(config, name)) for name in ("data", "out")}
     config = config.absolute().model_copy(update=paths)  # a worker may have another working directory
     with _only_writer(Path(config.out)):
         if config.workers == 0:

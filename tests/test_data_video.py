@@ -76,12 +76,6 @@ def test_a_playlist_opens_no_other_file(ramp, tmp_path):
             probe(playlist.encode())
 
 
-def test_torchcodec_decodes_the_same_pixels(ramp):
-    if video._torchcodec() is None:
-        pytest.skip("torchcodec does not work here")
-    assert np.array_equal(video._decode_torchcodec(ramp, [3, 0, 11]), video._decode_pyav(ramp, [3, 0, 11]))
-
-
 @pytest.mark.needs_data
 @pytest.mark.parametrize(
     ("name", "num_frames", "size"),

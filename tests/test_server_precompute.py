@@ -118,7 +118,7 @@ def test_a_damaged_file_is_named_and_made_anew(data, ckpt, tmp_path):
     run(data, ckpt, tmp_path)
     before = files_in(tmp_path)
     path = next(tmp_path.rglob("view-1/*000001.arrow"))
-    row = TargetCache(tmp_path).find(reader_of(data).clip_of(reader_of(data).samples[1][2], 1)[1])
+    row = TargetCache(tmp_path).find(reader_of(data).submit(reader_of(data).samples[1][2], 1).result()[1])
     damaged = bytearray(path.read_bytes())
     damaged[damaged.index(bytes(row.encoded.target))] ^= 1
     path.write_bytes(damaged)

@@ -121,6 +121,10 @@ def test_two_workers_learn_what_one_does(tmp_path):
         losses = [[line["loss"] for line in read_metrics(run.out)] for run in (one, two)]
         assert len(losses[0]) == 10
         torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-5, atol=0)
+        summaries = [json.loads((Path(run.out) / "summary.json").read_text()) for run in (one, two)]
+        for summary in summaries:  # of both workers
+            assert summary["reader"] == {"clips": 720}
+            assert summary["skipped"] == {f"random/{BAD_SLOT}": "it is the bad one"}
 
 
 # --- the moving average ---
@@ -259,9 +263,9 @@ def test_a_run_says_how_it_computed_and_may_compute_otherwise_when_it_goes_on(tm
     for config in (first, small_run(TeacherRun, out=out, resume=True, steps=5, compute={"activation_checkpointing": True})):
         train_on(RandomClips(config.view.clip_shape), None, config, ALONE, open_run(config))  # type: ignore[arg-type]
     starts = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert [(start["after_step"], start["activation_checkpointing"], start["dtype"]) for start in starts] == [
-        (0, False, "float32"),
-        (4, True, "float32"),
+    assert [(start["after_step"], start["activation_checkpointing"], start["dtype"], start["decoder"]) for start in starts] == [
+        (0, False, "float32", "none"),
+        (4, True, "float32", "none"),
     ]
     assert starts[0]["device"].startswith("cpu")
     line = read_metrics(out)[-1]  # of step 5 alone

@@ -34,12 +34,19 @@ class RandomClips:
     """A ``Reader`` whose clips are counter-based random bytes: no file, no decoder. One slot is bad."""
 
     decoder = "none"
-    skipped: dict[str, str] = {}  # noqa: RUF012 - nothing is added
 
     def __init__(self, clip_shape: tuple[int, int, int, int]) -> None:
         self.clip_shape = clip_shape
+        self.skipped: dict[str, str] = {}
+        self.slots: set[int] = set()
+
+    def counters(self):
+        return {"clips": len(self.slots)}
 
     def clips(self, slots):
+        self.slots.update(slots)
+        if BAD_SLOT in slots:
+            self.skipped[f"random/{BAD_SLOT}"] = "it is the bad one"
         size = int(np.prod(self.clip_shape))
         pixels = np.stack([words(0, "random clip", slot, size // 8).view(np.uint8).reshape(self.clip_shape) for slot in slots])
         good = np.array([slot != BAD_SLOT for slot in slots])

@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "view": {"num_frames": 8, "frame_step": 2, "crop_size": 32, "scale": (0.9, 1.0), "flip": False},
         # A run this short learns until its end: with a cosine to zero it would stop half-way.
         "optim": {"lr": 3e-3, "start_lr": 3e-4, "final_lr": 2e-3, "warmup_steps": 30, "clip_grad": 1.0, "final_weight_decay": 0.04},
-        "loader": {"frame_cache_bytes": 1_000_000_000},
+        "loader": {"frame_cache_bytes": 1_000_000_000, "decode_processes": 0},
         "batch_size": 24,
         "steps": 1500,
     },

@@ -52,7 +52,7 @@ class PrecomputeConfig(FrozenConfig):
     """`salt-serve precompute`: a frozen teacher's targets on disk."""
 
     data: str
-    """Folder of WebDataset shards with an index, as `salt-data pack` writes it."""
+    """Folder of WebDataset shards with an index, as `salt-data pack` writes it, or its address in an object store, such as s3://BUCKET/SHARDS."""
     out: str
     """The cache: arrow files and, last, manifest.json. A command that was killed continues when it is repeated."""
     views: PositiveInt

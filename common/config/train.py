@@ -65,12 +65,18 @@ class EmaConfig(Config):
 class LoaderConfig(Config):
     """How a rank reads and decodes."""
 
-    decode_threads: PositiveInt = 2
-    """Threads that decode ahead of the step."""
+    decode_processes: NonNegativeInt = 2
+    """Processes that decode ahead of the step, on this rank; 0 decodes in the rank's own process, which a broken video may then take along."""
+    decode_timeout_s: PositiveFloat = 60.0
+    """Longest that reading and decoding one clip may take, in seconds; then the video is bad, and its process is replaced."""
     prefetch_steps: PositiveInt = 3
     """Steps decoded, and asked of the teacher, ahead of the one that trains."""
     frame_cache_bytes: NonNegativeInt = 0
     """Memory for decoded videos, in bytes; 0 decodes a video at every view. Fair only for a small data set of small videos."""
+    shard_cache_dir: str | None = None
+    """Folder on a local disk that keeps the videos read from shards, for shards in an object store or on a slow disk; runs may share it."""
+    shard_cache_bytes: PositiveInt = 100_000_000_000
+    """Size of `shard_cache_dir`, in bytes; the videos that were not read for longest give way."""
     max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
     """Share of clips that may fail to decode before the run stops."""
     shuffle_shards: PositiveInt = 8
@@ -106,7 +112,7 @@ class TrainConfig(Config):
     """What checkpoints and summaries call it."""
 
     data: str
-    """Folder of WebDataset shards with an index, as `salt-data pack` writes it."""
+    """Folder of WebDataset shards with an index, as `salt-data pack` writes it, or its address in an object store, such as s3://BUCKET/SHARDS."""
     out: str
     """Run directory: config, metrics, TensorBoard events, checkpoints."""
     steps: PositiveInt

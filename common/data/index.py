@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.data.files import Folder
 from common.data.pool import DecodePool
 from common.data.sample import Sample
 from common.data.scan import probe_place, scan
@@ -95,31 +96,40 @@ def write_dataset(folder: Path, index: pa.Table, *, name: str, kind: Kind, class
     _replace(folder / "dataset.json", lambda path: path.write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n"))
 
 
-def load_index(folder: Path) -> tuple[dict[str, Any], pa.Table]:
+def load_index(data: str | Path | Folder) -> tuple[dict[str, Any], pa.Table]:
     """``dataset.json`` and ``index.parquet`` of a folder of shards; tars that others packed get them here, on first use.
 
     Raises FileNotFoundError where there are no shards, ValueError where the two disagree.
     """
-    if not (folder / "dataset.json").exists():
-        if not any(folder.glob("*.tar")):
-            raise FileNotFoundError(f"{folder}: got no dataset.json and no tar in it, expected a folder that `salt-data pack` wrote")
-        write_index(folder, name=folder.resolve().name, kind="indexed", class_names={})
-    info = json.loads((folder / "dataset.json").read_text())
-    index = pq.read_table(folder / "index.parquet", schema=SCHEMA)
+    folder = data if isinstance(data, Folder) else Folder(data)
+    try:
+        info = json.loads(folder.read("dataset.json"))
+    except FileNotFoundError:
+        if folder.local is None:
+            raise FileNotFoundError(f"{folder.address}: got no dataset.json in it, expected a folder that `salt-data pack` wrote") from None
+        if not any(folder.local.glob("*.tar")):
+            raise FileNotFoundError(
+                f"{folder.address}: got no dataset.json and no tar in it, expected a folder that `salt-data pack` wrote"
+            ) from None
+        write_index(folder.local, name=folder.local.resolve().name, kind="indexed", class_names={})
+        info = json.loads(folder.read("dataset.json"))
+    index = pq.read_table(pa.BufferReader(folder.read("index.parquet")), schema=SCHEMA)
     if index_hash(index) != info["index_hash"]:
-        raise ValueError(f"{folder}: index.parquet is not the one that dataset.json describes: delete both to have them made anew")
+        raise ValueError(f"{folder.address}: index.parquet is not the one that dataset.json describes: delete both to have them made anew")
     for selection in info["selections"] if info["kind"] == "mixture" else ():
         _require_same(folder, selection)
     return info, index
 
 
-def _require_same(folder: Path, selection: dict[str, Any]) -> None:
+def _require_same(folder: Folder, selection: dict[str, Any]) -> None:
     """A mixture points into the tars of its sources, so they must be those that it was made of."""
-    description = folder / selection["path"] / "dataset.json"
-    if not description.exists():
-        raise FileNotFoundError(f"{folder} is a mixture of {description.parent}, which is not there: move sources and mixture together")
-    if json.loads(description.read_text())["index_hash"] != selection["index_hash"]:
-        raise ValueError(f"{folder} is a mixture of {description.parent}, which was packed anew since: run `salt-data mix` again")
+    source = folder.path(selection["path"])
+    try:
+        found = json.loads(folder.read(f"{selection['path']}/dataset.json"))["index_hash"]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder.address} is a mixture of {source}, which is not there: move sources and mixture together") from None
+    if found != selection["index_hash"]:
+        raise ValueError(f"{folder.address} is a mixture of {source}, which was packed anew since: run `salt-data mix` again")
 
 
 def index_hash(index: pa.Table) -> str:

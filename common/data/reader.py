@@ -1,33 +1,51 @@
 """Slots -> clips: reads, decodes, cuts."""
 
+import logging
 import threading
-from collections import Counter
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import UInt8
 
 from common.clip import ClipBatch, clip_digest
 from common.config import LoaderConfig, ViewConfig, Views
 from common.data import views as view_of
-from common.data.order import Order
-from common.data.shards import Sample, open_dataset
-from common.data.video import BadVideoError, decode, decoder_name
+from common.data.facts import BadVideoError
+from common.data.order import Mixture
+from common.data.pool import DecodePool
+from common.data.sample import Sample, sha256_of
+from common.data.shard_cache import ShardCache
+from common.data.shards import open_dataset
+from common.data.tasks import AllFrames, Clip, Cut, Decoder, Slice, Task
+from common.data.video import decoder_name
+
+logger = logging.getLogger(__name__)
 
 CENTRE_VIEW = -1
 """The view number of evaluation clips, which draws nothing."""
+_READS_PER_PROCESS = 4
+"""Videos that are read from a store, or wait for a decoding process, for each of them: what hides the store's latency."""
 
 
 class Reader:
     """The clips of a data set, as a pure function of their slots: no state of a Reader changes what it returns. Thread safe."""
 
     def __init__(self, data: str, *, data_seed: int, views: Views, view: ViewConfig, split: str, loader: LoaderConfig) -> None:
-        """``data``: a folder of shards. Raises FileNotFoundError or ValueError where it is none, or has no such split."""
+        """``data``: a folder of shards or its URL. Raises FileNotFoundError or ValueError where it is none, or has no such split."""
         self.dataset = open_dataset(data)
         self.samples = self.dataset.samples(split)
         """For each shard its samples of the split."""
-        self.order = Order([len(shard) for shard in self.samples], data_seed, loader.shuffle_shards)
+        sources = self.dataset.sources
+        weights = [source.weight for source in sources if source.weight is not None]
+        self.order = Mixture(
+            [len(shard) for shard in self.samples],
+            self.dataset.shard_sources,
+            [source.name for source in sources],
+            weights or None,
+            data_seed=data_seed,
+            shuffle_shards=loader.shuffle_shards,
+        )
         self.num_samples = self.order.num_samples
         self.index_hash = self.dataset.index_hash
         self.decoder = decoder_name()
@@ -36,75 +54,124 @@ class Reader:
         self._data_seed, self._view = data_seed, view
         self._views: Views = views
         self._max_bad_fraction = loader.max_bad_fraction
-        self._counts: Counter[str] = Counter()
+        self._counts = dict.fromkeys(("clips", "bad_clips", "shard_cache_hits", "shard_cache_misses"), 0)
         self._counts_lock = threading.Lock()
-        self._cache = FrameCache(loader.frame_cache_bytes)
-        self._pool = ThreadPoolExecutor(loader.decode_threads, thread_name_prefix="decode")
+        self._frames = FrameCache(loader.frame_cache_bytes)
+        self._videos = None if loader.shard_cache_dir is None else ShardCache(loader.shard_cache_dir, loader.shard_cache_bytes)
+        self._pool = DecodePool(loader.decode_processes, timeout_s=loader.decode_timeout_s, call=Decoder(self.decoder))
+        self._threads = ThreadPoolExecutor(_READS_PER_PROCESS * max(1, loader.decode_processes), thread_name_prefix="read")
 
     def clips(self, slots: Sequence[int]) -> ClipBatch:
         """The clips of these slots, in order. A video that cannot be decoded is a row of zeros with ``good`` False, named in ``skipped``.
 
         Raises ValueError when more than ``loader.max_bad_fraction`` of the clips so far (counted as at least 100) were bad.
         """
-        epochs, shard_idx, sample_idx = zip(*(self.order.locate(slot) for slot in slots), strict=True)
-        samples = [self.samples[shard][place] for shard, place in zip(shard_idx, sample_idx, strict=True)]
-        return self._batch(samples, [view_of.view_number(self._views, epoch) for epoch in epochs])
+        passes, shard_idx, sample_idx = zip(*(self.order.locate(slot) for slot in slots), strict=True)
+        rows = np.array([self.samples[shard].rows[place] for shard, place in zip(shard_idx, sample_idx, strict=True)], np.int32)
+        return self._batch(self.dataset.take(rows), [view_of.view_number(self._views, number) for number in passes])
 
     def evaluation(self, samples: Sequence[Sample]) -> ClipBatch:
         """The centre view of each sample: middle frames, largest centred square, no flip. Bad videos as in ``clips``."""
         return self._batch(samples, [CENTRE_VIEW] * len(samples))
 
-    def clip_of(self, sample: Sample, view_number: int) -> tuple[UInt8[np.ndarray, "t h w 3"], bytes]:
-        """One view of one sample, and its digest. Raises BadVideoError."""
+    def submit(self, sample: Sample, view_number: int) -> Future[Clip]:
+        """One view of one sample, and its digest, or BadVideoError."""
         if view_number == CENTRE_VIEW:
-            view, draw = view_of.evaluation_view(self._view), view_of.CENTRE
+            cut = Cut(view_of.evaluation_view(self._view), view_of.CENTRE)
         else:
-            view, draw = self._view, view_of.draw(self._data_seed, sample.key, view_number)
-        frames = self._frames(sample, view_of.frame_idx(view, sample.num_frames, draw.start))
-        pixels = view_of.apply(view, frames, draw)
-        return pixels, clip_digest(pixels)
+            cut = Cut(self._view, view_of.draw(self._data_seed, sample.key, view_number))
+        on_this_machine = self._videos is None and self.dataset.folder.local is not None
+        if on_this_machine and not self._may_keep(sample):
+            return self._pool.submit(Task(self.dataset.encoded(sample), sample.num_frames, cut))
+        return self._threads.submit(self._clip, sample, cut)
 
     def close(self) -> None:
-        """Ends the decode threads."""
-        self._pool.shutdown(cancel_futures=True)
+        """Ends threads and processes; what is not done yet is cancelled."""
+        self.dataset.folder.close()
+        self._pool.close()
+        self._threads.shutdown(cancel_futures=True)
+
+    def counters(self) -> dict[str, int]:
+        """What is worth a look besides the clips."""
+        with self._counts_lock:
+            return self._counts | {"store_retries": self.dataset.folder.num_retries}
 
     def _batch(self, samples: Sequence[Sample], views: Sequence[int]) -> ClipBatch:
         pixels = np.zeros((len(samples), *self._view.clip_shape), np.uint8)
         good = np.ones(len(samples), bool)
-
-        def fill(row: int) -> bytes:
-            try:
-                pixels[row], digest = self.clip_of(samples[row], views[row])
-            except BadVideoError as error:
-                good[row] = False
-                self.skipped[samples[row].key] = str(error)
-                return clip_digest(pixels[row])
-            return digest
-
-        digests = tuple(self._pool.map(fill, range(len(samples))))
+        digests = []
+        pending = deque(self.submit(sample, view) for sample, view in zip(samples, views, strict=True))
+        try:
+            for row, sample in enumerate(samples):
+                try:
+                    pixels[row], digest = pending.popleft().result()
+                except BadVideoError as error:
+                    good[row] = False
+                    if sample.key not in self.skipped:
+                        logger.warning("%s is skipped: %s", sample.key, error)
+                    self.skipped[sample.key] = str(error)
+                    digest = clip_digest(pixels[row])
+                digests.append(digest)
+        finally:
+            for future in pending:
+                future.cancel()
         self._check_bad(num_clips=len(samples), num_bad=int((~good).sum()))
-        return ClipBatch(pixels=pixels, digests=digests, keys=tuple(sample.key for sample in samples), views=tuple(views), good=good)
+        return ClipBatch(pixels=pixels, digests=tuple(digests), keys=tuple(sample.key for sample in samples), views=tuple(views), good=good)
 
-    def _frames(self, sample: Sample, frame_idx: list[int]) -> np.ndarray:
-        cached = self._cache.get(sample.key)
-        if cached is not None:
-            return cached[frame_idx]
-        if not self._cache.has_room(sample.num_frames * sample.height * sample.width * 3):
-            return decode(self.dataset.read(sample), frame_idx)
-        frames = decode(self.dataset.read(sample), range(sample.num_frames))
-        self._cache.put(sample.key, frames)
-        return frames[frame_idx]
+    def _may_keep(self, sample: Sample) -> bool:
+        return self._frames.get(sample.key) is not None or self._frames.has_room(_num_bytes(sample))
+
+    def _clip(self, sample: Sample, cut: Cut) -> Clip:
+        """The clip, by a thread that may wait for a store, or that finds the video's frames in memory."""
+        kept = self._frames.get(sample.key)
+        if kept is None:
+            encoded = self._encoded(sample)
+            if not self._frames.has_room(_num_bytes(sample)):
+                return self._pool.submit(Task(encoded, sample.num_frames, cut)).result()
+            kept = self._pool.submit(Task(encoded, sample.num_frames, None)).result()
+            self._frames.put(sample.key, kept)
+        return cut.clip(kept.frames[cut.frame_idx(sample.num_frames, kept.times)])
+
+    def _encoded(self, sample: Sample) -> Slice | bytes:
+        """A sample's bytes, checked unless they are on this machine and stay where they are."""
+        kept = None
+        if self._videos is not None:
+            kept = self._videos.get(sample.sha256)
+            with self._counts_lock:
+                self._counts["shard_cache_misses" if kept is None else "shard_cache_hits"] += 1
+        if kept is not None:
+            return kept
+        encoded = self.dataset.encoded(sample)
+        if isinstance(encoded, Slice):
+            if self._videos is None:
+                return encoded
+            encoded = self._pool.submit(encoded).result()  # a disk may not answer: that holds up a process which can be replaced, no thread
+        _require_sha256(encoded, sample)
+        if self._videos is not None:
+            self._videos.put(sample.sha256, encoded)
+        return encoded
 
     def _check_bad(self, *, num_clips: int, num_bad: int) -> None:
         with self._counts_lock:
-            self._counts.update(clips=num_clips, bad=num_bad)
-            clips, bad = self._counts["clips"], self._counts["bad"]
+            self._counts["clips"] += num_clips
+            self._counts["bad_clips"] += num_bad
+            clips, bad = self._counts["clips"], self._counts["bad_clips"]
         if num_bad and bad > self._max_bad_fraction * max(clips, 100):
             key, reason = next(iter(self.skipped.items()))
             raise ValueError(
                 f"got {bad} clips that cannot be decoded among {clips}, expected at most loader.max_bad_fraction="
                 f"{self._max_bad_fraction:g} of them; {len(self.skipped)} videos are bad, the first is {key}: {reason}"
             )
+
+
+def _num_bytes(sample: Sample) -> int:
+    """Of all its frames."""
+    return sample.num_frames * sample.height * sample.width * 3
+
+
+def _require_sha256(data: bytes, sample: Sample) -> None:
+    if sha256_of(data) != sample.sha256:
+        raise BadVideoError(f"its bytes in {sample.tar} are not those that were indexed, so the tar was replaced since")
 
 
 class FrameCache:
@@ -116,10 +183,10 @@ class FrameCache:
 
     def __init__(self, max_bytes: int) -> None:
         self._room = max_bytes
-        self._videos: dict[str, np.ndarray] = {}
+        self._videos: dict[str, AllFrames] = {}
         self._lock = threading.Lock()
 
-    def get(self, key: str) -> np.ndarray | None:
+    def get(self, key: str) -> AllFrames | None:
         """The frames of a video, or None."""
         return self._videos.get(key)
 
@@ -127,9 +194,9 @@ class FrameCache:
         """Whether a video of this size could be kept now."""
         return num_bytes <= self._room
 
-    def put(self, key: str, frames: np.ndarray) -> None:
+    def put(self, key: str, video: AllFrames) -> None:
         """Keeps a video, if it still fits."""
         with self._lock:
-            if key not in self._videos and frames.nbytes <= self._room:
-                self._videos[key] = frames
-                self._room -= frames.nbytes
+            if key not in self._videos and video.frames.nbytes <= self._room:
+                self._videos[key] = video
+                self._room -= video.frames.nbytes

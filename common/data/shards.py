@@ -1,78 +1,132 @@
 """A data set on disk: WebDataset tars with an index that finds each sample without walking through them."""
 
-import functools
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from jaxtyping import Int32
 
-from common.data.facts import BadVideoError
+from common.data.files import Folder
 from common.data.index import load_index
 from common.data.sample import Sample
+from common.data.tasks import Slice
+
+_REPEATED = frozenset(["split", "codec", "source", "tar"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Samples that are read in an order and passes of their own: one of a mixture, or a whole data set that is none."""
+
+    name: str
+    """Empty for a whole data set."""
+    weight: float | None
+    """Share in what is read, relative to the other weights; None for all sources: every sample is read equally often."""
 
 
 class Dataset:
     """Samples found by their place, and their encoded bytes. ``open_dataset`` makes one."""
 
-    def __init__(self, folder: Path, info: dict[str, Any], index: pa.Table) -> None:
+    def __init__(self, folder: Folder, info: dict[str, Any], index: pa.Table) -> None:
+        """``index``: as ``_compact`` makes it."""
         self.folder = folder
         self.name: str = info["name"]
         self.class_names: dict[str, list[str]] = info["class_names"]
         """Label -> names of its classes; a label's value is a position in the list."""
         self.index_hash: str = info["index_hash"]
         """sha256 of the index's content, hex: equal for equal data sets, whatever wrote the files."""
+        self.sources = [Source(name="", weight=None)]
+        if info["kind"] == "mixture":
+            self.sources = [Source(name=source["name"], weight=source["weight"]) for source in info["sources"]]
         self._index = index
+        tars = index["tar"].chunk(0)
+        of_source = np.zeros(len(index), np.int64)
+        if info["kind"] == "mixture":
+            place = {source.name: place for place, source in enumerate(self.sources)}
+            named = index["source"].chunk(0)
+            of_source = np.array([place[name] for name in named.dictionary.to_pylist()])[named.indices.to_numpy()]
+        # A shard is what one source has in one tar; they are numbered as they come in the index.
+        pairs, first, shard = np.unique(of_source * len(tars.dictionary) + tars.indices.to_numpy(), return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        shard = np.argsort(order)[shard]
+        self.shard_sources: list[int] = (pairs[order] // len(tars.dictionary)).tolist()
+        """For each shard the place of its source in ``sources``."""
+        self.tars: list[str] = tars.dictionary.take(pa.array(pairs[order] % len(tars.dictionary))).to_pylist()
+        """For each shard its tar, relative to the data set's folder."""
+        self._rows = np.argsort(shard, kind="stable").astype(np.int32)
+        self._shard = shard[self._rows].astype(np.int32)
 
-    @functools.cached_property
+    @property
     def shards(self) -> list[str]:
-        """The tars, in the order of the index."""
-        return list(dict.fromkeys(self._index["tar"].to_pylist()))
+        """For each shard a name of its own."""
+        names = [self.sources[source].name for source in self.shard_sources]
+        return [f"{name}--{PurePosixPath(tar).name}" if name else tar for name, tar in zip(names, self.tars, strict=True)]
 
     def samples(self, split: str) -> list[Sequence[Sample]]:
-        """For each of ``shards`` the samples of a split in it, maybe none; ``all`` takes every sample."""
-        rows: dict[str, list[int]] = {tar: [] for tar in self.shards}
-        for row, (tar, its_split) in enumerate(zip(self._index["tar"].to_pylist(), self._index["split"].to_pylist(), strict=True)):
-            if split in ("all", its_split):
-                rows[tar].append(row)
-        if not any(rows.values()):
-            known = ", ".join(sorted(set(self._index["split"].to_pylist())))
-            raise ValueError(f"{self.folder}: got split {split!r}, expected one of {known}, or all")
-        return [_Rows(self._index, rows[tar]) for tar in self.shards]
+        """For each shard the samples of a split in it, maybe none; ``all`` takes every sample."""
+        splits = self._index["split"].chunk(0)
+        known = splits.dictionary.to_pylist()
+        if split not in ("all", *known):
+            raise ValueError(f"{self.folder.address}: got split {split!r}, expected one of {', '.join(sorted(known))}, or all")
+        mask = np.array([split in ("all", name) for name in known])[splits.indices.to_numpy()[self._rows]]
+        rows, ends = self._rows[mask], np.searchsorted(self._shard[mask], np.arange(len(self.tars)), side="right")
+        return [_Rows(self, part) for part in np.split(rows, ends[:-1])]
+
+    def take(self, rows: Int32[np.ndarray, " n"]) -> list[Sample]:
+        """The samples in these rows of the index."""
+        return [Sample(**row | {"labels": dict(row["labels"])}) for row in self._index.take(pa.array(rows)).to_pylist()]
+
+    def encoded(self, sample: Sample) -> Slice | bytes:
+        """Where the encoded bytes of a sample are, on this machine; else the bytes. Raises BadVideoError, and OSError where a store fails."""
+        return self.folder.slice(sample.tar, sample.offset, sample.size)
 
     def read(self, sample: Sample) -> bytes:
-        """The encoded bytes of a sample. Raises BadVideoError where the tar ends before them."""
-        with open(self.folder / sample.tar, "rb") as tar:
-            tar.seek(sample.offset)
-            data = tar.read(sample.size)
-        if len(data) != sample.size:
-            raise BadVideoError(
-                f"{sample.tar} has {len(data)} of its {sample.size} bytes, so the tar was cut or replaced after it was indexed"
-            )
-        return data
+        """The encoded bytes of a sample. Raises BadVideoError where they are not there."""
+        encoded = self.encoded(sample)
+        return encoded if isinstance(encoded, bytes) else encoded.read()
 
 
 class _Rows(Sequence[Sample]):
     """Rows of the index as samples, made when asked for: a data set may have millions."""
 
-    def __init__(self, index: pa.Table, rows: list[int]) -> None:
-        self._index = index
-        self._rows = rows
+    def __init__(self, dataset: Dataset, rows: Int32[np.ndarray, " n"]) -> None:
+        self._dataset = dataset
+        self.rows = rows
+        """Of the index."""
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, idx: Any) -> Any:
-        if isinstance(idx, slice):
-            return _Rows(self._index, self._rows[idx])
-        row = self._index.slice(self._rows[idx], 1).to_pylist()[0]
-        return Sample(**row | {"labels": dict(row["labels"])})
+        return _Rows(self._dataset, self.rows[idx]) if isinstance(idx, slice) else self._dataset.take(self.rows[[idx]])[0]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self._dataset.take(self.rows))
 
 
-def open_dataset(path: str | Path) -> Dataset:
-    """The data set in a folder of shards; tars that others packed get their index here, on first use.
+def open_dataset(data: str | Path) -> Dataset:
+    """The data set in a folder of shards, or in an object store; tars that others packed get their index here, on first use.
 
-    Raises FileNotFoundError where there are no shards, ValueError where index and description disagree.
+    Raises FileNotFoundError where there are no shards or some are missing, ValueError where index and description disagree.
     """
-    folder = Path(path)
-    return Dataset(folder, *load_index(folder))
+    folder = Folder(data)
+    info, index = load_index(folder)
+    dataset = Dataset(folder, info, _compact(index))
+    del index
+    pa.default_memory_pool().release_unused()  # three times what is kept, of a large index
+    missing = folder.missing(dataset.tars)
+    if missing:
+        raise FileNotFoundError(
+            f"{folder.address}: {len(missing)} of its {len(dataset.tars)} shards are not there, the first is {folder.path(missing[0])}: "
+            "copy them anew, or pack again"
+        )
+    return dataset
+
+
+def _compact(index: pa.Table) -> pa.Table:
+    """The same in one chunk, since rows are taken from it all the time, with the strings that repeat by number: 3.6 million samples in 0.9 GB."""
+    columns = {name: index[name].combine_chunks() for name in index.column_names}
+    return pa.table({name: column.dictionary_encode() if name in _REPEATED else column for name, column in columns.items()})

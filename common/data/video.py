@@ -3,9 +3,11 @@
 import functools
 import importlib.util
 import io
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import av
@@ -13,11 +15,12 @@ import av.container
 import numpy as np
 from av.error import FFmpegError
 from av.sidedata.sidedata import Type as SideData
-from av.video.reformatter import VideoReformatter
-from jaxtyping import UInt8
+from av.video.reformatter import Interpolation, VideoReformatter
+from jaxtyping import Int64, UInt8
 
 from common.data.encode import encode_mp4
 from common.data.facts import BadVideoError, VideoFacts
+from common.data.packets import Packets
 from common.data.stills import decode_stills, probe_stills, stills_in
 
 logger = logging.getLogger(__name__)
@@ -26,22 +29,49 @@ VIDEO_SUFFIXES = frozenset(
     [".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp"]
 )
 """Names that are taken for videos, in lower case; the content decides whether they are."""
+Frames = list[UInt8[np.ndarray, "h w 3"]]
+"""RGB, upright, all of one size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """An open video. ``open_video`` makes one."""
+
+    times: Int64[np.ndarray, " n"] | None
+    """When each frame is shown, in ticks of some length. None where the file does not tell: only the frames' order is known then."""
+    frames: Callable[[Sequence[int]], Frames]
+    """The frames asked for, in the order asked for. Raises BadVideoError where one of them cannot be had."""
 
 
 def decoder_name() -> str:
-    """The decoder of this process: torchcodec where it works, else PyAV.
-
-    Both give the same pixels for 8-bit 4:2:0 video of even size; for 10 bits or odd sizes their colour conversions differ.
-    """
+    """The decoder of this process: torchcodec where it works, else PyAV. `docs/decoding.md` says how far their pixels agree."""
     return f"torchcodec {importlib.import_module('torchcodec').__version__}" if _torchcodec() else f"pyav {av.__version__}"
 
 
-def decode(data: bytes, frame_idx: Sequence[int]) -> UInt8[np.ndarray, "t h w 3"]:
-    """The frames asked for, RGB, upright, in the order asked for. Raises BadVideoError where one of them cannot be had."""
+@contextmanager
+def open_video(data: bytes, num_frames: int | None) -> Iterator[Video]:
+    """The video in these bytes, of which ``probe`` counted ``num_frames`` (None: not known). Raises BadVideoError.
+
+    Frame i is the one shown i-th. Where the packets state a time for each of the counted frames, frames are found by their times, and decoded
+    without most of what lies before and between them; where they do not, PyAV decodes from the start and counts. `docs/decoding.md`.
+    """
     images = stills_in(data)
     if images is not None:
-        return decode_stills(images, frame_idx)
-    return _decode_torchcodec(data, frame_idx) if _torchcodec() else _decode_pyav(data, frame_idx)
+        yield Video(times=None, frames=lambda frame_idx: list(decode_stills(images, frame_idx)))
+        return
+    with _open(data) as (container, stream):
+        packets = Packets(stream, _demuxed(container, stream), num_frames)
+        if packets.times is not None and _torchcodec() and _torchcodec_agrees(stream, packets):
+            frames = functools.partial(_decode_torchcodec, data, stream, packets)
+        else:
+            frames = functools.partial(_decode_pyav, stream, packets)
+        yield Video(times=packets.times, frames=frames)
+
+
+def decode(data: bytes, frame_idx: Sequence[int], num_frames: int | None = None) -> UInt8[np.ndarray, "t h w 3"]:
+    """The frames asked for, RGB, upright, in the order asked for; ``num_frames`` as in ``open_video``. Raises BadVideoError."""
+    with open_video(data, num_frames) as video:
+        return np.stack(video.frames(frame_idx))
 
 
 def probe(data: bytes) -> VideoFacts:
@@ -52,7 +82,7 @@ def probe(data: bytes) -> VideoFacts:
     with _open(data) as (container, stream):
         num_frames = 0
         height = width = 0
-        for frame in _frames(container, stream):
+        for frame in _decoded(stream, _demuxed(container, stream)):
             num_frames += 1
             height, width = _displayed_size(frame)
         if not num_frames:
@@ -81,7 +111,7 @@ def upright_frames(data: bytes) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         return
     with _open(data) as (container, stream):
         reformatter = VideoReformatter()
-        for frame in _frames(container, stream):
+        for frame in _decoded(stream, _demuxed(container, stream)):
             yield _to_rgb(frame, reformatter)
 
 
@@ -107,41 +137,62 @@ def _open(data: bytes) -> Iterator[tuple[av.container.InputContainer, Any]]:
         raise BadVideoError(f"it is no video that FFmpeg can open ({_reason(error)})") from error
 
 
-def _frames(container: av.container.InputContainer, stream: Any) -> Iterator[av.VideoFrame]:
-    """The frames of a stream in display order, all of one size, none damaged."""
+def _demuxed(container: av.container.InputContainer, stream: Any) -> Iterator[av.Packet]:
+    """The packets of a stream, without the empty one that PyAV adds."""
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
+    except FFmpegError as error:
+        raise BadVideoError(f"its packets cannot be read to the end ({_reason(error)})") from error
+
+
+def _decoded(stream: Any, packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
+    """The frames in packets in display order, all of one size, none damaged."""
     size = None
     num_frames = 0
     try:
-        for frame in container.decode(stream):
-            if frame.is_corrupt:
-                raise BadVideoError(f"frame {num_frames} is damaged")
-            if size not in (None, (frame.width, frame.height)):
-                raise BadVideoError(f"frame {num_frames} has another size than the frames before it")
-            size = (frame.width, frame.height)
-            num_frames += 1
-            yield frame
+        for packet in itertools.chain(packets, [None]):  # None: give out what is held back
+            for frame in stream.codec_context.decode(packet):
+                if frame.is_corrupt:
+                    raise BadVideoError(f"frame {num_frames} is damaged")
+                if size not in (None, (frame.width, frame.height)):
+                    raise BadVideoError(f"frame {num_frames} has another size than the frames before it")
+                size = (frame.width, frame.height)
+                num_frames += 1
+                yield frame
     except FFmpegError as error:
         raise BadVideoError(f"decoding fails after {num_frames} frames ({_reason(error)})") from error
 
 
-def _decode_pyav(data: bytes, frame_idx: Sequence[int]) -> np.ndarray:
-    # One reformatter for the whole video, and one thread: a fresh one for every frame costs 5 to 10 times the decoding of a small clip.
-    reformatter = VideoReformatter()
-    wanted, last = set(frame_idx), max(frame_idx)
-    decoded = {}
-    with _open(data) as (container, stream):
-        for number, frame in enumerate(_frames(container, stream)):
-            if number in wanted:
-                decoded[number] = _to_rgb(frame, reformatter)
-            if number == last:
-                break
-        else:
-            raise BadVideoError(f"frame {last} was asked for, but it has fewer frames")
-    return np.stack([decoded[i] for i in frame_idx])
+def _decode_pyav(stream: Any, packets: Packets, frame_idx: Sequence[int]) -> Frames:
+    if packets.times is not None and max(frame_idx) < len(packets.times):
+        times = packets.times[list(frame_idx)].tolist()
+        try:
+            return _pick(((frame.pts, frame) for frame in _decoded(stream, packets.needed(set(times)))), times)
+        except BadVideoError as error:
+            logger.info("decoding a %s video from its start, since only a part of it did not do (%s)", stream.codec.canonical_name, error)
+        stream.codec_context.flush_buffers()
+    return _pick(enumerate(_decoded(stream, packets)), frame_idx)
 
 
-def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
-    image = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+def _pick(named: Iterable[tuple[int | None, av.VideoFrame]], names: Sequence[int]) -> Frames:
+    """The frames of these names. One reformatter serves them all, and one thread: fresh ones cost more than the decoding of a small clip."""
+    reformatter, wanted = VideoReformatter(), set(names)
+    picked: dict[int, np.ndarray] = {}
+    for name, frame in named:
+        if name in wanted:
+            picked[name] = _to_rgb(frame, reformatter)
+            if len(picked) == len(wanted):
+                return [picked[name] for name in names]
+    raise BadVideoError(f"frame {max(wanted)} was asked for, but it has fewer frames")
+
+
+def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> UInt8[np.ndarray, "h w 3"]:
+    """A view of the frame's own memory."""
+    shown = reformatter.reformat(frame, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
+    plane = shown.planes[0]
+    image = np.ndarray((shown.height, shown.width, 3), np.uint8, buffer=memoryview(plane), strides=(plane.line_size, 3, 1))
     transpose, mirror_x, mirror_y = _orientation(frame)
     if transpose:
         image = image.transpose(1, 0, 2)
@@ -189,11 +240,30 @@ def _torchcodec() -> Any:
     return VideoDecoder
 
 
-def _decode_torchcodec(data: bytes, frame_idx: Sequence[int]) -> np.ndarray:
-    if not data:
-        raise BadVideoError("the file is empty")
+def _torchcodec_agrees(stream: Any, packets: Packets) -> bool:
+    """Whether torchcodec gives PyAV's pixels.
+
+    It starts at any key frame, takes the two fields of an interlaced frame for one, and where colours of more than 8 bits are stored at half
+    the resolution, the two place them differently.
+    """
+    context = stream.codec_context
+    progressive = context.field_order <= 1  # 0: not known, 1: progressive
+    eight_bits = context.format is not None and all(component.bits <= 8 for component in context.format.components)
+    return progressive and eight_bits and packets.starts_afresh_at_key_frames()
+
+
+def _decode_torchcodec(data: bytes, stream: Any, packets: Packets, frame_idx: Sequence[int]) -> Frames:
+    """Frames whose times are the ones asked for; where torchcodec finds others or none, PyAV's."""
+    assert packets.times is not None, "torchcodec finds frames by their times"
+    tick_s = float(stream.time_base)
     try:
-        decoder = _torchcodec()(data, dimension_order="NHWC", num_ffmpeg_threads=1)
-        return decoder.get_frames_at(list(frame_idx)).data.numpy()
+        decoder = _torchcodec()(data, stream_index=stream.index, dimension_order="NHWC", num_ffmpeg_threads=1)
+        batch = decoder.get_frames_at(list(frame_idx))
+        found = batch.pts_seconds.numpy() / tick_s
+        if np.abs(found - packets.times[list(frame_idx)]).max() < 0.5:
+            return list(batch.data.numpy())
+        reason = "it finds other frames"
     except (RuntimeError, ValueError, IndexError) as error:
-        raise BadVideoError(f"torchcodec cannot decode it ({str(error).strip().splitlines()[-1]})") from error
+        reason = str(error).strip().splitlines()[-1]
+    logger.info("decoding a %s video with PyAV, since torchcodec did not do (%s)", stream.codec.canonical_name, reason)
+    return _decode_pyav(stream, packets, frame_idx)

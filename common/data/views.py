@@ -4,10 +4,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 from common.config import ViewConfig, Views
 from common.draws import uniforms
+
+Frames = list[UInt8[np.ndarray, "h w 3"]] | UInt8[np.ndarray, "t h w 3"]
+"""Frames of one size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +45,24 @@ def draw(data_seed: int, key: str, view_number: int) -> Draw:
     return Draw(start=start, area=area, ratio=ratio, top=top, left=left, flip=flip)
 
 
-def frame_idx(view: ViewConfig, num_frames: int, start: float) -> list[int]:
+def frame_idx(view: ViewConfig, num_frames: int, start: float, times: Int64[np.ndarray, " n"] | None = None) -> list[int]:
     """The frames of a clip: every ``frame_step``-th from a start uniform over the possible ones.
 
-    V-JEPA's loader spreads its 16 frames over the whole window, end included, which makes its stride 4.27 where 4 is configured; here the
-    stride is what the configuration says. A video too short for the clip starts at 0 and repeats its last frame.
+    With ``times``, those of all frames in ticks, a step is that many mean frame durations, and the nearest frame is taken: the same frames
+    at a constant rate, the same pace of the clip at a variable one. V-JEPA's loader spreads its 16 frames over the whole window, end included,
+    which makes its stride 4.27 where 4 is configured; here the stride is what the configuration says. A video too short for the clip starts
+    at 0 and repeats its last frame.
     """
-    num_starts = max(1, num_frames - (view.num_frames - 1) * view.frame_step)
-    first = int(start * num_starts)
-    return [min(first + i * view.frame_step, num_frames - 1) for i in range(view.num_frames)]
+    steps = np.arange(view.num_frames) * view.frame_step
+    if times is None or num_frames == 1:
+        first = int(start * max(1, num_frames - int(steps[-1])))
+        return np.minimum(first + steps, num_frames - 1).tolist()
+    tick = (times[-1] - times[0]) / (num_frames - 1)  # mean duration of a frame
+    last_start = times[-1] - steps[-1] * tick
+    first = int(start * max(1, int(np.searchsorted(times, last_start + tick / 2, side="right"))))
+    wanted = times[first] + steps * tick
+    after = np.clip(np.searchsorted(times, wanted), 1, num_frames - 1)
+    return (after - (wanted - times[after - 1] <= times[after] - wanted)).tolist()
 
 
 def crop_box(view: ViewConfig, height: int, width: int, draw: Draw) -> tuple[int, int, int, int]:
@@ -66,30 +78,35 @@ def crop_box(view: ViewConfig, height: int, width: int, draw: Draw) -> tuple[int
     return int(draw.top * (height - crop_h + 1)), int(draw.left * (width - crop_w + 1)), crop_h, crop_w
 
 
-def apply(view: ViewConfig, frames: UInt8[np.ndarray, "t h w 3"], draw: Draw) -> UInt8[np.ndarray, "t s s 3"]:
+def apply(view: ViewConfig, frames: Frames, draw: Draw) -> UInt8[np.ndarray, "t s s 3"]:
     """The clip: ``frames`` (those of ``frame_idx``) cropped, resized to ``crop_size``, mirrored for half of the draws. C order."""
-    top, left, height, width = crop_box(view, frames.shape[1], frames.shape[2], draw)
-    clip = resize(frames[:, top : top + height, left : left + width], view.crop_size)
-    return np.ascontiguousarray(clip[:, :, ::-1] if view.flip and draw.flip < 0.5 else clip)
+    frame_height, frame_width, _ = frames[0].shape
+    top, left, height, width = crop_box(view, frame_height, frame_width, draw)
+    crops = [frame[top : top + height, left : left + width] for frame in frames]
+    return resize(crops, view.crop_size, mirror=view.flip and draw.flip < 0.5)
 
 
-def resize(frames: UInt8[np.ndarray, "t h w 3"], size: int) -> UInt8[np.ndarray, "t s s 3"]:
+def resize(frames: Frames, size: int, *, mirror: bool = False) -> UInt8[np.ndarray, "t s s 3"]:
     """Bilinear, half-pixel centres, no antialias, in float32, rounded half to even: what ``interpolate(align_corners=False)`` computes.
 
     Written out, one rounding per operation, because a clip's bytes are its identity: vector libraries fuse multiply and add in ways that
     depend on the machine and on how the work was cut among threads.
     """
-    num_frames, height, width, _ = frames.shape
+    height, width, _ = frames[0].shape
     top, bottom, down = _taps(height, size)
     left, right, along = _taps(width, size)
+    if mirror:  # costs nothing here, and as much as the resizing afterwards
+        left, right, along = left[::-1], right[::-1], along[::-1]
     channel = np.arange(3)
     left, right = ((column[:, None] * 3 + channel).ravel() for column in (left, right))
     down, along = down[:, None], along.repeat(3)
-    resized = np.empty((num_frames, size, size * 3), np.uint8)
-    for frame, out in zip(frames.reshape(num_frames, height, width * 3), resized, strict=True):  # by frame: stays in the processor's cache
+    resized = np.empty((len(frames), size, size * 3), np.uint8)
+    for frame, out in zip(frames, resized, strict=True):  # by frame: stays in the processor's cache
+        frame = frame.reshape(height, width * 3)
         rows = _mix(frame.take(top, 0).astype(np.float32), frame.take(bottom, 0).astype(np.float32), down)
-        out[...] = np.rint(_mix(rows.take(left, 1), rows.take(right, 1), along))
-    return resized.reshape(num_frames, size, size, 3)
+        mixed = _mix(rows.take(left, 1), rows.take(right, 1), along)
+        out[...] = np.rint(mixed, out=mixed)
+    return resized.reshape(len(frames), size, size, 3)
 
 
 def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,0 +1,124 @@
+"""Files of a data set, in a folder of this machine or in an object store."""
+
+import functools
+import logging
+import posixpath
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.fs as fs
+
+from common.data.facts import BadVideoError
+from common.data.tasks import Slice, require_whole
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+RETRY_BUDGET_S = 120.0
+"""How long a read of an object store is tried again before it is an error, in seconds."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+_MAX_OPEN = 128
+"""Tars of an object store that are known by size; a run reads from few at a time."""
+_OWN_SCHEMES = frozenset(["file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "hf"])
+"""What pyarrow reads itself."""
+
+
+class Folder:
+    """A folder by its address: a path, or a URL of pyarrow's file systems (s3, gs, abfs, hf; others through fsspec). Thread safe.
+
+    Reads of an object store are tried again where it fails, with backoff, jitter and a budget; they are counted, and raise OSError in the end.
+    """
+
+    def __init__(self, address: str | Path) -> None:
+        self.address = str(address)
+        self.num_retries = 0
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._files, self._base = self._retrying(lambda: _file_system(self.address))
+        self.local = Path(self._base) if isinstance(self._files, fs.LocalFileSystem) else None
+        """The folder, where it is one of this machine."""
+        self._open = functools.lru_cache(maxsize=_MAX_OPEN)(self._files.open_input_file)  # a store is asked for the size of a file once
+
+    def path(self, name: str) -> str:
+        """Of a file, in its file system; a name may lead out of the folder, as those of a mixture do."""
+        return posixpath.normpath(posixpath.join(self._base, name))
+
+    def read(self, name: str) -> bytes:
+        """The content of a file. Raises FileNotFoundError."""
+        return self._retrying(lambda: self._files.open_input_file(self.path(name)).read())
+
+    def slice(self, name: str, offset: int, size: int) -> Slice | bytes:
+        """A part of a file: of this machine where it is, else the bytes. Raises BadVideoError where they are not there."""
+        path = self.path(name)
+        if self.local is not None:
+            return Slice(path, offset, size)
+
+        def read() -> bytes:
+            if isinstance(self._files, fs.PyFileSystem):  # fsspec, whose open files read ahead and are for one thread
+                return self._files.handler.fs.cat_file(path, start=offset, end=offset + size)
+            file = self._open(path)
+            left = file.size() - offset
+            return file.read_at(min(size, left), offset) if left > 0 else b""
+
+        try:
+            data = self._retrying(read)
+        except FileNotFoundError as error:
+            raise BadVideoError(f"{path} is not there") from error
+        require_whole(data, size, path)
+        return data
+
+    def missing(self, names: list[str]) -> list[str]:
+        """Those files that are not there."""
+        folders: dict[str, set[str]] = {}
+        for name in names:
+            folder = posixpath.dirname(self.path(name))
+            if folder not in folders:
+                selector = fs.FileSelector(folder, allow_not_found=True)
+                folders[folder] = {info.base_name for info in self._retrying(lambda s=selector: self._files.get_file_info(s))}
+        return [name for name in names if posixpath.basename(name) not in folders[posixpath.dirname(self.path(name))]]
+
+    def close(self) -> None:
+        """Ends the waits for another try, in every thread."""
+        self._closed.set()
+
+    def _retrying(self, attempt: Callable[[], T]) -> T:
+        """What ``attempt`` returns. A disk of this machine, or a store that refuses, is not asked again."""
+        started, pause_s = time.monotonic(), _FIRST_PAUSE_S
+        while True:
+            try:
+                return attempt()
+            except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError):
+                raise
+            except OSError as error:
+                spent_s, wait_s = time.monotonic() - started, pause_s * random.uniform(0.5, 1.0)
+                if "://" not in self.address or "ACCESS_DENIED" in str(error):
+                    raise
+                if self._closed.is_set() or spent_s + wait_s > RETRY_BUDGET_S:
+                    raise OSError(f"{self.address} failed for {spent_s:.1f} s, and the budget is {RETRY_BUDGET_S:g} s: {error}") from error
+                logger.warning("%s: %s; trying again in %.1f s", self.address, error, wait_s)
+            with self._lock:
+                self.num_retries += 1
+            self._closed.wait(wait_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def absolute(address: str) -> str:
+    """The address, for processes with another working directory too."""
+    return address if "://" in address else str(Path(address).resolve())
+
+
+def _file_system(address: str) -> tuple[fs.FileSystem, str]:
+    """The file system of an address, and the path in it."""
+    scheme, separator, _ = address.partition("://")
+    if not separator:
+        return fs.LocalFileSystem(), str(Path(address).resolve())  # a mixture's names start from where it is, not from a link to it
+    known = scheme in _OWN_SCHEMES or scheme.startswith("fsspec+")
+    try:
+        return fs.FileSystem.from_uri(address if known else f"fsspec+{address}")
+    except (pa.ArrowInvalid, ValueError, ImportError) as error:
+        raise ValueError(f"got {address}, expected a path or a URL such as s3://BUCKET/FOLDER: {error}") from error
