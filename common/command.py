@@ -133,9 +133,9 @@ def _setting(config_class: type[Config], text: str) -> dict[str, Any]:
         raise ValueError(
             f"--set: got the unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else f", expected one of {', '.join(known)}")
         )
-    nested: Any = yaml.safe_load(value)
-    if not isinstance(nested, dict | list | None):
-        nested = value  # the field decides what the text means: 1e-3 is a number, which YAML takes for text, and a name may be 7
+    read: Any = yaml.safe_load(value)
+    # Of a single value the field decides what the text means: 1e-3 is a number, which YAML takes for text, and a name may be 7.
+    nested: Any = read if isinstance(read, dict | list | None) else value
     for part in reversed(key.split(".")):
         nested = {part: nested}
     return nested
