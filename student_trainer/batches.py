@@ -97,7 +97,8 @@ class Batches:
         groups = group_idx(self.batch_size, self.rank, self.world_size)
         masks = [mask_group(self.mask, self.grid, seed=self.seed, step=step, group=group, batch_size=self.batch_size) for group in groups]
         clips = reading.result()
-        target = None if self.source is None else self.source.request(clips)
+        slot = (step - 1) * self.batch_size + MASK_GROUP_SIZE * groups.start
+        target = None if self.source is None else self.source.request(clips, masks=masks, slot=slot)
         return Batch(step=step, clips=clips, masks=masks, target=target)
 
 

@@ -2,11 +2,10 @@
 
 import contextlib
 import json
-import time
 from collections import ChainMap
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,13 +24,13 @@ from student_trainer.compute import set_up, uses_bfloat16
 from student_trainer.metrics import MetricsLog
 from student_trainer.objective import Objective
 from student_trainer.optim import new_optimizer, set_schedule
+from student_trainer.ranks import Ranks
 from student_trainer.run_directory import write_environment, write_summary
 from student_trainer.salt import Salt
 from student_trainer.target_source import TargetSource, open_source, views_of
+from student_trainer.teacher_client import require_same_teacher
 from student_trainer.vjepa import VJepa
 from student_trainer.vpixel import VPixel, pixel_width
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +45,28 @@ class Worker:
 def train(config: TrainConfig, worker: Worker, checkpoint: Path | None) -> None:
     """Runs ``config`` from ``checkpoint`` (None: from the start) to its last step; every rank calls it."""
     torch.set_num_threads(config.num_threads)
+    with ThreadPoolExecutor(1) as opening, contextlib.ExitStack() as stack:
+        ranks = Ranks(worker.world_size)
+        (reader, source), _ = ranks.result(opening.submit(_open, config, worker, stack))
+        _say(worker, f"{config.data}: {reader.num_samples} samples, decoded by {reader.decoder}")
+        if source is not None:
+            specs = ranks.all_values(source.spec)  # a service may have replicas on other devices
+            for spec in specs:
+                require_same_teacher(spec, specs[0])
+        train_on(reader, source, config, worker, checkpoint)
+
+
+def _open(config: TrainConfig, worker: Worker, stack: contextlib.ExitStack) -> tuple[Reader, TargetSource | None]:
+    """Where this rank's clips and targets come from; ``stack`` closes them."""
     reader = Reader(
         config.data, data_seed=config.data_seed, views=views_of(config), view=config.view, split=config.split, loader=config.loader
     )
-    _say(worker, f"{config.data}: {reader.num_samples} samples, decoded by {reader.decoder}")
-    source = open_source(config, run=Path(config.out).name) if isinstance(config, StudentRun) else None
-    try:
-        train_on(reader, source, config, worker, checkpoint)
-    finally:
-        reader.close()
-        if source is not None:
-            source.close()
+    stack.callback(reader.close)
+    if not isinstance(config, StudentRun):
+        return reader, None
+    source = open_source(config, run=Path(config.out).name, rank=worker.rank, device=worker.device)
+    stack.callback(source.close)
+    return reader, source
 
 
 def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, worker: Worker, checkpoint: Path | None) -> None:
@@ -102,19 +112,26 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
         ),
     )
 
+    ranks = Ranks(worker.world_size)
     for future in batches.steps(step + 1, config.steps):
-        waited_since = time.perf_counter()
-        batch = future.result()
-        waited_for_data = time.perf_counter() - waited_since
-        target = None if batch.target is None else batch.target.result()
-        waited_for_teacher = time.perf_counter() - waited_since - waited_for_data
+        batch, waited_for_data = ranks.result(future)
+        target, waited_for_teacher = (None, 0.0) if batch.target is None else ranks.result(batch.target)
 
         step = batch.step
         lr, decay = set_schedule(optimizer, config.optim, step=step, steps=config.steps)
         loss, norm = update(model, optimizer, batch, target, config, worker)
         objective.after_step(step=step, steps=config.steps)
 
-        line = log.add(batch, loss, norm, data_wait_s=waited_for_data, teacher_wait_s=waited_for_teacher, lr=lr, weight_decay=decay)
+        line = log.add(
+            batch,
+            loss,
+            norm,
+            data_wait_s=waited_for_data,
+            teacher_wait_s=waited_for_teacher,
+            lr=lr,
+            weight_decay=decay,
+            of_source={} if source is None else source.metrics(),
+        )
         if line is not None and source is not None and worker.rank == 0:
             source.report(line)
         if step % config.keep_every == 0 or step == config.steps:
@@ -138,7 +155,7 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
                 )
                 point_to(out, directory)
     log.close()
-    skipped, counters = _of_all_ranks(reader.skipped, worker), _of_all_ranks(reader.counters(), worker)
+    skipped, counters = ranks.all_values(reader.skipped), ranks.all_values(reader.counters())
     if worker.rank == 0:
         totals = {name: sum(counts[name] for counts in counters) for name in counters[0]}
         write_summary(out, config, objective, source, decoder=reader.decoder, counters=totals, skipped=dict(ChainMap(*skipped)))
@@ -228,14 +245,6 @@ def _sum_over_ranks(value: Tensor, worker: Worker) -> Tensor:
     if worker.world_size > 1:
         dist.all_reduce(value)
     return value
-
-
-def _of_all_ranks(value: T, worker: Worker) -> list[T]:
-    values = [value] * worker.world_size
-    if worker.world_size > 1:
-        with torch.cuda.device(worker.device) if worker.device.type == "cuda" else contextlib.nullcontext():
-            dist.all_gather_object(values, value)
-    return values
 
 
 def _say(worker: Worker, sentence: str) -> None:

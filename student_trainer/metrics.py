@@ -57,9 +57,21 @@ class MetricsLog:
             self._board = SummaryWriter(str(Path(config.out) / "tensorboard"))
 
     def add(
-        self, batch: Batch, loss: Tensor, norm: Tensor, *, data_wait_s: float, teacher_wait_s: float, lr: float, weight_decay: float
+        self,
+        batch: Batch,
+        loss: Tensor,
+        norm: Tensor,
+        *,
+        data_wait_s: float,
+        teacher_wait_s: float,
+        lr: float,
+        weight_decay: float,
+        of_source: dict[str, float],
     ) -> dict[str, Any] | None:
-        """Takes one step in; the new line where an interval ends (on every rank), else None. ``loss`` is this rank's share of the sum."""
+        """Takes one step in; the new line where an interval ends (on every rank), else None.
+
+        ``loss`` is this rank's share of the sum. ``of_source``: what the source of targets adds to the line.
+        """
         interval = self._interval
         interval.losses.append(loss)
         interval.norms.append(norm)
@@ -72,7 +84,7 @@ class MetricsLog:
         self._count_bad(batch.clips)
         if batch.step % self._config.log_every and batch.step != self._config.steps:
             return None
-        return self._write(batch.step, lr, weight_decay)
+        return self._write(batch.step, lr, weight_decay, of_source)
 
     def require_finite(self, step: int) -> None:
         """Raises DivergedError if a loss since the last line is not finite: before a checkpoint, which must not hold such weights."""
@@ -93,7 +105,7 @@ class MetricsLog:
         self._num_bad += int((~clips.good).sum())
         self._bad_keys.update(key for key, good in zip(clips.keys, clips.good, strict=True) if not good)
 
-    def _write(self, step: int, lr: float, weight_decay: float) -> dict[str, Any]:
+    def _write(self, step: int, lr: float, weight_decay: float, of_source: dict[str, float]) -> dict[str, Any]:
         interval, self._interval = self._interval, _Interval()
         losses = torch.stack(interval.losses).double()
         sums = torch.tensor(
@@ -123,6 +135,7 @@ class MetricsLog:
             "target_fraction": num_hidden / views_of_tokens,
             "flops": step * self._flops_per_step,
             "bad_clips": int(all_bad),
+            **of_source,
         }
         _require_finite(losses, step)
         if all_bad > self._config.loader.max_bad_fraction * all_clips:

@@ -2,22 +2,43 @@
 
 import re
 import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from common.clip import ClipBatch
 from common.config import ServiceClientConfig, TargetDtype
+from common.model.masking import MaskGroup
 from common.model.teacher import TeacherSpec
 from common.targets import codec, wire
-from student_trainer.teacher_client import RetryableError, TeacherClient, require_same_teacher
+from student_trainer.board import Board
+from student_trainer.host_memory import new_targets
+from student_trainer.retry import RetryableError
+from student_trainer.teacher_client import TeacherClient, require_same_teacher
 
-_REPORTED = ("step", "slot", "loss", "flops", "teacher_wait_ms", "clips_per_s")
-"""What the service's board shows of a line of metrics.jsonl."""
+_ROW_BYTES, _BODY_BYTES = 4096, 1 << 16
+"""What Arrow adds to a target and to a body, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What one request asks for."""
+
+    batch: ClipBatch
+    rows: dict[bytes, list[int]]
+    """Rows of ``batch`` and ``out`` by digest."""
+    tokens: dict[bytes, Int[np.ndarray, " k"]] | None
+    """Of each clip, the tokens to ask for; None: all."""
+    bucket: int | None
+    out: Float[Tensor, "b n d"]
+    slots: range
+    """From the first clip's to the last one's, in the data order."""
 
 
 class ServiceTargets:
@@ -25,33 +46,52 @@ class ServiceTargets:
 
     name = "service"
 
-    def __init__(self, url: str, dtype: TargetDtype, client: ServiceClientConfig, run: str) -> None:
-        """Waits for the service within the client's retry budget. Raises TeacherUnavailableError."""
+    def __init__(
+        self,
+        url: str,
+        dtype: TargetDtype,
+        client: ServiceClientConfig,
+        run: str,
+        *,
+        for_ever: bool = False,
+        masked: bool = False,
+        group: str | None = None,
+    ) -> None:
+        """Waits for the service within the client's retry budget, or ``for_ever``. ``masked``: only hidden tokens travel. ``group``: see Note [groups].
+
+        Raises TeacherUnavailableError.
+        """
         self.dtype: TargetDtype = dtype
-        self._config = client
-        self._client = TeacherClient(url, client, re.sub(r"[^A-Za-z0-9._-]", "_", run)[:64])
+        self._config, self._masked = client, masked
+        self._client = TeacherClient(url, client, re.sub(r"[^A-Za-z0-9._-]", "_", run)[:64], for_ever=for_ever)
         facts = self._client.teacher()
         if facts["protocol"] != wire.PROTOCOL or dtype not in facts["dtypes"]:
             raise ValueError(
                 f"{url} speaks protocol {facts['protocol']} with target dtypes {facts['dtypes']}, expected {wire.PROTOCOL} with {dtype}"
             )
+        self._buckets = int(facts["buckets"]) if "buckets" in facts else 1
         self.spec = TeacherSpec.from_json({name: facts[name] for name in TeacherSpec.__dataclass_fields__})
         self._pool = ThreadPoolExecutor(client.connections, thread_name_prefix="targets")
-        self._board = ThreadPoolExecutor(1, thread_name_prefix="progress")
+        self._probes = ThreadPoolExecutor(1, thread_name_prefix="probe")
+        self._probe: Future[None] | None = None
+        self._board = Board(self._client, group)
         self._counters = {"need_clip": 0, "clips_up": 0, "corrupt": 0}
         self._lock = threading.Lock()
 
-    def request(self, batch: ClipBatch) -> Future[Float[Tensor, "b n d"]]:
+    def request(self, batch: ClipBatch, *, masks: Sequence[MaskGroup] = (), slot: int = 0) -> Future[Float[Tensor, "b n d"]]:
         """See TargetSource."""
-        out = torch.zeros(len(batch.digests), self.spec.num_tokens, self.spec.width)
-        rows = batch.distinct()
-        digests = list(rows)
-        size = self._config.request_clips
-        parts = [
-            self._pool.submit(self._fetch, batch, {digest: rows[digest] for digest in digests[first : first + size]}, out)
-            for first in range(0, len(digests), size)
-        ]
-        return _when_all(parts, out)
+        if self._client.retries.is_open and (self._probe is None or self._probe.done()):
+            self._probe = self._probes.submit(self._client.probe)
+        out = new_targets(batch, self.spec)
+        tokens = _hidden(batch, masks, self.spec.num_tokens) if self._masked and masks else None
+        parts = []
+        for bucket, rows in self._bodies(batch.distinct()):
+            numbers = [number for numbers in rows.values() for number in numbers]
+            slots = range(slot + min(numbers), slot + max(numbers) + 1)
+            parts.append(_Part(batch=batch, rows=rows, tokens=tokens, bucket=bucket, out=out, slots=slots))
+            self._board.lacks(slots.start)
+        parts.sort(key=lambda part: part.slots.start)
+        return _when_all([self._pool.submit(self._fill, part) for part in parts], out)
 
     def require(self, spec: TeacherSpec) -> None:
         """See TargetSource."""
@@ -59,38 +99,64 @@ class ServiceTargets:
 
     def report(self, line: dict[str, Any]) -> None:
         """Sends a line of metrics to the service's board, in the background; a board that does not take it stops no run."""
-        self._board.submit(self._client.progress, {name: line[name] for name in _REPORTED})
+        self._board.report(line)
 
-    def counters(self) -> dict[str, int]:
+    def metrics(self) -> dict[str, float]:
         """See TargetSource."""
-        return {**asdict(self._client.counters), **self._counters}
+        return self._board.metrics()
+
+    def counters(self) -> dict[str, int | float]:
+        """See TargetSource."""
+        return {**asdict(self._client.counters), **self._client.retries.counters(), **self._counters, **self._board.metrics()}
 
     def close(self) -> None:
         """See TargetSource."""
-        self._board.shutdown(wait=True)  # the last reports are on their way
+        self._board.close()
         self._client.close()
+        self._probes.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _fetch(self, batch: ClipBatch, rows: dict[bytes, list[int]], out: Float[Tensor, "b n d"]) -> None:
-        """Fills the rows of ``out``: asks, uploads what is needed, asks again for what another client uploads (DESIGN section 4, HTTP)."""
-        asked, needed = dict(rows), set[bytes]()
+    def _bodies(self, rows: dict[bytes, list[int]]) -> Iterator[tuple[int | None, dict[bytes, list[int]]]]:
+        """The rows of each request and its bucket. A bucket's clips always reach the same replica of the service."""
+        buckets: dict[int | None, list[bytes]] = {}
+        for digest in rows:
+            bucket = None if self._buckets == 1 else int.from_bytes(digest[:4], "big") % self._buckets
+            buckets.setdefault(bucket, []).append(digest)
+        size = self._config.request_clips
+        for bucket, digests in buckets.items():
+            for first in range(0, len(digests), size):
+                yield bucket, {digest: rows[digest] for digest in digests[first : first + size]}
+
+    def _fill(self, part: _Part) -> None:
+        try:
+            self._board.hold(part.slots.stop)
+            self._fetch(part)
+        finally:
+            self._board.has(part.slots.start)
+
+    def _fetch(self, part: _Part) -> None:
+        """Fills the part's rows: asks, uploads what is needed, asks again for what another client uploads (DESIGN section 4, HTTP)."""
+        asked, needed = list(part.rows), set[bytes]()
         while asked:
             request = [
-                wire.RequestRow(clip_digest=digest, clip=batch.pixels[numbers[0]].reshape(-1).data if digest in needed else None)
-                for digest, numbers in asked.items()
+                wire.RequestRow(
+                    clip_digest=digest,
+                    clip=part.batch.pixels[part.rows[digest][0]].reshape(-1).data if digest in needed else None,
+                    token_idx=None if part.tokens is None else part.tokens[digest],
+                )
+                for digest in asked
             ]
             self._count("clips_up", len(needed))
             body = wire.write_request(self.dtype, request)
-            answers, leased = self._client.retrying(lambda body=body, asked=asked: self._answers(body, asked, out))
+            answers, leased = self._client.retries(lambda body=body, asked=asked: self._answers(body, asked, part))
             needed = {digest for digest, status in answers.items() if status == "need_clip"} - leased
-            asked = {digest: rows[digest] for digest, status in answers.items() if status == "need_clip"}
+            asked = [digest for digest, status in answers.items() if status == "need_clip"]
             self._count("need_clip", len(needed))
 
-    def _answers(
-        self, body: Any, asked: dict[bytes, list[int]], out: Float[Tensor, "b n d"]
-    ) -> tuple[dict[bytes, wire.Status], set[bytes]]:
-        """The status of each digest, and the leased ones; targets are decoded into ``out``. Raises RetryableError for damaged bytes."""
-        answer = self._client.targets(body, self.spec.fingerprint)
+    def _answers(self, body: Any, asked: list[bytes], part: _Part) -> tuple[dict[bytes, wire.Status], set[bytes]]:
+        """The status of each digest, and the leased ones; targets are decoded into ``part.out``. Raises RetryableError for damaged bytes."""
+        most = codec.num_bytes(self.dtype, self.spec.num_tokens, self.spec.width) + _ROW_BYTES
+        answer = self._client.targets(body, self.spec.fingerprint, max_bytes=len(asked) * most + _BODY_BYTES, bucket=part.bucket)
         try:
             header, answered = wire.read_response(answer)
         except ValueError as error:
@@ -99,18 +165,26 @@ class ServiceTargets:
         self._check(header, answered, asked)
         for row in answered:
             if row.encoded is not None:
-                first, *others = asked[row.clip_digest]
+                first, *others = part.rows[row.clip_digest]
                 try:
-                    codec.decode_into(out[first], row.encoded, self.dtype)
+                    self._decode(row.encoded, part.out[first], None if part.tokens is None else part.tokens[row.clip_digest])
                 except codec.CorruptTargetError as error:
                     self._count("corrupt")
                     raise RetryableError(f"clip {row.clip_digest.hex()[:12]}: {error}") from error
                 for number in others:
-                    out[number] = out[first]
+                    part.out[number] = part.out[first]
         leased = {answered[number].clip_digest for number in header.leased}
         return {row.clip_digest: row.status for row in answered}, leased
 
-    def _check(self, header: wire.ResponseHeader, answered: list[wire.ResponseRow], asked: dict[bytes, list[int]]) -> None:
+    def _decode(self, encoded: codec.EncodedTarget, out: Float[Tensor, "n d"], token_idx: Int[np.ndarray, " k"] | None) -> None:
+        """Fills ``out``, with zeros at tokens that were not asked for."""
+        if token_idx is None:
+            codec.decode_into(out, encoded, self.dtype)
+        else:
+            tokens = codec.decode(encoded, self.dtype, num_tokens=len(token_idx), width=self.spec.width)
+            out.zero_()[torch.from_numpy(token_idx)] = tokens
+
+    def _check(self, header: wire.ResponseHeader, answered: list[wire.ResponseRow], asked: list[bytes]) -> None:
         """Raises TeacherMismatchError, and ValueError where rows are not the ones asked for or were refused."""
         require_same_teacher(replace(self.spec, fingerprint=header.fingerprint, compute=header.compute), self.spec)
         if header.target_dtype != self.dtype or header.shape != (self.spec.num_tokens, self.spec.width):
@@ -126,6 +200,12 @@ class ServiceTargets:
     def _count(self, name: str, amount: int = 1) -> None:
         with self._lock:
             self._counters[name] += amount
+
+
+def _hidden(batch: ClipBatch, masks: Sequence[MaskGroup], num_tokens: int) -> dict[bytes, Int[np.ndarray, " k"]]:
+    """For each distinct clip the tokens that the masks of its rows hide."""
+    hidden = [token_idx for group in masks for token_idx in group.hidden_by_any(num_tokens)]
+    return {digest: np.unique(np.concatenate([hidden[row] for row in rows])) for digest, rows in batch.distinct().items()}
 
 
 def _when_all(parts: list[Future[None]], out: Float[Tensor, "b n d"]) -> Future[Float[Tensor, "b n d"]]:

@@ -1,5 +1,6 @@
 """Where a student's targets come from: a service, a cache, or a teacher in its own process. All three give the same bits."""
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,11 +13,14 @@ from common.clip import ClipBatch
 from common.config import FrozenConfig, StudentRun, TargetDtype, TrainConfig, ViewConfig, Views
 from common.data.video import decoder_name
 from common.model.checkpoint import open_encoder
+from common.model.masking import MaskGroup
 from common.model.teacher import Teacher, TeacherSpec
 from common.targets import codec
 from common.targets.store import TargetCache
+from student_trainer.host_memory import new_targets
+from student_trainer.retry import TeacherUnavailableError
 from student_trainer.service_targets import ServiceTargets
-from student_trainer.teacher_client import require_same_teacher
+from student_trainer.teacher_client import TeacherMismatchError, require_same_teacher
 
 
 class TargetMissError(ValueError):
@@ -35,15 +39,22 @@ class TargetSource(Protocol):
         """Raises TeacherMismatchError unless the targets are those of ``spec``, which a run began with."""
         ...
 
-    def request(self, batch: ClipBatch) -> Future[Float[Tensor, "b n d"]]:
-        """The targets to come, float32, in the batch's order; zeros in rows that are not good. The future may raise."""
+    def request(self, batch: ClipBatch, *, masks: Sequence[MaskGroup] = (), slot: int = 0) -> Future[Float[Tensor, "b n d"]]:
+        """The targets to come, float32, in the batch's order; zeros in rows that are not good. The future may raise.
+
+        ``masks`` of the rows: tokens that they do not hide may be left out, as zeros. ``slot``: of the first row, for the run's group.
+        """
         ...
 
     def report(self, line: dict[str, Any]) -> None:
         """Tells whoever watches the run about a line of its metrics; never fails it."""
         ...
 
-    def counters(self) -> dict[str, int]:
+    def metrics(self) -> dict[str, float]:
+        """What it adds to a line of metrics."""
+        ...
+
+    def counters(self) -> dict[str, int | float]:
         """What it took so far."""
         ...
 
@@ -72,7 +83,7 @@ class CachedTargets:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="targets")
         self._rows_read = 0
 
-    def request(self, batch: ClipBatch) -> Future[Float[Tensor, "b n d"]]:
+    def request(self, batch: ClipBatch, *, masks: Sequence[MaskGroup] = (), slot: int = 0) -> Future[Float[Tensor, "b n d"]]:
         """See TargetSource."""
         return self._pool.submit(self._read, batch)
 
@@ -83,7 +94,11 @@ class CachedTargets:
     def report(self, line: dict[str, Any]) -> None:
         """Nobody watches."""
 
-    def counters(self) -> dict[str, int]:
+    def metrics(self) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+    def counters(self) -> dict[str, int | float]:
         """See TargetSource."""
         return {"rows_read": self._rows_read}
 
@@ -92,7 +107,7 @@ class CachedTargets:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, batch: ClipBatch) -> Float[Tensor, "b n d"]:
-        out = torch.zeros(len(batch.digests), self.spec.num_tokens, self.spec.width)
+        out = new_targets(batch, self.spec)
         for row in range(len(batch.digests)):
             if batch.good[row]:
                 cached = self._cache.find(batch.digests[row])
@@ -128,7 +143,7 @@ class LocalTargets:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="targets")
         self._clips_computed = 0
 
-    def request(self, batch: ClipBatch) -> Future[Float[Tensor, "b n d"]]:
+    def request(self, batch: ClipBatch, *, masks: Sequence[MaskGroup] = (), slot: int = 0) -> Future[Float[Tensor, "b n d"]]:
         """See TargetSource."""
         return self._pool.submit(self._compute, batch)
 
@@ -139,7 +154,11 @@ class LocalTargets:
     def report(self, line: dict[str, Any]) -> None:
         """Nobody watches."""
 
-    def counters(self) -> dict[str, int]:
+    def metrics(self) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+    def counters(self) -> dict[str, int | float]:
         """See TargetSource."""
         return {"clips_computed": self._clips_computed}
 
@@ -148,7 +167,7 @@ class LocalTargets:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _compute(self, batch: ClipBatch) -> Float[Tensor, "b n d"]:
-        out = torch.zeros(len(batch.digests), self.spec.num_tokens, self.spec.width)
+        out = new_targets(batch, self.spec)
         rows = list(batch.distinct().values())
         size = int(self.spec.compute["batch_size"])
         for first in range(0, len(rows), size):
@@ -161,12 +180,96 @@ class LocalTargets:
         return out
 
 
-def open_source(config: StudentRun, *, run: str) -> TargetSource:
-    """The source of targets that a run names. ``run``: its name on the service's board."""
+class ReservedTargets:
+    """A service with a teacher in this process in reserve, which computes while the service is lost. See Note [circuit]."""
+
+    name = "service"
+
+    def __init__(self, service: ServiceTargets, reserve: LocalTargets) -> None:
+        """Raises TeacherMismatchError unless both give the same bits."""
+        try:
+            require_same_teacher(reserve.spec, service.spec)
+        except TeacherMismatchError as error:
+            raise TeacherMismatchError(
+                f"the reserve of --on-teacher-loss local is not what the service runs: {error}. Give the service's checkpoint as --teacher-ckpt, "
+                "and its batch size and threads by --set teacher.batch_size, teacher.num_threads"
+            ) from error
+        self._service, self._reserve = service, reserve
+        self.dtype: TargetDtype = service.dtype
+        self.spec = service.spec
+
+    def request(self, batch: ClipBatch, *, masks: Sequence[MaskGroup] = (), slot: int = 0) -> Future[Float[Tensor, "b n d"]]:
+        """See TargetSource."""
+        whole: Future[Float[Tensor, "b n d"]] = Future()
+
+        def served(answer: Future[Float[Tensor, "b n d"]]) -> None:
+            if isinstance(answer.exception(), TeacherUnavailableError):
+                self._reserve.request(batch).add_done_callback(lambda computed: _hand_over(computed, whole))
+            else:
+                _hand_over(answer, whole)
+
+        self._service.request(batch, masks=masks, slot=slot).add_done_callback(served)
+        return whole
+
+    def require(self, spec: TeacherSpec) -> None:
+        """See TargetSource."""
+        require_same_teacher(self.spec, spec)
+
+    def report(self, line: dict[str, Any]) -> None:
+        """See TargetSource."""
+        self._service.report(line)
+
+    def metrics(self) -> dict[str, float]:
+        """See TargetSource."""
+        return self._service.metrics()
+
+    def counters(self) -> dict[str, int | float]:
+        """See TargetSource."""
+        return {**self._service.counters(), **self._reserve.counters()}
+
+    def close(self) -> None:
+        """See TargetSource."""
+        self._service.close()  # first: what it cannot answer any more goes nowhere
+        self._reserve.close()
+
+
+def _hand_over(done: Future[Float[Tensor, "b n d"]], to: Future[Float[Tensor, "b n d"]]) -> None:
+    if done.cancelled():
+        to.set_exception(ConnectionError("the target source was closed"))
+    elif (error := done.exception()) is not None:
+        to.set_exception(error)
+    else:
+        to.set_result(done.result())
+
+
+def open_source(config: StudentRun, *, run: str, rank: int = 0, device: torch.device | None = None) -> TargetSource:
+    """The source of targets that a run names.
+
+    ``run``: its name on the service's board, where rank 0 speaks for it. ``device``: of a teacher in this process; None: a GPU if there is one.
+    """
     if config.teacher_url is not None:
-        return ServiceTargets(config.teacher_url, config.target_dtype, config.client, run)
+        service = ServiceTargets(
+            config.teacher_url,
+            config.target_dtype,
+            config.client,
+            run,
+            for_ever=config.on_teacher_loss == "wait",
+            masked=config.masked_targets,
+            group=config.group if rank == 0 else None,
+        )
+        if config.on_teacher_loss != "local":
+            return service
+        try:
+            return ReservedTargets(service, _local_targets(config, device))
+        except BaseException:
+            service.close()
+            raise
     if config.targets is not None:
         return CachedTargets(config.targets, config.target_dtype, data_seed=config.data_seed, view=config.view, decoder=decoder_name())
+    return _local_targets(config, device)
+
+
+def _local_targets(config: StudentRun, device: torch.device | None) -> LocalTargets:
     assert config.teacher_ckpt is not None, "a StudentRun has one source"
     choice = FrozenConfig(
         ckpt=config.teacher_ckpt,
@@ -175,7 +278,7 @@ def open_source(config: StudentRun, *, run: str) -> TargetSource:
         patch_size=config.encoder.patch_size,
         tubelet_size=config.encoder.tubelet_size,
     )
-    return LocalTargets(Teacher(open_encoder(choice), config.teacher), config.target_dtype)
+    return LocalTargets(Teacher(open_encoder(choice), config.teacher, device), config.target_dtype)
 
 
 def views_of(config: TrainConfig) -> Views:

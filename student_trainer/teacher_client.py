@@ -1,33 +1,33 @@
-"""Requests to a teacher service: kept-alive connections, retries within a budget. By ``http.client``: it reads into our own buffers."""
+"""Requests to a teacher service: its routes, over kept-alive connections. By ``http.client``: it reads into our own buffers."""
 
 import http.client
 import json
 import logging
-import random
 import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from typing_extensions import Buffer
 
 from common.config import ServiceClientConfig
 from common.model.teacher import TeacherSpec
 from common.targets import wire
-
-T = TypeVar("T")
+from student_trainer.retry import Retries, RetryableError
 
 log = logging.getLogger("salt.client")
 
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+_MAX_JSON_BYTES = 1 << 20
+"""Largest answer that is no target, in bytes."""
+_READ_BYTES = 1 << 20
+"""Bytes from one look at the clock to the next while a body is read."""
 
 
-class TeacherMismatchError(RuntimeError):
+class TeacherMismatchError(ValueError):
     """Targets come from another teacher, or one that runs otherwise, than the run was started with."""
 
 
@@ -40,26 +40,12 @@ def require_same_teacher(got: TeacherSpec, expected: TeacherSpec) -> None:
         )
 
 
-class TeacherUnavailableError(ConnectionError):
-    """The teacher service did not answer within the budget."""
-
-
-class RetryableError(RuntimeError):
-    """An answer that another try may better."""
-
-    def __init__(self, reason: str, after_s: float = 0.0) -> None:
-        super().__init__(reason)
-        self.after_s = after_s
-
-
 @dataclass
 class ClientCounters:
     """What a client has done."""
 
     requests: int = 0
     """Requests answered."""
-    retries: int = 0
-    """Requests repeated after a failure."""
     reconnects: int = 0
     """Kept-alive connections that the server had closed meanwhile."""
     bytes_up: int = 0
@@ -70,10 +56,25 @@ class ClientCounters:
     """Progress reports that the service did not take."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A run's place in its group, as the service sees it."""
+
+    wait: bool
+    """The run is to ask for nothing more for now."""
+    slowest_slot: int | None
+    """The slot of the member that is furthest behind."""
+    window_clips: int
+    """How far a run may be ahead of it."""
+    members: int
+    """Runs of the group that are alive."""
+
+
 class TeacherClient:
     """One service's routes. Thread-safe: each thread has its own connection."""
 
-    def __init__(self, url: str, config: ServiceClientConfig, run: str) -> None:
+    def __init__(self, url: str, config: ServiceClientConfig, run: str, *, for_ever: bool = False) -> None:
+        """``for_ever``: the retry budget has no end."""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or parts.hostname is None or parts.query or parts.fragment:
             raise ValueError(
@@ -82,9 +83,9 @@ class TeacherClient:
         self._parts, self._path = parts, parts.path.rstrip("/")
         self._config, self._run, self.url = config, run, url.rstrip("/")
         self._local = threading.local()
-        self._connections: set[http.client.HTTPConnection] = set()
-        self._closed = threading.Event()
+        self._connections: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
+        self.retries = Retries(self.url, None if for_ever else config.retry_budget_s)
         self.counters = ClientCounters()
 
     def count(self, name: str, amount: int = 1) -> None:
@@ -94,78 +95,83 @@ class TeacherClient:
 
     def teacher(self) -> dict[str, Any]:
         """``GET /v1/teacher``."""
-        return self.retrying(lambda: json.loads(self._send("GET", "/v1/teacher", None, {})))
+        return self.retries(self._facts)
 
-    def targets(self, body: Buffer, fingerprint: str) -> bytearray:
-        """``POST /v1/targets``, one try. Raises RetryableError, TeacherMismatchError, and ValueError where the request is at fault."""
-        headers = {"Content-Type": wire.CONTENT_TYPE, "X-Salt-Run": self._run, "X-Salt-Teacher": fingerprint}
-        answer = self._send("POST", "/v1/targets", body, headers)
+    def targets(self, body: Buffer, fingerprint: str, *, max_bytes: int, bucket: int | None = None) -> memoryview:
+        """``POST /v1/targets``, one try: an answer of at most ``max_bytes``, valid until this thread's next request.
+
+        Raises RetryableError, TeacherMismatchError, and ValueError where the request is at fault.
+        """
+        headers = {
+            "Content-Type": wire.CONTENT_TYPE,
+            "X-Salt-Run": self._run,
+            "X-Salt-Teacher": fingerprint,
+            "X-Salt-Deadline-Ms": str(int(1000 * self._config.timeout_s)),
+            **({} if bucket is None else {"X-Salt-Bucket": str(bucket)}),
+        }
+        answer = self._send("POST", "/v1/targets", body, headers, max_bytes)
         self.count("requests")
         self.count("bytes_up", memoryview(body).nbytes)
         self.count("bytes_down", len(answer))
         return answer
 
-    def progress(self, values: dict[str, Any]) -> None:
-        """``POST /v1/runs/{id}/progress``, one try. A board that does not answer is counted, and stops no run."""
+    def progress(self, values: dict[str, Any]) -> Standing | None:
+        """``POST /v1/runs/{id}/progress``, one try. None without a group, and where the board does not answer: that is counted, and stops no run."""
         try:
-            self._send("POST", f"/v1/runs/{self._run}/progress", json.dumps(values).encode(), {"Content-Type": "application/json"})
-        except (RetryableError, ValueError) as error:
+            path = f"/v1/runs/{self._run}/progress"
+            answer = bytes(self._send("POST", path, json.dumps(values).encode(), {"Content-Type": "application/json"}))
+            if "group" not in values or not answer:
+                return None
+            standing = json.loads(answer)
+            return Standing(**{name: standing[name] for name in Standing.__dataclass_fields__})
+        except (RetryableError, ValueError, KeyError, TypeError) as error:
             self.count("progress_failures")
             log.warning("the teacher's board did not take a progress report: %s", error)
+            return None
 
-    def retrying(self, attempt: Callable[[], T]) -> T:
-        """What ``attempt`` returns; after RetryableError it is tried again, with backoff and jitter.
-
-        Raises TeacherUnavailableError when the budget is spent.
-        """
-        started = time.monotonic()
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            try:
-                return attempt()
-            except RetryableError as error:
-                wait_s = max(error.after_s, pause_s * random.uniform(0.5, 1.0))
-                spent_s = time.monotonic() - started
-                if self._closed.is_set() or spent_s + wait_s > self._config.retry_budget_s:
-                    raise TeacherUnavailableError(
-                        f"the teacher at {self.url} failed for {spent_s:.1f} s, and the budget is "
-                        f"client.retry_budget_s={self._config.retry_budget_s:g}: {error}. Start it again and repeat the run with --resume"
-                    ) from error
-                self.count("retries")
-                log.warning("teacher %s: %s; trying again in %.1f s", self.url, error, wait_s)
-                self._closed.wait(wait_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+    def probe(self) -> None:
+        """One ``GET /readyz``: where the service is ready again, the circuit closes. See Note [circuit]."""
+        try:
+            self._send("GET", "/readyz")
+        except (RetryableError, ValueError) as error:
+            log.info("teacher %s is still away: %s", self.url, error)
+        else:
+            self.retries.mend()
 
     def close(self) -> None:
         """Ends every wait, in every thread."""
-        self._closed.set()
+        self.retries.close()
         with self._lock:
             for connection in self._connections:
                 if connection.sock is not None:
                     with suppress(OSError):  # not connected any more
                         connection.sock.shutdown(socket.SHUT_RDWR)  # closing alone does not wake who reads from it
 
-    def _send(self, method: str, path: str, body: Buffer | None, headers: dict[str, str]) -> bytearray:
-        connection = self._connection()
+    def _facts(self) -> dict[str, Any]:
+        content = bytes(self._send("GET", "/v1/teacher"))
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise RetryableError(f"a damaged answer: {error}") from error
+
+    def _send(
+        self, method: str, path: str, body: Buffer | None = None, headers: dict[str, str] | None = None, max_bytes: int = _MAX_JSON_BYTES
+    ) -> memoryview:
+        connection, buffer = self._connection(), self._buffer(max(max_bytes, _MAX_JSON_BYTES))
         was_open = connection.sock is not None
         try:
-            return self._exchange(connection, method, path, body, headers)
+            connection.request(method, self._path + path, body=None if body is None else memoryview(body), headers=headers or {})
+            response = connection.getresponse()
+            content = _read(response, buffer[:max_bytes], time.monotonic() + self._config.timeout_s)
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            if not was_open or not isinstance(error, ConnectionError) or self._closed.is_set():
+            if not was_open or not isinstance(error, ConnectionError) or self.retries.is_closed:
                 raise RetryableError(f"{type(error).__name__}: {error}") from error
-        self.count("reconnects")  # a server closes idle connections as it likes; requests are pure, so they can be sent again at once
-        return self._send(method, path, body, headers)
-
-    def _exchange(
-        self, connection: http.client.HTTPConnection, method: str, path: str, body: Buffer | None, headers: dict[str, str]
-    ) -> bytearray:
-        connection.request(method, self._path + path, body=None if body is None else memoryview(body), headers=headers)
-        response = connection.getresponse()
-        content = _read(response)
+            self.count("reconnects")  # a server closes idle connections as it likes; requests are pure, so they can be sent again at once
+            return self._send(method, path, body, headers, max_bytes)
         if response.status < 300:
             return content
-        raise _refusal(response, content)
+        raise _refusal(response, bytes(content))
 
     def _connection(self) -> http.client.HTTPConnection:
         connection = getattr(self._local, "connection", None)
@@ -175,26 +181,35 @@ class TeacherClient:
             connection = kind(self._parts.hostname, self._parts.port, timeout=self._config.timeout_s)
             self._local.connection = connection
             with self._lock:
-                self._connections.add(connection)
+                self._connections.append(connection)
         return connection
 
+    def _buffer(self, num_bytes: int) -> memoryview:
+        """This thread's own, which all its answers are read into."""
+        buffer = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < num_bytes:
+            buffer = self._local.buffer = memoryview(bytearray(num_bytes))
+        return buffer
 
-def _read(response: http.client.HTTPResponse) -> bytearray:
-    """The body, in one buffer of its own size."""
-    if response.length is None:  # chunked: from a proxy
-        return bytearray(response.read())
-    content = bytearray(response.length)
-    view, done = memoryview(content), 0
-    while done < len(content):
-        got = response.readinto(view[done:])
-        if not got:
-            raise http.client.IncompleteRead(bytes(content[:done]), len(content) - done)
+
+def _read(response: http.client.HTTPResponse, into: memoryview, deadline_s: float) -> memoryview:
+    """The body, in the first bytes of ``into``. Raises HTTPException where it is longer, or shorter than announced; TimeoutError past the deadline."""
+    length = response.length  # None for a chunked body: from a proxy
+    if length is not None and length > len(into):
+        raise http.client.HTTPException(f"got a body of {length} bytes, expected at most {len(into)}")
+    done = 0
+    while got := response.readinto(into[done : min(done + _READ_BYTES, len(into) if length is None else length)]):
         done += got
-    response.read()  # the end of the message, so that the connection can be used again
-    return content
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"got {done} bytes in the time for a whole answer, client.timeout_s")
+    if length is not None and done < length:
+        raise http.client.IncompleteRead(b"", length - done)
+    if response.read(1):  # else the end of the message, after which the connection can be used again
+        raise http.client.HTTPException(f"got a body of more than the {len(into)} bytes that were expected at most")
+    return into[:done]
 
 
-def _refusal(response: http.client.HTTPResponse, content: bytearray) -> Exception:
+def _refusal(response: http.client.HTTPResponse, content: bytes) -> Exception:
     """What an error answer means."""
     sentence = _sentence(response.status, content)
     if response.status in _RETRIED:
@@ -205,9 +220,9 @@ def _refusal(response: http.client.HTTPResponse, content: bytearray) -> Exceptio
     return ValueError(f"the teacher refused a request: {sentence}")
 
 
-def _sentence(status: int, content: bytearray) -> str:
+def _sentence(status: int, content: bytes) -> str:
     try:
         body = json.loads(content)
         return f"{status} {body['error']}: got {body['got']}, expected {body['expected']} ({body['hint']})"
     except (ValueError, KeyError, TypeError):  # not from the service: a proxy's page
-        return f"{status}: {bytes(content[:200]).decode(errors='replace')}"
+        return f"{status}: {content[:200].decode(errors='replace')}"

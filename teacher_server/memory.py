@@ -7,7 +7,11 @@ from common.targets.codec import EncodedTarget
 
 
 class TargetMemory:
-    """The targets used last, up to a number of bytes: what student runs that follow each other by seconds share."""
+    """The newest targets, up to a number of bytes: what student runs that follow each other by seconds share.
+
+    The oldest goes first, however lately it was used. Runs take clips in one order: to keep what the run ahead and the one behind both have
+    had would cost the room of what the one behind comes to next.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -18,14 +22,11 @@ class TargetMemory:
         return len(self._targets)
 
     def get(self, clip_digest: bytes, dtype: TargetDtype) -> EncodedTarget | None:
-        """The target, now the one used last, or None."""
-        encoded = self._targets.get((clip_digest, dtype))
-        if encoded is not None:
-            self._targets.move_to_end((clip_digest, dtype))
-        return encoded
+        """The target or None."""
+        return self._targets.get((clip_digest, dtype))
 
     def put(self, clip_digest: bytes, dtype: TargetDtype, encoded: EncodedTarget) -> None:
-        """Keeps a target; those used longest ago make room for it."""
+        """Keeps a target; the oldest make room for it."""
         assert (clip_digest, dtype) not in self._targets, "a target in memory is not computed again"
         self._targets[clip_digest, dtype] = encoded
         self.num_bytes += encoded.num_bytes

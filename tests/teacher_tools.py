@@ -1,7 +1,9 @@
 """A real teacher of a few thousand weights, its service under uvicorn, and clips: what the tests of targets, server and client share."""
 
 import contextlib
+import json
 import threading
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,12 @@ def load_teacher(directory: Path, seed: int = 0) -> Teacher:
     """The teacher in such a checkpoint, on the CPU."""
     compute = TeacherComputeConfig(batch_size=BATCH_SIZE)
     return Teacher.load(save_teacher(directory / f"teacher-{seed}", seed), compute, torch.device("cpu"))
+
+
+def runs_on_board(url: str) -> list[dict]:
+    """``GET /v1/runs``."""
+    with urllib.request.urlopen(f"{url}/v1/runs") as answer:
+        return json.load(answer)
 
 
 def random_clips(count: int, seed: int = 0) -> np.ndarray:

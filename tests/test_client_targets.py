@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from teacher_tools import VIEW, batch_of, load_teacher, random_clips, serving
+from teacher_tools import VIEW, batch_of, load_teacher, random_clips, runs_on_board, serving
 
 from common.config import ServiceClientConfig
 from common.targets import codec, store
+from student_trainer.retry import TeacherUnavailableError
 from student_trainer.service_targets import ServiceTargets
 from student_trainer.target_source import CachedTargets, LocalTargets, TargetMissError
-from student_trainer.teacher_client import TeacherClient, TeacherMismatchError, TeacherUnavailableError
+from student_trainer.teacher_client import TeacherClient, TeacherMismatchError
 
 CLIENT = ServiceClientConfig(request_clips=3, connections=2, timeout_s=20, retry_budget_s=20)
 IMPATIENT = ServiceClientConfig(request_clips=3, connections=2, timeout_s=2, retry_budget_s=0.5)
@@ -113,7 +114,7 @@ def test_two_students_at_once_upload_and_compute_each_clip_once(teacher, open_so
         assert counters["clips_served"] == 144
         assert counters["coalesced"] + counters["from_memory"] == 72
         assert sum(student.counters()["clips_up"] for student in students) == 72
-        assert {run["id"]: run["clips_served"] for run in inside.board.runs()} == {"a": 72, "b": 72}
+        assert {run["id"]: run["clips_served"] for run in runs_on_board(url)} == {"a": 72, "b": 72}
 
 
 def test_a_service_that_comes_back_is_waited_for(teacher, open_source):
@@ -271,13 +272,13 @@ def test_closing_ends_a_wait(teacher, open_source):
 
 def test_progress_reaches_the_board_and_stops_no_run(teacher):
     line = {"step": 1, "slot": 8, "loss": 0.25, "lr": 0.1, "flops": 1e12, "teacher_wait_ms": 2.5, "clips_per_s": 30.0}
-    with serving(teacher) as (url, inside):
+    with serving(teacher) as (url, _):
         source = ServiceTargets(url, "float16", CLIENT, "run a")
         source.report(line)
         source.report({**line, "step": -1})
         source.close()
         assert source.counters()["progress_failures"] == 1
-        [run] = inside.board.runs()
+        [run] = runs_on_board(url)
         assert (run["id"], run["progress"]["loss"], run["progress"]["step"]) == ("run_a", 0.25, 1)
 
 

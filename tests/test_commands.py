@@ -61,6 +61,9 @@ OTHER = {"size": "64", "views": "3", "preset": "nano", "mask": "random-tube", "t
 REFUSED = {
     ("salt-train student", "teacher_url"),  # a second source of targets
     ("salt-train student", "targets"),
+    ("salt-train student", "on_teacher_loss"),  # without --teacher-url
+    ("salt-train student", "masked_targets"),
+    ("salt-train student", "group"),
     ("salt-train teacher", "estimate_out"),  # without --estimate
     ("salt-train student", "estimate_out"),
     ("salt-train vjepa", "estimate_out"),
@@ -182,6 +185,16 @@ def test_student_without_a_source_of_targets_is_refused(run):
     assert "expected exactly one source of targets: --teacher-url, --targets or --teacher-ckpt" in error
 
 
+def test_a_reserve_needs_a_service_and_a_checkpoint(run):
+    local = ["--on-teacher-loss", "local", *arguments("salt-train student", RUN)]
+    url, ckpt = ["--teacher-url", "http://127.0.0.1:1"], ["--teacher-ckpt", "run"]
+    for source in (url, ckpt, [*url, *ckpt, "--targets", "targets"]):
+        code, _, error = run("salt-train student", *local, *source, "--print-config")
+        assert code == 2
+        assert "expected --teacher-url, and --teacher-ckpt as the reserve" in error
+    assert run("salt-train student", *local, *url, *ckpt, "--print-config")[0] == 0
+
+
 def test_report_without_runs_is_refused(run):
     code, _, error = run("salt-eval report", "--out", "page.html")
     assert (code, error) == (2, "error: got no runs, expected run directories, or --runs FOLDER\n")
@@ -216,7 +229,9 @@ def test_set_reaches_nested_keys_and_wins_over_file_and_preset(run, tmp_path):
 
 
 def test_set_takes_a_number_for_the_text_that_a_field_is(run):
-    _, printed, error = run("salt-train teacher", *arguments("salt-train teacher", RUN), "--set", "out=7", "--set", "optim.lr=1e-3", "--print-config")
+    _, printed, error = run(
+        "salt-train teacher", *arguments("salt-train teacher", RUN), "--set", "out=7", "--set", "optim.lr=1e-3", "--print-config"
+    )
     assert (yaml.safe_load(printed)["out"], yaml.safe_load(printed)["optim"]["lr"]) == ("7", 1e-3), error
 
 

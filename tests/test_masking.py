@@ -12,6 +12,8 @@ from common.model.masking import group_idx, mask_group
 
 PAPER_GRID = TokenGrid(8, 14, 14)
 NUM_PLACES = 14 * 14
+
+
 def config_of(name: str, **values) -> MaskConfig:
     return MaskConfig.model_validate(mask_layer(name)["mask"] | values)
 
@@ -128,6 +130,14 @@ def test_multi_random_tube_shows_what_multi_block_keeps():
     assert short.visible_idx.shape[1] / PAPER_GRID.num_tokens == pytest.approx(0.234, abs=0.5 / NUM_PLACES)
     assert long.visible_idx.shape[1] / PAPER_GRID.num_tokens == pytest.approx(0.068, abs=0.5 / NUM_PLACES)
     assert set(short.visible_idx[0].tolist()) & set(long.hidden_idx[0].tolist())  # each set has its own places
+
+
+def test_hidden_by_any_is_the_union_of_the_sets():
+    group = mask_group(MaskConfig(), PAPER_GRID, seed=0, step=3, group=0, batch_size=24)
+    found = group.hidden_by_any(PAPER_GRID.num_tokens)
+    assert len(found) == 24
+    for row, token_idx in enumerate(found):
+        assert token_idx.tolist() == sorted(set().union(*(mask.hidden_idx[row].tolist() for mask in group.sets)))
 
 
 def test_masks_that_leave_nothing_visible_or_hidden_are_an_error():

@@ -92,6 +92,10 @@ class TeacherComputeConfig(Config):
     """CPU threads of a teacher forward."""
 
 
+OnTeacherLoss = Literal["wait", "local", "fail"]
+"""What a student does when its teacher service stays away."""
+
+
 class ServiceClientConfig(Config):
     """How a student asks the teacher service."""
 
@@ -102,7 +106,7 @@ class ServiceClientConfig(Config):
     timeout_s: PositiveFloat = 60.0
     """Longest wait for one response, in seconds."""
     retry_budget_s: PositiveFloat = 120.0
-    """How long one request is retried, with backoff, before the run stops, in seconds."""
+    """How long one request is retried, with backoff, before the service counts as lost (`--on-teacher-loss`), in seconds."""
 
 
 class TrainConfig(Config):
@@ -188,7 +192,7 @@ class TeacherRun(TrainConfig):
 
 
 class StudentRun(TrainConfig):
-    """Stage 2, SALT: predict a frozen teacher's latents. Exactly one of the three sources of targets."""
+    """Stage 2, SALT: predict a frozen teacher's latents. One of the three sources of targets; beside a service, a teacher in reserve."""
 
     objective = "salt"
 
@@ -200,15 +204,29 @@ class StudentRun(TrainConfig):
     """A frozen encoder, as `salt-serve teacher --ckpt` takes it: the teacher runs in the student's own process, on the student's clips."""
     target_dtype: TargetDtype = "float16"
     """Rounding of the targets; the same in every source."""
+    on_teacher_loss: OnTeacherLoss = "fail"
+    """What follows when a service fails for longer than `client.retry_budget_s`: `fail` stops the run, `wait` asks on for ever, `local` computes
+    with the teacher of `--teacher-ckpt` in this process until the service answers again."""
+    masked_targets: bool = False
+    """Ask a service only for the tokens that the masks hide: fewer bytes, the same losses."""
+    group: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """Runs that share a service's work under this name: those ahead wait before the others would find targets gone and compute them again."""
     teacher: TeacherComputeConfig = TeacherComputeConfig()
     client: ServiceClientConfig = ServiceClientConfig()
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         given = [name for name in ("teacher_url", "targets", "teacher_ckpt") if getattr(self, name) is not None]
+        flags = ", ".join("--" + name.replace("_", "-") for name in given) or "none"
+        if self.on_teacher_loss == "local":
+            if given != ["teacher_url", "teacher_ckpt"]:
+                raise ValueError(f"got --on-teacher-loss local with {flags}, expected --teacher-url, and --teacher-ckpt as the reserve")
+            return self
         if len(given) != 1:
-            flags = ", ".join("--" + name.replace("_", "-") for name in given) or "none"
             raise ValueError(f"got {flags}, expected exactly one source of targets: --teacher-url, --targets or --teacher-ckpt")
+        for name in ("on_teacher_loss", "masked_targets", "group"):
+            if self.teacher_url is None and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"got --{name.replace('_', '-')} with {flags}, expected it with --teacher-url: it is about a service")
         return self
 
 

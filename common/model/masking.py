@@ -33,6 +33,13 @@ class MaskGroup:
     sets: tuple[MaskSet, ...]
     """One per mask set of the configuration."""
 
+    def hidden_by_any(self, num_tokens: int) -> list[Int[np.ndarray, " k"]]:
+        """For each clip the tokens that some set hides, ascending: all that a student compares with the teacher's."""
+        hidden = np.zeros((self.size, num_tokens), dtype=bool)
+        for mask_set in self.sets:
+            np.put_along_axis(hidden, mask_set.hidden_idx.numpy(), True, axis=1)
+        return [np.flatnonzero(row) for row in hidden]
+
 
 def mask_group(config: MaskConfig, grid: TokenGrid, *, seed: int, step: int, group: int, batch_size: int) -> MaskGroup:
     """The masks of positions [24 group, 24 group + 24) of a global batch; the last group may be smaller."""

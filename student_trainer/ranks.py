@@ -1,0 +1,75 @@
+"""Ranks that go on together or stop together: where one cannot go on, all raise what stopped it."""
+
+import concurrent.futures
+import pickle
+import time
+from concurrent.futures import Future
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+_ROUND_S = 5.0
+"""How long a rank waits by itself before it meets the others: far below any time-out of a collective."""
+_READY, _WAITING, _FAILED = 0, 1, 2
+
+
+class Ranks:
+    """The processes of a run. Every rank makes it, and calls its methods in the same order.
+
+    Note [ranks]: a rank whose teacher, or data, has failed takes part in no further step. The others would wait for it in the exchange of
+    gradients until that times out, which looks like a hang and says nothing. So before a step the ranks meet on the host, and again every few
+    seconds while one of them still waits; where one has failed, they exchange its error, and each raises it.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self._world_size = world_size
+        self._group: dist.ProcessGroup | None = None
+        if world_size > 1 and dist.get_backend() != "gloo":  # meet on the host: a rank's GPU goes on with what it has
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, dist.ProcessGroup)
+            self._group = group
+
+    def result(self, future: Future[T]) -> tuple[T, float]:
+        """What this rank's future comes to, when every rank's has come, and the longest wait of a rank in seconds. Raises the error of the first."""
+        if self._world_size == 1:
+            since = time.perf_counter()
+            return future.result(), time.perf_counter() - since
+        since, waited_s, state = time.perf_counter(), 0.0, _WAITING
+        while True:
+            if state == _WAITING:
+                concurrent.futures.wait([future], timeout=_ROUND_S)
+                waited_s = time.perf_counter() - since
+                state = _WAITING if not future.done() else _READY if future.exception() is None else _FAILED
+            worst, longest_s = self._largest(state, waited_s)
+            if worst == _READY:
+                return future.result(), longest_s
+            if worst == _FAILED:
+                raise self._first_error(future)
+
+    def all_values(self, value: T) -> list[T]:
+        """Each rank's value, in the order of the ranks."""
+        values: list[T] = [value] * self._world_size
+        if self._world_size > 1:
+            dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def _largest(self, *numbers: float) -> list[float]:
+        largest = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._group)
+        return largest.tolist()
+
+    def _first_error(self, future: Future[T]) -> BaseException:
+        own = future.exception() if future.done() else None
+        return next(error for error in self.all_values(None if own is None else _portable(own)) if error is not None)
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error, or its sentence where it cannot travel to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
