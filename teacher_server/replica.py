@@ -101,6 +101,8 @@ class TeacherService:
 
     async def _warm_up(self) -> None:
         await self.batcher.warm_up()
+        if self._place.url:
+            await self.board.claim(self._place.url, [])  # from now on it is one of the replicas
         self.ready = True
 
     async def describe(self) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def clips_by_digest(count, seed=0):
 
 def wait_until(condition):
     """Waits for a state of the service that the test needs."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline, "the state that the test waits for never came"
         time.sleep(0.005)

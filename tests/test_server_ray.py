@@ -11,13 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from teacher_tools import BATCH_SIZE, batch_of, load_teacher, random_clips
+from service_tools import Caller, clips_by_digest, wait_until
+from teacher_tools import BATCH_SIZE, batch_of, load_teacher, random_clips, save_teacher
 
 from common.config import FrozenConfig, ServiceClientConfig, TeacherComputeConfig
+from common.local_ray import ray_to_join
 from common.model.checkpoint import open_encoder
 from common.model.teacher import Teacher
+from common.targets.store import TargetCache
 from student_trainer.service_targets import ServiceTargets
 from student_trainer.target_source import LocalTargets
+from teacher_server.ingress import haproxy_environment
 
 SALT_SERVE = [sys.executable, "-c", "from teacher_server.cli import main; main()"]
 
@@ -37,6 +41,14 @@ def start(ckpt, *flags):
     url = process.stdout.readline().strip()
     assert url.startswith("http://"), process.stderr.read()
     return process, url
+
+
+def end(process):
+    """Ends a server in order; what it said."""
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    return said
 
 
 def descendants(root_pid):
@@ -97,6 +109,62 @@ def test_serve_share_and_end_without_a_trace(teacher):
     assert "Traceback" not in said
     assert len(said.strip().split("\n")) == 1, said  # nothing but the line that says it is ready
     assert not alive(family)
+
+
+def test_two_replicas_behind_one_url(teacher, tmp_path):
+    ckpt, local_teacher = teacher
+    process, url = start(ckpt, "--replicas", "2", "--cpus", "0.4", "--cache", str(tmp_path))
+    try:
+        caller = Caller(url)
+        facts = caller.json("/v1/teacher")
+        assert (facts["buckets"], facts["ingress"]) == (2, "haproxy")
+        wait_until(lambda: caller.counters()["replicas"] == 2)
+        clips = clips_by_digest(24)
+        for run in ("a", "b"):
+            for first in range(0, 24, 6):  # bodies that know of no buckets arrive anywhere
+                digests = list(clips)[first : first + 6]
+                assert caller.statuses(digests, clips, run=run) == ["ok"] * 6
+        counters = caller.counters()
+        assert (counters["clips_computed"], counters["clips_served"], counters["replicas"]) == (24, 48, 2)
+        assert {run["id"]: run["clips_served"] for run in caller.json("/v1/runs")} == {"a": 24, "b": 24}
+        passed_on = counters["passed_on"]
+        fresh = clips_by_digest(24, seed=1)
+        for run in ("a", "b"):
+            for bucket in (0, 1):
+                digests = [digest for digest in fresh if int.from_bytes(digest[:4], "big") % 2 == bucket]
+                header, rows = caller.targets(digests, fresh, run=run, headers={"X-Salt-Bucket": str(bucket)})
+                assert header.fingerprint == local_teacher.spec.fingerprint
+                assert {row.status for row in rows} == {"ok"}
+        counters = caller.counters()
+        assert (counters["clips_computed"], counters["passed_on"]) == (48, passed_on)  # the bucket header led to the owner
+    finally:
+        said = end(process)
+    assert "haproxy ingress, 2 replicas" in said
+    assert len(TargetCache(tmp_path)) == 48  # what was not sealed was, at the end
+
+
+def test_two_teachers_in_a_cluster_that_others_started(tmp_path):
+    teachers = [save_teacher(tmp_path / f"teacher-{seed}", seed) for seed in (0, 1)]
+    with ray_to_join(None, haproxy_environment()) as cluster:
+        servers = [start(ckpt, "--address", cluster["address"], "--name", f"t{seed}") for seed, ckpt in enumerate(teachers)]
+        try:
+            assert [url.rsplit("/", 1)[1] for _, url in servers] == ["t0", "t1"]
+            one, other = (Caller(url) for _, url in servers)
+            fingerprints = [caller.json("/v1/teacher")["fingerprint"] for caller in (one, other)]
+            assert fingerprints[0] != fingerprints[1]
+            clips = clips_by_digest(2)
+            for caller, fingerprint in zip((one, other), fingerprints, strict=True):
+                header, rows = caller.targets(list(clips), clips, headers={"X-Salt-Teacher": fingerprint})
+                assert (header.fingerprint, [row.status for row in rows]) == (fingerprint, ["ok", "ok"])
+                assert caller.counters()["clips_computed"] == 2
+            assert other.ask(list(clips), clips, headers={"X-Salt-Teacher": fingerprints[0]})[0] == 409
+            end(servers[0][0])
+            assert other.statuses(list(clips)) == ["ok", "ok"]
+            assert one.send("GET", "/v1/teacher")[0] in (404, 500, 503)
+        finally:
+            for process, _ in servers:
+                if process.poll() is None:
+                    end(process)
 
 
 def test_a_killed_server_of_anothers_encoder_takes_its_ray_with_it():
