@@ -1,80 +1,29 @@
 """The real thing: `salt-serve teacher` and `salt-serve precompute` on a private Ray, and what they leave behind."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from serve_tools import SALT_SERVE, alive, descendants, end, start
 from service_tools import Caller, clips_by_digest, wait_until
-from teacher_tools import BATCH_SIZE, batch_of, load_teacher, random_clips, save_teacher
+from teacher_tools import BATCH_SIZE, batch_of, load_teacher, random_clips
 
 from common.config import FrozenConfig, ServiceClientConfig, TeacherComputeConfig
-from common.local_ray import ray_to_join
 from common.model.checkpoint import open_encoder
 from common.model.teacher import Teacher
 from common.targets.store import TargetCache
 from student_trainer.service_targets import ServiceTargets
 from student_trainer.target_source import LocalTargets
-from teacher_server.ingress import haproxy_environment
-
-SALT_SERVE = [sys.executable, "-c", "from teacher_server.cli import main; main()"]
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ckpt")
     return folder / "teacher-0", load_teacher(folder)
-
-
-def start(ckpt, *flags):
-    """A server, and its URL once it is ready."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    command = [*SALT_SERVE, "teacher", "--ckpt", str(ckpt), "--port", "0", "--cpus", "0.5", *flags]
-    settings = ["--set", f"teacher.batch_size={BATCH_SIZE}"]
-    process = subprocess.Popen([*command, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    url = process.stdout.readline().strip()
-    assert url.startswith("http://"), process.stderr.read()
-    return process, url
-
-
-def end(process):
-    """Ends a server in order; what it said."""
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 0, said
-    return said
-
-
-def descendants(root_pid):
-    """Every process below one, its private Ray included."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    found = {root_pid}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
-
-
-def alive(pids):
-    """Those that still run; a zombie does not."""
-    running = set()
-    for pid in pids:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                running.add(pid)
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return running
 
 
 def test_serve_share_and_end_without_a_trace(teacher):
@@ -141,30 +90,6 @@ def test_two_replicas_behind_one_url(teacher, tmp_path):
         said = end(process)
     assert "haproxy ingress, 2 replicas" in said
     assert len(TargetCache(tmp_path)) == 48  # what was not sealed was, at the end
-
-
-def test_two_teachers_in_a_cluster_that_others_started(tmp_path):
-    teachers = [save_teacher(tmp_path / f"teacher-{seed}", seed) for seed in (0, 1)]
-    with ray_to_join(None, haproxy_environment()) as cluster:
-        servers = [start(ckpt, "--address", cluster["address"], "--name", f"t{seed}") for seed, ckpt in enumerate(teachers)]
-        try:
-            assert [url.rsplit("/", 1)[1] for _, url in servers] == ["t0", "t1"]
-            one, other = (Caller(url) for _, url in servers)
-            fingerprints = [caller.json("/v1/teacher")["fingerprint"] for caller in (one, other)]
-            assert fingerprints[0] != fingerprints[1]
-            clips = clips_by_digest(2)
-            for caller, fingerprint in zip((one, other), fingerprints, strict=True):
-                header, rows = caller.targets(list(clips), clips, headers={"X-Salt-Teacher": fingerprint})
-                assert (header.fingerprint, [row.status for row in rows]) == (fingerprint, ["ok", "ok"])
-                assert caller.counters()["clips_computed"] == 2
-            assert other.ask(list(clips), clips, headers={"X-Salt-Teacher": fingerprints[0]})[0] == 409
-            end(servers[0][0])
-            assert other.statuses(list(clips)) == ["ok", "ok"]
-            assert one.send("GET", "/v1/teacher")[0] in (404, 500, 503)
-        finally:
-            for process, _ in servers:
-                if process.poll() is None:
-                    end(process)
 
 
 def test_a_killed_server_of_anothers_encoder_takes_its_ray_with_it():
