@@ -134,17 +134,14 @@ class CostlessTeacher:
 
     def __init__(self):
         compute = {"device": "none", "dtype": "float32", "batch_size": BODY_CLIPS, "torch": torch.__version__, "compiled": False}
-        names = dict.fromkeys(TeacherSpec.__dataclass_fields__)
         self.spec = TeacherSpec(
-            **names
-            | {
-                "name": "costless",
-                "fingerprint": "0" * 64,
-                "compute": compute,
-                "clip_shape": (2, 16, 16, 3),
-                "grid": (8, 14, 14),
-                "width": 1024,
-            }
+            name="costless",
+            fingerprint="0" * 64,
+            compute=compute,
+            clip_shape=(2, 16, 16, 3),
+            grid=(8, 14, 14),
+            width=1024,
+            num_parameters=0,
         )
         self._target = torch.randn(1, 1568, 1024)
 

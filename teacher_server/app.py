@@ -2,14 +2,13 @@
 
 import json
 import logging
-import secrets
 import signal
 import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,6 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
         _require_free(config.host, config.port)
     with _ended_by_signals(), ray_to_join(config.address, environment=haproxy_environment()) as ray_arguments:
         import ray
-        from ray import serve
 
         ray.init(**ray_arguments)
         try:
@@ -106,10 +104,9 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
             if is_private(config.address):
                 each = {"cpus": least * config.cpus, "gpus": least * config.gpus}
                 check_fits(ray.cluster_resources(), **each, flags="--cpus, --gpus and --replicas")
-            was_running = _serve_is_running()
-            board_name = f"{config.name or _ALONE}-{secrets.token_hex(4)}"
+            was_running = "SERVE_CONTROLLER_ACTOR" in _named_actors("serve")
+            board_name = f"{config.name or _ALONE}-{time.time_ns():016x}"  # a later command's comes after it
             url = _deploy(config, board_name)
-            deployed_s = serve.status().applications[config.name or _ALONE].last_deployed_time_s
             try:
                 _wait_until_ready(url, config, console)
                 facts = _get(f"{url}/v1/teacher")
@@ -122,7 +119,7 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
             finally:
                 _ignore_signals()
                 if not is_private(config.address) or config.cache is not None:  # a private Ray ends with everything in it
-                    _remove(config.name or _ALONE, deployed_s, board_name, last=not was_running)
+                    _remove(config.name or _ALONE, board_name, serve_too=not was_running)
         finally:
             ray.shutdown()
 
@@ -175,17 +172,18 @@ def _deploy(config: ServeConfig, board_name: str) -> str:
     return f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{port}{prefix}"
 
 
-def _remove(name: str, deployed_s: float, board_name: str, *, last: bool) -> None:
-    """Ends an application, unless another command has replaced it meanwhile; and Ray Serve, where this command had started it for itself."""
+def _remove(name: str, board_name: str, *, serve_too: bool) -> None:
+    """Ends an application, unless another command has replaced it meanwhile; and Ray Serve, where nothing else runs on it."""
     import ray
     from ray import serve
 
-    applications = serve.status().applications
-    if name in applications and applications[name].last_deployed_time_s == deployed_s:
+    boards = {actor for actor in _named_actors(_NAMESPACE) if actor.rpartition("-")[0] == name}
+    is_replaced = max(boards | {board_name}) > board_name
+    if not is_replaced:
         serve.delete(name)  # its replicas answer what they have begun
-    with suppress(ValueError):  # no replica came as far as to start a board
-        ray.kill(ray.get_actor(board_name, namespace=_NAMESPACE))
-    if last and not set(applications) - {name}:
+    for board in boards & {board_name} if is_replaced else boards:  # those of commands that were killed too
+        ray.kill(ray.get_actor(board, namespace=_NAMESPACE))
+    if serve_too and not serve.status().applications:
         serve.shutdown()
 
 
@@ -209,11 +207,11 @@ def _wait_until_ready(url: str, config: ServeConfig, console: rich.console.Conso
         time.sleep(_POLL_S)
 
 
-def _serve_is_running() -> bool:
+def _named_actors(namespace: str) -> list[str]:
     from ray.util import list_named_actors
 
     actors: Any = list_named_actors(all_namespaces=True)
-    return any(actor["name"] == "SERVE_CONTROLLER_ACTOR" for actor in actors)
+    return [actor["name"] for actor in actors if actor["namespace"] == namespace]
 
 
 def _get(url: str) -> dict[str, Any]:
