@@ -29,7 +29,7 @@ from common.model.vit import Encoder, init_weights
 from common.targets import wire
 from student_trainer.service_targets import ServiceTargets
 from student_trainer.target_source import LocalTargets
-from teacher_server.ingress import free_port, haproxy_environment
+from teacher_server.ingress import free_port, haproxy_environment, let_proxy_send_views
 from teacher_server.service import build_app
 
 BODY_CLIPS = 8
@@ -223,6 +223,7 @@ def under_ray(environment):
 
         class Replica:
             def __serve_build_asgi_app__(self):
+                let_proxy_send_views()
                 return build_app(CostlessTeacher(), ServiceConfig())
 
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a program

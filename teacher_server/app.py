@@ -38,10 +38,11 @@ class Replica:
 
         from common.model.checkpoint import open_encoder
         from common.model.teacher import Teacher
-        from teacher_server.ingress import ingress_here
+        from teacher_server.ingress import ingress_here, let_proxy_send_views
         from teacher_server.replica import Place
         from teacher_server.service import board_arguments, build_app
 
+        let_proxy_send_views()
         config = ServeConfig.model_validate(values)
         teacher = Teacher(open_encoder(config), config.teacher, torch.device("cuda" if config.gpus else "cpu"))
         file = None if config.board_file is None else Path(config.board_file)

@@ -1,8 +1,10 @@
 """What stands between clients and replicas: HAProxy, direct ingress, or Ray Serve's Python proxy."""
 
+import copyreg
 import importlib.util
 import secrets
 import socket
+from typing import Any
 
 _REPLICA_PORTS = 100
 """Ports that the replicas of a private Ray choose from."""
@@ -46,6 +48,15 @@ def ingress_here() -> str:
     if constants.RAY_SERVE_ENABLE_HA_PROXY:
         return "haproxy"
     return "direct" if constants.RAY_SERVE_ENABLE_DIRECT_INGRESS else "python"
+
+
+def let_proxy_send_views() -> None:
+    """Lets Ray Serve's Python proxy take a memoryview from an app: it pickles what is sent, where the other ways take it as it is."""
+    copyreg.pickle(memoryview, _as_bytes)
+
+
+def _as_bytes(view: memoryview) -> Any:
+    return bytes, (bytes(view),)
 
 
 def free_port(host: str) -> int:
