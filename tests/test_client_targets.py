@@ -1,5 +1,6 @@
 """The three sources of targets: the same bits, and what happens when a service misbehaves."""
 
+import asyncio
 import dataclasses
 import socket
 import threading
@@ -113,7 +114,7 @@ def test_two_students_at_once_upload_and_compute_each_clip_once(teacher, open_so
         assert counters["clips_served"] == 144
         assert counters["coalesced"] + counters["from_memory"] == 72
         assert sum(student.counters()["clips_up"] for student in students) == 72
-        assert {run["id"]: run["clips_served"] for run in inside.board.runs()} == {"a": 72, "b": 72}
+        assert {run["id"]: run["clips_served"] for run in asyncio.run(inside.board.runs())} == {"a": 72, "b": 72}
 
 
 def test_a_service_that_comes_back_is_waited_for(teacher, open_source):
@@ -277,7 +278,7 @@ def test_progress_reaches_the_board_and_stops_no_run(teacher):
         source.report({**line, "step": -1})
         source.close()
         assert source.counters()["progress_failures"] == 1
-        [run] = inside.board.runs()
+        [run] = asyncio.run(inside.board.runs())
         assert (run["id"], run["progress"]["loss"], run["progress"]["step"]) == ("run_a", 0.25, 1)
 
 
