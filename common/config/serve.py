@@ -53,7 +53,7 @@ class ServeConfig(FrozenConfig):
     gpus: float = Field(default=0.0, ge=0)
     """GPUs that Ray sets aside for the teacher; with 0 it runs on the CPU."""
     replicas: str = Field(default="1", pattern=r"^[1-9]\d*(:[1-9]\d*)?$")
-    """Replicas, each with its own CPUs and GPUs: N, or MIN:MAX to follow the waiting clips."""
+    """Replicas, each with its own CPUs and GPUs: N, or MIN:MAX to follow the waiting clips. In a YAML file it stands in quotes."""
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """Name of this teacher beside others of one cluster; its URL is then http://HOST:PORT/NAME. None: the one teacher, at the root."""
     cache: str | None = None
