@@ -100,7 +100,6 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
         ray.init(**ray_arguments)
         try:
             _catch_signals()  # ray.init has set its own
-            logging.getLogger("ray.serve").setLevel(logging.ERROR)
             least, most = config.replica_range
             if is_private(config.address):
                 each = {"cpus": least * config.cpus, "gpus": least * config.gpus}
@@ -134,6 +133,7 @@ def _deploy(config: ServeConfig, board_name: str) -> str:
 
     from teacher_server.scaling import WaitingClips
 
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # its import has set another
     port = config.port or free_port(config.host)
     serve.start(http_options={"host": config.host, "port": port, "keep_alive_timeout_s": 120}, logging_config=_QUIET)
     client = _get_global_client()
