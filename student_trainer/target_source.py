@@ -286,6 +286,10 @@ def views_of(config: TrainConfig) -> Views:
     if not isinstance(config, StudentRun) or config.targets is None:
         return config.views
     views = TargetCache(config.targets).spec.views
+    if views is None:
+        raise ValueError(
+            f"{config.targets} holds what a service wrote through, which no run's clips are all in: precompute, or use the service"
+        )
     if config.views not in ("fresh", views):
         raise ValueError(f"got --views {config.views}, but {config.targets} holds {views} views per sample: leave --views out")
     return views

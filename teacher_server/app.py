@@ -1,12 +1,13 @@
 """``salt-serve teacher``: the service mounted in Ray Serve, where the deployment that owns the model is itself the HTTP ingress."""
 
+import json
 import logging
 import signal
 import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ import rich.console
 
 from common.config import ServeConfig
 from common.local_ray import is_private, ray_to_join
+from teacher_server.ingress import free_port, haproxy_environment
 from teacher_server.placement import SAY_PENDING_S, check_fits, what_is_missing
 
-NAME = "teacher"
+_ALONE = "teacher"
+"""Name of the application of a teacher without `--name`."""
+_NAMESPACE = "salt"
+"""Where Ray keeps the boards."""
 _POLL_S = 0.2
 _MAX_ONGOING_REQUESTS = 1000
 """Requests inside a replica, where they wait for the teacher and for each other. What bounds them is bytes: max_pending_bytes."""
@@ -27,17 +32,31 @@ _QUIET = {"log_level": "ERROR", "enable_access_log": False}
 class Replica:
     """One replica: loads the teacher, and is the ASGI app that Ray Serve's ingress calls."""
 
-    def __init__(self, values: dict[str, Any]) -> None:
+    def __init__(self, values: dict[str, Any], board_name: str) -> None:
+        import ray
         import torch
 
         from common.model.checkpoint import open_encoder
         from common.model.teacher import Teacher
-        from teacher_server.service import build_app
+        from teacher_server.ingress import ingress_here, let_proxy_send_views
+        from teacher_server.replica import Place
+        from teacher_server.service import board_arguments, build_app
 
+        let_proxy_send_views()
         config = ServeConfig.model_validate(values)
-        device = torch.device("cuda" if config.gpus else "cpu")
-        board_file = None if config.board_file is None else Path(config.board_file)
-        self._app = build_app(Teacher(open_encoder(config), config.teacher, device), config.service, board_file)
+        teacher = Teacher(open_encoder(config), config.teacher, torch.device("cuda" if config.gpus else "cpu"))
+        file = None if config.board_file is None else Path(config.board_file)
+        board: Any = _ActorBoard(board_name, {**board_arguments(teacher.spec, config.service), "file": file})
+        host = ray.util.get_node_ip_address()
+        listener = socket.create_server((host, 0))
+        place = Place(
+            board=board,
+            url=f"http://{host}:{listener.getsockname()[1]}",
+            listener=listener,
+            buckets=config.replica_range[1],
+            ingress=ingress_here(),
+        )
+        self._app = build_app(teacher, config.service, place, None if config.cache is None else Path(config.cache))
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._app
@@ -46,50 +65,76 @@ class Replica:
         """Raises where the batcher has ended; Ray Serve then replaces the replica."""
         self._app.state.service.check()
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the number of replicas follows: see teacher_server.scaling."""
+        return {"waiting_clips": self._app.state.service.batcher.queued_clips}
+
+
+class _ActorBoard:
+    """The board of a teacher's replicas, a Ray actor that whoever comes first starts. Where it dies, another takes its place, empty."""
+
+    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
+        import ray
+
+        from teacher_server.board import Board
+
+        options: Any = {"name": name, "namespace": _NAMESPACE, "get_if_exists": True, "lifetime": "detached"}
+        self._actor = ray.remote(Board).options(num_cpus=0, max_restarts=-1, max_task_retries=3, **options).remote(**arguments)
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        return getattr(self._actor, method).remote
+
 
 def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
     """Serves until SIGINT or SIGTERM; prints the URL on standard output once /readyz answers."""
     from common.model.checkpoint import open_encoder
 
     open_encoder(config)  # a wrong path or clip is said now, not by a replica
-    config = config.absolute()  # a replica may have another working directory
-    if config.board_file is not None:
-        config = config.model_copy(update={"board_file": str(Path(config.board_file).resolve())})
+    paths = {name: str(Path(value).resolve()) for name in ("board_file", "cache") if (value := getattr(config, name)) is not None}
+    config = config.absolute().model_copy(update=paths)  # a replica may have another working directory
     if config.port and is_private(config.address):
         _require_free(config.host, config.port)
-    with _ended_by_signals(), ray_to_join(config.address, environment=_haproxy()) as ray_arguments:
+    with _ended_by_signals(), ray_to_join(config.address, environment=haproxy_environment()) as ray_arguments:
         import ray
-        from ray import serve
 
         ray.init(**ray_arguments)
         try:
             _catch_signals()  # ray.init has set its own
-            logging.getLogger("ray.serve").setLevel(logging.ERROR)
+            least, most = config.replica_range
             if is_private(config.address):
-                check_fits(ray.cluster_resources(), cpus=config.cpus, gpus=config.gpus, flags="--cpus and --gpus")
-            was_running = _serve_is_running()
-            url = _deploy(config)
+                each = {"cpus": least * config.cpus, "gpus": least * config.gpus}
+                check_fits(ray.cluster_resources(), **each, flags="--cpus, --gpus and --replicas")
+            was_running = "SERVE_CONTROLLER_ACTOR" in _named_actors("serve")
+            board_name = f"{config.name or _ALONE}-{time.time_ns():016x}"  # a later command's comes after it
+            url = _deploy(config, board_name)
             try:
                 _wait_until_ready(url, config, console)
-                console.print(f"teacher {config.ckpt} is ready, status page and counters at {url}/", highlight=False, soft_wrap=True)
+                facts = _get(f"{url}/v1/teacher")
+                where = f"{facts['ingress']} ingress, {config.replicas} replicas" if most > 1 else f"{facts['ingress']} ingress"
+                said = f"teacher {config.ckpt} is ready ({where}), status page and counters at {url}/"
+                console.print(said, highlight=False, soft_wrap=True, markup=False)
                 print(url, flush=True)
                 while True:
                     time.sleep(1)
             finally:
                 _ignore_signals()
-                if not is_private(config.address):  # a private Ray ends with everything in it
-                    serve.delete(NAME) if was_running else serve.shutdown()
+                if not is_private(config.address) or config.cache is not None:  # a private Ray ends with everything in it
+                    _remove(config.name or _ALONE, board_name, serve_too=not was_running)
         finally:
             ray.shutdown()
 
 
-def _deploy(config: ServeConfig) -> str:
-    """Asks Ray Serve for the deployment; the URL that it will have."""
+def _deploy(config: ServeConfig, board_name: str) -> str:
+    """Asks Ray Serve for the deployment; the URL that it will have. One of the same name is replaced, replica by replica."""
     from ray import serve
     from ray.serve.api import RunTarget
+    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
     from ray.serve.context import _get_global_client
 
-    port = config.port or _free_port(config.host)
+    from teacher_server.scaling import WaitingClips
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # its import has set another
+    port = config.port or free_port(config.host)
     serve.start(http_options={"host": config.host, "port": port, "keep_alive_timeout_s": 120}, logging_config=_QUIET)
     client = _get_global_client()
     assert client is not None, "serve.start connects"
@@ -101,22 +146,46 @@ def _deploy(config: ServeConfig) -> str:
                 "give those, or --port 0 to take what there is"
             )
         port = found.port
+    least, most = config.replica_range
+    scaling = None
+    if least < most:
+        policy = AutoscalingPolicy(policy_function=WaitingClips, policy_kwargs={"clips_per_replica": config.service.clips_per_replica})
+        scaling = AutoscalingConfig(min_replicas=least, max_replicas=most, policy=policy, upscale_delay_s=10)
     deployment = serve.deployment(
         serve.ingress()(Replica),
-        name=NAME,
+        name=_ALONE,
+        num_replicas=None if scaling is not None else least,
+        autoscaling_config=scaling,
         ray_actor_options={"num_cpus": config.cpus, "num_gpus": config.gpus},
         max_ongoing_requests=_MAX_ONGOING_REQUESTS,
         health_check_period_s=10,
-        graceful_shutdown_timeout_s=1,  # requests are pure, and clients repeat them
+        graceful_shutdown_timeout_s=config.service.drain_s,
         graceful_shutdown_wait_loop_s=0.1,
         logging_config=_QUIET,
     )
+    name, prefix = config.name or _ALONE, "" if config.name is None else f"/{config.name}"
+    target = deployment.bind(config.model_dump(mode="json"), board_name)
     serve.run_many(
-        [RunTarget(deployment.bind(config.model_dump(mode="json")), name=NAME, route_prefix="/", logging_config=_QUIET)],
+        [RunTarget(target, name=name, route_prefix=prefix or "/", logging_config=_QUIET)],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )
-    return f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{port}"
+    return f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{port}{prefix}"
+
+
+def _remove(name: str, board_name: str, *, serve_too: bool) -> None:
+    """Ends an application, unless another command has replaced it meanwhile; and Ray Serve, where nothing else runs on it."""
+    import ray
+    from ray import serve
+
+    boards = {actor for actor in _named_actors(_NAMESPACE) if actor.rpartition("-")[0] == name}
+    is_replaced = max(boards | {board_name}) > board_name
+    if not is_replaced:
+        serve.delete(name)  # its replicas answer what they have begun
+    for board in boards & {board_name} if is_replaced else boards:  # those of commands that were killed too
+        ray.kill(ray.get_actor(board, namespace=_NAMESPACE))
+    if serve_too and not serve.status().applications:
+        serve.shutdown()
 
 
 def _wait_until_ready(url: str, config: ServeConfig, console: rich.console.Console) -> None:
@@ -126,7 +195,7 @@ def _wait_until_ready(url: str, config: ServeConfig, console: rich.console.Conso
 
     started, said = time.monotonic(), False
     while not _answers(f"{url}/readyz"):
-        application = serve.status().applications[NAME]
+        application = serve.status().applications[config.name or _ALONE]
         if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             reasons = [deployment.message for deployment in application.deployments.values()]
             raise RuntimeError(f"the teacher did not start: {application.message} {' '.join(reasons)}".strip())
@@ -139,11 +208,16 @@ def _wait_until_ready(url: str, config: ServeConfig, console: rich.console.Conso
         time.sleep(_POLL_S)
 
 
-def _serve_is_running() -> bool:
+def _named_actors(namespace: str) -> list[str]:
     from ray.util import list_named_actors
 
     actors: Any = list_named_actors(all_namespaces=True)
-    return any(actor["name"] == "SERVE_CONTROLLER_ACTOR" for actor in actors)
+    return [actor["name"] for actor in actors if actor["namespace"] == namespace]
+
+
+def _get(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(url, timeout=10) as reply:
+        return json.load(reply)
 
 
 def _answers(url: str) -> bool:
@@ -152,32 +226,6 @@ def _answers(url: str) -> bool:
             return reply.status == 200
     except (urllib.error.URLError, OSError):  # not yet: refused, 404 before the route is known, 503 before the first forward
         return False
-
-
-def _haproxy() -> dict[str, str]:
-    """Variables that put Ray Serve's HAProxy before the deployment: megabyte bodies pass it twice as fast as the Python proxy.
-
-    Its own paths and ports are the same for all users of a machine, so a private Ray needs others; ``{folder}`` is that Ray's own.
-    """
-    return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "{folder}/haproxy.cfg",
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": "{folder}/admin.sock",
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "{folder}/metrics.sock",
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "{folder}",
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "{folder}/server-state",
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port("127.0.0.1")),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port("127.0.0.1")),
-        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "2",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
-    }
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
 
 
 def _require_free(host: str, port: int) -> None:

@@ -1,12 +1,12 @@
-"""Clips to encoded targets, each distinct clip once: coalescing, batches, one forward at a time. Pure asyncio."""
+"""Clips to encoded targets, each distinct clip once: coalescing, fair batches, one forward at a time. Pure asyncio."""
 
 import asyncio
 import math
-from collections import deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +18,9 @@ from common.config import TargetDtype
 from common.model.teacher import TeacherSpec
 from common.targets import codec
 from common.targets.codec import EncodedTarget
+from teacher_server.counters import Counters
+from teacher_server.disk import DiskTargets
+from teacher_server.fair_queue import FairQueue
 from teacher_server.memory import TargetMemory
 
 
@@ -30,43 +33,7 @@ class FrozenTeacher(Protocol):
 
 
 class BusyError(RuntimeError):
-    """More clips are on their way to the teacher than it takes."""
-
-
-@dataclass
-class Counters:
-    """What a service has done since it started. ``clips_served = clips_computed + coalesced + from_memory``, if no client leaves early."""
-
-    clips_served: int = 0
-    """Targets sent."""
-    clips_computed: int = 0
-    """Clips that went through the teacher."""
-    coalesced: int = 0
-    """Targets sent that another request had already begun."""
-    from_memory: int = 0
-    """Targets sent that were in memory."""
-    need_clip: int = 0
-    """Rows answered with a request for the clip's bytes."""
-    refused: int = 0
-    """Rows answered bad_digest or bad_shape."""
-    requests: int = 0
-    """Requests for targets."""
-    busy: int = 0
-    """Requests answered 429."""
-    bytes_in: int = 0
-    """Bytes of request bodies."""
-    bytes_out: int = 0
-    """Bytes of response bodies."""
-    forwards: int = 0
-    """Teacher forwards, the padded ones too."""
-    batch_fill: float = 0.0
-    """Clips per forward, over the batch size."""
-    forward_s: float = 0.0
-    """Seconds in the teacher's forward."""
-
-    def to_json(self) -> dict[str, int | float]:
-        """Plain types."""
-        return asdict(self)
+    """More bytes of requests wait for the teacher than it takes."""
 
 
 @dataclass(eq=False)
@@ -79,11 +46,13 @@ class Flight:
     """The student run that brought it."""
     queued_s: float
     """When it came, on the event loop's clock."""
+    num_waiting: int = 0
+    """Requests that wait for it."""
     results: dict[TargetDtype, asyncio.Future[EncodedTarget]] = field(default_factory=dict)
     """One for each rounding that somebody waits for."""
 
     def result(self, dtype: TargetDtype) -> asyncio.Future[EncodedTarget]:
-        """The target to come. Await it shielded, so that leaving does not take it from the others."""
+        """The target to come. Await it shielded, so that leaving does not take it from the others, inside ``Batcher.waiting``."""
         if dtype not in self.results:
             self.results[dtype] = asyncio.get_running_loop().create_future()
         return self.results[dtype]
@@ -96,16 +65,26 @@ class Flight:
 class Batcher:
     """The teacher behind a queue."""
 
-    def __init__(self, teacher: FrozenTeacher, *, batch_size: int, batch_wait_s: float, memory_bytes: int, max_pending_bytes: int) -> None:
+    def __init__(
+        self,
+        teacher: FrozenTeacher,
+        *,
+        batch_size: int,
+        batch_wait_s: float,
+        memory_bytes: int,
+        max_pending_bytes: int,
+        disk: DiskTargets | None,
+    ) -> None:
         self._teacher, self._batch_size, self._batch_wait_s = teacher, batch_size, batch_wait_s
         self._max_pending_bytes = max_pending_bytes
-        self._pending_bytes = 0
-        self._queue: deque[Flight] = deque()
+        self._pending_bytes: Counter[str] = Counter()
+        self._queue: FairQueue[Flight] = FairQueue()
         self._queued = asyncio.Event()
         self._flights: dict[bytes, Flight] = {}
         self._deliveries: set[asyncio.Task[None]] = set()
         self._forward_thread = ThreadPoolExecutor(1, thread_name_prefix="teacher")  # one: a device does one forward at a time
         self._encode_thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._disk = disk
         self.memory = TargetMemory(memory_bytes)
         self.counters = Counters()
 
@@ -132,16 +111,25 @@ class Batcher:
         await asyncio.get_running_loop().run_in_executor(self._forward_thread, self._forward, [clip])
 
     @contextmanager
-    def admit(self, num_bytes: int) -> Iterator[None]:
-        """Holds room for a request body while it is read. Raises BusyError where there is none; an idle teacher takes any body."""
-        if self._pending_bytes and self._pending_bytes + num_bytes > self._max_pending_bytes:
+    def admit(self, run: str, num_bytes: int) -> Iterator[None]:
+        """Holds room for a request until it is answered. Raises BusyError where there is none; an idle teacher takes any request.
+
+        A run that has requests here already may hold as much as leaves every other such run, and one that is still to come, the same.
+        """
+        total, own = self._pending_bytes.total(), self._pending_bytes[run]
+        others = len(+self._pending_bytes) - (own > 0)
+        if total and total + num_bytes > self._max_pending_bytes:
             self.counters.busy += 1
-            raise BusyError(f"{self._pending_bytes} bytes of clips wait for the teacher, at most {self._max_pending_bytes} may")
-        self._pending_bytes += num_bytes
+            raise BusyError(f"{total} bytes of requests wait for the teacher, at most {self._max_pending_bytes} may")
+        if own and own + num_bytes > (share := self._max_pending_bytes // (others + 2)):
+            self.counters.busy += 1
+            raise BusyError(f"{own} bytes of run {run} wait for the teacher, at most {share} may beside {others} other runs")
+        self._pending_bytes[run] += num_bytes
         try:
             yield
         finally:
-            self._pending_bytes -= num_bytes
+            self._pending_bytes[run] -= num_bytes
+            self._pending_bytes = +self._pending_bytes  # runs that have nothing here are forgotten
 
     def flight(self, clip_digest: bytes) -> Flight | None:
         """The clip, where it is on its way."""
@@ -152,10 +140,21 @@ class Batcher:
         assert clip_digest not in self._flights, "a clip is on its way once"
         flight = Flight(clip_digest=clip_digest, clip=clip, run=run, queued_s=asyncio.get_running_loop().time())
         self._flights[clip_digest] = flight
-        self._pending_bytes += memoryview(clip).nbytes
-        self._queue.append(flight)
+        self._queue.put(flight)
         self._queued.set()
         return flight
+
+    @contextmanager
+    def waiting(self, flight: Flight) -> Iterator[None]:
+        """Holds a place in line for a clip on its way. Whoever leaves, leaves it to the others; if there are none it costs no forward."""
+        flight.num_waiting += 1
+        try:
+            yield
+        finally:
+            flight.num_waiting -= 1
+            if flight.num_waiting == 0 and self._queue.drop(flight):
+                self.counters.abandoned += 1
+                del self._flights[flight.clip_digest]
 
     @property
     def queued_clips(self) -> int:
@@ -163,15 +162,17 @@ class Batcher:
         return len(self._queue)
 
     async def _next_batch(self) -> list[Flight]:
-        while not self._queue:
-            self._queued.clear()
-            await self._queued.wait()
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(self._queue[0].queued_s + self._batch_wait_s):
-                while len(self._queue) < self._batch_size:
-                    self._queued.clear()
-                    await self._queued.wait()
-        return [self._queue.popleft() for _ in range(min(self._batch_size, len(self._queue)))]
+        while True:
+            while not self._queue:
+                self._queued.clear()
+                await self._queued.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._queue.oldest_s() + self._batch_wait_s):
+                    while 0 < len(self._queue) < self._batch_size:
+                        self._queued.clear()
+                        await self._queued.wait()
+            if batch := self._queue.take(self._batch_size):  # none where those who waited have left
+                return batch
 
     def _forward(self, clips: Sequence[Buffer]) -> Float[Tensor, "b n d"]:
         shape = self._teacher.spec.clip_shape
@@ -189,7 +190,6 @@ class Batcher:
         finally:
             for flight in batch:
                 del self._flights[flight.clip_digest]
-                self._pending_bytes -= memoryview(flight.clip).nbytes
 
     async def _encode(self, batch: list[Flight], targets: Float[Tensor, "b n d"], dtype: TargetDtype) -> None:
         rows = [row for row, flight in enumerate(batch) if flight.waits_for(dtype)]
@@ -197,6 +197,8 @@ class Batcher:
         for row, target in zip(rows, encoded, strict=True):
             self.memory.put(batch[row].clip_digest, dtype, target)
             batch[row].results[dtype].set_result(target)
+        if self._disk is not None:
+            self._disk.put(dtype, {batch[row].clip_digest: target for row, target in zip(rows, encoded, strict=True)})
 
     def _delivered(self, batch: list[Flight], delivery: asyncio.Task[None]) -> None:
         """Tells those who wait that the teacher failed, where it did."""

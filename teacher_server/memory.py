@@ -21,13 +21,17 @@ class TargetMemory:
     def __len__(self) -> int:
         return len(self._targets)
 
+    def __contains__(self, key: tuple[bytes, TargetDtype]) -> bool:
+        return key in self._targets
+
     def get(self, clip_digest: bytes, dtype: TargetDtype) -> EncodedTarget | None:
         """The target or None."""
         return self._targets.get((clip_digest, dtype))
 
     def put(self, clip_digest: bytes, dtype: TargetDtype, encoded: EncodedTarget) -> None:
         """Keeps a target; the oldest make room for it."""
-        assert (clip_digest, dtype) not in self._targets, "a target in memory is not computed again"
+        if (clip_digest, dtype) in self._targets:  # computed while it was read from disk: the same bytes
+            return
         self._targets[clip_digest, dtype] = encoded
         self.num_bytes += encoded.num_bytes
         while self.num_bytes > self._max_bytes:

@@ -62,7 +62,7 @@ class Worker:
     """A teacher and a reader that make files of the cache. Each file is a pure function of the configuration."""
 
     def __init__(self, config: PrecomputeConfig, device: torch.device | None) -> None:
-        self._root, self._batch_size = Path(config.out), config.teacher.batch_size
+        self._root, self._batch_size, self._views = Path(config.out), config.teacher.batch_size, config.views
         encoder = open_encoder(config)
         view = config.view.over(encoder.view)
         self._teacher = Teacher(encoder, config.teacher, device)
@@ -91,7 +91,7 @@ class Worker:
         return [
             FileTask(view=view, shard_idx=shard_idx, num_samples=len(samples))
             for shard_idx, samples in enumerate(self._reader.samples)
-            for view in range(self._spec.views)
+            for view in range(self._views)
             if len(samples)
         ]
 

@@ -44,11 +44,14 @@ def _text(facts: dict[str, Any]) -> str:
     grid = "x".join(str(side) for side in facts["grid"])
     lines = [
         f"teacher {facts['name']}  {facts['fingerprint'][:16]}  clips {clips}  tokens {grid} of width {facts['width']}",
+        f"ingress {facts['ingress']}  buckets {facts['buckets']}",
         "compute " + "  ".join(f"{name} {value}" for name, value in facts["compute"].items()),
         *(f"{name:>16} {round(value, 3)}" for name, value in counters.items()),
     ]
     for run in facts["runs"]:
         progress = run["progress"]
         where = "no progress posted" if progress is None else f"step {progress['step']}  loss {progress['loss']}"
-        lines.append(f"run {run['id']}: {run['clips_served']} clips served, {where}")
+        shared = "" if run["hit_rate"] is None else f", {run['hit_rate']:.0%} of them shared"
+        ahead = "" if run["skew_clips"] is None else f", {run['skew_clips']} clips ahead of its group"
+        lines.append(f"run {run['id']}: {run['clips_served']} clips served{shared}, {where}{ahead}")
     return "\n".join(lines)

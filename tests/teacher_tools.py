@@ -73,9 +73,9 @@ def batch_of(pixels: np.ndarray, bad: tuple[int, ...] = ()) -> ClipBatch:
 
 
 @contextlib.contextmanager
-def serving(teacher, *, around=lambda app: app, port=0, **service):
+def serving(teacher, *, around=lambda app: app, port=0, place=None, cache=None, **service):
     """The URL of a teacher's app under uvicorn, in a thread, and its ``TeacherService``. ``around``: what stands before the app."""
-    app = build_app(teacher, ServiceConfig(**service))
+    app = build_app(teacher, ServiceConfig(**service), place, cache)
     server = uvicorn.Server(uvicorn.Config(around(app), host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run)
     thread.start()

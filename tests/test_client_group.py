@@ -182,7 +182,6 @@ class PacedClips(RandomClips):
         return super().clips(slots)
 
 
-@pytest.mark.skipif("group_timeout_s" not in ServiceConfig.model_fields, reason="the service knows no groups yet")
 def test_students_of_one_group_share_every_forward(teacher, tmp_path):
     """Of different size, the second started later and slower. Alone the first would be the whole run ahead, and memory holds three batches of it."""
     size, steps, window = 30, 8, 90

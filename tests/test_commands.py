@@ -56,7 +56,16 @@ COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
     "salt-eval report": (ReportConfig, {"run_dirs": "run", "out": "page.html"}),
 }
 """Each command with the fewest values that it accepts."""
-OTHER = {"size": "64", "views": "3", "preset": "nano", "mask": "random-tube", "teacher": "ema", "images": "each", "fps": "7"}
+OTHER = {
+    "size": "64",
+    "views": "3",
+    "preset": "nano",
+    "mask": "random-tube",
+    "teacher": "ema",
+    "images": "each",
+    "fps": "7",
+    "replicas": "1:60",
+}
 """Values of fields for which a made-up one would not do."""
 REFUSED = {
     ("salt-train student", "teacher_url"),  # a second source of targets

@@ -208,7 +208,10 @@ def test_bad_files_are_named_and_change_nothing_else(some_bad, tmp_path):
 
 
 def test_too_many_bad_files_stop_the_command(some_bad, tmp_path):
-    with pytest.raises(ValueError, match=r"2 of 7 videos cannot be read so far, expected at most .*--max-bad-fraction 0\.2 .*a-empty\.mp4: the file is empty"):
+    with pytest.raises(
+        ValueError,
+        match=r"2 of 7 videos cannot be read so far, expected at most .*--max-bad-fraction 0\.2 .*a-empty\.mp4: the file is empty",
+    ):
         packed(some_bad, tmp_path / "out", max_bad_fraction=0.2)
     assert not (tmp_path / "out").exists()
 

@@ -105,7 +105,11 @@ def test_names_and_shapes_of_a_vjepa2_file(ours, as_pt, as_hf):
     block = {
         "norm1": (128,), "norm2": (128,), "attn.qkv": (384, 128), "attn.proj": (128, 128), "mlp.fc1": (512, 128), "mlp.fc2": (128, 512),
     }  # fmt: skip
-    maps = {"patch_embed.proj": (128, 3, 2, 16, 16), "norm": (128,), **{f"blocks.{i}.{name}": block[name] for i in (0, 1) for name in block}}
+    maps = {
+        "patch_embed.proj": (128, 3, 2, 16, 16),
+        "norm": (128,),
+        **{f"blocks.{i}.{name}": block[name] for i in (0, 1) for name in block},
+    }
     expected = {f"{name}.weight": shape for name, shape in maps.items()} | {f"{name}.bias": shape[:1] for name, shape in maps.items()}
     for key in ("encoder", "target_encoder"):
         cleaned = {name.replace("module.", "").replace("backbone.", ""): tensor for name, tensor in checkpoint[key].items()}

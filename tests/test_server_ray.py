@@ -1,68 +1,29 @@
 """The real thing: `salt-serve teacher` and `salt-serve precompute` on a private Ray, and what they leave behind."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from serve_tools import SALT_SERVE, alive, descendants, end, start
+from service_tools import Caller, clips_by_digest, wait_until
 from teacher_tools import BATCH_SIZE, batch_of, load_teacher, random_clips
 
 from common.config import FrozenConfig, ServiceClientConfig, TeacherComputeConfig
 from common.model.checkpoint import open_encoder
 from common.model.teacher import Teacher
+from common.targets.store import TargetCache
 from student_trainer.service_targets import ServiceTargets
 from student_trainer.target_source import LocalTargets
-
-SALT_SERVE = [sys.executable, "-c", "from teacher_server.cli import main; main()"]
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ckpt")
     return folder / "teacher-0", load_teacher(folder)
-
-
-def start(ckpt, *flags):
-    """A server, and its URL once it is ready."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    command = [*SALT_SERVE, "teacher", "--ckpt", str(ckpt), "--port", "0", "--cpus", "0.5", *flags]
-    settings = ["--set", f"teacher.batch_size={BATCH_SIZE}"]
-    process = subprocess.Popen([*command, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    url = process.stdout.readline().strip()
-    assert url.startswith("http://"), process.stderr.read()
-    return process, url
-
-
-def descendants(root_pid):
-    """Every process below one, its private Ray included."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    found = {root_pid}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
-
-
-def alive(pids):
-    """Those that still run; a zombie does not."""
-    running = set()
-    for pid in pids:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                running.add(pid)
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return running
 
 
 def test_serve_share_and_end_without_a_trace(teacher):
@@ -97,6 +58,38 @@ def test_serve_share_and_end_without_a_trace(teacher):
     assert "Traceback" not in said
     assert len(said.strip().split("\n")) == 1, said  # nothing but the line that says it is ready
     assert not alive(family)
+
+
+def test_two_replicas_behind_one_url(teacher, tmp_path):
+    ckpt, local_teacher = teacher
+    process, url = start(ckpt, "--replicas", "2", "--cpus", "0.4", "--cache", str(tmp_path))
+    try:
+        caller = Caller(url)
+        facts = caller.json("/v1/teacher")
+        assert (facts["buckets"], facts["ingress"]) == (2, "haproxy")
+        wait_until(lambda: caller.counters()["replicas"] == 2)
+        clips = clips_by_digest(24)
+        for run in ("a", "b"):
+            for first in range(0, 24, 6):  # bodies that know of no buckets arrive anywhere
+                digests = list(clips)[first : first + 6]
+                assert caller.statuses(digests, clips, run=run) == ["ok"] * 6
+        counters = caller.counters()
+        assert (counters["clips_computed"], counters["clips_served"], counters["replicas"]) == (24, 48, 2)
+        assert {run["id"]: run["clips_served"] for run in caller.json("/v1/runs")} == {"a": 24, "b": 24}
+        passed_on = counters["passed_on"]
+        fresh = clips_by_digest(24, seed=1)
+        for run in ("a", "b"):
+            for bucket in (0, 1):
+                digests = [digest for digest in fresh if int.from_bytes(digest[:4], "big") % 2 == bucket]
+                header, rows = caller.targets(digests, fresh, run=run, headers={"X-Salt-Bucket": str(bucket)})
+                assert header.fingerprint == local_teacher.spec.fingerprint
+                assert {row.status for row in rows} == {"ok"}
+        counters = caller.counters()
+        assert (counters["clips_computed"], counters["passed_on"]) == (48, passed_on)  # the bucket header led to the owner
+    finally:
+        said = end(process)
+    assert "haproxy ingress, 2 replicas" in said
+    assert len(TargetCache(tmp_path)) == 48  # what was not sealed was, at the end
 
 
 def test_a_killed_server_of_anothers_encoder_takes_its_ray_with_it():

@@ -1,16 +1,14 @@
 """The teacher service under uvicorn: routes, coalescing, leases, errors."""
 
-import http.client
 import json
-import threading
 import time
-import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from teacher_tools import BATCH_SIZE, VIEW, batch_of, load_teacher, random_clips, serving
+from service_tools import Caller, GatedTeacher, clips_by_digest, wait_until
+from teacher_tools import BATCH_SIZE, VIEW, load_teacher, random_clips, serving
 
 from common.targets import codec, wire
 
@@ -24,63 +22,6 @@ def teacher(tmp_path_factory):
 def service(teacher):
     with serving(teacher, lease_s=0.4) as (url, inside):
         yield Caller(url), inside
-
-
-class GatedTeacher:
-    """A teacher whose forwards wait at a gate, so that a test decides what happens meanwhile."""
-
-    def __init__(self, teacher):
-        self.spec, self._teacher = teacher.spec, teacher
-        self.gate, self.batches = threading.Event(), []
-        self.gate.set()
-
-    def forward(self, clips):
-        assert self.gate.wait(20)
-        self.batches.append(len(clips))
-        return self._teacher.forward(clips)
-
-
-class Caller:
-    """A client that does what a test says, and no more."""
-
-    def __init__(self, url):
-        self.parts = urllib.parse.urlsplit(url)
-
-    def send(self, method, path, body=None, headers=None, timeout=20):
-        connection = http.client.HTTPConnection(self.parts.hostname, self.parts.port, timeout=timeout)
-        try:
-            connection.request(method, path, body=body, headers=headers or {})
-            response = connection.getresponse()
-            return response.status, response.headers, response.read()
-        finally:
-            connection.close()
-
-    def json(self, path):
-        status, _, body = self.send("GET", path)
-        assert status == 200, body
-        return json.loads(body)
-
-    def counters(self):
-        return self.json("/v1/teacher")["counters"]
-
-    def targets(self, digests, clips=None, dtype="float16", timeout=20, token_idx=None, run="test"):
-        """Header, and rows in order. ``clips`` maps digests to pixels; the others are asked for without bytes."""
-        rows = [
-            wire.RequestRow(clip_digest=digest, clip=None if clip is None else clip.tobytes(), token_idx=token_idx)
-            for digest, clip in ((digest, (clips or {}).get(digest)) for digest in digests)
-        ]
-        headers = {"Content-Type": wire.CONTENT_TYPE, "X-Salt-Run": run}
-        status, _, body = self.send("POST", "/v1/targets", memoryview(wire.write_request(dtype, rows)), headers, timeout)
-        assert status == 200, body
-        return wire.read_response(body)
-
-    def statuses(self, *args, **kwargs):
-        return [row.status for row in self.targets(*args, **kwargs)[1]]
-
-
-def clips_by_digest(count, seed=0):
-    batch = batch_of(random_clips(count, seed))
-    return dict(zip(batch.digests, batch.pixels, strict=True))
 
 
 def test_targets_are_the_teachers_own_bits(service, teacher):
@@ -329,23 +270,15 @@ def test_not_ready_before_the_first_forward(teacher):
         assert caller.json("/healthz") == {"alive": True}
 
 
-def test_the_board(service, tmp_path):
-    caller, inside = service
+def test_the_board(service):
+    caller, _ = service
     report = {"step": 3, "slot": 48, "loss": 0.5, "teacher_wait_ms": 1.5}
     headers = {"Content-Type": "application/json"}
-    assert caller.send("POST", "/v1/runs/a/progress", json.dumps(report), headers)[0] == 204
-    assert caller.send("POST", "/v1/runs/b/progress", json.dumps({**report, "step": 4}), headers)[0] == 204
+    assert caller.send("POST", "/v1/runs/a/progress", json.dumps(report), headers)[0] == 200
+    assert caller.send("POST", "/v1/runs/b/progress", json.dumps({**report, "step": 4}), headers)[0] == 200
     runs = caller.json("/v1/runs")
     assert [(run["id"], run["progress"]["step"], run["progress"]["loss"]) for run in runs] == [("b", 4, 0.5), ("a", 3, 0.5)]
     for wrong in ({**report, "colour": 1}, {**report, "step": -1}, {"step": 1}, {**report, "loss": float("nan")}):
         status, _, body = caller.send("POST", "/v1/runs/a/progress", json.dumps(wrong), headers)
         assert (status, set(json.loads(body))) == (422, {"error", "expected", "got", "hint"})
-    assert inside.board.runs()[1]["progress"]["step"] == 3
-
-
-def wait_until(condition):
-    """Waits for a state of the service that the test needs."""
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "the state that the test waits for never came"
-        time.sleep(0.005)
+    assert caller.json("/v1/runs")[1]["progress"]["step"] == 3

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from common.config.base import Config
 from common.config.frozen import DrawConfig, FrozenConfig
@@ -20,13 +20,23 @@ class ServiceConfig(Config):
     max_request_bytes: PositiveInt = 256_000_000
     """Largest request body, in bytes."""
     max_pending_bytes: PositiveInt = 1_000_000_000
-    """Clips on their way to the teacher, in bytes; beyond it a request is answered 429."""
+    """Requests that wait for the teacher, in bytes; beyond it a request is answered 429. No run may hold more than its share of it."""
     retry_after_s: PositiveFloat = 0.5
     """What a client that was answered 429 or 503 is told to wait, in seconds."""
     lease_s: PositiveFloat = 10.0
     """How long the first asker of a clip may take to upload it before the next one is asked, in seconds."""
     max_runs: PositiveInt = 1000
     """Student runs on the board; the one that was silent longest is forgotten."""
+    group_timeout_s: PositiveFloat = 60.0
+    """How long a run of a group may be silent before the others stop waiting for it, in seconds."""
+    cache_dtype: TargetDtype = "float16"
+    """Rounding of the targets in `--cache`; those of another rounding stay in memory only."""
+    segment_bytes: PositiveInt = 256_000_000
+    """Size at which a file of `--cache` is sealed, in bytes: what a kill may cost."""
+    drain_s: NonNegativeFloat = 30.0
+    """How long a replica that is to end may still answer what it has begun, in seconds."""
+    clips_per_replica: PositiveInt = 256
+    """Waiting clips that call for one more replica, where `--replicas` is a range."""
 
 
 class ServeConfig(FrozenConfig):
@@ -42,10 +52,29 @@ class ServeConfig(FrozenConfig):
     """CPUs that Ray sets aside for the teacher; may be a fraction."""
     gpus: float = Field(default=0.0, ge=0)
     """GPUs that Ray sets aside for the teacher; with 0 it runs on the CPU."""
+    replicas: str = Field(default="1", pattern=r"^[1-9]\d*(:[1-9]\d*)?$")
+    """Replicas, each with its own CPUs and GPUs: N, or MIN:MAX to follow the waiting clips. In a YAML file it stands in quotes."""
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name of this teacher beside others of one cluster; its URL is then http://HOST:PORT/NAME. None: the one teacher, at the root."""
+    cache: str | None = None
+    """Folder that targets are also written to, and read from before they are computed; replicas may share it."""
     board_file: str | None = None
     """File that the student runs' progress is appended to, a JSON line each."""
     teacher: TeacherComputeConfig = TeacherComputeConfig()
     service: ServiceConfig = ServiceConfig()
+
+    @field_validator("replicas")
+    @classmethod
+    def _ascending(cls, value: str) -> str:
+        least, most = _range(value)
+        if least > most:
+            raise ValueError(f"got {value}, expected MIN:MAX with MIN at most MAX")
+        return value
+
+    @property
+    def replica_range(self) -> tuple[int, int]:
+        """The fewest and the most replicas."""
+        return _range(self.replicas)
 
 
 class PrecomputeConfig(FrozenConfig):
@@ -85,3 +114,8 @@ class StatusConfig(Config):
     """How long to wait until the service is ready, in seconds."""
     format: Literal["text", "json"] = "text"
     """Text for people, or JSON."""
+
+
+def _range(replicas: str) -> tuple[int, int]:
+    least, _, most = replicas.partition(":")
+    return int(least), int(most or least)

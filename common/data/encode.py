@@ -7,9 +7,7 @@ from fractions import Fraction
 import av
 
 
-def encode_mp4(
-    frames: Iterable[av.VideoFrame], *, width: int, height: int, fps: float, crf: int, pix_fmt: str = "yuv420p"
-) -> bytes:
+def encode_mp4(frames: Iterable[av.VideoFrame], *, width: int, height: int, fps: float, crf: int, pix_fmt: str = "yuv420p") -> bytes:
     """H.264 in mp4 with every frame, at a constant rate; ``width`` and ``height`` even, ``crf`` 0 (lossless) to 51 (worst).
 
     One thread, because libx264 cuts the picture differently for every number of them.

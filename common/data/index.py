@@ -127,7 +127,9 @@ def _require_same(folder: Folder, selection: dict[str, Any]) -> None:
     try:
         found = json.loads(folder.read(f"{selection['path']}/dataset.json"))["index_hash"]
     except FileNotFoundError:
-        raise FileNotFoundError(f"{folder.address} is a mixture of {source}, which is not there: move sources and mixture together") from None
+        raise FileNotFoundError(
+            f"{folder.address} is a mixture of {source}, which is not there: move sources and mixture together"
+        ) from None
     if found != selection["index_hash"]:
         raise ValueError(f"{folder.address} is a mixture of {source}, which was packed anew since: run `salt-data mix` again")
 

@@ -176,7 +176,9 @@ def _pt_encoder(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     if "pos_embed" in found:
         predictor = {name.rpartition("backbone.")[2] for name in checkpoint.get("predictor", ())}
         if "predictor_pos_embed" in predictor and sum(name.startswith("mask_tokens.") for name in predictor) == 2:
-            raise ValueError(f"{path}: got a V-JEPA 1 file (it adds pos_embed to its tokens), expected V-JEPA 2, whose positions are rotary")
+            raise ValueError(
+                f"{path}: got a V-JEPA 1 file (it adds pos_embed to its tokens), expected V-JEPA 2, whose positions are rotary"
+            )
         del found["pos_embed"]
     return found
 

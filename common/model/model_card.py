@@ -32,7 +32,9 @@ _WITHOUT_PREDICTOR = """There is no predictor here: {obstacle}. `VJEPA2Model` al
 def model_card(config: CheckpointConfig, *, name: str, obstacle: str | None) -> str:
     """What a directory holds and how it is used right. ``obstacle``: why the predictor is left out, if it is."""
     num_sets = len(config.mask.sets)
-    predictor = _WITH_PREDICTOR.format(num_sets=num_sets, used=1 % num_sets) if obstacle is None else _WITHOUT_PREDICTOR.format(obstacle=obstacle)
+    predictor = (
+        _WITH_PREDICTOR.format(num_sets=num_sets, used=1 % num_sets) if obstacle is None else _WITHOUT_PREDICTOR.format(obstacle=obstacle)
+    )
     return _CARD.format(
         name=name,
         objective=config.objective,

@@ -41,7 +41,9 @@ class TimmEncoder(nn.Module):
             frames = F.interpolate(frames, size, mode="bilinear", align_corners=False)
         tokens = self.model.forward_features(frames)[:, self.num_prefix_tokens :]
         if tokens.shape[1] != grid.h * grid.w:
-            raise ValueError(f"got {tokens.shape[1]} tokens for a frame of {size} pixels, expected {grid.h} x {grid.w}: give another encoder")
+            raise ValueError(
+                f"got {tokens.shape[1]} tokens for a frame of {size} pixels, expected {grid.h} x {grid.w}: give another encoder"
+            )
         return reduce(tokens, "(b t u) n d -> b (t n) d", "mean", b=len(clip), u=self.tubelet_size)
 
 

@@ -40,16 +40,17 @@ class CacheSpec:
     target_dtype: TargetDtype
     shape: tuple[int, int]
     """(n, d) of a target."""
-    data_seed: int
-    views: int
+    data_seed: int | None = None
+    """This and what follows is None where clips came without it: targets that a service wrote through."""
+    views: int | None = None
     """K: views per sample."""
-    view: dict[str, Any]
+    view: dict[str, Any] | None = None
     """The view configuration."""
-    decoder: str
+    decoder: str | None = None
     """Library and version that decoded the videos."""
-    index_hash: str
+    index_hash: str | None = None
     """Of the data set's index."""
-    split: str
+    split: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -106,14 +107,24 @@ def write_file(path: Path, spec: CacheSpec, rows: Iterable[CacheRow]) -> int:
 
 def write_manifest(root: Path, spec: CacheSpec, files: dict[str, int], skipped: Iterable[str]) -> None:
     """Writes ``manifest.json``, the last file of a cache. ``files``: rows of each; ``skipped``: samples that do not decode."""
-    listed = {name: {"rows": rows, "sha256": _sha256(root / name)} for name, rows in sorted(files.items())}
+    listed = {name: listing(root / name, rows) for name, rows in sorted(files.items())}
+    replace_manifest(root, {**spec.to_json(), "files": listed, "skipped": sorted(skipped)})
+
+
+def replace_manifest(root: Path, manifest: dict[str, Any]) -> None:
+    """Writes a manifest whole, in place of the one that is there."""
     partial = root / f".partial-{MANIFEST}"
     with partial.open("w") as file:
-        json.dump({**spec.to_json(), "files": listed, "skipped": sorted(skipped)}, file, indent=2, sort_keys=True)
+        json.dump(manifest, file, indent=2, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(root / MANIFEST)
     _fsync_directory(root)
+
+
+def listing(path: Path, num_rows: int) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    return {"rows": num_rows, "sha256": _sha256(path)}
 
 
 class CacheFile:
@@ -180,32 +191,43 @@ class TargetCache:
             raise ValueError(
                 f"got {self._root}, expected a target cache with a {MANIFEST}: `salt-serve precompute` writes it last, so let it finish"
             )
-        manifest = json.loads(manifest_path.read_text())
-        listed = manifest.pop("files")
-        self.skipped: list[str] = manifest.pop("skipped")
-        """Samples that have no targets, since they do not decode."""
-        self.spec = CacheSpec.from_json(manifest)
-        self._files = [self._open(name, facts["rows"]) for name, facts in listed.items()]
-        self._starts = np.cumsum([0] + [len(file) for file in self._files])
-        digests = [file.digests() for file in self._files]
-        self._digests = np.concatenate(digests) if digests else np.zeros((0, 32), dtype=np.uint8)
-        # 16 bytes a row, where a dictionary of digests takes ten times that; full digests are compared where prefixes are equal
-        prefixes = np.ascontiguousarray(self._digests[:, :8]).view("<u8").reshape(-1)
-        self._order = np.argsort(prefixes, kind="stable")
-        self._prefixes = prefixes[self._order]
+        self._files: dict[str, CacheFile] = {}
+        self._load(json.loads(manifest_path.read_text()))
 
     def __len__(self) -> int:
         return len(self._digests)
 
+    def refresh(self) -> None:
+        """Takes up the files that were added since; segments are only ever added."""
+        self._load(json.loads((self._root / MANIFEST).read_text()))
+
     def find(self, clip_digest: bytes) -> CacheRow | None:
         """The row of a clip, or None. Its checksum is not checked: ``codec.decode_into`` does."""
+        return next(self.rows(clip_digest), None)
+
+    def rows(self, clip_digest: bytes) -> Iterator[CacheRow]:
+        """Every row of a clip: more than one where a damaged one was computed again, or two writers met the same clip."""
         wanted = np.frombuffer(clip_digest, dtype=np.uint8)
         first, end = (np.searchsorted(self._prefixes, wanted[:8].view("<u8")[0], side=side) for side in ("left", "right"))
         for number in self._order[first:end]:
             if np.array_equal(self._digests[number], wanted):
                 file_idx = int(np.searchsorted(self._starts, number, side="right")) - 1
-                return self._files[file_idx].row(int(number - self._starts[file_idx]))
-        return None
+                yield self._opened[file_idx].row(int(number - self._starts[file_idx]))
+
+    def _load(self, manifest: dict[str, Any]) -> None:
+        listed = manifest.pop("files")
+        self.skipped: list[str] = manifest.pop("skipped")
+        """Samples that have no targets, since they do not decode."""
+        self.spec = CacheSpec.from_json(manifest)
+        self._files = {name: self._files.get(name) or self._open(name, facts["rows"]) for name, facts in listed.items()}
+        self._opened = list(self._files.values())
+        self._starts = np.cumsum([0] + [len(file) for file in self._opened])
+        digests = [file.digests() for file in self._opened]
+        self._digests = np.concatenate(digests) if digests else np.zeros((0, 32), dtype=np.uint8)
+        # 16 bytes a row, where a dictionary of digests takes ten times that; full digests are compared where prefixes are equal
+        prefixes = np.ascontiguousarray(self._digests[:, :8]).view("<u8").reshape(-1)
+        self._order = np.argsort(prefixes, kind="stable")
+        self._prefixes = prefixes[self._order]
 
     def _open(self, name: str, num_rows: int) -> CacheFile:
         path = self._root / name

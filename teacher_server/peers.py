@@ -1,0 +1,82 @@
+"""Replicas among themselves: rows passed on to the one that owns their clips, over plain HTTP."""
+
+import asyncio
+import math
+import socket
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from common.config import TargetDtype
+from common.targets import wire
+from teacher_server.batching import BusyError
+
+PASSED = "x-salt-passed"
+"""Header of a request that another replica passes on: its rows are answered here, whoever owns them."""
+
+
+class PeerLostError(ConnectionError):
+    """A replica that owns clips does not answer."""
+
+
+async def ask(
+    url: str, dtype: TargetDtype, rows: Sequence[wire.RequestRow], headers: dict[str, str]
+) -> tuple[wire.ResponseHeader, list[wire.ResponseRow]]:
+    """The rows of a peer's answer, in order. Cancelled, it closes its connection, and the peer sees that nobody waits any more.
+
+    Raises BusyError, and PeerLostError where the peer is not there or answers otherwise.
+    """
+    body = await asyncio.to_thread(wire.write_request, dtype, rows)
+    parts = urllib.parse.urlsplit(url)
+    head = {
+        "Host": parts.netloc,
+        "Connection": "close",
+        "Content-Type": wire.CONTENT_TYPE,
+        "Content-Length": str(body.size),
+        PASSED: "1",
+        **headers,
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+    try:
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        try:
+            writer.write(f"POST /v1/targets HTTP/1.1\r\n{lines}\r\n".encode())
+            writer.write(memoryview(body))
+            await writer.drain()
+            answer = await reader.readuntil(b"\r\n\r\n")
+            status = int(answer.split(None, 2)[1])
+            content = await reader.read()
+        finally:
+            writer.close()
+    except (OSError, EOFError, asyncio.LimitOverrunError) as error:
+        raise PeerLostError(f"replica {url}: {type(error).__name__}: {error}") from error
+    if status == 429:
+        raise BusyError(f"the replica that owns these clips, {url}, is busy")
+    if status != 200:
+        raise PeerLostError(f"replica {url} answered {status}: {content[:200]!r}")
+    try:
+        return await asyncio.to_thread(wire.read_response, content)
+    except ValueError as error:
+        raise PeerLostError(f"replica {url} answered with damaged bytes: {error}") from error
+
+
+def deadline_ms(deadline_s: float) -> str:
+    """What is left until a time on the event loop's clock, as the header says it."""
+    return str(max(1, math.ceil((deadline_s - asyncio.get_running_loop().time()) * 1000)))
+
+
+async def listen(app: Any, listener: socket.socket) -> None:
+    """Serves an app, whose life is another's matter, until it is cancelled."""
+    server = _Guest(uvicorn.Config(app, lifespan="off", log_level="error", access_log=False))
+    await server.serve(sockets=[listener])
+
+
+class _Guest(uvicorn.Server):
+    """A server in a process whose signals are another's."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

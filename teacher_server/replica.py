@@ -1,0 +1,262 @@
+"""One replica of the teacher service: request to batch to forward to bytes."""
+
+import asyncio
+import re
+import socket
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.requests import ClientDisconnect
+
+from common.config import ServiceConfig
+from common.targets import codec, wire
+from teacher_server import peers
+from teacher_server.batching import Batcher, BusyError, FrozenTeacher
+from teacher_server.board import Board
+from teacher_server.disk import DiskTargets
+from teacher_server.errors import ApiError
+from teacher_server.exchange import Answer, Asker, Exchange
+from teacher_server.leases import Leases
+
+_RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a replica stands among others."""
+
+    board: Board
+    """What the replicas share."""
+    url: str = ""
+    """At which the other replicas reach this one; empty where there are none."""
+    listener: socket.socket | None = None
+    """Where it is reached by them, if that is not where its clients reach it."""
+    buckets: int = 1
+    """Into how many parts clients split a request by the digests of its clips, so that equal clips reach the same replica."""
+    ingress: str = "uvicorn"
+    """What stands between client and replica."""
+
+
+class TeacherService:
+    """One replica: a teacher, and everything its requests share."""
+
+    def __init__(self, teacher: FrozenTeacher, config: ServiceConfig, place: Place, disk: DiskTargets | None) -> None:
+        self._config, self._place, self._disk = config, place, disk
+        self.spec = teacher.spec
+        self.batch_size = int(self.spec.compute["batch_size"])
+        self.batcher = Batcher(
+            teacher,
+            batch_size=self.batch_size,
+            batch_wait_s=config.batch_wait_ms / 1000,
+            memory_bytes=config.memory_bytes,
+            max_pending_bytes=config.max_pending_bytes,
+            disk=disk,
+        )
+        self.leases = Leases(config.lease_s)
+        self.board = place.board
+        self._exchange = Exchange(
+            batcher=self.batcher, leases=self.leases, clip_shape=self.spec.clip_shape, board=self.board, replica=place.url, disk=disk
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+        self.ready = False
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Serves between its two ends; readiness comes after the first forward, which does not delay liveness."""
+        self._tasks = [asyncio.create_task(self.batcher.run()), asyncio.create_task(self._warm_up())]
+        if self._place.listener is not None:
+            self._tasks.append(asyncio.create_task(peers.listen(app, self._place.listener)))
+        try:
+            yield
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
+            if self._place.url:
+                await self.board.lost(self._place.url)
+            if self._disk is not None:
+                await asyncio.to_thread(self._disk.close)
+
+    def check(self) -> None:
+        """Raises what ended the batcher or the first forward, if something did."""
+        for task in self._tasks:
+            if task.done() and not task.cancelled():
+                task.result()
+
+    def require_ready(self) -> None:
+        """Raises ApiError 503 before the first forward is done, and what ``check`` raises."""
+        self.check()
+        if not self.ready:
+            raise ApiError(
+                503,
+                "the teacher is not ready",
+                expected="a teacher that has done its first forward",
+                got="one that starts",
+                hint="ask again after Retry-After",
+                retry_after_s=self._config.retry_after_s,
+            )
+
+    async def _warm_up(self) -> None:
+        await self.batcher.warm_up()
+        if self._place.url:
+            await self.board.claim(self._place.url, [])  # from now on it is one of the replicas
+        self.ready = True
+
+    async def describe(self) -> dict[str, Any]:
+        """``GET /v1/teacher``."""
+        spec = self.spec.to_json()
+        limits = {"max_request_bytes": self._config.max_request_bytes, "lease_s": self._config.lease_s}
+        shared = {"protocol": wire.PROTOCOL, "dtypes": list(codec.TARGET_DTYPES), "batch_size": self.batch_size}
+        place = {"buckets": self._place.buckets, "ingress": self._place.ingress}
+        return {**spec, **shared, **place, "limits": limits, "ready": self.ready, "counters": await self.all_counters()}
+
+    async def all_counters(self) -> dict[str, int | float]:
+        """The sums over all replicas; this one's as they are now, the others' as they were when they answered last."""
+        await self.board.served(self._place.url, self.counters())
+        total = await self.board.counters()
+        return {**total, "batch_fill": total["clips_computed"] / max(1, total["forwards"] * self.batch_size)}
+
+    def counters(self) -> dict[str, int | float]:
+        """What this replica has done, and what it holds now."""
+        memory, disk = self.batcher.memory, self._disk
+        held = {"memory_clips": len(memory), "memory_bytes": memory.num_bytes, "leases": len(self.leases)}
+        on_disk = {} if disk is None else {"disk_clips": len(disk), "disk_not_written": disk.not_written, "disk_corrupt": disk.corrupt}
+        return {**self.batcher.counters.to_json(), **held, **on_disk, "queued_clips": self.batcher.queued_clips}
+
+    async def targets(self, request: Request) -> Response:
+        """``POST /v1/targets``."""
+        self._check_headers(request)
+        asker = Asker(
+            run=run_id(request.headers.get("x-salt-run", "unnamed")),
+            passed=peers.PASSED in request.headers,
+            deadline_s=_deadline_s(request.headers.get("x-salt-deadline-ms")),
+        )
+        length = int(request.headers.get("content-length", 0))
+        if length > self._config.max_request_bytes:
+            raise self._too_large(length)
+        try:
+            async with asyncio.timeout_at(asker.deadline_s):
+                with self.batcher.admit(asker.run, length):
+                    return await self._answer(request, asker)
+        except BusyError as error:
+            raise ApiError(
+                429,
+                str(error),
+                expected=f"at most {self._config.max_pending_bytes} bytes",
+                got=f"{length} bytes more",
+                hint="ask again after Retry-After",
+                retry_after_s=self._config.retry_after_s,
+            ) from error
+        except TimeoutError as error:
+            self.batcher.counters.expired += 1
+            raise ApiError(
+                504,
+                "the request's deadline has passed",
+                expected="an answer within X-Salt-Deadline-Ms",
+                got=f"{request.headers['x-salt-deadline-ms']} ms that were too short",
+                hint="ask again: what was computed meanwhile is in memory",
+            ) from error
+
+    async def _answer(self, request: Request, asker: Asker) -> Response:
+        body = await self._read(request)
+        parsed = await asyncio.to_thread(self._parse, body)
+        counters = self.batcher.counters
+        if not asker.passed:  # counted where it arrived
+            counters.requests += 1
+            counters.bytes_in += len(body)
+        answer = await _unless_left(request, self._exchange.answer(parsed, asker))
+        response = await asyncio.to_thread(self._serialise, parsed, answer)
+        sent = 0 if asker.passed else len(response)
+        counters.bytes_out += sent
+        clips = 0 if asker.passed else sum(row.status == "ok" for row in answer.rows)
+        await self.board.served(self._place.url, self.counters(), asker.run, clips=clips, computed=answer.num_computed, num_bytes=sent)
+        return Response(response, media_type=wire.CONTENT_TYPE)
+
+    def _check_headers(self, request: Request) -> None:
+        self.require_ready()
+        fingerprint = request.headers.get("x-salt-teacher", self.spec.fingerprint)
+        if fingerprint != self.spec.fingerprint:
+            hint = "this URL serves another teacher: correct the URL, or start a new run"
+            raise ApiError(409, "another teacher is served here", expected=fingerprint, got=self.spec.fingerprint, hint=hint)
+        content_type = request.headers.get("content-type", "")
+        if content_type.split(";")[0].strip() != wire.CONTENT_TYPE:
+            raise ApiError(415, "the body is not Arrow", expected=wire.CONTENT_TYPE, got=content_type, hint="send an Arrow IPC stream")
+
+    async def _read(self, request: Request) -> bytearray:
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > self._config.max_request_bytes:
+                raise self._too_large(len(body))
+        return body
+
+    def _too_large(self, got_bytes: int) -> ApiError:
+        expected = f"at most {self._config.max_request_bytes} bytes"
+        return ApiError(413, "the body is too large", expected=expected, got=f"{got_bytes} bytes", hint="send fewer clips in a request")
+
+    def _parse(self, body: bytearray) -> wire.Request:
+        try:
+            request = wire.read_request(body)
+            for row in request.rows:
+                if row.token_idx is not None and row.token_idx[-1] >= self.spec.num_tokens:
+                    raise ValueError(f"got token_idx up to {row.token_idx[-1]}, expected less than the teacher's {self.spec.num_tokens}")
+        except ValueError as error:
+            hint = "the columns and their types are those of protocol version 1"
+            raise ApiError(422, str(error), expected="a request for targets", got="a malformed one", hint=hint) from error
+        return request
+
+    def _serialise(self, request: wire.Request, answer: Answer) -> memoryview:
+        header = wire.ResponseHeader(
+            target_dtype=request.target_dtype,
+            fingerprint=self.spec.fingerprint,
+            compute=self.spec.compute,
+            shape=(self.spec.num_tokens, self.spec.width),
+            leased=answer.leased,
+        )
+        rows = [self._cut(asked, row) for asked, row in zip(request.rows, answer.rows, strict=True)]
+        return memoryview(wire.write_response(header, rows))
+
+    def _cut(self, asked: wire.RequestRow, row: wire.ResponseRow) -> wire.ResponseRow:
+        """The row with only the tokens that were asked for."""
+        if asked.token_idx is None or row.encoded is None:
+            return row
+        encoded = codec.take_tokens(row.encoded, asked.token_idx, num_tokens=self.spec.num_tokens)
+        return wire.ResponseRow(clip_digest=row.clip_digest, status=row.status, encoded=encoded)
+
+
+def run_id(run: str) -> str:
+    """A run's id, checked: it becomes a key and a label."""
+    if _RUN_ID.fullmatch(run) is None:
+        hint = "the X-Salt-Run header, or the path of a progress report"
+        raise ApiError(422, "the run's id is malformed", expected="1 to 64 of A-Z a-z 0-9 . _ -", got=run[:100], hint=hint)
+    return run
+
+
+def _deadline_s(header: str | None) -> float | None:
+    if header is None:
+        return None
+    if not header.isascii() or not header.isdigit() or len(header) > 12:
+        hint = "the header says how long the client still waits"
+        raise ApiError(422, "X-Salt-Deadline-Ms is malformed", expected="whole milliseconds", got=header[:100], hint=hint)
+    return asyncio.get_running_loop().time() + int(header) / 1000
+
+
+async def _unless_left(request: Request, answering: Coroutine[Any, Any, Answer]) -> Answer:
+    """The answer. Raises ClientDisconnect when the client leaves before; the answer then ends where it is."""
+    answer, left = asyncio.create_task(answering), asyncio.create_task(_leaves(request))
+    try:
+        await asyncio.wait([answer, left], return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        raise ClientDisconnect
+    finally:
+        answer.cancel()
+        left.cancel()
+
+
+async def _leaves(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,56 @@
+"""`salt-serve teacher` as a process of its own, and what belongs to it."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from teacher_tools import BATCH_SIZE
+
+SALT_SERVE = [sys.executable, "-c", "from teacher_server.cli import main; main()"]
+
+
+def start(ckpt, *flags, environment=None):
+    """A server, and its URL once it is ready."""
+    environment = {**{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}, **(environment or {})}
+    command = [*SALT_SERVE, "teacher", "--ckpt", str(ckpt), "--port", "0", "--cpus", "0.5", *flags]
+    settings = [] if any("teacher.batch_size" in flag for flag in flags) else ["--set", f"teacher.batch_size={BATCH_SIZE}"]
+    process = subprocess.Popen([*command, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    url = process.stdout.readline().strip()
+    assert url.startswith("http://"), process.stderr.read()
+    return process, url
+
+
+def end(process):
+    """Ends a server in order; what it said."""
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    return said
+
+
+def descendants(root_pid):
+    """Every process below one, its private Ray included."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    found = {root_pid}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def alive(pids):
+    """Those that still run; a zombie does not."""
+    running = set()
+    for pid in pids:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                running.add(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return running

@@ -1,0 +1,194 @@
+"""Several replicas of one teacher, and its targets on disk: each distinct clip still costs one forward."""
+
+import asyncio
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+import pyarrow as pa
+import pytest
+from service_tools import Caller, GatedTeacher, clips_by_digest, wait_until
+from teacher_tools import BATCH_SIZE, load_teacher, serving
+
+from common.config import ServiceConfig
+from common.targets import codec
+from common.targets.segments import SegmentStore
+from common.targets.store import CacheSpec, TargetCache
+from teacher_server.board import Board
+from teacher_server.replica import Place
+from teacher_server.service import board_arguments
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return load_teacher(tmp_path_factory.mktemp("ckpt"))
+
+
+@contextmanager
+def replica(teacher, board, **service):
+    """A caller of one replica, and its insides."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    place = Place(board=board, url=f"http://127.0.0.1:{port}", buckets=2)
+    with serving(teacher, port=port, place=place, **service) as (url, inside):
+        yield Caller(url), inside
+
+
+@pytest.fixture
+def board(teacher):
+    return Board(**board_arguments(teacher.spec, ServiceConfig()))
+
+
+def test_two_replicas_compute_each_clip_once(teacher, board):
+    with replica(teacher, board) as (one, _), replica(teacher, board) as (other, _):
+        clips = clips_by_digest(8)
+        assert one.statuses(list(clips)[:4], clips) == ["ok"] * 4
+        _, rows = other.targets(list(clips), clips, run="second")  # half of it is the first one's
+        assert [row.status for row in rows] == ["ok"] * 8
+        for row, clip in zip(rows, clips.values(), strict=True):
+            assert row.encoded.checksum == codec.encode(teacher.forward(clip[None]), "float16")[0].checksum
+        assert one.statuses(list(clips)) == ["ok"] * 8  # and without bytes, from both
+        counters = one.counters()
+        assert (counters["clips_computed"], counters["clips_served"], counters["replicas"]) == (8, 20, 2)
+        assert (counters["passed_on"], counters["need_clip"]) == (8, 0)
+        assert other.counters()["clips_served"] == 20  # either replica speaks for both
+        assert {run["id"]: (run["clips_served"], run["clips_computed"]) for run in other.json("/v1/runs")} == {
+            "test": (12, 4),
+            "second": (8, 4),
+        }
+
+
+def test_a_clip_in_flight_on_another_replica(teacher, board):
+    gated = GatedTeacher(teacher)
+    with replica(gated, board) as (one, inside), replica(teacher, board) as (other, _), ThreadPoolExecutor(2) as pool:
+        clips = clips_by_digest(BATCH_SIZE)
+        gated.gate.clear()
+        first = pool.submit(one.statuses, list(clips), clips)
+        wait_until(lambda: inside.batcher.flight(next(iter(clips))) is not None)
+        second = pool.submit(other.statuses, list(clips))
+        wait_until(lambda: inside.batcher.flight(next(iter(clips))).num_waiting == 2)
+        gated.gate.set()
+        assert first.result() == second.result() == ["ok"] * BATCH_SIZE
+        assert one.counters()["clips_computed"] == BATCH_SIZE
+
+
+def test_leases_hold_over_replicas(teacher, board):
+    with replica(teacher, board) as (one, inside), replica(teacher, board) as (other, _), ThreadPoolExecutor(1) as pool:
+        clips = clips_by_digest(4)
+        a, b, c, d = clips
+        assert one.statuses([a, b]) == ["need_clip"] * 2
+        second = pool.submit(other.statuses, [a, b])
+        wait_until(lambda: inside.leases.num_waiters == 2)
+        assert other.statuses([a, b], clips) == ["ok"] * 2  # the lease's holder may upload anywhere
+        assert second.result() == ["ok"] * 2
+        assert one.statuses([c]) == ["need_clip"]
+        header, rows = other.targets([c, d])  # d is this client's to upload, so it does not wait for c
+        assert [row.status for row in rows] == ["need_clip"] * 2
+        assert header.leased == (0,)
+        assert one.counters()["need_clip"] == 4  # who was told to upload d left the line for c
+
+
+def test_a_replica_that_joins_finds_what_the_others_have(teacher, board):
+    with ExitStack() as stack:
+        one, _ = stack.enter_context(replica(teacher, board))
+        clips = clips_by_digest(6)
+        assert one.statuses(list(clips), clips) == ["ok"] * 6
+        other, _ = stack.enter_context(replica(teacher, board))
+        assert other.statuses(list(clips)) == ["ok"] * 6
+        assert one.counters()["clips_computed"] == 6
+
+
+def test_a_replica_that_dies_loses_its_clips_and_no_answer(teacher, board):
+    clips = clips_by_digest(6)
+    with replica(teacher, board) as (other, _):
+        asyncio.run(board.claim("http://127.0.0.1:9", list(clips)[:4]))  # nobody listens there
+        assert other.statuses(list(clips), clips) == ["ok"] * 6
+        counters = other.counters()
+        assert (counters["clips_computed"], counters["replicas"]) == (6, 1)
+        assert set(asyncio.run(board.claim("http://another", list(clips)))) == {f"http://127.0.0.1:{other.parts.port}"}
+
+
+def test_targets_outlive_the_service_on_disk(teacher, tmp_path):
+    clips = clips_by_digest(6)
+    with serving(teacher, cache=tmp_path, memory_bytes=0) as (url, _):
+        caller = Caller(url)
+        assert caller.statuses(list(clips), clips) == ["ok"] * 6
+        assert caller.statuses(list(clips)) == ["ok"] * 6  # not sealed yet, not in memory
+        assert caller.statuses(list(clips), dtype="int8", clips=clips) == ["ok"] * 6  # another rounding is not kept
+        counters = caller.counters()
+        assert (counters["clips_computed"], counters["from_disk"], counters["disk_clips"]) == (12, 6, 6)
+    assert [path.name for path in (tmp_path / "segments").iterdir()] == [next((tmp_path / "segments").glob("*-0.arrow")).name]
+    cache = TargetCache(tmp_path)
+    assert len(cache) == 6
+    with serving(GatedTeacher(teacher), cache=tmp_path) as (url, _):
+        caller = Caller(url)
+        _, rows = caller.targets(list(clips))
+        for row in rows:
+            assert row.encoded.checksum == cache.find(row.clip_digest).encoded.checksum
+        counters = caller.counters()
+        assert (counters["clips_computed"], counters["from_disk"], counters["clips_served"]) == (0, 6, 6)
+
+
+def test_a_damaged_target_on_disk_is_computed_again(teacher, tmp_path, caplog):
+    clips = clips_by_digest(2)
+    with serving(teacher, cache=tmp_path) as (url, _):
+        _, rows = Caller(url).targets(list(clips), clips)
+    [segment] = (tmp_path / "segments").iterdir()
+    whole = bytearray(segment.read_bytes())
+    whole[whole.find(bytes(rows[0].encoded.target)[:64])] ^= 1
+    segment.write_bytes(whole)
+    with serving(teacher, cache=tmp_path) as (url, _):
+        caller = Caller(url)
+        assert caller.statuses(list(clips)) == ["need_clip", "ok"]
+        _, again = caller.targets(list(clips), clips)
+        assert [row.encoded.checksum for row in again] == [row.encoded.checksum for row in rows]
+        assert caller.counters()["disk_corrupt"] == 2  # it was looked for twice
+    assert f"clip {rows[0].clip_digest.hex()[:12]}" in caplog.text
+    with serving(teacher, cache=tmp_path) as (url, _):
+        assert Caller(url).statuses(list(clips)) == ["ok", "ok"]
+
+
+def test_a_disk_that_is_full_costs_no_answer(teacher, tmp_path, caplog):
+    with serving(teacher, cache=tmp_path, segment_bytes=1) as (url, _):
+        caller, clips = Caller(url), clips_by_digest(2)
+        (tmp_path / "segments").rename(tmp_path / "away")
+        (tmp_path / "segments").write_text("in the way")
+        assert caller.statuses(list(clips), clips) == ["ok"] * 2
+        wait_until(lambda: caller.counters()["disk_not_written"] == 2)
+        (tmp_path / "segments").unlink()
+        (tmp_path / "away").rename(tmp_path / "segments")
+    assert "serving goes on" in caplog.text
+
+
+def test_a_cache_of_another_teacher_is_refused(teacher, tmp_path):
+    spec = CacheSpec(teacher=teacher.spec.to_json(), target_dtype="float16", shape=(teacher.spec.num_tokens, teacher.spec.width))
+    SegmentStore(tmp_path, spec, segment_bytes=1)
+    other = load_teacher(tmp_path / "other", seed=1)
+    with pytest.raises(ValueError, match="got a cache with fingerprint="), serving(other, cache=tmp_path):
+        pass
+    with (
+        pytest.raises(ValueError, match="got a cache with target_dtype=float16, expected int8"),
+        serving(teacher, cache=tmp_path, cache_dtype="int8"),
+    ):
+        pass
+
+
+def test_two_writers_share_a_folder(teacher, tmp_path):
+    spec = CacheSpec(teacher=teacher.spec.to_json(), target_dtype="float16", shape=(teacher.spec.num_tokens, teacher.spec.width))
+    size = codec.num_bytes("float16", *spec.shape)
+    clips = clips_by_digest(5)
+    encoded = {digest: codec.encode(teacher.forward(clip[None]), "float16")[0] for digest, clip in clips.items()}
+    one, other = (SegmentStore(tmp_path, spec, segment_bytes=2 * size) for _ in range(2))
+    a, b, c, d, e = clips
+    one.add({a: encoded[a], b: encoded[b]})  # sealed: it has its size
+    other.add({c: encoded[c], d: encoded[d], b: encoded[b]})
+    one.add({e: encoded[e]})
+    assert one.find(e).checksum == encoded[e].checksum
+    assert (other.find(a).checksum, other.find(e)) == (encoded[a].checksum, None)  # e is in no segment yet
+    one.seal()
+    assert one.find(d).checksum == encoded[d].checksum
+    assert len(TargetCache(tmp_path)) == 6  # b was met by both
+    assert sorted(os.listdir(tmp_path)) == ["manifest.json", "segments"]
+    with pa.ipc.open_file(pa.memory_map(str(next((tmp_path / "segments").iterdir())))) as plain:
+        assert plain.schema.names == ["clip_digest", "key", "view", "target", "scale", "checksum"]
