@@ -11,7 +11,7 @@ import torch
 from teacher_tools import VIEW, batch_of, load_teacher, random_clips, runs_on_board, serving
 from train_tools import ALONE, SMALL, RandomClips, small_run
 
-from common.config import ServiceClientConfig, ServiceConfig, StudentRun
+from common.config import ServiceClientConfig, StudentRun
 from common.targets import wire
 from student_trainer.loop import train_on
 from student_trainer.run_directory import read_metrics
@@ -215,6 +215,6 @@ def test_students_of_one_group_share_every_forward(teacher, tmp_path):
             joined.set()
             lines = [future.result(timeout=120) for future in (first, second)]
         assert inside.counters()["clips_computed"] == steps * size - 1  # one is bad
-    assert max(line["group_skew_clips"] for line in lines[0]) > 0
-    assert lines[0][-1]["group_wait_s"] > 0
-    assert lines[1][-1]["group_wait_s"] == 0
+    # Which of the two was ahead, and when, the machine decides; that neither ran away, the forwards above.
+    assert max(line["group_skew_clips"] for run in lines for line in run) > 0
+    assert sum(run[-1]["group_wait_s"] for run in lines) > 0
