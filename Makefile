@@ -8,8 +8,9 @@ STAMP := .venv/.installed
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo.sh
 
+# Two files of tests at a time: the longest of them wait for their Rays most of the time.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m faults
