@@ -5,7 +5,7 @@
 set -euo pipefail
 
 OUT=${DEMO_OUT:-runs/demo}
-STEPS=${DEMO_STEPS:-1100}       # optimizer steps of the teacher, of 24 clips each
+STEPS=${DEMO_STEPS:-1000}       # optimizer steps of the teacher, of 24 clips each
 STUDENT_STEPS=$((STEPS * 3 / 5)) # of each student: a frozen teacher is learned from faster than pixels
 NUM_VIDEOS=${DEMO_VIDEOS:-4000} # made videos of the training split
 VIEWS=1                         # pinned views per video: what lets runs, and epochs, share a target
@@ -61,10 +61,10 @@ step status salt-serve status --url "$(cat "$OUT/url")"
 salt-serve status --url "$(cat "$OUT/url")" --format json > "$OUT/server.json"
 kill -TERM "$SERVER"; wait "$SERVER"; SERVER=
 
-# 7. The same targets on disk, and a student that needs no teacher at all.
+# 7. The same targets on disk, and a student that needs no teacher at all. It is student-a again, and has the same losses to the last bit.
 step precompute salt-serve precompute --ckpt "$OUT/teacher" --data "$OUT/shards" --views "$VIEWS" --out "$OUT/targets"
 step student_c salt-train student --preset nano --data "$OUT/shards" --targets "$OUT/targets" --out "$OUT/student-c" --steps "$STUDENT_STEPS" \
-  --views "$VIEWS" --workers 0 --num-threads 2
+  --views "$VIEWS" --workers 0
 
 # 8. What the frozen encoders know, and a page to look at.
 step probe salt-eval probe --ckpt "$OUT/teacher" --ckpt "$OUT/student-a" --ckpt "$OUT/student-b" --ckpt "$OUT/student-c" --random-init \

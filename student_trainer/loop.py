@@ -5,6 +5,7 @@ import json
 from collections import ChainMap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common.config import StudentRun, TeacherRun, TrainConfig, VJepaRun
 from common.data.reader import Reader
 from common.model.checkpoint import CheckpointConfig, load_module, load_training, new_predictor, point_to, save_checkpoint
-from common.model.flops import step_flops
+from common.model.flops import num_parameters, step_flops
 from common.model.grid import token_grid
 from common.model.teacher import TeacherSpec
 from common.model.vit import Encoder, init_weights
@@ -41,16 +42,20 @@ class Worker:
     world_size: int
     device: torch.device
 
+    @cached_property
+    def ranks(self) -> Ranks:
+        """This rank and the others; all ask for it first at one place."""
+        return Ranks(self.world_size)
+
 
 def train(config: TrainConfig, worker: Worker, checkpoint: Path | None) -> None:
     """Runs ``config`` from ``checkpoint`` (None: from the start) to its last step; every rank calls it."""
     torch.set_num_threads(config.num_threads)
     with ThreadPoolExecutor(1) as opening, contextlib.ExitStack() as stack:
-        ranks = Ranks(worker.world_size)
-        (reader, source), _ = ranks.result(opening.submit(_open, config, worker, stack))
+        (reader, source), _ = worker.ranks.result(opening.submit(_open, config, worker, stack))
         _say(worker, f"{config.data}: {reader.num_samples} samples, decoded by {reader.decoder}")
         if source is not None:
-            specs = ranks.all_values(source.spec)  # a service may have replicas on other devices
+            specs = worker.ranks.all_values(source.spec)  # a service may have replicas on other devices
             for spec in specs:
                 require_same_teacher(spec, specs[0])
         train_on(reader, source, config, worker, checkpoint)
@@ -112,10 +117,9 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
         ),
     )
 
-    ranks = Ranks(worker.world_size)
     for future in batches.steps(step + 1, config.steps):
-        batch, waited_for_data = ranks.result(future)
-        target, waited_for_teacher = (None, 0.0) if batch.target is None else ranks.result(batch.target)
+        batch, waited_for_data = worker.ranks.result(future)
+        target, waited_for_teacher = (None, 0.0) if batch.target is None else worker.ranks.result(batch.target)
 
         step = batch.step
         lr, decay = set_schedule(optimizer, config.optim, step=step, steps=config.steps)
@@ -155,7 +159,7 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
                 )
                 point_to(out, directory)
     log.close()
-    skipped, counters = ranks.all_values(reader.skipped), ranks.all_values(reader.counters())
+    skipped, counters = worker.ranks.all_values(reader.skipped), worker.ranks.all_values(reader.counters())
     if worker.rank == 0:
         totals = {name: sum(counts[name] for counts in counters) for name in counters[0]}
         write_summary(out, config, objective, source, decoder=reader.decoder, counters=totals, skipped=dict(ChainMap(*skipped)))
@@ -228,11 +232,6 @@ def _restore(checkpoint: Path, objective: Objective, optimizer: torch.optim.Opti
     if source is not None:
         source.require(TeacherSpec.from_json(json.loads(training["teacher"])))
     return training["step"]
-
-
-def num_parameters(module: nn.Module) -> int:
-    """Weights of a module."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _target_parameters(objective: Objective, teacher: TeacherSpec | None) -> int:

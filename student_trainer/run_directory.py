@@ -12,6 +12,7 @@ import torch
 
 from common.config import TrainConfig, dump_yaml, load_yaml
 from common.model.checkpoint import POINTER, find_checkpoint
+from common.model.flops import num_parameters
 from common.model.teacher import device_kind
 from student_trainer.compute import uses_bfloat16
 from student_trainer.objective import Objective
@@ -148,10 +149,7 @@ def write_summary(
         "teacher_wait_ms": None if source is None else sum(line["teacher_wait_ms"] for line in lines) / len(lines),
         "data_wait_ms": sum(line["data_wait_ms"] for line in lines) / len(lines),
         "step_ms": sum(line["step_ms"] for line in lines) / len(lines),
-        "num_parameters": {
-            "encoder": sum(parameter.numel() for parameter in objective.encoder.parameters()),
-            "predictor": sum(parameter.numel() for parameter in objective.predictor.parameters()),
-        },
+        "num_parameters": {"encoder": num_parameters(objective.encoder), "predictor": num_parameters(objective.predictor)},
         "teacher": None if source is None else source.spec.to_json(),
         "target_source": None if source is None else source.counters(),
         "decoder": decoder,

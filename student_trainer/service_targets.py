@@ -69,7 +69,7 @@ class ServiceTargets:
             raise ValueError(
                 f"{url} speaks protocol {facts['protocol']} with target dtypes {facts['dtypes']}, expected {wire.PROTOCOL} with {dtype}"
             )
-        self._buckets = int(facts["buckets"]) if "buckets" in facts else 1
+        self._buckets = int(facts["buckets"])
         self.spec = TeacherSpec.from_json({name: facts[name] for name in TeacherSpec.__dataclass_fields__})
         self._pool = ThreadPoolExecutor(client.connections, thread_name_prefix="targets")
         self._probes = ThreadPoolExecutor(1, thread_name_prefix="probe")

@@ -69,6 +69,30 @@ def shards(synth_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
+@pytest.fixture(scope="session")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of ours with random weights; read only."""
+    from foreign_tools import encoder_config, save_ours
+
+    return save_ours(tmp_path_factory.mktemp("ours") / "ours", encoder_config())
+
+
+@pytest.fixture(scope="session")
+def as_hf(ours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a directory for transformers; read only."""
+    from foreign_tools import exported
+
+    return exported(ours, tmp_path_factory.mktemp("hf") / "hf", "hf")
+
+
+@pytest.fixture(scope="session")
+def as_pt(ours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a file for V-JEPA 2's code; read only."""
+    from foreign_tools import exported
+
+    return exported(ours, tmp_path_factory.mktemp("pt") / "encoder.pt", "vjepa2")
+
+
 def _shared(folder: str) -> Path:
     path = _SHARED_DATA / folder
     if not path.is_dir():

@@ -20,6 +20,7 @@ from common.data.facts import BadVideoError
 from common.data.packets import Packets
 from common.data.video import decode, open_video, probe, upright_frames
 
+NO_TORCHCODEC = "torchcodec does not import: pip install salt-distill[torchcodec], with FFmpeg's shared libraries"
 NUM_FRAMES = 60
 GOP = "keyint=10:min-keyint=10:scenecut=0:bframes=3"
 
@@ -101,7 +102,7 @@ def decoder(request, monkeypatch) -> str:
     if request.param == "pyav":
         monkeypatch.setattr(video, "_torchcodec", lambda: None)
     elif video._torchcodec() is None:
-        pytest.skip("torchcodec does not work here")
+        pytest.skip(NO_TORCHCODEC)
     return request.param
 
 
@@ -145,7 +146,7 @@ def test_only_what_a_clip_needs_is_decoded(encoded, name):
 @pytest.mark.parametrize("name", [*STREAMS, "late start", "two streams", "variable rate"])
 def test_torchcodec_gets_what_it_decodes_exactly(encoded, name, caplog):
     if video._torchcodec() is None:
-        pytest.skip("torchcodec does not work here")
+        pytest.skip(NO_TORCHCODEC)
     with open_video(encoded[name], NUM_FRAMES) as opened, caplog.at_level(logging.INFO):
         its = opened.frames.func is video._decode_torchcodec  # type: ignore[attr-defined]
         opened.frames([7, 30])

@@ -12,21 +12,6 @@ from common.model.grid import TokenGrid
 from common.model.pixels import normalise
 
 
-@pytest.fixture(scope="module")
-def ours(tmp_path_factory):
-    return save_ours(tmp_path_factory.mktemp("ours") / "ours", encoder_config())
-
-
-@pytest.fixture(scope="module")
-def as_hf(ours, tmp_path_factory):
-    return exported(ours, tmp_path_factory.mktemp("hf") / "hf", "hf")
-
-
-@pytest.fixture(scope="module")
-def as_pt(ours, tmp_path_factory):
-    return exported(ours, tmp_path_factory.mktemp("pt") / "encoder.pt", "vjepa2")
-
-
 @pytest.mark.parametrize("head_width", [64, 80, 88, 104])
 @pytest.mark.parametrize(("num_frames", "crop_size"), [(None, None), (64, 32), (4, 80)])
 def test_transformers_gives_our_tokens(head_width, num_frames, crop_size, tmp_path):

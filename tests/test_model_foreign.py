@@ -25,21 +25,6 @@ SMALL_HF = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def ours(tmp_path_factory):
-    return save_ours(tmp_path_factory.mktemp("ours") / "ours", encoder_config())
-
-
-@pytest.fixture(scope="module")
-def as_hf(ours, tmp_path_factory):
-    return exported(ours, tmp_path_factory.mktemp("hf") / "hf", "hf")
-
-
-@pytest.fixture(scope="module")
-def as_pt(ours, tmp_path_factory):
-    return exported(ours, tmp_path_factory.mktemp("pt") / "encoder.pt", "vjepa2")
-
-
 @pytest.mark.parametrize("kind", ["whole", "sharded", "classifier"])
 def test_directories_of_transformers_are_read(kind, tmp_path):
     torch.manual_seed(0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import torch
+from torch import nn
 
 from common.config import MASK_GROUP_SIZE, EncoderConfig, MaskConfig, PredictorConfig
 from common.model.grid import TokenGrid
@@ -72,10 +73,15 @@ def step_flops(
     return num_clips * clip.total
 
 
+def num_parameters(module: nn.Module) -> int:
+    """Weights of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def encoder_parameters(config: EncoderConfig) -> int:
     """Weights of an encoder, counted on the model itself."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in Encoder(config).parameters())
+        return num_parameters(Encoder(config))
 
 
 def predictor_parameters(config: PredictorConfig, *, in_width: int, out_width: int, num_mask_tokens: int) -> int:
@@ -84,7 +90,7 @@ def predictor_parameters(config: PredictorConfig, *, in_width: int, out_width: i
         predictor = Predictor(
             config, in_width=in_width, out_width=out_width, num_mask_tokens=num_mask_tokens, rope="vjepa2_tiled", norm_eps=1e-6
         )
-    return sum(parameter.numel() for parameter in predictor.parameters())
+    return num_parameters(predictor)
 
 
 # --- every matrix product ---

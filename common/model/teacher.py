@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from common.config import FrozenConfig, TeacherComputeConfig
 from common.model.checkpoint import open_encoder
+from common.model.flops import num_parameters
 from common.model.frozen import FrozenEncoder
 from common.model.pixels import normalise
 
@@ -82,7 +83,7 @@ class Teacher:
             clip_shape=encoder.view.clip_shape,
             grid=(grid.t, grid.h, grid.w),
             width=encoder.config.width,
-            num_parameters=sum(parameter.numel() for parameter in self._module.parameters()),
+            num_parameters=num_parameters(self._module),
         )
 
     @classmethod
