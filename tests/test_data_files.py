@@ -233,11 +233,13 @@ def kept(folder: Path) -> list[Path]:
 def test_what_was_read_once_is_not_read_from_the_store_again(bucket: S3Server, shards, tmp_path):
     caching = {"shard_cache_dir": str(tmp_path / "cache")}
     first = new_reader(bucket.address("toy"), **caching)
-    clips = first.clips(SLOTS)
-    assert first.counters()["shard_cache_misses"] == len(set(clips.keys))
+    clips = new_reader(shards).clips(SLOTS)
+    # One at a time: two passes meet in these slots, and a video that both want at the same moment is read by both.
+    assert [first.clips([slot]).digests[0] for slot in SLOTS] == list(clips.digests)
+    assert first.counters()["shard_cache_misses"] == len(set(clips.keys)) < len(SLOTS)
     before = sum(count for request, count in bucket.requests.items() if ".tar" in request)
     second = new_reader(bucket.address("toy"), **caching)
-    assert second.clips(SLOTS).digests == clips.digests == new_reader(shards).clips(SLOTS).digests
+    assert second.clips(SLOTS).digests == clips.digests
     assert second.counters()["shard_cache_hits"] == 12
     assert sum(count for request, count in bucket.requests.items() if ".tar" in request) == before
     third = new_reader(shards, **caching)  # a disk of this machine, and the same cache
