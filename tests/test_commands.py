@@ -14,6 +14,7 @@ import teacher_server.cli
 from common.command import is_nested, run_app
 from common.config import (
     Config,
+    DrainConfig,
     ExportConfig,
     FidelityConfig,
     FlopsConfig,
@@ -23,6 +24,7 @@ from common.config import (
     PrecomputeConfig,
     ProbeConfig,
     ReportConfig,
+    RunsConfig,
     ServeConfig,
     StatusConfig,
     StudentRun,
@@ -46,6 +48,9 @@ COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
     "salt-serve teacher": (ServeConfig, {"ckpt": "run"}),
     "salt-serve precompute": (PrecomputeConfig, {"ckpt": "run", "data": "shards", "out": "targets", "views": "4"}),
     "salt-serve status": (StatusConfig, {"url": "http://127.0.0.1:1"}),
+    "salt-serve runs": (RunsConfig, {"url": "http://127.0.0.1:1"}),
+    "salt-serve drain": (DrainConfig, {"url": "http://127.0.0.1:1"}),
+    "salt-serve stop": (DrainConfig, {"url": "http://127.0.0.1:1"}),
     "salt-train teacher": (TeacherRun, RUN),
     "salt-train student": (StudentRun, RUN | {"teacher_ckpt": "run"}),
     "salt-train vjepa": (VJepaRun, RUN),

@@ -17,7 +17,7 @@ from common.config.model import (
     Views,
 )
 from common.config.presets import MASKS, PRESETS, mask_layer, preset_layer
-from common.config.serve import PrecomputeConfig, ServeConfig, ServiceConfig, StatusConfig
+from common.config.serve import DrainConfig, PrecomputeConfig, RunsConfig, ServeConfig, ServiceConfig, StatusConfig
 from common.config.train import (
     ComputeConfig,
     EmaConfig,
@@ -41,6 +41,7 @@ __all__ = [
     "BlockSetConfig",
     "ComputeConfig",
     "Config",
+    "DrainConfig",
     "DrawConfig",
     "EmaConfig",
     "EncoderConfig",
@@ -63,6 +64,7 @@ __all__ = [
     "PredictorConfig",
     "ProbeConfig",
     "ReportConfig",
+    "RunsConfig",
     "ServeConfig",
     "ServiceClientConfig",
     "ServiceConfig",
