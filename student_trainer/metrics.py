@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from common.clip import ClipBatch
 from common.config import TrainConfig
 from student_trainer.batches import Batch
+from student_trainer.exporter import Exporter
 
 
 class DivergedError(RuntimeError):
@@ -55,6 +56,7 @@ class MetricsLog:
         if rank == 0:
             self._file = (Path(config.out) / "metrics.jsonl").open("a")
             self._board = SummaryWriter(str(Path(config.out) / "tensorboard"))
+        self._exporter = Exporter(config.metrics_port) if rank == 0 and config.metrics_port is not None else None
 
     def add(
         self,
@@ -99,6 +101,8 @@ class MetricsLog:
         if self._board is not None and self._file is not None:
             self._file.close()
             self._board.close()
+        if self._exporter is not None:
+            self._exporter.close()
 
     def _count_bad(self, clips: ClipBatch) -> None:
         self._num_clips += len(clips.good)
@@ -149,6 +153,8 @@ class MetricsLog:
             for name, value in line.items():
                 if name != "step":
                     self._board.add_scalar(name, value, step)
+            if self._exporter is not None:
+                self._exporter.show(line)
         return line
 
 

@@ -40,8 +40,14 @@ class Retries:
         self._wake = threading.Event()
         self._lost: str | None = None
         self._closing = threading.Event()
+        self._thread = threading.local()
         self._lost_since_s = 0.0
         self._counters: dict[str, int | float] = {"retries": 0, "teacher_losses": 0, "teacher_lost_s": 0.0}
+
+    @property
+    def tried(self) -> int:
+        """How often this thread has tried what it tries now."""
+        return getattr(self._thread, "tried", 0)
 
     @property
     def is_open(self) -> bool:
@@ -60,7 +66,7 @@ class Retries:
         Raises TeacherUnavailableError when the budget is spent and while the circuit is open, ConnectionError after ``close``.
         """
         started, clock = time.monotonic(), time.strftime("%H:%M:%S")
-        pause_s = _FIRST_PAUSE_S
+        pause_s, self._thread.tried = _FIRST_PAUSE_S, 0
         while True:
             if self._closing.is_set():
                 raise ConnectionError("the target source was closed")
@@ -82,7 +88,7 @@ class Retries:
                     self._counters["retries"] += 1
                 log.warning("teacher %s: %s; it fails since %s (%.0f s), trying again in %.1f s", self._url, error, clock, spent_s, wait_s)
                 self._wake.wait(wait_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                pause_s, self._thread.tried = min(2 * pause_s, _LONGEST_PAUSE_S), self.tried + 1
 
     def mend(self) -> None:
         """Closes the circuit: the service answers again."""

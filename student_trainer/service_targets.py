@@ -57,6 +57,8 @@ class ServiceTargets:
         masked: bool = False,
         group: str | None = None,
         shown: dict[str, Any] | None = None,
+        token: str | None = None,
+        ca: str | None = None,
     ) -> None:
         """Waits for the service within the client's retry budget, or ``for_ever``. ``masked``: only hidden tokens travel. ``group``: see Note [groups].
         ``shown``: what the service's board shows of the run's configuration.
@@ -65,7 +67,7 @@ class ServiceTargets:
         """
         self.dtype: TargetDtype = dtype
         self._config, self._masked = client, masked
-        self._client = TeacherClient(url, client, re.sub(r"[^A-Za-z0-9._-]", "_", run)[:64], for_ever=for_ever)
+        self._client = TeacherClient(url, client, re.sub(r"[^A-Za-z0-9._-]", "_", run)[:64], for_ever=for_ever, token=token, ca=ca)
         facts = self._client.teacher()
         if facts["protocol"] != wire.PROTOCOL or dtype not in facts["dtypes"]:
             raise ValueError(

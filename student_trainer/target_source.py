@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.clip import ClipBatch
 from common.config import FrozenConfig, StudentRun, TargetDtype, TrainConfig, ViewConfig, Views
+from common.credentials import access_token
 from common.data.video import decoder_name
 from common.model.checkpoint import open_encoder
 from common.model.masking import MaskGroup
@@ -256,6 +257,8 @@ def open_source(config: StudentRun, *, run: str, rank: int = 0, device: torch.de
             run,
             for_ever=config.on_teacher_loss == "wait",
             masked=config.masked_targets,
+            token=access_token(config.teacher_token_file),
+            ca=config.teacher_ca,
             group=config.group if rank == 0 else None,
             shown=shown_config(config),
         )

@@ -3,7 +3,9 @@
 import http.client
 import json
 import logging
+import secrets
 import socket
+import ssl
 import threading
 import time
 import urllib.parse
@@ -14,6 +16,7 @@ from typing import Any
 from typing_extensions import Buffer
 
 from common.config import ServiceClientConfig
+from common.credentials import authorization, trusted
 from common.model.teacher import TeacherSpec
 from common.targets import wire
 from student_trainer.retry import Retries, RetryableError
@@ -73,8 +76,10 @@ class Standing:
 class TeacherClient:
     """One service's routes. Thread-safe: each thread has its own connection."""
 
-    def __init__(self, url: str, config: ServiceClientConfig, run: str, *, for_ever: bool = False) -> None:
-        """``for_ever``: the retry budget has no end."""
+    def __init__(
+        self, url: str, config: ServiceClientConfig, run: str, *, for_ever: bool = False, token: str | None = None, ca: str | None = None
+    ) -> None:
+        """``for_ever``: the retry budget has no end. ``token``: what the service knows the run by. ``ca``: see ``trusted``."""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or parts.hostname is None or parts.query or parts.fragment:
             raise ValueError(
@@ -82,6 +87,8 @@ class TeacherClient:
             )
         self._parts, self._path = parts, parts.path.rstrip("/")
         self._config, self._run, self.url = config, run, url.rstrip("/")
+        self._authorization = authorization(token)
+        self._tls = trusted(ca) if parts.scheme == "https" else None
         self._local = threading.local()
         self._connections: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
@@ -158,27 +165,33 @@ class TeacherClient:
         self, method: str, path: str, body: Buffer | None = None, headers: dict[str, str] | None = None, max_bytes: int = _MAX_JSON_BYTES
     ) -> memoryview:
         connection, buffer = self._connection(), self._buffer(max(max_bytes, _MAX_JSON_BYTES))
-        was_open = connection.sock is not None
+        was_open, request_id = connection.sock is not None, secrets.token_hex(6)
+        sent = {**self._authorization, "X-Salt-Request": request_id, "X-Salt-Retry": str(self.retries.tried), **(headers or {})}
         try:
-            connection.request(method, self._path + path, body=None if body is None else memoryview(body), headers=headers or {})
+            connection.request(method, self._path + path, body=None if body is None else memoryview(body), headers=sent)
             response = connection.getresponse()
             content = _read(response, buffer[:max_bytes], time.monotonic() + self._config.timeout_s)
+        except ssl.SSLCertVerificationError as error:
+            raise ValueError(f"{self.url} shows no certificate that is trusted: {error.verify_message}: give --teacher-ca FILE") from error
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             if not was_open or not isinstance(error, ConnectionError) or self.retries.is_closed:
-                raise RetryableError(f"{type(error).__name__}: {error}") from error
+                raise RetryableError(f"{type(error).__name__}: {error} (request {request_id})") from error
             self.count("reconnects")  # a server closes idle connections as it likes; requests are pure, so they can be sent again at once
             return self._send(method, path, body, headers, max_bytes)
         if response.status < 300:
             return content
-        raise _refusal(response, bytes(content))
+        raise _refusal(response, bytes(content), request_id)
 
     def _connection(self) -> http.client.HTTPConnection:
         connection = getattr(self._local, "connection", None)
         if connection is None:
-            kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
-            assert self._parts.hostname is not None
-            connection = kind(self._parts.hostname, self._parts.port, timeout=self._config.timeout_s)
+            host, port, timeout_s = self._parts.hostname, self._parts.port, self._config.timeout_s
+            assert host is not None
+            if self._tls is None:
+                connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+            else:
+                connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=self._tls)
             self._local.connection = connection
             with self._lock:
                 self._connections.append(connection)
@@ -209,9 +222,9 @@ def _read(response: http.client.HTTPResponse, into: memoryview, deadline_s: floa
     return into[:done]
 
 
-def _refusal(response: http.client.HTTPResponse, content: bytes) -> Exception:
+def _refusal(response: http.client.HTTPResponse, content: bytes, request_id: str) -> Exception:
     """What an error answer means."""
-    sentence = _sentence(response.status, content)
+    sentence = f"{_sentence(response.status, content)} (request {request_id})"
     if response.status in _RETRIED:
         after = response.getheader("Retry-After", "0")
         return RetryableError(sentence, float(after) if after.replace(".", "", 1).isdigit() else 0.0)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import secrets
 import signal
 import socket
 import time
@@ -16,8 +17,10 @@ import rich.console
 
 from common.config import ServeConfig
 from common.local_ray import is_private, ray_to_join
+from teacher_server.access import check_access
 from teacher_server.board import Ending
 from teacher_server.ingress import free_port, haproxy_environment
+from teacher_server.peers import PASSED
 from teacher_server.placement import SAY_PENDING_S, check_fits, what_is_missing
 
 _ALONE = "teacher"
@@ -33,13 +36,14 @@ _QUIET = {"log_level": "ERROR", "enable_access_log": False}
 class Replica:
     """One replica: loads the teacher, and is the ASGI app that Ray Serve's ingress calls."""
 
-    def __init__(self, values: dict[str, Any], board_name: str) -> None:
+    def __init__(self, values: dict[str, Any], board_name: str, secret: str) -> None:
         import ray
         import torch
 
         from common.model.checkpoint import open_encoder
         from common.model.teacher import Teacher
         from teacher_server.ingress import ingress_here, let_proxy_send_views
+        from teacher_server.listener import Tls, tls_socket
         from teacher_server.replica import Place
         from teacher_server.service import board_arguments, build_app
 
@@ -47,17 +51,23 @@ class Replica:
         config = ServeConfig.model_validate(values)
         teacher = Teacher(open_encoder(config), config.teacher, torch.device("cuda" if config.gpus else "cpu"))
         file = None if config.board_file is None else Path(config.board_file)
-        board: Any = _ActorBoard(board_name, {**board_arguments(teacher.spec, config.service), "file": file})
-        host = ray.util.get_node_ip_address()
+        board: Any = _ActorBoard(board_name, {**board_arguments(teacher.spec, config.service), "file": file, "secret": secret})
+        here = ray.get_runtime_context().get_node_id()
+        [host] = [node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here]  # of a private Ray: 127.0.0.1
         listener = socket.create_server((host, 0))
+        front = None
+        if config.tls_cert is not None and config.tls_key is not None:
+            front = tls_socket(config.host, config.port), Tls(cert=config.tls_cert, key=config.tls_key)
         place = Place(
             board=board,
             url=f"http://{host}:{listener.getsockname()[1]}",
             listener=listener,
+            front=front,
             buckets=config.replica_range[1],
-            ingress=ingress_here(),
+            ingress=ingress_here() if front is None else "direct",
         )
-        self._app = build_app(teacher, config.service, place, None if config.cache is None else Path(config.cache))
+        files = {name: None if (value := getattr(config, name)) is None else Path(value) for name in ("cache", "tokens", "request_log")}
+        self._app = build_app(teacher, config.service, place, **files)
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._app
@@ -101,13 +111,18 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
     from teacher_server.board_file import BoardFile
 
     encoder = open_encoder(config)  # a wrong path or clip is said now, not by a replica
+    check_access(config)
     if config.board_file is not None:
         BoardFile(Path(config.board_file), fingerprint(encoder, encoder.load()))  # another teacher's too
-    paths = {name: str(Path(value).resolve()) for name in ("board_file", "cache") if (value := getattr(config, name)) is not None}
+    files = ("board_file", "cache", "tokens", "tls_cert", "tls_key", "request_log")
+    paths = {name: str(Path(value).absolute()) for name in files if (value := getattr(config, name)) is not None}
     config = config.absolute().model_copy(update=paths)  # a replica may have another working directory
     if config.port and is_private(config.address):
         _require_free(config.host, config.port)
-    with _ended_by_signals(), ray_to_join(config.address, environment=haproxy_environment()) as ray_arguments:
+    environment = haproxy_environment()
+    if config.tls_cert is not None:  # the replicas listen themselves
+        environment, config = {}, config.model_copy(update={"port": config.port or free_port(config.host)})
+    with _ended_by_signals(), ray_to_join(config.address, environment=environment) as ray_arguments:
         import ray
 
         ray.init(**ray_arguments)
@@ -119,10 +134,11 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
                 check_fits(ray.cluster_resources(), **each, flags="--cpus, --gpus and --replicas")
             was_running = "SERVE_CONTROLLER_ACTOR" in _named_actors("serve")
             board_name = f"{config.name or _ALONE}-{time.time_ns():016x}"  # a later command's comes after it
-            url = _deploy(config, board_name)
+            secret = secrets.token_hex(32)
+            url, inside = _deploy(config, board_name, secret)
             try:
-                _wait_until_ready(url, config, console)
-                facts = _get(f"{url}/v1/teacher")
+                _wait_until_ready(inside, config, console)
+                facts = _get(f"{inside}/v1/teacher", {PASSED: secret})
                 where = f"{facts['ingress']} ingress, {config.replicas} replicas" if most > 1 else f"{facts['ingress']} ingress"
                 said = f"teacher {config.ckpt} is ready ({where}), status page and counters at {url}/"
                 console.print(said, highlight=False, soft_wrap=True, markup=False)
@@ -139,8 +155,11 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
             ray.shutdown()
 
 
-def _deploy(config: ServeConfig, board_name: str) -> str:
-    """Asks Ray Serve for the deployment; the URL that it will have. One of the same name is replaced, replica by replica."""
+def _deploy(config: ServeConfig, board_name: str, secret: str) -> tuple[str, str]:
+    """Asks Ray Serve for the deployment; the URL that it will have, and that of Ray Serve itself, which differs where the replicas end TLS.
+
+    One of the same name is replaced, replica by replica.
+    """
     from ray import serve
     from ray.serve.api import RunTarget
     from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
@@ -149,12 +168,14 @@ def _deploy(config: ServeConfig, board_name: str) -> str:
     from teacher_server.scaling import WaitingClips
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # its import has set another
-    port = config.port or free_port(config.host)
-    serve.start(http_options={"host": config.host, "port": port, "keep_alive_timeout_s": 120}, logging_config=_QUIET)
+    host, port = config.host, config.port or free_port(config.host)
+    if config.tls_cert is not None:
+        host, port = "127.0.0.1", free_port("127.0.0.1")
+    serve.start(http_options={"host": host, "port": port, "keep_alive_timeout_s": 120}, logging_config=_QUIET)
     client = _get_global_client()
     assert client is not None, "serve.start connects"
     found = client.http_config
-    if (found.host, found.port) != (config.host, port):
+    if (found.host, found.port) != (host, port):
         if config.port != 0:
             raise ValueError(
                 f"got --host {config.host} --port {port}, but Ray Serve of this cluster already listens on {found.host}:{found.port}: "
@@ -179,13 +200,15 @@ def _deploy(config: ServeConfig, board_name: str) -> str:
         logging_config=_QUIET,
     )
     name, prefix = config.name or _ALONE, "" if config.name is None else f"/{config.name}"
-    target = deployment.bind(config.model_dump(mode="json"), board_name)
+    target = deployment.bind(config.model_dump(mode="json"), board_name, secret)
     serve.run_many(
         [RunTarget(target, name=name, route_prefix=prefix or "/", logging_config=_QUIET)],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )
-    return f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{port}{prefix}"
+    shown = "127.0.0.1" if config.host == "0.0.0.0" else config.host
+    inside = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}{prefix}"
+    return inside if config.tls_cert is None else f"https://{shown}:{config.port}{prefix}", inside
 
 
 def _remove(name: str, board_name: str, *, serve_too: bool) -> None:
@@ -261,8 +284,8 @@ def _named_actors(namespace: str) -> list[str]:
     return [actor["name"] for actor in actors if actor["namespace"] == namespace]
 
 
-def _get(url: str) -> dict[str, Any]:
-    with urllib.request.urlopen(url, timeout=10) as reply:
+def _get(url: str, headers: dict[str, str]) -> dict[str, Any]:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as reply:
         return json.load(reply)
 
 

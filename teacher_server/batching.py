@@ -95,12 +95,15 @@ class Batcher:
             while True:
                 batch = await self._next_batch()
                 started = loop.time()
+                for flight in batch:
+                    self.counters.queue_wait.observe(started - flight.queued_s)
                 forward = loop.run_in_executor(self._forward_thread, self._forward, [flight.clip for flight in batch])
                 delivery = asyncio.create_task(self._deliver(batch, forward))  # the next forward overlaps this one's encoding
                 self._deliveries.add(delivery)
                 delivery.add_done_callback(lambda done, batch=batch: self._delivered(batch, done))
                 await asyncio.wait([forward])  # waits for its end, whether it succeeds or not
                 self.counters.forward_s += loop.time() - started
+                self.counters.forward.observe(loop.time() - started)
         finally:
             self._forward_thread.shutdown(wait=False, cancel_futures=True)
             self._encode_thread.shutdown(wait=False, cancel_futures=True)

@@ -4,6 +4,7 @@ Its methods are coroutines, so that it is used alike as an object of the one rep
 """
 
 import enum
+import secrets
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 from teacher_server.board_file import BoardFile
 from teacher_server.counters import GAUGES
+from teacher_server.rates import Rates
 from teacher_server.runs import Progress, Run, Standing
 
 _ALIVE_S = 10.0
@@ -55,8 +57,19 @@ class Board:
     in the file; a replica that lives on says it again.
     """
 
-    def __init__(self, *, max_runs: int, group_timeout_s: float, window_clips: int, teacher: str, file: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        max_runs: int,
+        group_timeout_s: float,
+        window_clips: int,
+        teacher: str,
+        file: Path | None = None,
+        secret: str | None = None,
+    ) -> None:
+        """``secret``: what the replicas know each other by; None: a new one."""
         self._max_runs, self._group_timeout_s, self._window_clips = max_runs, group_timeout_s, window_clips
+        self._secret, self._rates = secret or secrets.token_hex(32), Rates()
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._owners: OrderedDict[bytes, str] = OrderedDict()
         self._urls: set[str] = set()
@@ -121,6 +134,14 @@ class Board:
         if time.monotonic() - self._saved_s > _SAVE_S or counters.get("draining"):
             await self._save()
         return self._ending
+
+    async def secret(self) -> str:
+        """What a request between replicas carries."""
+        return self._secret
+
+    async def take(self, token: str, clips: int, clips_per_s: float) -> float:
+        """See ``Rates.take``: a token's rate is that of all replicas together."""
+        return self._rates.take(token, clips, per_s=clips_per_s)
 
     async def claim(self, replica: str, clip_digests: list[bytes]) -> list[str]:
         """The owner of each clip, a replica's URL; a clip that nobody owns is the asker's. See Note [owners] in exchange."""

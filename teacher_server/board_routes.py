@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
 from teacher_server.board import Ending
 from teacher_server.errors import ApiError
+from teacher_server.front import Note
 from teacher_server.replica import TeacherService, run_id
 from teacher_server.runs import Progress, Standing
 
@@ -27,9 +28,13 @@ def add_board_routes(app: FastAPI, service: TeacherService) -> None:
         return found
 
     @app.post("/v1/runs/{run}/progress")
-    async def progress(run: str, progress: Progress) -> Standing:
+    async def progress(run: str, progress: Progress, request: Request) -> Standing:
         """Where a student run is; answers where that is in its group, and whether it is to wait for the others."""
-        return await service.board.post(run_id(run), progress)
+        note: Note = request.state.note
+        note.run = run_id(run)
+        note.token.require_run(run)
+        note.token.require_group(progress.group)
+        return await service.board.post(run, progress)
 
     @app.post("/v1/drain")
     async def drain() -> dict[str, str]:

@@ -12,12 +12,12 @@ _POLL_S = 0.5
 def drain(config: DrainConfig, *, stop: bool) -> None:
     """Returns when everything is answered and, with ``stop``, the service is gone. Raises ConnectionError where that is not so in time."""
     url = config.url.rstrip("/")
-    call(url, "/v1/stop" if stop else "/v1/drain", "POST")
+    call(config, "/v1/stop" if stop else "/v1/drain", "POST")
     deadline = time.monotonic() + config.wait
     open_requests = 0
     while True:
         try:
-            counters = call(url, "/v1/teacher")["counters"]
+            counters = call(config, "/v1/teacher")["counters"]
         except (ConnectionError, ValueError):  # gone, or what stands before it says that
             if stop:
                 break

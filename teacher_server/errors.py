@@ -1,6 +1,7 @@
 """What a client did wrong, as JSON: ``{error, expected, got, hint}`` (DESIGN section 4, HTTP)."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,11 +16,25 @@ log = logging.getLogger("salt.server")
 class ApiError(Exception):
     """A request that is refused."""
 
-    def __init__(self, status: int, error: str, *, expected: Any, got: Any, hint: str, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        error: str,
+        *,
+        expected: Any,
+        got: Any,
+        hint: str,
+        retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(f"{error}: got {got}, expected {expected}")
         self.status = status
         self.body = {"error": error, "expected": expected, "got": got, "hint": hint}
-        self.headers = {} if retry_after_s is None else {"Retry-After": f"{retry_after_s:g}"}
+        self.headers = dict(headers or {}) | ({} if retry_after_s is None else {"Retry-After": f"{retry_after_s:g}"})
+
+    def response(self) -> Response:
+        """What the client reads."""
+        return JSONResponse(self.body, status_code=self.status, headers=self.headers)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -27,7 +42,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:
-        return JSONResponse(error.body, status_code=error.status, headers=error.headers)
+        return error.response()
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
@@ -43,12 +58,13 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def left(request: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=400)  # nobody reads it
+        return Response(status_code=499)  # for the log and the metrics: nobody reads it
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
         # Starlette raises the error again after this answer, so it is in the server's log with its traceback.
-        request_id = request.headers.get("x-request-id", "-")
-        log.error("request %s of run %s failed: %s", request_id, request.headers.get("x-salt-run", "-"), error)
+        note = request.state.note
+        log.error("request %s of run %s failed: %s", note.request, note.run, error)
         body = {"error": f"the teacher failed: {error}", "expected": "targets", "got": type(error).__name__}
-        return JSONResponse({**body, "hint": "see the server's log; the request may be repeated"}, status_code=500)
+        hint = "see the server's log; the request may be repeated"
+        return JSONResponse({**body, "hint": hint}, status_code=500, headers={"X-Salt-Request": note.request})

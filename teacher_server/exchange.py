@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from teacher_server.batching import Batcher
 from teacher_server.board import Board
 from teacher_server.disk import DiskTargets
 from teacher_server.leases import LeaseEnd, Leases
+from teacher_server.peers import PeerSecret
 
 T = TypeVar("T")
 
@@ -29,6 +30,8 @@ class Asker:
 
     run: str
     """The student run."""
+    request: str
+    """The request's id."""
     passed: bool = False
     """Another replica passes it on, since the rows are this one's."""
     deadline_s: float | None = None
@@ -37,7 +40,7 @@ class Asker:
     def headers(self) -> dict[str, str]:
         """Said to the replica that rows are passed on to."""
         deadline = {} if self.deadline_s is None else {"X-Salt-Deadline-Ms": peers.deadline_ms(self.deadline_s)}
-        return {"X-Salt-Run": self.run, **deadline}
+        return {"X-Salt-Run": self.run, "X-Salt-Request": self.request, **deadline}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +103,8 @@ class Exchange:
     replica: str = ""
     """The URL at which other replicas reach this one; empty where there are none."""
     disk: DiskTargets | None = None
+    secret: PeerSecret = field(default_factory=PeerSecret)
+    """Said to the other replicas."""
 
     async def answer(self, request: Request, asker: Asker) -> Answer:
         """The answer, when the rows with bytes are computed, and the others too unless the client is to upload some."""
@@ -164,7 +169,7 @@ class Exchange:
     async def _pass_on(self, owner: str, rows: list[RequestRow], ask: _Ask) -> list[_Outcome]:
         """The outcomes that the owner of the rows says, or this replica's where it is lost. See Note [owners]."""
         self.batcher.counters.passed_on += len(rows)
-        asking = asyncio.create_task(peers.ask(owner, ask.dtype, rows, ask.asker.headers()))
+        asking = asyncio.create_task(peers.ask(owner, self.secret.value or "", ask.dtype, rows, ask.asker.headers()))
         try:
             if rows[0].clip is None:
                 await asyncio.wait([asking, ask.granted], return_when=asyncio.FIRST_COMPLETED)

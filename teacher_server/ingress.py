@@ -37,6 +37,7 @@ def haproxy_environment() -> dict[str, str]:
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "hdr(X-Salt-Bucket)",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "2",
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",  # a client that stops in the middle of a request is dropped
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
     }
 

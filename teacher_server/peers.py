@@ -1,21 +1,27 @@
 """Replicas among themselves: rows passed on to the one that owns their clips, over plain HTTP."""
 
 import asyncio
+import hmac
 import math
-import socket
 import urllib.parse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
-
-import uvicorn
+from collections.abc import Sequence
 
 from common.config import TargetDtype
 from common.targets import wire
 from teacher_server.batching import BusyError
 
 PASSED = "x-salt-passed"
-"""Header of a request that another replica passes on: its rows are answered here, whoever owns them."""
+"""Header of a request that another replica passes on, with the secret of the replicas: its rows are answered here, whoever owns them."""
+
+
+class PeerSecret:
+    """What the replicas of one teacher know of each other, and nobody else. None matches before it is there."""
+
+    value: str | None = None
+
+    def is_it(self, presented: str) -> bool:
+        """Whether a request comes from a replica."""
+        return self.value is not None and hmac.compare_digest(self.value.encode(), presented.encode())
 
 
 class PeerLostError(ConnectionError):
@@ -23,7 +29,7 @@ class PeerLostError(ConnectionError):
 
 
 async def ask(
-    url: str, dtype: TargetDtype, rows: Sequence[wire.RequestRow], headers: dict[str, str]
+    url: str, secret: str, dtype: TargetDtype, rows: Sequence[wire.RequestRow], headers: dict[str, str]
 ) -> tuple[wire.ResponseHeader, list[wire.ResponseRow]]:
     """The rows of a peer's answer, in order. Cancelled, it closes its connection, and the peer sees that nobody waits any more.
 
@@ -36,7 +42,7 @@ async def ask(
         "Connection": "close",
         "Content-Type": wire.CONTENT_TYPE,
         "Content-Length": str(body.size),
-        PASSED: "1",
+        PASSED: secret,
         **headers,
     }
     lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
@@ -66,17 +72,3 @@ async def ask(
 def deadline_ms(deadline_s: float) -> str:
     """What is left until a time on the event loop's clock, as the header says it."""
     return str(max(1, math.ceil((deadline_s - asyncio.get_running_loop().time()) * 1000)))
-
-
-async def listen(app: Any, listener: socket.socket) -> None:
-    """Serves an app, whose life is another's matter, until it is cancelled."""
-    server = _Guest(uvicorn.Config(app, lifespan="off", log_level="error", access_log=False))
-    await server.serve(sockets=[listener])
-
-
-class _Guest(uvicorn.Server):
-    """A server in a process whose signals are another's."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield

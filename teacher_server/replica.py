@@ -5,6 +5,7 @@ import logging
 import re
 import secrets
 import socket
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,19 +16,24 @@ from starlette.requests import ClientDisconnect
 
 from common.config import ServiceConfig
 from common.targets import codec, wire
-from teacher_server import peers
+from teacher_server.access import PEER, Tokens
 from teacher_server.batching import Batcher, BusyError, FrozenTeacher
 from teacher_server.board import Board, Ending
+from teacher_server.counters import without_parts
 from teacher_server.disk import DiskTargets
 from teacher_server.errors import ApiError
 from teacher_server.exchange import Answer, Asker, Exchange
+from teacher_server.front import Note, RequestLog
+from teacher_server.intake import announced_bytes, least, read_body, require_rate, too_large
 from teacher_server.leases import Leases
+from teacher_server.listener import Listener, Tls, only_peers
+from teacher_server.peers import PeerSecret
 
 log = logging.getLogger("salt.server")
 
-_RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_RUN_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")
 _BEAT_S = 1.0
-"""From one time that a replica says to the board that it lives, and hears whether the service ends, to the next."""
+"""From one time that a replica says to the board that it lives, and hears whether the service ends, to the next; and so with changed tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,8 @@ class Place:
     """At which the other replicas reach this one; empty where there are none."""
     listener: socket.socket | None = None
     """Where it is reached by them, if that is not where its clients reach it."""
+    front: tuple[socket.socket, Tls] | None = None
+    """Where its clients reach it, if it ends TLS itself."""
     buckets: int = 1
     """Into how many parts clients split a request by the digests of its clips, so that equal clips reach the same replica."""
     ingress: str = "uvicorn"
@@ -49,8 +57,16 @@ class Place:
 class TeacherService:
     """One replica: a teacher, and everything its requests share."""
 
-    def __init__(self, teacher: FrozenTeacher, config: ServiceConfig, place: Place, disk: DiskTargets | None) -> None:
-        self._config, self._place, self._disk = config, place, disk
+    def __init__(
+        self,
+        teacher: FrozenTeacher,
+        config: ServiceConfig,
+        place: Place,
+        disk: DiskTargets | None,
+        tokens: Tokens | None = None,
+        log: RequestLog | None = None,
+    ) -> None:
+        self._config, self._place, self._disk, self._tokens, self._log = config, place, disk, tokens, log
         self.spec = teacher.spec
         self.batch_size = int(self.spec.compute["batch_size"])
         self.batcher = Batcher(
@@ -66,8 +82,15 @@ class TeacherService:
         self._name = f"{place.url}#{secrets.token_hex(4)}"  # a later process may get this one's port
         self.ending = Ending.NO
         self.open_requests = 0
+        self.secret = PeerSecret()
         self._exchange = Exchange(
-            batcher=self.batcher, leases=self.leases, clip_shape=self.spec.clip_shape, board=self.board, replica=place.url, disk=disk
+            batcher=self.batcher,
+            leases=self.leases,
+            clip_shape=self.spec.clip_shape,
+            board=self.board,
+            replica=place.url,
+            disk=disk,
+            secret=self.secret,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self.ready = False
@@ -75,12 +98,25 @@ class TeacherService:
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Serves between its two ends; readiness comes after the first forward, which does not delay liveness."""
-        self._tasks = [asyncio.create_task(self.batcher.run()), asyncio.create_task(self._warm_up())]
+        if self._log is not None:
+            self._log.open()
+        self.secret.value = await self.board.secret()
+        self._tasks = [asyncio.create_task(task) for task in (self.batcher.run(), self._warm_up(), self._watch_tokens())]
+        head_s, drain_s = self._config.header_timeout_s, self._config.drain_s
         if self._place.listener is not None:
-            self._tasks.append(asyncio.create_task(peers.listen(app, self._place.listener)))
+            listener = Listener(only_peers(app), self._place.listener, header_timeout_s=head_s)
+            self._tasks.append(asyncio.create_task(listener.serve()))
+        front = None
+        if self._place.front is not None:
+            listening, tls = self._place.front
+            front = Listener(app, listening, header_timeout_s=head_s, drain_s=drain_s, tls=tls)
+            serving = asyncio.create_task(front.serve())
         try:
             yield
         finally:
+            if front is not None:
+                front.drain()
+                await asyncio.wait([serving])
             for task in self._tasks:
                 task.cancel()
             await asyncio.wait(self._tasks)
@@ -88,6 +124,8 @@ class TeacherService:
                 await self.board.lost(self._place.url)
             if self._disk is not None:
                 await asyncio.to_thread(self._disk.close)
+            if self._log is not None:
+                await asyncio.to_thread(self._log.close)
 
     def check(self) -> None:
         """Raises what ended the batcher or the first forward, if something did."""
@@ -142,13 +180,18 @@ class TeacherService:
             log.warning("the service ends: no new requests for targets")
             await self.board.served(self._name, self.counters(), ending=self.ending)
 
+    async def _watch_tokens(self) -> None:
+        while self._tokens is not None:
+            await asyncio.sleep(_BEAT_S)
+            await asyncio.to_thread(self._tokens.reload)
+
     async def describe(self) -> dict[str, Any]:
         """``GET /v1/teacher``."""
         spec = self.spec.to_json()
-        limits = {"max_request_bytes": self._config.max_request_bytes, "lease_s": self._config.lease_s}
+        limits = {name: getattr(self._config, name) for name in ("max_request_bytes", "max_request_clips", "lease_s")}
         shared = {"protocol": wire.PROTOCOL, "dtypes": list(codec.TARGET_DTYPES), "batch_size": self.batch_size}
         place = {"buckets": self._place.buckets, "ingress": self._place.ingress}
-        now = {"ready": self.ready, "ending": self.ending.name.lower(), "counters": await self.all_counters()}
+        now = {"ready": self.ready, "ending": self.ending.name.lower(), "counters": without_parts(await self.all_counters())}
         return {**spec, **shared, **place, "limits": limits, **now}
 
     async def all_counters(self) -> dict[str, int | float]:
@@ -167,19 +210,22 @@ class TeacherService:
 
     async def targets(self, request: Request) -> Response:
         """``POST /v1/targets``."""
-        self._check_headers(request)
+        note: Note = request.state.note
         asker = Asker(
             run=run_id(request.headers.get("x-salt-run", "unnamed")),
-            passed=peers.PASSED in request.headers,
+            request=note.request,
+            passed=note.token is PEER,
             deadline_s=_deadline_s(request.headers.get("x-salt-deadline-ms")),
         )
-        length = int(request.headers.get("content-length", 0))
-        if length > self._config.max_request_bytes:
-            raise self._too_large(length)
+        note.run = asker.run
+        note.token.require_run(asker.run)
+        self._check_headers(request)
+        most = least(note.token.max_request_bytes, self._config.max_request_bytes)
+        length = announced_bytes(request, most)
         try:
             async with asyncio.timeout_at(asker.deadline_s):
                 with self.batcher.admit(asker.run, length):
-                    return await self._answer(request, asker)
+                    return await self._answer(request, asker, most)
         except BusyError as error:
             raise ApiError(
                 429,
@@ -199,15 +245,21 @@ class TeacherService:
                 hint="ask again: what was computed meanwhile is in memory",
             ) from error
 
-    async def _answer(self, request: Request, asker: Asker) -> Response:
-        body = await self._read(request)
-        parsed = await asyncio.to_thread(self._parse, body)
+    async def _answer(self, request: Request, asker: Asker, most_bytes: int) -> Response:
+        note: Note = request.state.note
+        body = await read_body(request, most_bytes=most_bytes, timeout_s=self._config.body_timeout_s)
+        parsed = await asyncio.to_thread(self._parse, body, least(note.token.max_request_clips, self._config.max_request_clips))
+        note.asks([row.clip_digest for row in parsed.rows], len(body))
+        await require_rate(self.board, note.token, len(parsed.rows))
         counters = self.batcher.counters
         if not asker.passed:  # counted where it arrived
             counters.requests += 1
             counters.bytes_in += len(body)
         answer = await _unless_left(request, self._exchange.answer(parsed, asker))
+        started = time.perf_counter()
         response = await asyncio.to_thread(self._serialise, parsed, answer)
+        counters.serialise.observe(time.perf_counter() - started)
+        note.num_computed, note.bytes_out = answer.num_computed, len(response)
         sent = 0 if asker.passed else len(response)
         counters.bytes_out += sent
         clips = 0 if asker.passed else sum(row.status == "ok" for row in answer.rows)
@@ -215,7 +267,7 @@ class TeacherService:
         return Response(response, media_type=wire.CONTENT_TYPE)
 
     def _check_headers(self, request: Request) -> None:
-        if self.ready and peers.PASSED in request.headers:  # what another replica passes on was begun there
+        if self.ready and request.state.note.token is PEER:  # what another replica passes on was begun there
             self.check()
         else:
             self.require_ready()
@@ -227,24 +279,14 @@ class TeacherService:
         if content_type.split(";")[0].strip() != wire.CONTENT_TYPE:
             raise ApiError(415, "the body is not Arrow", expected=wire.CONTENT_TYPE, got=content_type, hint="send an Arrow IPC stream")
 
-    async def _read(self, request: Request) -> bytearray:
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > self._config.max_request_bytes:
-                raise self._too_large(len(body))
-        return body
-
-    def _too_large(self, got_bytes: int) -> ApiError:
-        expected = f"at most {self._config.max_request_bytes} bytes"
-        return ApiError(413, "the body is too large", expected=expected, got=f"{got_bytes} bytes", hint="send fewer clips in a request")
-
-    def _parse(self, body: bytearray) -> wire.Request:
+    def _parse(self, body: bytearray, most_clips: int) -> wire.Request:
         try:
-            request = wire.read_request(body)
+            request = wire.read_request(body, max_rows=most_clips)
             for row in request.rows:
                 if row.token_idx is not None and row.token_idx[-1] >= self.spec.num_tokens:
                     raise ValueError(f"got token_idx up to {row.token_idx[-1]}, expected less than the teacher's {self.spec.num_tokens}")
+        except wire.TooManyRowsError as error:
+            raise too_large("the request has too many clips", str(error), f"at most {most_clips} clips") from error
         except ValueError as error:
             hint = "the columns and their types are those of protocol version 1"
             raise ApiError(422, str(error), expected="a request for targets", got="a malformed one", hint=hint) from error

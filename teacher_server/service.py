@@ -5,34 +5,48 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from common.config import ServiceConfig
 from common.model.teacher import TeacherSpec
 from common.targets import codec, wire
 from common.targets.store import CacheSpec
+from teacher_server.access import Tokens
 from teacher_server.batching import FrozenTeacher
 from teacher_server.board import Board
 from teacher_server.board_routes import add_board_routes
-from teacher_server.counters import GAUGES
 from teacher_server.disk import DiskTargets
 from teacher_server.errors import add_error_handlers
+from teacher_server.front import Front, RequestLog
+from teacher_server.metrics import exposition
 from teacher_server.replica import Place, TeacherService
 
 PAGE = Path(__file__).parent / "page" / "index.html"
 
 
-def build_app(teacher: FrozenTeacher, config: ServiceConfig, place: Place | None = None, cache: Path | None = None) -> FastAPI:
+def build_app(
+    teacher: FrozenTeacher,
+    config: ServiceConfig,
+    place: Place | None = None,
+    cache: Path | None = None,
+    *,
+    tokens: Path | None = None,
+    request_log: Path | None = None,
+) -> FastAPI:
     """The app around a teacher; ``app.state.service`` is its ``TeacherService``. ``cache``: the folder that targets are written to.
 
-    ``place``: where it stands among other replicas; None: it is the only one.
+    ``place``: where it stands among other replicas; None: it is the only one. ``tokens``: the file of access tokens; None: everybody may ask.
+    ``request_log``: the file that requests are written to.
     """
+    known, log = None if tokens is None else Tokens(tokens), None if request_log is None else RequestLog(request_log)
     disk = None if cache is None else _open_cache(cache, teacher.spec, config)
-    service = TeacherService(teacher, config, place or Place(board=Board(**board_arguments(teacher.spec, config))), disk)
+    service = TeacherService(teacher, config, place or Place(board=Board(**board_arguments(teacher.spec, config))), disk, known, log)
     app = FastAPI(title="SALT teacher", version=wire.PROTOCOL, lifespan=service.lifespan)
     app.state.service = service
     app.add_middleware(_Counted, service=service)
     add_error_handlers(app)
+    app.add_middleware(Front, secret=service.secret, tokens=known, counters=service.batcher.counters, log=log)
     add_board_routes(app, service)
 
     @app.get("/v1/teacher")
@@ -60,9 +74,10 @@ def build_app(teacher: FrozenTeacher, config: ServiceConfig, place: Place | None
         return {"ready": True}
 
     @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> str:
-        """Prometheus text."""
-        return await prometheus(service)
+    async def metrics() -> Response:
+        """All replicas' counters, and the runs, for Prometheus."""
+        text = exposition(service.spec, await service.all_counters(), await service.board.runs())
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
@@ -84,18 +99,6 @@ class _Counted:
             await self._app(scope, receive, send)
         finally:
             self._service.open_requests -= begun
-
-
-async def prometheus(service: TeacherService) -> str:
-    """The counters of this replica, and what the runs were sent by all, in Prometheus' text format."""
-    lines = []
-    for name, value in {**service.counters(), "ready": int(service.ready)}.items():
-        is_gauge = name in GAUGES or name == "ready"
-        full = f"salt_{name}" if is_gauge else f"salt_{name}_total"
-        lines += [f"# TYPE {full} {'gauge' if is_gauge else 'counter'}", f"{full} {value}"]
-    lines.append("# TYPE salt_run_clips_served_total counter")
-    lines += [f'salt_run_clips_served_total{{run="{run["id"]}"}} {run["clips_served"]}' for run in await service.board.runs()]
-    return "\n".join(lines) + "\n"
 
 
 def board_arguments(spec: TeacherSpec, config: ServiceConfig) -> dict[str, Any]:

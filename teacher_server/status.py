@@ -10,15 +10,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from common.config import RunsConfig, StatusConfig
+from common.config import OfServiceConfig, RunsConfig, StatusConfig
+from common.credentials import access_token, authorization, trusted
 
 _POLL_S = 0.2
 
 
 def show_status(config: StatusConfig) -> None:
     """Prints teacher, counters and runs on standard output. Raises ConnectionError where the service is not ready in time."""
-    url = config.url.rstrip("/")
-    facts = {**_ready_facts(url, config.wait), "runs": call(url, "/v1/runs")}
+    facts = {**_ready_facts(config), "runs": call(config, "/v1/runs")}
     if config.json_:
         print(json.dumps(facts, indent=2))
         return
@@ -30,17 +30,20 @@ def show_status(config: StatusConfig) -> None:
 
 def show_runs(config: RunsConfig) -> None:
     """Prints the runs on standard output. Raises ConnectionError where the service does not answer."""
-    runs = call(config.url.rstrip("/"), "/v1/runs")
+    runs = call(config, "/v1/runs")
     if config.json_:
         print(json.dumps(runs, indent=2))
     else:
         new_console().print(_runs_table(runs))
 
 
-def call(url: str, path: str, method: str = "GET") -> Any:
+def call(service: OfServiceConfig, path: str, method: str = "GET") -> Any:
     """What a service answers. Raises ConnectionError where it is not there, ValueError where it refuses."""
+    url = service.url.rstrip("/")
+    request = urllib.request.Request(url + path, method=method, headers=authorization(access_token(service.token_file)))
+    tls = trusted(service.ca) if url.startswith("https:") else None
     try:
-        with urllib.request.urlopen(urllib.request.Request(url + path, method=method), timeout=10) as reply:
+        with urllib.request.urlopen(request, timeout=10, context=tls) as reply:
             return json.load(reply)
     except urllib.error.HTTPError as error:
         raise ValueError(f"{url} refused {method} {path}: {error.code} {error.read()[:500].decode(errors='replace')}") from error
@@ -57,19 +60,21 @@ def new_console() -> Console:
     return console
 
 
-def _ready_facts(url: str, wait_s: float) -> dict[str, Any]:
+def _ready_facts(config: StatusConfig) -> dict[str, Any]:
     """``GET /v1/teacher`` of a service that is ready, or that ends."""
-    deadline = time.monotonic() + wait_s
+    deadline = time.monotonic() + config.wait
     while True:
         try:
-            facts = call(url, "/v1/teacher")
+            facts = call(config, "/v1/teacher")
             if facts["ready"]:
                 return facts
             reason = "it has not done its first forward"
         except (ConnectionError, ValueError) as error:  # refused, or another's error while it starts
             reason = str(error)
         if time.monotonic() >= deadline:
-            raise ConnectionError(f"{url} is not ready after {wait_s:g} s: {reason}. Start `salt-serve teacher`, or raise --wait")
+            raise ConnectionError(
+                f"{config.url} is not ready after {config.wait:g} s: {reason}. Start `salt-serve teacher`, or raise --wait"
+            )
         time.sleep(_POLL_S)
 
 

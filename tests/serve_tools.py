@@ -18,7 +18,7 @@ def start(ckpt, *flags, environment=None):
     settings = [] if any("teacher.batch_size" in flag for flag in flags) else ["--set", f"teacher.batch_size={BATCH_SIZE}"]
     process = subprocess.Popen([*command, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     url = process.stdout.readline().strip()
-    assert url.startswith("http://"), process.stderr.read()
+    assert url.startswith(("http://", "https://")), process.stderr.read()
     return process, url
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import subprocess
 import threading
 import urllib.request
 from pathlib import Path
@@ -47,6 +48,14 @@ def load_teacher(directory: Path, seed: int = 0) -> Teacher:
     return Teacher.load(save_teacher(directory / f"teacher-{seed}", seed), compute, torch.device("cpu"))
 
 
+def new_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for this machine that has signed itself, and its key."""
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run([*command, *names, "-keyout", folder / "key.pem", "-out", folder / "cert.pem"], check=True, capture_output=True)
+    return folder / "cert.pem", folder / "key.pem"
+
+
 def runs_on_board(url: str) -> list[dict]:
     """``GET /v1/runs``."""
     with urllib.request.urlopen(f"{url}/v1/runs") as answer:
@@ -73,9 +82,9 @@ def batch_of(pixels: np.ndarray, bad: tuple[int, ...] = ()) -> ClipBatch:
 
 
 @contextlib.contextmanager
-def serving(teacher, *, around=lambda app: app, port=0, place=None, cache=None, **service):
+def serving(teacher, *, around=lambda app: app, port=0, place=None, cache=None, tokens=None, request_log=None, **service):
     """The URL of a teacher's app under uvicorn, in a thread, and its ``TeacherService``. ``around``: what stands before the app."""
-    app = build_app(teacher, ServiceConfig(**service), place, cache)
+    app = build_app(teacher, ServiceConfig(**service), place, cache, tokens=tokens, request_log=request_log)
     server = uvicorn.Server(uvicorn.Config(around(app), host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -78,6 +78,11 @@ REFUSED = {
     ("salt-train student", "on_teacher_loss"),  # without --teacher-url
     ("salt-train student", "masked_targets"),
     ("salt-train student", "group"),
+    ("salt-train student", "teacher_token_file"),
+    ("salt-train student", "teacher_ca"),
+    ("salt-serve teacher", "host"),  # without --tokens
+    ("salt-serve teacher", "tls_cert"),  # one without the other
+    ("salt-serve teacher", "tls_key"),
     ("salt-train teacher", "estimate_out"),  # without --estimate
     ("salt-train student", "estimate_out"),
     ("salt-train vjepa", "estimate_out"),

@@ -1,5 +1,6 @@
 """Every configuration value of the project: its type, its default, its unit."""
 
+from common.config.access import TokenConfig
 from common.config.base import Config, dump_yaml, explain, load_yaml, merge
 from common.config.data import InspectConfig, MixConfig, MixExclusion, MixRecipe, MixSource, PackConfig, SynthConfig
 from common.config.evaluate import ExportConfig, FidelityConfig, FlopsConfig, ProbeConfig, ReportConfig
@@ -17,7 +18,7 @@ from common.config.model import (
     Views,
 )
 from common.config.presets import MASKS, PRESETS, mask_layer, preset_layer
-from common.config.serve import DrainConfig, PrecomputeConfig, RunsConfig, ServeConfig, ServiceConfig, StatusConfig
+from common.config.serve import DrainConfig, OfServiceConfig, PrecomputeConfig, RunsConfig, ServeConfig, ServiceConfig, StatusConfig
 from common.config.train import (
     ComputeConfig,
     EmaConfig,
@@ -57,6 +58,7 @@ __all__ = [
     "MixExclusion",
     "MixRecipe",
     "MixSource",
+    "OfServiceConfig",
     "OnTeacherLoss",
     "OptimConfig",
     "PackConfig",
@@ -74,6 +76,7 @@ __all__ = [
     "TargetDtype",
     "TeacherComputeConfig",
     "TeacherRun",
+    "TokenConfig",
     "TrainConfig",
     "TubeSetConfig",
     "VJepaRun",

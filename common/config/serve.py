@@ -1,6 +1,9 @@
 """A frozen teacher as a service, or on disk: ``salt-serve``."""
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+import ipaddress
+from typing import Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from common.config.base import Config
 from common.config.frozen import DrawConfig, FrozenConfig
@@ -19,6 +22,12 @@ class ServiceConfig(Config):
     """Largest request body, in bytes."""
     max_pending_bytes: PositiveInt = 1_000_000_000
     """Requests that wait for the teacher, in bytes; beyond it a request is answered 429. No run may hold more than its share of it."""
+    max_request_clips: PositiveInt = 4096
+    """Most clips of a request."""
+    header_timeout_s: PositiveFloat = 10.0
+    """How long the head of a request may take to arrive where a replica itself listens (TLS, other replicas), in seconds."""
+    body_timeout_s: PositiveFloat = 60.0
+    """How long the body of a request may take to arrive, in seconds; then it is answered 408."""
     retry_after_s: PositiveFloat = 0.5
     """What a client that was answered 429 or 503 is told to wait, in seconds."""
     lease_s: PositiveFloat = 10.0
@@ -56,6 +65,16 @@ class ServeConfig(FrozenConfig):
     """Name of this teacher beside others of one cluster; its URL is then http://HOST:PORT/NAME. None: the one teacher, at the root."""
     cache: str | None = None
     """Folder that targets are also written to, and read from before they are computed; replicas may share it."""
+    tokens: str | None = None
+    """YAML file of access tokens; then every route but the page, /healthz and /readyz needs one. A change is seen within seconds."""
+    insecure: bool = False
+    """Listen beyond this machine without `--tokens`: whoever reaches the port may use the teacher."""
+    tls_cert: str | None = None
+    """Certificate chain, a PEM file, with `--tls-key`: the replicas end TLS themselves. For a private Ray."""
+    tls_key: str | None = None
+    """Private key of `--tls-cert`, a PEM file."""
+    request_log: str | None = None
+    """File that requests and events are written to, a JSON line each, with ids of request, run and clips."""
     board_file: str | None = None
     """File that keeps the student runs and what the replicas have done, read again when the service starts; None: in memory only."""
     teacher: TeacherComputeConfig = TeacherComputeConfig()
@@ -68,6 +87,19 @@ class ServeConfig(FrozenConfig):
         if least > most:
             raise ValueError(f"got {value}, expected MIN:MAX with MIN at most MAX")
         return value
+
+    @model_validator(mode="after")
+    def _closed_to_strangers(self) -> Self:
+        if not _is_loopback(self.host) and self.tokens is None and not self.insecure:
+            raise ValueError(
+                f"got --host {self.host} without --tokens, expected a file of access tokens where other machines may reach the teacher: "
+                "give --tokens FILE, or --insecure to let everybody in"
+            )
+        if self.insecure and self.tokens is not None:
+            raise ValueError("got --insecure with --tokens, expected one of them: with tokens the teacher is not open to everybody")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError(f"got --tls-cert {self.tls_cert} and --tls-key {self.tls_key}, expected both or none")
+        return self
 
     @property
     def replica_range(self) -> tuple[int, int]:
@@ -103,31 +135,43 @@ class PrecomputeConfig(FrozenConfig):
     loader: LoaderConfig = LoaderConfig()
 
 
-class _OfServiceConfig(Config):
+class OfServiceConfig(Config):
     """What is said to a running teacher service."""
 
     url: str
     """The service, as `salt-serve teacher` prints it."""
+    token_file: str | None = None
+    """File that holds an access token of the service, and nothing else; None: the environment variable SALT_TOKEN, if it is set."""
+    ca: str | None = None
+    """Certificates that an https `--url` may be signed by, a PEM file; None: those that the machine trusts."""
     json_: bool = False
     """One JSON object for programs, instead of tables for people."""
 
 
-class StatusConfig(_OfServiceConfig):
+class StatusConfig(OfServiceConfig):
     """`salt-serve status`: what a running teacher service says of itself."""
 
     wait: float = Field(default=0.0, ge=0)
     """How long to wait until the service is ready, in seconds."""
 
 
-class RunsConfig(_OfServiceConfig):
+class RunsConfig(OfServiceConfig):
     """`salt-serve runs`: the student runs of a teacher service."""
 
 
-class DrainConfig(_OfServiceConfig):
+class DrainConfig(OfServiceConfig):
     """`salt-serve drain` and `salt-serve stop`: a teacher service that takes nothing new."""
 
     wait: float = Field(default=120.0, ge=0)
     """How long to wait until everything that was begun is answered, and a service that stops has ended, in seconds."""
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone; a name that is not `localhost` may be any."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _range(replicas: str) -> tuple[int, int]:

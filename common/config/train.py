@@ -145,6 +145,8 @@ class TrainConfig(Config):
     """Standard deviation of the initial weights (V-JEPA 2's 0.02). Narrow models start faster from more: 0.02 * sqrt(1024 / width)."""
     log_every: PositiveInt = 10
     """Steps from one line of metrics.jsonl to the next."""
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port at which the first worker shows the newest of them to Prometheus, on every address of its machine; None: at none."""
     keep_every: PositiveInt = 1000
     """Steps from one checkpoint to the next; the last step always has one."""
     resume: bool = False
@@ -198,6 +200,10 @@ class StudentRun(TrainConfig):
 
     teacher_url: str | None = None
     """A teacher service, as `salt-serve teacher` prints it."""
+    teacher_token_file: str | None = None
+    """File that holds the access token of `--teacher-url`, and nothing else; None: the environment variable SALT_TOKEN, if it is set."""
+    teacher_ca: str | None = None
+    """Certificates that an https `--teacher-url` may be signed by, a PEM file; None: those that the machine trusts."""
     targets: str | None = None
     """A target cache, as `salt-serve precompute` writes it."""
     teacher_ckpt: str | None = None
@@ -224,7 +230,7 @@ class StudentRun(TrainConfig):
             return self
         if len(given) != 1:
             raise ValueError(f"got {flags}, expected exactly one source of targets: --teacher-url, --targets or --teacher-ckpt")
-        for name in ("on_teacher_loss", "masked_targets", "group"):
+        for name in ("on_teacher_loss", "masked_targets", "group", "teacher_token_file", "teacher_ca"):
             if self.teacher_url is None and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"got --{name.replace('_', '-')} with {flags}, expected it with --teacher-url: it is about a service")
         return self

@@ -1,7 +1,7 @@
 """Bodies of ``POST /v1/targets``: Arrow IPC streams (DESIGN section 4, HTTP)."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from typing_extensions import Buffer
 from common.config import TargetDtype
 from common.targets.cells import cell, column_of
 from common.targets.codec import TARGET_DTYPES, EncodedTarget
+from common.targets.messages import TooManyRowsError, check_stream
 
 PROTOCOL = "1"
 CONTENT_TYPE = "application/vnd.apache.arrow.stream"
@@ -86,11 +87,10 @@ def write_request(target_dtype: TargetDtype, rows: Sequence[RequestRow]) -> pa.B
     return _write_stream(schema, (_request_columns(row, len(fields) == 3) for row in rows))
 
 
-def read_request(body: Buffer) -> Request:
-    """A request body, parsed; clips stay where they are in it. Raises ValueError with got and expected."""
-    schema, batches = _read_stream(body)
+def read_request(body: Buffer, *, max_rows: int | None = None) -> Request:
+    """A request body, parsed; clips stay where they are in it. Raises ValueError with got and expected, TooManyRowsError."""
+    schema, batches = _read_stream(body, _request_fields, max_rows)
     has_token_idx = "token_idx" in schema.names
-    _check_fields(schema, (_CLIP_DIGEST, _CLIP, _TOKEN_IDX) if has_token_idx else (_CLIP_DIGEST, _CLIP))
     metadata = _metadata(schema, required=("protocol", "target_dtype"))
     dtype = _target_dtype(metadata)
     rows = []
@@ -119,8 +119,7 @@ def write_response(header: ResponseHeader, rows: Sequence[ResponseRow]) -> pa.Bu
 
 def read_response(body: Buffer) -> tuple[ResponseHeader, list[ResponseRow]]:
     """A response body, parsed; targets stay where they are in it, checksums unchecked. Raises ValueError with got and expected."""
-    schema, batches = _read_stream(body)
-    _check_fields(schema, _RESPONSE_FIELDS)
+    schema, batches = _read_stream(body, lambda schema: _RESPONSE_FIELDS)
     metadata = _metadata(schema, required=("protocol", "target_dtype", "fingerprint", "compute", "shape", "leased"))
     num_tokens, width = json.loads(metadata["shape"])
     header = ResponseHeader(
@@ -132,6 +131,10 @@ def read_response(body: Buffer) -> tuple[ResponseHeader, list[ResponseRow]]:
     )
     rows = [_response_row(batch, row_idx) for batch in batches for row_idx in range(len(batch))]
     return header, rows
+
+
+def _request_fields(schema: pa.Schema) -> Sequence[pa.Field]:
+    return (_CLIP_DIGEST, _CLIP, _TOKEN_IDX) if "token_idx" in schema.names else (_CLIP_DIGEST, _CLIP)
 
 
 def _request_columns(row: RequestRow, with_token_idx: bool) -> list[pa.Array]:
@@ -182,10 +185,17 @@ def _write_batches(sink: pa.NativeFile, schema: pa.Schema, batches: list[pa.Reco
             writer.write_batch(batch)
 
 
-def _read_stream(body: Buffer) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+def _read_stream(
+    body: Buffer, fields_of: Callable[[pa.Schema], Sequence[pa.Field]], max_rows: int | None = None
+) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Schema and batches. Whatever they declare, they take no more memory than the body has bytes, and an object for each batch."""
     try:
+        check_stream(pa.py_buffer(body), max_batches=max_rows)
         reader = pa.ipc.open_stream(pa.py_buffer(body))
+        _check_fields(reader.schema, fields_of(reader.schema))
         batches = list(reader)
+        if max_rows is not None and (num_rows := sum(len(batch) for batch in batches)) > max_rows:
+            raise TooManyRowsError(f"{num_rows} rows")
         for batch in batches:
             batch.validate(full=True)  # offsets that point outside the body
     except (pa.ArrowException, OSError) as error:

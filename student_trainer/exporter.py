@@ -1,0 +1,31 @@
+"""A run's newest line of metrics for Prometheus, on a port of its own."""
+
+from typing import Any
+
+from common.metrics import STUDENT
+
+
+class Exporter:
+    """``http://HOST:PORT/metrics``, in a thread, until it is closed."""
+
+    def __init__(self, port: int) -> None:
+        """Raises ValueError where the port is taken."""
+        from prometheus_client import CollectorRegistry, Gauge, start_http_server  # for those who ask for it
+
+        registry = CollectorRegistry()
+        self._gauges = {metric.of: Gauge(metric.name, metric.help, registry=registry) for metric in STUDENT}
+        try:
+            self._server, self._thread = start_http_server(port, registry=registry)
+        except OSError as error:
+            raise ValueError(f"cannot listen on --metrics-port {port}: {error.strerror}: give another port") from error
+
+    def show(self, line: dict[str, Any]) -> None:
+        """From now on the metrics are these."""
+        for name, gauge in self._gauges.items():
+            gauge.set(line[name])
+
+    def close(self) -> None:
+        """Gives the port back."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

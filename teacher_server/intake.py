@@ -1,0 +1,68 @@
+"""How much of a request for targets is taken: its bytes, the time they take to arrive, its clips and their rate."""
+
+import asyncio
+import math
+
+from fastapi import Request
+
+from teacher_server.access import Token
+from teacher_server.board import Board
+from teacher_server.errors import ApiError
+
+
+def least(own: int | None, everybodys: int) -> int:
+    """A token's limit, which may only be tighter than everybody's."""
+    return everybodys if own is None else min(own, everybodys)
+
+
+def too_large(error: str, got: str, expected: str) -> ApiError:
+    """A request of more bytes or clips than it may have."""
+    return ApiError(413, error, expected=expected, got=got, hint="send fewer clips in a request")
+
+
+def announced_bytes(request: Request, most_bytes: int) -> int:
+    """The length of a body; one that is not announced may be the longest. Raises ApiError 413."""
+    length = int(request.headers.get("content-length", most_bytes))
+    if length > most_bytes:
+        raise too_large("the body is too large", f"{length} bytes", f"at most {most_bytes} bytes")
+    return length
+
+
+async def read_body(request: Request, *, most_bytes: int, timeout_s: float) -> bytearray:
+    """The body, whatever length it announced. Raises ApiError 408 or 413."""
+    body = bytearray()
+    chunks, late_s = request.stream(), asyncio.get_running_loop().time() + timeout_s
+    while True:
+        try:
+            async with asyncio.timeout_at(late_s):
+                chunk = await anext(chunks, None)
+        except TimeoutError as error:
+            raise ApiError(
+                408,
+                "the body arrives too slowly",
+                expected=f"all of it within {timeout_s:g} s",
+                got=f"{len(body)} bytes",
+                hint="send fewer clips in a request",
+                headers={"Connection": "close"},
+            ) from error
+        if chunk is None:
+            return body
+        body += chunk
+        if len(body) > most_bytes:
+            raise too_large("the body is too large", f"{len(body)} bytes", f"at most {most_bytes} bytes")
+
+
+async def require_rate(board: Board, token: Token, num_clips: int) -> None:
+    """Raises ApiError 429 where a token asks for more clips than it may."""
+    if token.clips_per_s is None:
+        return
+    wait_s = await board.take(token.name, num_clips, token.clips_per_s)
+    if wait_s:
+        raise ApiError(
+            429,
+            f"the token of {token.name} asks too fast",
+            expected=f"at most {token.clips_per_s:g} clips/s",
+            got=f"{num_clips} clips more",
+            hint="ask again after Retry-After",
+            retry_after_s=math.ceil(1000 * wait_s) / 1000,
+        )

@@ -1,0 +1,597 @@
+"""Who may ask a teacher service for what: tokens, limits, TLS, and clients that mean harm."""
+
+import contextlib
+import http.client
+import json
+import logging
+import os
+import re
+import socket
+import struct
+import sys
+import threading
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pytest
+import torch
+from service_tools import ARROW, Caller, GatedTeacher, clips_by_digest, wait_until
+from teacher_tools import VIEW, batch_of, load_teacher, new_certificate, random_clips, serving
+from train_tools import ALONE, RandomClips, small_run
+
+import teacher_server.cli
+from common.command import run_app
+from common.config import ServiceClientConfig, ServiceConfig, StatusConfig, StudentRun
+from common.credentials import access_token, trusted
+from common.targets import codec, wire
+from student_trainer.loop import train_on
+from student_trainer.retry import TeacherUnavailableError
+from student_trainer.run_directory import open_run
+from student_trainer.service_targets import ServiceTargets
+from student_trainer.target_source import open_source
+from teacher_server import peers
+from teacher_server.access import Tokens, read_tokens
+from teacher_server.board import Board
+from teacher_server.listener import Tls, tls_socket
+from teacher_server.rates import Rates
+from teacher_server.replica import Place
+from teacher_server.service import board_arguments, build_app
+from teacher_server.status import call
+
+ALICE, GROUP, OPERATOR = "alice-" + 32 * "a", "group-" + 32 * "g", "oper-" + 32 * "o"
+FILE = f"""
+alice:
+  token: {ALICE}
+  runs: [alice, "alice-*"]
+  groups: []
+group:
+  token: {GROUP}
+  runs: ["vit-*"]
+  groups: [vit]
+operator: {{token: {OPERATOR}}}
+"""
+JSON = {"Content-Type": "application/json"}
+REPORT = json.dumps({"step": 1, "slot": 16})
+
+
+def bearer(token):
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return load_teacher(tmp_path_factory.mktemp("ckpt"))
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    path = tmp_path / "tokens.yaml"
+    path.write_text(FILE)
+    return path
+
+
+@pytest.fixture
+def caller(teacher, tokens):
+    with serving(teacher, tokens=tokens, lease_s=0.05) as (url, _):
+        yield Caller(url)
+
+
+def requests(app):
+    """Every method and path of an app, a run in the place of a run."""
+    for route in app.routes:
+        for method in sorted(route.methods or ()):
+            yield method, re.sub(r"{\w+}", "alice", route.path)
+
+
+def test_every_route_refuses_who_has_no_token(teacher, tokens, caller):
+    refused = []
+    for method, path in requests(build_app(teacher, ServiceConfig())):
+        for headers in ({}, bearer("wrong-" + 32 * "w"), bearer(ALICE[:-1]), {"Authorization": f"Basic {ALICE}"}, {peers.PASSED: "1"}):
+            status, answered, body = caller.send(method, path, None if method in ("GET", "HEAD") else REPORT, {**JSON, **headers})
+            if path in ("/", "/healthz", "/readyz") and peers.PASSED not in headers:
+                assert status == 200
+                continue
+            refused.append(path)
+            assert status == 401, (method, path, headers)
+            assert answered["WWW-Authenticate"] == "Bearer" or peers.PASSED in headers
+            if method != "HEAD":
+                assert set(json.loads(body)) == {"error", "expected", "got", "hint"}
+                assert not any(secret in body.decode() for secret in ("wrong-", ALICE[:-1]))
+    assert {"/v1/teacher", "/v1/targets", "/v1/runs", "/v1/runs/alice/progress", "/metrics", "/docs", "/openapi.json"} <= set(refused)
+    assert caller.send("GET", "/v1/nothing")[0] == 401  # not even which routes there are
+    assert caller.send("GET", "/v1/../healthz/../v1/teacher")[0] == 401
+
+
+def test_a_token_that_is_taken_away_or_added(teacher, tokens, caplog):
+    with serving(teacher, tokens=tokens) as (url, _):
+        caller = Caller(url)
+        paths = [
+            path
+            for method, path in requests(build_app(teacher, ServiceConfig()))
+            if method == "GET" and path not in ("/healthz", "/readyz", "/")
+        ]
+        assert {caller.send("GET", path, headers=bearer(OPERATOR))[0] for path in paths} == {200, 404}  # there is no run yet
+        tokens.write_text("nonsense: [")
+        wait_until(lambda: "stay as they were" in caplog.text)
+        assert caller.send("GET", "/v1/runs", headers=bearer(OPERATOR))[0] == 200
+        new = "new-" + 32 * "n"
+        tokens.write_text(f"new: {{token: {new}}}\n")
+        wait_until(lambda: caller.send("GET", "/v1/runs", headers=bearer(new))[0] == 200)
+        assert {caller.send("GET", path, headers=bearer(OPERATOR))[0] for path in paths} == {401}
+    assert new not in caplog.text
+
+
+def test_a_token_speaks_for_its_runs_and_their_groups_only(caller):
+    clips = clips_by_digest(1)
+    for token, run, group, expected in (
+        (ALICE, "alice", None, 200),
+        (ALICE, "alice-2", None, 200),
+        (ALICE, "vit-l", None, 403),
+        (ALICE, "alice", "vit", 403),
+        (GROUP, "vit-l", "vit", 200),
+        (GROUP, "vit-l", "other", 403),
+        (GROUP, "alice", "vit", 403),
+        (OPERATOR, "whoever", "any", 200),
+    ):
+        report = json.dumps({"step": 1, "slot": 0, "group": group})
+        assert caller.send("POST", f"/v1/runs/{run}/progress", report, {**JSON, **bearer(token)})[0] == expected, (token, run, group)
+        if group is None:
+            assert caller.ask(list(clips), clips, run=run, headers=bearer(token))[0] == expected
+    assert caller.send("POST", "/v1/something/new", b"", bearer(ALICE))[0] == 403
+    assert caller.send("POST", "/v1/something/new", b"", bearer(OPERATOR))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "expected names with a `token` each"),
+        ("a: {token: SECRET-short}", r"a\.token: expected 16 to 512 of"),
+        ("a: {token: SECRET-with space and more}", r"a\.token: expected 16 to 512 of"),
+        ("a: SECRET-0123456789abcdef", "a: Input should be a valid dictionary"),
+        ("a: {token: SECRET-0123456789abcdef, colour: SECRET-1}", "a.colour: Extra inputs are not permitted"),
+        ("a: {tokn: SECRET-0123456789abcdef}", r"a\.token: Field required"),
+        ("a: {token: SECRET-0123456789abcdef}\nb: {token: SECRET-0123456789abcdef}", "a and b have one token"),
+        ("a: {token: SECRET-0123456789abcdef\nb: ]", "line 2: not YAML"),
+        ("a: {token: 1234567890123456}", r"a\.token: Input should be a valid string"),
+    ],
+)
+def test_a_malformed_file_is_named_and_not_quoted(tmp_path, content, said):
+    (tmp_path / "tokens").write_text(content)
+    with pytest.raises(ValueError, match=said) as refused:
+        Tokens(tmp_path / "tokens")
+    assert "SECRET" not in str(refused.value)
+    assert refused.value.__cause__ is None
+    assert "SECRET" not in str(refused.value.__suppress_context__ or refused.value.__context__)
+
+
+def test_a_missing_file_is_an_error_at_first_and_none_later(tmp_path, tokens, caplog):
+    with pytest.raises(ValueError, match="no-such: No such file"):
+        read_tokens(tmp_path / "no-such")
+    known = Tokens(tokens)
+    tokens.unlink()
+    known.reload()
+    known.reload()
+    assert known.find(f"Bearer {ALICE}").name == "alice"
+    assert caplog.text.count("stay as they were") == 1
+    assert ALICE not in repr(known.find(f"Bearer {ALICE}"))
+
+
+def test_limits_of_a_token(teacher, tmp_path):
+    (tmp_path / "tokens").write_text(
+        "small: {token: small-0123456789abcdef, max_request_bytes: 5000, max_request_clips: 2}\n"
+        "slow: {token: slow-0123456789abcdef, clips_per_s: 4}\n"
+    )
+    with serving(teacher, tokens=tmp_path / "tokens", max_request_clips=3, lease_s=0.01) as (url, _):
+        caller, clips = Caller(url), clips_by_digest(4)
+        for name, numbers in (("small", {2: 200, 3: 413}), ("slow", {3: 200, 4: 413})):
+            for number, expected in numbers.items():
+                status, body = caller.ask(list(clips)[:number], headers=bearer(f"{name}-0123456789abcdef"))
+                assert status == expected, (name, number, body)
+                if status == 413:
+                    assert json.loads(body)["expected"] == f"at most {number - 1} clips"
+        status, body = caller.ask(list(clips)[:2], clips, headers=bearer("small-0123456789abcdef"))
+        assert (status, json.loads(body)["expected"]) == (413, "at most 5000 bytes")
+        body = wire.write_request("float16", [wire.RequestRow(clip_digest=digest) for digest in list(clips)[:3]]).to_pybytes()
+        headers = {**ARROW, **bearer("slow-0123456789abcdef")}
+        assert caller.send("POST", "/v1/targets", body, headers)[0] == 200  # a second's worth was left of the first request
+        status, answered, said = caller.send("POST", "/v1/targets", body, headers)
+        assert (status, json.loads(said)["expected"]) == (429, "at most 4 clips/s")
+        assert 0 < float(answered["Retry-After"]) <= 0.5
+        time.sleep(float(answered["Retry-After"]))
+        assert caller.send("POST", "/v1/targets", body, headers)[0] == 200
+
+
+def test_a_rate_is_kept_over_time():
+    now = 0.0
+    rates = Rates(clock=lambda: now)
+    taken = 0
+    for _ in range(1000):
+        if rates.take("a", 7, per_s=10) == 0:
+            taken += 7
+        now += 0.1
+    assert taken == pytest.approx(10 * 100, rel=0.03)
+    assert rates.take("b", 1, per_s=1) == 0  # others have their own
+
+
+def test_replicas_answer_each_other_and_no_stranger(teacher, tokens):
+    board = Board(**board_arguments(teacher.spec, ServiceConfig()))
+    clips = clips_by_digest(4)
+    with contextlib.ExitStack() as stack:
+        callers, inner = [], []
+        for _ in range(2):
+            listener = socket.create_server(("127.0.0.1", 0))
+            inner.append(f"http://127.0.0.1:{listener.getsockname()[1]}")
+            place = Place(board=board, url=inner[-1], listener=listener, buckets=2)
+            callers.append(Caller(stack.enter_context(serving(teacher, place=place, tokens=tokens))[0]))
+        assert callers[0].statuses(list(clips)[:2], clips, run="alice", headers=bearer(ALICE)) == ["ok"] * 2
+        assert callers[1].statuses(list(clips), clips, run="alice", headers=bearer(ALICE)) == ["ok"] * 4
+        facts = json.loads(callers[0].send("GET", "/v1/teacher", headers=bearer(ALICE))[2])
+        assert (facts["counters"]["passed_on"], facts["counters"]["clips_computed"]) == (2, 4)
+        for stranger in ({}, bearer(OPERATOR), {peers.PASSED: "1"}, {peers.PASSED: ""}):
+            for path in ("/v1/teacher", "/healthz", "/", "/metrics"):
+                assert Caller(inner[0]).send("GET", path, headers=stranger)[0] == 401, (path, stranger)
+
+
+def test_no_secret_and_no_pixel_in_any_log(teacher, tokens, tmp_path, caplog, capfd):
+    caplog.set_level(logging.DEBUG)
+    with serving(teacher, tokens=tokens, request_log=tmp_path / "logs" / "requests.jsonl") as (url, _):
+        caller, clips = Caller(url), clips_by_digest(2)
+        assert caller.statuses(list(clips), clips, run="alice", headers={**bearer(ALICE), "X-Salt-Request": "mine-1"}) == ["ok"] * 2
+        caller.ask(list(clips), run="alice", headers=bearer("wrong-" + ALICE))
+        caller.ask(list(clips), run="alice", headers={**bearer(GROUP), "X-Salt-Request": 'x" {"evil'})
+        caller.send("POST", "/v1/targets", ALICE.encode(), {**ARROW, **bearer(ALICE), "X-Salt-Run": "alice"})
+        caller.send("GET", f"/v1/{ALICE}", headers=bearer(ALICE))
+        status, headers, _ = caller.send("GET", "/v1/teacher", headers={**bearer(OPERATOR), "X-Salt-Request": "a" * 65})
+        assert (status, len(headers["X-Salt-Request"])) == (200, 12)
+    written = (tmp_path / "logs" / "requests.jsonl").read_text()
+    lines = [json.loads(line) for line in written.splitlines()]
+    first = lines[0]
+    assert (first["request"], first["run"], first["token"], first["route"], first["status"]) == (
+        "mine-1",
+        "alice",
+        "alice",
+        "/v1/targets",
+        200,
+    )
+    assert first["clips"] == [digest.hex()[:12] for digest in clips]
+    assert (first["num_clips"], first["num_computed"]) == (2, 2)
+    assert [line["status"] for line in lines] == [200, 401, 403, 422, 404, 200]
+    said = written + caplog.text + "".join(capfd.readouterr())
+    for secret in (ALICE, GROUP, OPERATOR):
+        assert secret not in said
+    pixels = next(iter(clips.values())).tobytes()
+    assert pixels[:8].hex() not in said
+    assert "evil" not in said
+
+
+def test_both_sides_name_a_request_that_is_repeated(teacher, tmp_path, caplog):
+    with serving(teacher, request_log=tmp_path / "requests.jsonl", retry_after_s=0.1) as (url, inside):
+        with contextlib.closing(ServiceTargets(url, "float16", ServiceClientConfig(), "a")) as source:
+            inside.ready = False
+            targets = source.request(batch_of(random_clips(2)))
+            wait_until(lambda: inside.batcher.counters.retries_seen >= 2)
+            inside.ready = True
+            targets.result(timeout=20)
+        assert inside.batcher.counters.retries_seen == source.counters()["retries"]
+    refused = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines() if '"status": 503' in line]
+    warned = re.findall(r"503 the teacher is not ready: .* \(request ([0-9a-f]{12})\); it fails since .* trying again", caplog.text)
+    assert [line["request"] for line in refused] == warned
+    assert len(warned) >= 2
+
+
+# --- clients that mean harm ---
+
+
+def raw(url, content, *, wait_s, then=b"", tls=None):
+    """What a service answers to these bytes on a connection of their own, and after how long it closed it or ``wait_s`` were over.
+
+    ``then``: bytes to send after the first answer.
+    """
+    parts = Caller(url).parts
+    started = time.monotonic()
+    with socket.create_connection((parts.hostname, parts.port), timeout=wait_s) as plain:
+        connection = plain if tls is None else tls.wrap_socket(plain, server_hostname="localhost")
+        connection.sendall(content)
+        answer = connection.recv(65536) if content and then else b""
+        connection.sendall(then)
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            while chunk := connection.recv(65536):
+                answer += chunk
+    return answer, time.monotonic() - started
+
+
+HEAD = "POST /v1/targets HTTP/1.1\r\nHost: x\r\nContent-Type: application/vnd.apache.arrow.stream\r\n"
+
+
+def test_a_body_that_trickles(teacher, tokens):
+    with serving(teacher, tokens=tokens, body_timeout_s=0.5) as (url, inside):
+        head = f"{HEAD}Authorization: Bearer {ALICE}\r\nX-Salt-Run: alice\r\nContent-Length: 5000\r\n\r\n".encode()
+        parts = Caller(url).parts
+        with socket.create_connection((parts.hostname, parts.port), timeout=5) as slow:
+            slow.sendall(head)
+            ended = threading.Event()
+
+            def trickle():
+                with contextlib.suppress(OSError):
+                    while not ended.wait(0.05):
+                        slow.sendall(b"x")
+
+            thread = threading.Thread(target=trickle)
+            thread.start()
+            started, answer = time.monotonic(), b""
+            with contextlib.suppress(ConnectionError):
+                while chunk := slow.recv(65536):
+                    answer += chunk
+            ended.set()
+            thread.join()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"the body arrives too slowly" in answer
+        assert time.monotonic() - started < 3
+        wait_until(lambda: not inside.batcher._pending_bytes)  # its room is free again
+        stranger, _ = raw(url, f"{HEAD}Content-Length: 5000\r\n\r\n".encode(), wait_s=0.3)
+        assert stranger.startswith(b"HTTP/1.1 401 ")  # before its body
+
+
+def test_a_body_that_lies_about_its_length(teacher, tokens):
+    clips = clips_by_digest(1)
+    body = wire.write_request(
+        "float16", [wire.RequestRow(clip_digest=digest, clip=clip.tobytes()) for digest, clip in clips.items()]
+    ).to_pybytes()
+    with serving(teacher, tokens=tokens, body_timeout_s=0.3) as (url, inside):
+        head = f"{HEAD}Authorization: Bearer {ALICE}\r\nX-Salt-Run: alice\r\nContent-Length: "
+        for length in (len(body) + 1, 10 * len(body)):
+            assert raw(url, f"{head}{length}\r\n\r\n".encode() + body, wait_s=3)[0].startswith(b"HTTP/1.1 408 ")
+        shorter, _ = raw(url, f"{head}{len(body) - 100}\r\n\r\n".encode() + body, wait_s=1)
+        assert shorter.split()[1] in (b"400", b"422")  # what is over is no request
+        assert b"HTTP/1.1 200" not in shorter
+        for length in (10**15, 2**70):
+            assert raw(url, f"{head}{length}\r\n\r\n".encode() + body, wait_s=1)[0].split()[1] in (b"413", b"400")
+        for wrong in ("-5", "5, 6", "abc", ""):
+            assert raw(url, f"{head}{wrong}\r\n\r\n".encode() + body, wait_s=1)[0].startswith(b"HTTP/1.1 400 ")
+        both = f"{head}{len(body)}\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + body
+        assert raw(url, both, wait_s=1)[0].split()[1] in (b"400", b"413", b"408", b"422")
+        assert inside.batcher.counters.clips_computed == 0
+        assert Caller(url).statuses(list(clips), clips, run="alice", headers=bearer(ALICE)) == ["ok"]
+
+
+def stream_of(schema, *batches, compression=None):
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def bombs():
+    """Streams that stand for far more memory than they have bytes, by name."""
+    right = {"salt.protocol": "1", "salt.target_dtype": "float16"}
+    digests, gigabyte = pa.array([bytes(32)], pa.binary(32)), pa.array([b"\0" * 300_000_000], pa.large_binary())
+    plain = pa.schema([pa.field("clip_digest", pa.binary(32), nullable=False), pa.field("clip", pa.large_binary())], right)
+    zeros = pa.record_batch([digests, gigabyte], schema=plain)
+    small = stream_of(plain, pa.record_batch([digests, pa.array([b"x" * 100], pa.large_binary())], schema=plain))
+    yield "compressed buffers", stream_of(plain, zeros, compression="zstd")
+    yield "compressed buffers (lz4)", stream_of(plain, pa.record_batch([digests, gigabyte.slice(0, 1)], schema=plain), compression="lz4")
+    words = pa.DictionaryArray.from_arrays(pa.array([0], pa.int8()), gigabyte)
+    other = pa.schema([plain.field(0), pa.field("clip", words.type)], right)
+    yield "a dictionary", stream_of(other, pa.record_batch([digests, words], schema=other), compression="zstd")
+    nested = pa.large_binary()
+    for _ in range(60):
+        nested = pa.list_(nested)
+    yield "deep nesting", stream_of(pa.schema([plain.field(0), pa.field("clip", nested)], right))
+    yield "many columns", stream_of(pa.schema([pa.field(f"c{number}", pa.int8()) for number in range(50_000)], right))
+    yield "long metadata", stream_of(pa.schema(list(plain), {**right, "salt.note": "x" * 100_000}))
+    empty = pa.record_batch([digests.slice(0, 0), gigabyte.slice(0, 0)], schema=plain)
+    yield "many empty batches", stream_of(plain, *[empty] * 10_000)
+    yield (
+        "many rows",
+        stream_of(
+            plain, pa.record_batch([pa.array([bytes(32)] * 50_000, pa.binary(32)), pa.nulls(50_000, pa.large_binary())], schema=plain)
+        ),
+    )
+    for place in range(0, len(small) - 8, 4):  # every length and offset in turn, a terabyte or so
+        yield f"a huge number at {place}", small[:place] + struct.pack("<q", 1 << 40) + small[place + 8 :]
+        if place % 16 == 0:
+            yield f"the largest length at {place}", small[:place] + struct.pack("<i", (1 << 31) - 1) + small[place + 4 :]
+
+
+def test_arrow_streams_built_to_exhaust_memory(teacher, tokens):
+    """In a process with little memory to spare: what Arrow believed, it could not have."""
+    with serving(teacher, tokens=tokens) as (url, _):
+        caller, statuses = Caller(url), set()
+        named = {}
+        for name, body in bombs():
+            before = pa.total_allocated_bytes()
+            peak_before = resident_bytes()
+            status, _, answer = caller.send("POST", "/v1/targets", body, {**ARROW, **bearer(OPERATOR)})
+            assert resident_bytes() - peak_before < 60_000_000 + 4 * len(body), name
+            assert pa.total_allocated_bytes() - before < 50_000_000, name
+            statuses.add(status)
+            named[name] = (status, json.loads(answer)["error"] if status != 200 else "")
+        assert statuses <= {200, 413, 422}, {name: value for name, value in named.items() if value[0] not in (200, 413, 422)}
+        assert "compressed" in named["compressed buffers"][1]
+        assert "compressed" in named["compressed buffers (lz4)"][1]
+        assert "expected at most 65536" in named["many columns"][1]
+        assert named["many empty batches"][0] == named["many rows"][0] == 413
+        for name in ("a dictionary", "deep nesting", "long metadata"):
+            assert named[name][0] == 422, named[name]
+        clips = clips_by_digest(2)
+        assert caller.statuses(list(clips), clips, headers=bearer(OPERATOR)) == ["ok"] * 2
+
+
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_names_that_are_paths(caller, teacher):
+    for name in (
+        "..",
+        ".",
+        "../../etc/passwd",
+        "..%2f..%2fetc%2fpasswd",
+        "%2e%2e",
+        "a%00b",
+        "a%0ab",
+        "a/b",
+        "a" * 65,
+        "%F0%9F%98%80",
+        "a b",
+    ):
+        status, _, _ = caller.send("POST", f"/v1/runs/{name.replace(' ', '%20')}/progress", REPORT, {**JSON, **bearer(OPERATOR)})
+        assert status in (404, 405, 422), name
+    for name in ("..", ".", "../../etc/passwd", "a/b", "a" * 65, ""):
+        status, _ = caller.ask(list(clips_by_digest(1)), run=name, headers=bearer(OPERATOR))
+        assert status == 422, name
+    assert json.loads(caller.send("GET", "/v1/runs", headers=bearer(OPERATOR))[2]) == []
+
+
+# --- TLS ---
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    return new_certificate(tmp_path_factory.mktemp("tls"))
+
+
+@contextlib.contextmanager
+def over_tls(teacher, certificate, **options):
+    """The https URL of a replica that ends TLS, and its insides."""
+    listening = tls_socket("127.0.0.1", 0)
+    place = Place(
+        board=Board(**board_arguments(teacher.spec, ServiceConfig())),
+        front=(listening, Tls(cert=str(certificate[0]), key=str(certificate[1]))),
+    )
+    url = f"https://localhost:{listening.getsockname()[1]}"
+    with serving(teacher, place=place, **options) as (_, inside):
+        yield url, inside
+
+
+def test_a_student_over_tls(teacher, tokens, certificate, monkeypatch):
+    batch = batch_of(random_clips(5))
+    client = ServiceClientConfig(retry_budget_s=1)
+    with over_tls(teacher, certificate, tokens=tokens) as (url, _):
+        source = ServiceTargets(url, "float16", client, "alice", token=ALICE, ca=str(certificate[0]))
+        expected = [codec.encode(teacher.forward(clip[None]), "float16")[0] for clip in batch.pixels]
+        got = source.request(batch).result(timeout=20)
+        source.close()
+        for row, encoded in zip(got, expected, strict=True):
+            tokens_of = codec.decode(encoded, "float16", num_tokens=teacher.spec.num_tokens, width=teacher.spec.width)
+            assert torch.equal(row, tokens_of)
+        with pytest.raises(ValueError, match=r"shows no certificate that is trusted: .*give --teacher-ca FILE"):
+            ServiceTargets(url, "float16", client, "alice", token=ALICE)
+        with pytest.raises(TeacherUnavailableError):
+            ServiceTargets(url.replace("https", "http"), "float16", client, "alice", token=ALICE, ca=str(certificate[0]))
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+        monkeypatch.setenv("SALT_TOKEN", OPERATOR)
+        assert call(StatusConfig(url=url), "/v1/teacher")["fingerprint"] == teacher.spec.fingerprint
+
+
+def test_an_answer_over_tls_is_given_before_the_end(teacher, certificate):
+    gated, trusting = GatedTeacher(teacher), trusted(str(certificate[0]))
+    [digest] = clips = clips_by_digest(1)
+    body = wire.write_request("float16", [wire.RequestRow(clip_digest=digest, clip=clips[digest].tobytes())])
+    with ThreadPoolExecutor(1) as pool:
+        with over_tls(gated, certificate) as (url, inside):
+            gated.gate.clear()
+            request = urllib.request.Request(f"{url}/v1/targets", data=bytes(memoryview(body)), headers=ARROW)
+            answer = pool.submit(lambda: urllib.request.urlopen(request, context=trusting, timeout=20).read())
+            wait_until(lambda: inside.batcher.flight(digest) is not None)
+            threading.Timer(0.5, gated.gate.set).start()
+        assert [row.status for row in wire.read_response(answer.result())[1]] == ["ok"]
+
+
+def test_a_head_that_trickles(teacher, certificate):
+    """Before the first request, and before one that follows another on its connection."""
+    with over_tls(teacher, certificate, header_timeout_s=0.4) as (url, _):
+        trusting = trusted(str(certificate[0]))
+        for whole in (b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
+            answer, seconds = raw(url, whole, then=b"GET /v1/teacher HTTP/1.1\r\nX-Slow: ", wait_s=10, tls=trusting)
+            assert answer.count(b"200 OK") == bool(whole)
+            assert 0.3 < seconds < 5
+        parts = Caller(url).parts
+        connection = http.client.HTTPSConnection(parts.hostname, parts.port, context=trusting, timeout=5)
+        for _ in range(3):  # who is slow between whole requests is no attacker
+            connection.request("GET", "/healthz")
+            assert connection.getresponse().read() == b'{"alive":true}'
+            time.sleep(0.5)
+        connection.close()
+
+
+# --- the command ---
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--host", "0.0.0.0"), "got --host 0.0.0.0 without --tokens, expected a file of access tokens"),
+        (("--host", "teacher.example"), "give --tokens FILE, or --insecure"),
+        (("--tokens", "FILE", "--insecure"), "got --insecure with --tokens"),
+        (("--tls-cert", "cert.pem"), "got --tls-cert cert.pem and --tls-key None, expected both"),
+        (("--name", "../teacher"), "name: String should match pattern"),
+    ],
+)
+def test_flags_that_would_let_strangers_in(flags, said, capsys, monkeypatch, tokens):
+    monkeypatch.setattr(
+        sys, "argv", ["salt-serve", "teacher", "--ckpt", "run", *(str(tokens) if flag == "FILE" else flag for flag in flags)]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        run_app(teacher_server.cli.app)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [("--insecure",), ("--tokens", "FILE")])
+def test_flags_that_open_the_door_knowingly(more, capsys, monkeypatch, tokens):
+    command = ["salt-serve", "teacher", "--ckpt", "run", "--host", "0.0.0.0", "--print-config"]
+    monkeypatch.setattr(sys, "argv", [*command, *(str(tokens) if flag == "FILE" else flag for flag in more)])
+    with pytest.raises(SystemExit) as stopped:
+        run_app(teacher_server.cli.app)
+    assert not stopped.value.code
+    printed = capsys.readouterr().out
+    assert "host: 0.0.0.0" in printed
+    assert ALICE not in printed
+
+
+def test_a_student_shows_its_token_and_leaves_it_nowhere(teacher, tokens, tmp_path, caplog, capfd, monkeypatch):
+    caplog.set_level(logging.DEBUG)
+    (tmp_path / "alice.token").write_text(f"{ALICE}\n")
+    with serving(teacher, tokens=tokens) as (url, _):
+        values = {
+            "teacher_url": url,
+            "out": str(tmp_path / "alice"),
+            "view": VIEW,
+            "steps": 4,
+            "log_every": 1,
+            "client": {"retry_budget_s": 1},
+        }
+        config = small_run(StudentRun, teacher_token_file=str(tmp_path / "alice.token"), **values)
+        assert isinstance(config, StudentRun)
+        open_run(config)
+        with contextlib.closing(open_source(config, run="alice")) as source:
+            train_on(RandomClips(config.view.clip_shape), source, config, ALONE, None)
+        monkeypatch.setenv("SALT_TOKEN", "wrong-" + 32 * "w")
+        with pytest.raises(ValueError, match="the teacher refused a request: 401 a token is needed") as refused:
+            open_source(small_run(StudentRun, **values), run="alice")
+        monkeypatch.delenv("SALT_TOKEN")
+        with pytest.raises(
+            ValueError, match=r"got no Authorization header.*--teacher-token-file FILE or SALT_TOKEN.*\(request [0-9a-f]{12}\)"
+        ):
+            open_source(small_run(StudentRun, **values), run="alice")
+    said = caplog.text + "".join(capfd.readouterr()) + str(refused.value)
+    files = [path for path in (tmp_path / "alice").rglob("*") if path.is_file()]
+    assert {"config.yaml", "metrics.jsonl", "summary.json"} <= {path.name for path in files}
+    for secret in (ALICE, "wrong-"):
+        assert secret not in said
+        assert not [path for path in files if secret.encode() in path.read_bytes()]
+
+
+def test_a_token_file_that_holds_something_else(tmp_path):
+    for content in ("", "two tokens", "caf\u00e9-0123456789abcdef"):
+        (tmp_path / "token").write_text(content)
+        with pytest.raises(ValueError, match="expected one access token") as refused:
+            access_token(str(tmp_path / "token"))
+        assert not content or content not in str(refused.value)
+    with pytest.raises(ValueError, match=r"no access token in .*no-such"):
+        access_token(str(tmp_path / "no-such"))
