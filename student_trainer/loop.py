@@ -28,7 +28,7 @@ from student_trainer.optim import new_optimizer, set_schedule
 from student_trainer.ranks import Ranks
 from student_trainer.run_directory import write_environment, write_summary
 from student_trainer.salt import Salt
-from student_trainer.target_source import TargetSource, open_source, views_of
+from student_trainer.target_source import TargetSource, open_source, source_order, views_of
 from student_trainer.teacher_client import require_same_teacher
 from student_trainer.vjepa import VJepa
 from student_trainer.vpixel import VPixel, pixel_width
@@ -55,6 +55,8 @@ def train(config: TrainConfig, worker: Worker, checkpoint: Path | None) -> None:
         (reader, source), _ = worker.ranks.result(opening.submit(_open, config, worker, stack))
         _say(worker, f"{config.data}: {reader.num_samples} samples, decoded by {reader.decoder}")
         if source is not None:
+            assert isinstance(config, StudentRun), "only it has a source of targets"
+            _say(worker, f"targets of teacher {source.spec.fingerprint[:12]} from {source_order(config)}")
             specs = worker.ranks.all_values(source.spec)  # a service may have replicas on other devices
             for spec in specs:
                 require_same_teacher(spec, specs[0])

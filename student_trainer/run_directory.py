@@ -38,6 +38,7 @@ FREE_ON_RESUME = {
     "teacher_ckpt",
     "on_teacher_loss",
     "masked_targets",
+    "cache",
     "group",
     "compute.activation_checkpointing",
     "compute.compile",

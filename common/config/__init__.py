@@ -17,7 +17,15 @@ from common.config.model import (
     Views,
 )
 from common.config.presets import MASKS, PRESETS, mask_layer, preset_layer
-from common.config.serve import PrecomputeConfig, ServeConfig, ServiceConfig, StatusConfig
+from common.config.serve import (
+    CacheGcConfig,
+    CacheStatsConfig,
+    CacheVerifyConfig,
+    PrecomputeConfig,
+    ServeConfig,
+    ServiceConfig,
+    StatusConfig,
+)
 from common.config.train import (
     ComputeConfig,
     EmaConfig,
@@ -39,6 +47,9 @@ __all__ = [
     "TIMM",
     "TIMM_RANDOM",
     "BlockSetConfig",
+    "CacheGcConfig",
+    "CacheStatsConfig",
+    "CacheVerifyConfig",
     "ComputeConfig",
     "Config",
     "DrawConfig",

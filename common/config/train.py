@@ -105,6 +105,8 @@ class ServiceClientConfig(Config):
     """Requests in flight at a time."""
     timeout_s: PositiveFloat = 60.0
     """Longest wait for one response, in seconds."""
+    segment_bytes: PositiveInt = 64_000_000
+    """Size at which a file of `--cache` is sealed, in bytes: what a kill costs each rank."""
     retry_budget_s: PositiveFloat = 120.0
     """How long one request is retried, with backoff, before the service counts as lost (`--on-teacher-loss`), in seconds."""
 
@@ -209,6 +211,9 @@ class StudentRun(TrainConfig):
     with the teacher of `--teacher-ckpt` in this process until the service answers again."""
     masked_targets: bool = False
     """Ask a service only for the tokens that the masks hide: fewer bytes, the same losses."""
+    cache: str | None = None
+    """Folder that keeps what a service gave, for the next epoch or run: a clip is looked up there before the service is asked. Any number of
+    runs and ranks may share it. For pinned views (`--views K`): fresh ones are not seen again."""
     group: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """Runs that share a service's work under this name: those ahead wait before the others would find targets gone and compute them again."""
     teacher: TeacherComputeConfig = TeacherComputeConfig()
@@ -224,9 +229,17 @@ class StudentRun(TrainConfig):
             return self
         if len(given) != 1:
             raise ValueError(f"got {flags}, expected exactly one source of targets: --teacher-url, --targets or --teacher-ckpt")
-        for name in ("on_teacher_loss", "masked_targets", "group"):
+        for name in ("on_teacher_loss", "masked_targets", "group", "cache"):
             if self.teacher_url is None and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"got --{name.replace('_', '-')} with {flags}, expected it with --teacher-url: it is about a service")
+        return self
+
+    @model_validator(mode="after")
+    def _cacheable(self) -> Self:
+        if self.cache is not None and self.masked_targets:
+            raise ValueError("got --cache with --masked-targets, expected one of them: a cache holds whole targets, for any mask")
+        if self.cache is not None and self.views == "fresh":
+            raise ValueError("got --cache with --views fresh, expected --views K: fresh views are not seen again, and would fill the disk")
         return self
 
 
