@@ -16,12 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 from common.config import StudentRun, TeacherRun, TrainConfig, VJepaRun
 from common.data.reader import Reader
 from common.model.checkpoint import CheckpointConfig, load_module, load_training, new_predictor, point_to, save_checkpoint
+from common.model.compute import set_up, uses_bfloat16
 from common.model.flops import num_parameters, step_flops
 from common.model.grid import token_grid
 from common.model.teacher import TeacherSpec
 from common.model.vit import Encoder, init_weights
 from student_trainer.batches import Batch, Batches
-from student_trainer.compute import set_up, uses_bfloat16
 from student_trainer.metrics import MetricsLog
 from student_trainer.objective import Objective
 from student_trainer.optim import new_optimizer, set_schedule
@@ -174,7 +174,7 @@ def update(
 
     Each mask group is a forward and a backward of its own, so a batch of any size fits where a group fits.
     """
-    bfloat16 = uses_bfloat16(config.compute, worker.device)
+    bfloat16 = uses_bfloat16(config.compute.dtype, worker.device)
     # The loss is a mean over the good clips of the global batch, so a rank weighs its own by everybody's count.
     num_good = _sum_over_ranks(torch.full((), int(batch.clips.good.sum()), device=worker.device), worker).clamp(min=1)
     optimizer.zero_grad(set_to_none=True)

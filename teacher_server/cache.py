@@ -181,7 +181,7 @@ def _repair_precomputed(root: Path, spec: CacheSpec, damaged: Iterable[str], con
         **{name: getattr(spec, name) for name in ("views", "data_seed", "split", "target_dtype")},
         **{name: view[name] for name in ("num_frames", "crop_size")},
         "view": {name: view[name] for name in ("frame_step", "scale", "ratio", "flip")},
-        "teacher": {name: compute[name] for name in ("batch_size", "num_threads")},
+        "teacher": {**{name: compute[name] for name in ("batch_size", "num_threads", "dtype")}, "compile": compute["compiled"]},
     }
     worker = Worker(PrecomputeConfig.model_validate(wanted), device=None)
     made = worker.spec().to_json()

@@ -24,8 +24,8 @@ from train_tools import (
 )
 
 from common.config import ComputeConfig, EmaConfig, OptimConfig, TeacherRun, TrainConfig, VJepaRun
+from common.model.compute import set_up, uses_bfloat16
 from common.model.pixels import normalise
-from student_trainer.compute import set_up, uses_bfloat16
 from student_trainer.loop import train_on, update
 from student_trainer.optim import new_optimizer, set_schedule
 from student_trainer.run_directory import open_run, read_metrics
@@ -252,9 +252,9 @@ def test_bfloat16_keeps_weights_gradients_and_loss_in_float32():
 
 
 def test_auto_is_bfloat16_on_a_gpu_alone():
-    assert uses_bfloat16(ComputeConfig(), torch.device("cuda"))
-    assert not uses_bfloat16(ComputeConfig(), CPU)
-    assert not uses_bfloat16(ComputeConfig(dtype="float32"), torch.device("cuda"))
+    assert uses_bfloat16("auto", torch.device("cuda"))
+    assert not uses_bfloat16("auto", CPU)
+    assert not uses_bfloat16("float32", torch.device("cuda"))
 
 
 def test_a_run_says_how_it_computed_and_may_compute_otherwise_when_it_goes_on(tmp_path):

@@ -28,6 +28,7 @@ from common.config.serve import (
 )
 from common.config.train import (
     ComputeConfig,
+    ComputeDtype,
     EmaConfig,
     LoaderConfig,
     OnTeacherLoss,
@@ -51,6 +52,7 @@ __all__ = [
     "CacheStatsConfig",
     "CacheVerifyConfig",
     "ComputeConfig",
+    "ComputeDtype",
     "Config",
     "DrawConfig",
     "EmaConfig",

@@ -40,10 +40,13 @@ class OptimConfig(Config):
     """Largest global norm of the gradient, over encoder and predictor together."""
 
 
+ComputeDtype = Literal["auto", "float32", "bfloat16"]
+
+
 class ComputeConfig(Config):
     """How encoder and predictor compute. Beside the precision it decides speed and memory alone: losses and gradients agree to rounding."""
 
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: ComputeDtype = "auto"
     """Precision of matrix products (autocast; weights, norms, targets and loss stay float32). `auto`: bfloat16 on a GPU, float32 on a CPU."""
     activation_checkpointing: bool = False
     """Compute each block again in the backward instead of keeping what is inside it: a third more compute for a fraction of the memory."""
@@ -90,6 +93,10 @@ class TeacherComputeConfig(Config):
     """Clips of one teacher forward; smaller batches are padded to it."""
     num_threads: PositiveInt = 1
     """CPU threads of a teacher forward."""
+    dtype: ComputeDtype = "auto"
+    """Precision of its matrix products, as in `compute.dtype`; norms and targets stay float32. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    compile: bool = False
+    """Compile its blocks (torch.compile): faster forwards after a slow first one, and other bits. Needs the compilers of `compute.compile`."""
 
 
 OnTeacherLoss = Literal["wait", "local", "fail"]
