@@ -256,6 +256,7 @@ def open_source(config: StudentRun, *, run: str, rank: int = 0, device: torch.de
             for_ever=config.on_teacher_loss == "wait",
             masked=config.masked_targets,
             group=config.group if rank == 0 else None,
+            cache=config.cache,
         )
         if config.on_teacher_loss != "local":
             return service
@@ -267,6 +268,16 @@ def open_source(config: StudentRun, *, run: str, rank: int = 0, device: torch.de
     if config.targets is not None:
         return CachedTargets(config.targets, config.target_dtype, data_seed=config.data_seed, view=config.view, decoder=decoder_name())
     return _local_targets(config, device)
+
+
+def source_order(config: StudentRun) -> str:
+    """Where a run looks for a target, first to last."""
+    places = {
+        "cache": config.targets or config.cache,
+        "service": config.teacher_url,
+        "in process": config.teacher_ckpt,
+    }
+    return ", then ".join(f"{kind} {place}" for kind, place in places.items() if place is not None)
 
 
 def _local_targets(config: StudentRun, device: torch.device | None) -> LocalTargets:

@@ -17,9 +17,18 @@ from common.config.model import (
     Views,
 )
 from common.config.presets import MASKS, PRESETS, mask_layer, preset_layer
-from common.config.serve import PrecomputeConfig, ServeConfig, ServiceConfig, StatusConfig
+from common.config.serve import (
+    CacheGcConfig,
+    CacheStatsConfig,
+    CacheVerifyConfig,
+    PrecomputeConfig,
+    ServeConfig,
+    ServiceConfig,
+    StatusConfig,
+)
 from common.config.train import (
     ComputeConfig,
+    ComputeDtype,
     EmaConfig,
     LoaderConfig,
     OnTeacherLoss,
@@ -39,7 +48,11 @@ __all__ = [
     "TIMM",
     "TIMM_RANDOM",
     "BlockSetConfig",
+    "CacheGcConfig",
+    "CacheStatsConfig",
+    "CacheVerifyConfig",
     "ComputeConfig",
+    "ComputeDtype",
     "Config",
     "DrawConfig",
     "EmaConfig",
