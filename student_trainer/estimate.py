@@ -20,12 +20,12 @@ from rich.table import Table
 from common.clip import ClipBatch, clip_digest
 from common.config import EncoderConfig, FrozenConfig, StudentRun, TrainConfig, VJepaRun
 from common.model.checkpoint import open_encoder
+from common.model.compute import set_up, uses_bfloat16
 from common.model.flops import FORWARD_FLOPS, KeptTokens, encoder_forward, kept_tokens
 from common.model.grid import token_grid
 from common.model.masking import MaskGroup, group_idx, mask_group
 from common.model.teacher import TeacherSpec, device_kind
 from student_trainer.batches import Batch
-from student_trainer.compute import set_up, uses_bfloat16
 from student_trainer.loop import Worker, new_objective, update
 from student_trainer.optim import new_optimizer, set_schedule
 from student_trainer.run_flops import NAMES, RunFlops, scientific
@@ -79,7 +79,7 @@ def estimate(config: TrainConfig, device: torch.device) -> dict[str, Any]:
         "clips_per_worker": num_clips,
         "device": device_kind(device),
         "num_threads": config.num_threads,
-        "dtype": "bfloat16" if uses_bfloat16(config.compute, device) else "float32",
+        "dtype": "bfloat16" if uses_bfloat16(config.compute.dtype, device) else "float32",
         "student": student,
         "teacher": teacher,
         "step_s": step_s,

@@ -16,19 +16,19 @@ from torch.nn.parallel import DistributedDataParallel
 from common.config import StudentRun, TeacherRun, TrainConfig, VJepaRun
 from common.data.reader import Reader
 from common.model.checkpoint import CheckpointConfig, load_module, load_training, new_predictor, point_to, save_checkpoint
+from common.model.compute import set_up, uses_bfloat16
 from common.model.flops import num_parameters, step_flops
 from common.model.grid import token_grid
 from common.model.teacher import TeacherSpec
 from common.model.vit import Encoder, init_weights
 from student_trainer.batches import Batch, Batches
-from student_trainer.compute import set_up, uses_bfloat16
-from student_trainer.metrics import MetricsLog
+from student_trainer.metrics import MetricsLog, Update
 from student_trainer.objective import Objective
 from student_trainer.optim import new_optimizer, set_schedule
 from student_trainer.ranks import Ranks
 from student_trainer.run_directory import write_environment, write_summary
 from student_trainer.salt import Salt
-from student_trainer.target_source import TargetSource, open_source, views_of
+from student_trainer.target_source import TargetSource, open_source, source_order, views_of
 from student_trainer.teacher_client import require_same_teacher
 from student_trainer.vjepa import VJepa
 from student_trainer.vpixel import VPixel, pixel_width
@@ -55,6 +55,8 @@ def train(config: TrainConfig, worker: Worker, checkpoint: Path | None) -> None:
         (reader, source), _ = worker.ranks.result(opening.submit(_open, config, worker, stack))
         _say(worker, f"{config.data}: {reader.num_samples} samples, decoded by {reader.decoder}")
         if source is not None:
+            assert isinstance(config, StudentRun), "only it has a source of targets"
+            _say(worker, f"targets of teacher {source.spec.fingerprint[:12]} from {source_order(config)}")
             specs = worker.ranks.all_values(source.spec)  # a service may have replicas on other devices
             for spec in specs:
                 require_same_teacher(spec, specs[0])
@@ -123,13 +125,12 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
 
         step = batch.step
         lr, decay = set_schedule(optimizer, config.optim, step=step, steps=config.steps)
-        loss, norm = update(model, optimizer, batch, target, config, worker)
+        done = update(model, optimizer, batch, target, config, worker)
         objective.after_step(step=step, steps=config.steps)
 
         line = log.add(
             batch,
-            loss,
-            norm,
+            done,
             data_wait_s=waited_for_data,
             teacher_wait_s=waited_for_teacher,
             lr=lr,
@@ -167,27 +168,32 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
 
 def update(
     model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, target: Tensor | None, config: TrainConfig, worker: Worker
-) -> tuple[Tensor, Tensor]:
-    """One optimizer step: this rank's share of the loss, and the norm of the gradient. Both stay on the device, which nothing here waits for.
+) -> Update:
+    """One optimizer step, left out where loss or gradient is not finite. Nothing here waits for the device.
 
     Each mask group is a forward and a backward of its own, so a batch of any size fits where a group fits.
     """
-    bfloat16 = uses_bfloat16(config.compute, worker.device)
+    bfloat16 = uses_bfloat16(config.compute.dtype, worker.device)
     # The loss is a mean over the good clips of the global batch, so a rank weighs its own by everybody's count.
     num_good = _sum_over_ranks(torch.full((), int(batch.clips.good.sum()), device=worker.device), worker).clamp(min=1)
     optimizer.zero_grad(set_to_none=True)
-    loss = torch.zeros((), device=worker.device)
+    loss, clip_losses = torch.zeros((), device=worker.device), []
     for group in batch.groups(target, worker.device):
         # Ranks exchange gradients once a step, with their last group.
         with model.no_sync() if isinstance(model, DistributedDataParallel) and not group.last else contextlib.nullcontext():
             with torch.autocast(worker.device.type, dtype=torch.bfloat16, enabled=bfloat16):
                 losses = model(group.pixels, group.target, group.masks)
-            share = (losses.mean(0) * group.good).sum() / num_good
+            weighted = losses.mean(0) * group.good
+            share = weighted.sum() / num_good
             (share * worker.world_size).backward()  # DistributedDataParallel divides by the world size
         loss += share.detach()
+        clip_losses.append(weighted.detach())
+    loss = _sum_over_ranks(loss.double(), worker)
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_grad)
+    # Both: an infinite L1 loss has a finite gradient.
+    optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler tells a fused optimizer
     optimizer.step()
-    return loss, norm
+    return Update(loss=loss, norm=norm, clip_losses=torch.cat(clip_losses))
 
 
 def new_objective(config: TrainConfig, teacher: TeacherSpec | None) -> tuple[Objective, CheckpointConfig]:

@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -21,6 +22,18 @@ class DivergedError(RuntimeError):
     """The loss is no longer a finite number."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What came of one optimizer step, on the device."""
+
+    loss: Tensor
+    """Over all ranks, float64."""
+    norm: Tensor
+    """Of the gradient, over all ranks, before clipping."""
+    clip_losses: Float[Tensor, " b"]
+    """Of this rank's clips; 0 where one is bad."""
+
+
 class TooManyBadClipsError(RuntimeError):
     """More clips failed to decode than the run may skip."""
 
@@ -29,8 +42,9 @@ class TooManyBadClipsError(RuntimeError):
 class _Interval:
     """Sums since the last line; tensors stay on the device, so that a step never waits for it."""
 
-    losses: list[Tensor] = field(default_factory=list)
-    norms: list[Tensor] = field(default_factory=list)
+    updates: list[Update] = field(default_factory=list)
+    keys: list[tuple[str, ...]] = field(default_factory=list)
+    """The samples of each step."""
     data_wait_s: float = 0.0
     teacher_wait_s: float = 0.0
     num_clips: int = 0
@@ -61,8 +75,7 @@ class MetricsLog:
     def add(
         self,
         batch: Batch,
-        loss: Tensor,
-        norm: Tensor,
+        update: Update,
         *,
         data_wait_s: float,
         teacher_wait_s: float,
@@ -72,11 +85,11 @@ class MetricsLog:
     ) -> dict[str, Any] | None:
         """Takes one step in; the new line where an interval ends (on every rank), else None.
 
-        ``loss`` is this rank's share of the sum. ``of_source``: what the source of targets adds to the line.
+        ``of_source``: what the source of targets adds to the line.
         """
         interval = self._interval
-        interval.losses.append(loss)
-        interval.norms.append(norm)
+        interval.updates.append(update)
+        interval.keys.append(batch.clips.keys)
         interval.data_wait_s += data_wait_s
         interval.teacher_wait_s += teacher_wait_s
         interval.num_clips += len(batch.clips.good)
@@ -89,12 +102,9 @@ class MetricsLog:
         return self._write(batch.step, lr, weight_decay, of_source)
 
     def require_finite(self, step: int) -> None:
-        """Raises DivergedError if a loss since the last line is not finite: before a checkpoint, which must not hold such weights."""
-        if self._interval.losses:
-            losses = torch.stack(self._interval.losses)
-            if self._world_size > 1:
-                dist.all_reduce(losses)
-            _require_finite(losses, step)
+        """Raises DivergedError if a step since the last line was left out: before a checkpoint, so that the last one is from before it."""
+        if self._interval.updates:
+            self._losses(self._interval, step)
 
     def close(self) -> None:
         """Ends the files."""
@@ -111,18 +121,17 @@ class MetricsLog:
 
     def _write(self, step: int, lr: float, weight_decay: float, of_source: dict[str, float]) -> dict[str, Any]:
         interval, self._interval = self._interval, _Interval()
-        losses = torch.stack(interval.losses).double()
+        losses = self._losses(interval, step)
         sums = torch.tensor(
             [interval.num_clips, interval.num_visible, interval.num_hidden, self._num_clips, self._num_bad],
             dtype=torch.float64,
             device=losses.device,
         )
         if self._world_size > 1:
-            dist.all_reduce(losses)
             dist.all_reduce(sums)
         num_clips, num_visible, num_hidden, all_clips, all_bad = sums.tolist()
         seconds = time.perf_counter() - interval.started_s
-        num_steps = len(interval.losses)
+        num_steps = len(interval.updates)
         views_of_tokens = num_clips * self._num_tokens * self._num_sets
         line = {
             "step": step,
@@ -130,7 +139,7 @@ class MetricsLog:
             "loss": losses.mean().item(),
             "lr": lr,
             "weight_decay": weight_decay,
-            "grad_norm": torch.stack(interval.norms).mean().item(),
+            "grad_norm": torch.stack([update.norm for update in interval.updates]).mean().item(),
             "clips_per_s": num_clips / seconds,
             "teacher_wait_ms": 1000 * interval.teacher_wait_s / num_steps,
             "data_wait_ms": 1000 * interval.data_wait_s / num_steps,
@@ -141,7 +150,6 @@ class MetricsLog:
             "bad_clips": int(all_bad),
             **of_source,
         }
-        _require_finite(losses, step)
         if all_bad > self._config.loader.max_bad_fraction * all_clips:
             raise TooManyBadClipsError(
                 f"{int(all_bad)} of {int(all_clips)} clips could not be decoded, for example {', '.join(sorted(self._bad_keys)[:3])}; expected at most a "
@@ -157,12 +165,21 @@ class MetricsLog:
                 self._exporter.show(line)
         return line
 
-
-def _require_finite(losses: Tensor, step: int) -> None:
-    """``losses`` of the steps that end with ``step``."""
-    wrong = (~losses.isfinite()).nonzero()
-    if len(wrong):
+    def _losses(self, interval: _Interval, step: int) -> Float[Tensor, " steps"]:
+        """The loss of each step of an interval that ends with ``step``, over all ranks. Raises DivergedError where one is not finite, or its gradient."""
+        losses = torch.stack([update.loss for update in interval.updates])
+        norms = torch.stack([update.norm for update in interval.updates])
+        wrong = (~(losses.isfinite() & norms.isfinite())).nonzero()
+        if len(wrong) == 0:
+            return losses
+        first = int(wrong[0])
+        lost = (~interval.updates[first].clip_losses.isfinite()).tolist()
+        of_ranks: list[list[str]] = [[key for key, is_lost in zip(interval.keys[first], lost, strict=True) if is_lost]] * self._world_size
+        if self._world_size > 1:
+            dist.all_gather_object(of_ranks, of_ranks[0])
+        keys = [key for of_rank in of_ranks for key in of_rank]
+        clips = f"from {len(keys)} clips, {', '.join(keys[:5])}" if keys else "from no clip alone"
         raise DivergedError(
-            f"the loss of step {step - len(losses) + 1 + int(wrong[0])} is {losses[wrong[0]].item()}, expected a finite number: lower optim.lr, "
-            "or start again with another seed"
+            f"step {step - len(losses) + 1 + first} has loss {losses[first].item():g} and a gradient of norm {norms[first].item():g}, expected finite "
+            f"numbers ({clips}): its update was left out, and the newest checkpoint is from before it. Look at the clips, or start again with a lower optim.lr"
         )

@@ -12,9 +12,9 @@ import torch
 
 from common.config import TrainConfig, dump_yaml, load_yaml
 from common.model.checkpoint import POINTER, find_checkpoint
+from common.model.compute import uses_bfloat16
 from common.model.flops import num_parameters
 from common.model.teacher import device_kind
-from student_trainer.compute import uses_bfloat16
 from student_trainer.objective import Objective
 from student_trainer.target_source import TargetSource
 
@@ -41,6 +41,7 @@ FREE_ON_RESUME = {
     "teacher_ckpt",
     "on_teacher_loss",
     "masked_targets",
+    "cache",
     "group",
     "compute.activation_checkpointing",
     "compute.compile",
@@ -120,7 +121,7 @@ def write_environment(out: Path, config: TrainConfig, device: torch.device, deco
         "device": device_kind(device),
         "num_threads": config.num_threads,
         **config.compute.model_dump(),
-        "dtype": "bfloat16" if uses_bfloat16(config.compute, device) else "float32",
+        "dtype": "bfloat16" if uses_bfloat16(config.compute.dtype, device) else "float32",
         "decoder": decoder,
     }
     before = json.loads(path.read_text()) if path.exists() else []

@@ -19,6 +19,7 @@ from common.model.teacher import TeacherSpec
 from common.targets import codec, wire
 from student_trainer.board import Board
 from student_trainer.host_memory import new_targets
+from student_trainer.kept_targets import KeptTargets
 from student_trainer.retry import RetryableError
 from student_trainer.teacher_client import TeacherClient, require_same_teacher
 
@@ -56,14 +57,17 @@ class ServiceTargets:
         for_ever: bool = False,
         masked: bool = False,
         group: str | None = None,
+        cache: str | None = None,
+        rank: int = 0,
         shown: dict[str, Any] | None = None,
         token: str | None = None,
         ca: str | None = None,
     ) -> None:
-        """Waits for the service within the client's retry budget, or ``for_ever``. ``masked``: only hidden tokens travel. ``group``: see Note [groups].
-        ``shown``: what the service's board shows of the run's configuration.
+        """Waits for the service within the client's retry budget, or ``for_ever``. ``masked``: only hidden tokens travel.
+        ``shown``: what the service's board shows of the run's configuration. ``token``, ``ca``: see TeacherClient.
 
-        Raises TeacherUnavailableError.
+        ``group``: see Note [groups]. ``rank``: of several that ask for parts of one run's batches.
+        ``cache``: folder that keeps what the service gives, and is looked into before it is asked. Raises TeacherUnavailableError.
         """
         self.dtype: TargetDtype = dtype
         self._config, self._masked = client, masked
@@ -75,10 +79,11 @@ class ServiceTargets:
             )
         self._buckets = int(facts["buckets"])
         self.spec = TeacherSpec.from_json({name: facts[name] for name in TeacherSpec.__dataclass_fields__})
+        self._kept = None if cache is None else KeptTargets(cache, self.spec, dtype, segment_bytes=client.segment_bytes)
         self._pool = ThreadPoolExecutor(client.connections, thread_name_prefix="targets")
         self._probes = ThreadPoolExecutor(1, thread_name_prefix="probe")
         self._probe: Future[None] | None = None
-        self._board = Board(self._client, group, shown)
+        self._board = Board(self._client, group, rank, shown)
         self._counters = {"need_clip": 0, "clips_up": 0, "corrupt": 0}
         self._lock = threading.Lock()
 
@@ -111,7 +116,8 @@ class ServiceTargets:
 
     def counters(self) -> dict[str, int | float]:
         """See TargetSource."""
-        return {**asdict(self._client.counters), **self._client.retries.counters(), **self._counters, **self._board.metrics()}
+        kept = {} if self._kept is None else self._kept.counters()
+        return {**asdict(self._client.counters), **self._client.retries.counters(), **self._counters, **kept, **self._board.metrics()}
 
     def close(self) -> None:
         """See TargetSource."""
@@ -119,6 +125,8 @@ class ServiceTargets:
         self._client.close()
         self._probes.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._kept is not None:
+            self._kept.close()
 
     def _bodies(self, rows: dict[bytes, list[int]]) -> Iterator[tuple[int | None, dict[bytes, list[int]]]]:
         """The rows of each request and its bucket. A bucket's clips always reach the same replica of the service."""
@@ -140,7 +148,7 @@ class ServiceTargets:
 
     def _fetch(self, part: _Part) -> None:
         """Fills the part's rows: asks, uploads what is needed, asks again for what another client uploads (DESIGN section 4, HTTP)."""
-        asked, needed = list(part.rows), set[bytes]()
+        asked, needed = [digest for digest in part.rows if not self._is_kept(digest, part)], set[bytes]()
         while asked:
             request = [
                 wire.RequestRow(
@@ -156,6 +164,15 @@ class ServiceTargets:
             needed = {digest for digest, status in answers.items() if status == "need_clip"} - leased
             asked = [digest for digest, status in answers.items() if status == "need_clip"]
             self._count("need_clip", len(needed))
+
+    def _is_kept(self, clip_digest: bytes, part: _Part) -> bool:
+        """Whether a clip's rows could be filled from the cache."""
+        encoded = None if self._kept is None else self._kept.find(clip_digest)
+        if encoded is None:
+            return False
+        for row in part.rows[clip_digest]:
+            codec.decode_into(part.out[row], encoded, self.dtype)
+        return True
 
     def _answers(self, body: Any, asked: list[bytes], part: _Part) -> tuple[dict[bytes, wire.Status], set[bytes]]:
         """The status of each digest, and the leased ones; targets are decoded into ``part.out``. Raises RetryableError for damaged bytes."""
@@ -177,6 +194,8 @@ class ServiceTargets:
                     raise RetryableError(f"clip {row.clip_digest.hex()[:12]}: {error}") from error
                 for number in others:
                     part.out[number] = part.out[first]
+                if self._kept is not None:
+                    self._kept.add(row.clip_digest, row.encoded)
         leased = {answered[number].clip_digest for number in header.leased}
         return {row.clip_digest: row.status for row in answered}, leased
 

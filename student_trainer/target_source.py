@@ -247,7 +247,7 @@ def _hand_over(done: Future[Float[Tensor, "b n d"]], to: Future[Float[Tensor, "b
 def open_source(config: StudentRun, *, run: str, rank: int = 0, device: torch.device | None = None) -> TargetSource:
     """The source of targets that a run names.
 
-    ``run``: its name on the service's board, where rank 0 speaks for it. ``device``: of a teacher in this process; None: a GPU if there is one.
+    ``run``: its name on the service's board. ``rank``: of this process in it. ``device``: of a teacher in this process; None: a GPU if there is one.
     """
     if config.teacher_url is not None:
         service = ServiceTargets(
@@ -259,8 +259,10 @@ def open_source(config: StudentRun, *, run: str, rank: int = 0, device: torch.de
             masked=config.masked_targets,
             token=access_token(config.teacher_token_file),
             ca=config.teacher_ca,
-            group=config.group if rank == 0 else None,
-            shown=shown_config(config),
+            group=config.group,
+            rank=rank,
+            cache=config.cache,
+            shown=shown_config(config) if rank == 0 else None,
         )
         if config.on_teacher_loss != "local":
             return service
@@ -272,6 +274,16 @@ def open_source(config: StudentRun, *, run: str, rank: int = 0, device: torch.de
     if config.targets is not None:
         return CachedTargets(config.targets, config.target_dtype, data_seed=config.data_seed, view=config.view, decoder=decoder_name())
     return _local_targets(config, device)
+
+
+def source_order(config: StudentRun) -> str:
+    """Where a run looks for a target, first to last."""
+    places = {
+        "cache": config.targets or config.cache,
+        "service": config.teacher_url,
+        "in process": config.teacher_ckpt,
+    }
+    return ", then ".join(f"{kind} {place}" for kind, place in places.items() if place is not None)
 
 
 def _local_targets(config: StudentRun, device: torch.device | None) -> LocalTargets:

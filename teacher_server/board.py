@@ -88,13 +88,13 @@ class Board:
         """Keeps a run's newest progress; where that is in its group."""
         entry = self._entry(run)
         entry.post(progress)
-        if self._file is not None:
+        if self._file is not None and progress.worker == 0:
             await self._file.append({"run": run, **entry.line(progress)}, self._everything)
-        slots = self._slots(progress.group)
-        slowest = min(slots, default=None)
+        others = self._slots(progress.group, besides=run)  # its own workers meet at every step anyway
+        slowest = None if progress.group is None else min([progress.slot, *others])
         window = self._window_clips * max(1, len(self._urls))
         wait = slowest is not None and progress.slot - slowest > window
-        return Standing(wait=wait, slowest_slot=slowest, window_clips=window, members=len(slots))
+        return Standing(wait=wait, slowest_slot=slowest, window_clips=window, members=len(self._slots(progress.group)))
 
     async def runs(self) -> list[dict[str, Any]]:
         """Each run, the one heard of last first: id, what it was sent, progress or None; in a group the clips it is ahead of the slowest."""
@@ -190,11 +190,11 @@ class Board:
             self._runs.popitem(last=False)
         return entry
 
-    def _slots(self, group: str | None) -> list[int]:
-        """Where the live members of a group are; a member that was silent for the time-out has left."""
+    def _slots(self, group: str | None, besides: str | None = None) -> list[int]:
+        """Where the live members of a group are, but for those of one run; a member that was silent for the time-out has left."""
         since = time.monotonic() - self._group_timeout_s
-        posted = [run.progress for run in self._runs.values() if run.progress is not None and run.posted_s >= since]
-        return [progress.slot for progress in posted if group is not None and progress.group == group]
+        members = [member for name, run in self._runs.items() if name != besides for member in run.members.values()]
+        return [progress.slot for progress, posted_s in members if posted_s >= since and progress.group == group]
 
     def _shown(self, name: str, run: Run) -> dict[str, Any]:
         progress = run.progress

@@ -1,7 +1,16 @@
 """The command line ``salt-serve``."""
 
 from common.command import add_command, console, new_app, run_app
-from common.config import DrainConfig, PrecomputeConfig, RunsConfig, ServeConfig, StatusConfig
+from common.config import (
+    CacheGcConfig,
+    CacheStatsConfig,
+    CacheVerifyConfig,
+    DrainConfig,
+    PrecomputeConfig,
+    RunsConfig,
+    ServeConfig,
+    StatusConfig,
+)
 
 app = new_app("Serve a frozen teacher: `teacher` over HTTP to any number of students, `precompute` to files that need no teacher any more.")
 
@@ -16,6 +25,24 @@ def _precompute(config: PrecomputeConfig) -> None:
     from teacher_server.precompute import precompute
 
     precompute(config, console)
+
+
+def _verify(config: CacheVerifyConfig) -> None:
+    from teacher_server.cache import verify
+
+    verify(config, console)
+
+
+def _stats(config: CacheStatsConfig) -> None:
+    from teacher_server.cache import show_stats
+
+    show_stats(config)
+
+
+def _gc(config: CacheGcConfig) -> None:
+    from teacher_server.cache import collect_garbage
+
+    collect_garbage(config, console)
 
 
 def _status(config: StatusConfig) -> None:
@@ -88,6 +115,35 @@ add_command(
     help="Drain a teacher service, and end it. Ctrl-C in `salt-serve teacher` does the same.\n\n"
     "Example: `salt-serve stop --url http://127.0.0.1:8000`",
 )
+
+cache = new_app("What a target cache holds (`stats`), whether it is whole (`verify`), and what of it nobody needs (`gc`).")
+add_command(
+    cache,
+    "verify",
+    CacheVerifyConfig,
+    _verify,
+    positional=("targets",),
+    help="Read every target of a cache, and name what is damaged or missing.\n\n"
+    "Example: `salt-serve cache verify TARGETS --repair --ckpt runs/teacher --data SHARDS`",
+)
+add_command(
+    cache,
+    "stats",
+    CacheStatsConfig,
+    _stats,
+    positional=("targets",),
+    help="Show what a cache holds: teacher, targets, bytes.\n\nExample: `salt-serve cache stats TARGETS`",
+)
+add_command(
+    cache,
+    "gc",
+    CacheGcConfig,
+    _gc,
+    positional=("targets",),
+    help="Remove files that the manifest does not list and, with `--max-bytes`, the oldest that a service or a student wrote.\n\n"
+    "Example: `salt-serve cache gc TARGETS --dry-run`",
+)
+app.add_typer(cache, name="cache")
 
 
 def main() -> None:

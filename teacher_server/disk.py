@@ -48,7 +48,7 @@ class DiskTargets:
 
     def close(self) -> None:
         """Seals what is there. Blocks."""
-        self._thread.submit(self._seal).result()
+        self._thread.submit(self._close).result()
         self._thread.shutdown(wait=True)
 
     def _find(self, clip_digests: list[bytes]) -> dict[bytes, EncodedTarget]:
@@ -71,10 +71,10 @@ class DiskTargets:
         except OSError as error:
             self._failed(at_stake, error)
 
-    def _seal(self) -> None:
+    def _close(self) -> None:
         at_stake = self._store.num_open
         try:
-            self._store.seal()
+            self._store.close()
         except OSError as error:
             self._failed(at_stake, error)
 

@@ -32,6 +32,8 @@ class Progress(BaseModel):
     """Of the run, lately."""
     group: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """Runs of one data seed that keep together, so that memory serves them all. A report without it leaves the group."""
+    worker: NonNegativeInt = 0
+    """Which worker of the run says so. Each is a member of the group; only the first one's report is shown."""
     config: dict[str, JsonValue] | None = None
     """The run's resolved configuration, without secrets and paths; the board keeps the newest one that it was given."""
 
@@ -51,11 +53,11 @@ class Standing(BaseModel):
     wait: bool
     """The run is further ahead than memory reaches: it asks again, with the same report, before it goes on."""
     slowest_slot: int | None
-    """Of the group's live members; None without a group."""
+    """Of the live members of the other runs and of who asks; None without a group."""
     window_clips: int
     """Clips that the replicas' memory holds: how far ahead a member may be."""
     members: int
-    """Live members of the group."""
+    """Live members of the group: the workers of its runs."""
 
 
 @dataclass
@@ -128,13 +130,18 @@ class Run:
     progress: Progress | None = None
     config: dict[str, Any] | None = None
     curve: Curve = field(default_factory=Curve)
-    posted_s: float = float("-inf")
-    """When it reported progress last, on the monotonic clock of this process."""
+    members: dict[int, tuple[Progress, float]] = field(default_factory=dict)
+    """What each worker that is in a group reported last, and when, on the monotonic clock of this process."""
 
     def post(self, progress: Progress) -> None:
-        """Takes a report in."""
+        """Takes a worker's report in. What is shown of the run is the first one's."""
+        self.members.pop(progress.worker, None)
+        if progress.group is not None:
+            self.members[progress.worker] = progress.model_copy(update={"config": None}), time.monotonic()
+        if progress.worker != 0:
+            return
         self.config = self.config if progress.config is None else progress.config
-        self.progress, self.posted_s = progress.model_copy(update={"config": None}), time.monotonic()
+        self.progress = progress.model_copy(update={"config": None})
         if progress.loss is not None:
             self.curve.add(progress.step, progress.flops, progress.loss)
 
@@ -163,4 +170,4 @@ class Run:
             self.progress, self.config, self.curve = progress, values["config"], Curve.from_json(values["curve"])
         elif progress is not None:
             self.post(progress)
-        self.posted_s = float("-inf")  # it is a member of its group when it reports again
+        self.members.clear()  # it is a member of its group when it reports again

@@ -57,7 +57,7 @@ class Caller:
             for digest, clip in ((digest, (clips or {}).get(digest)) for digest in digests)
         ]
         sent = {**ARROW, "X-Salt-Run": run, **(headers or {})}
-        status, _, body = self.send("POST", "/v1/targets", memoryview(wire.write_request(dtype, rows)), sent, timeout)
+        status, _, body = self.send("POST", "/v1/targets", b"".join(wire.write_request(dtype, rows)), sent, timeout)
         return status, body
 
     def targets(self, *args, **kwargs):
@@ -80,9 +80,9 @@ def clips_by_digest(count, seed=0):
     return dict(zip(batch.digests, batch.pixels, strict=True))
 
 
-def wait_until(condition):
+def wait_until(condition, seconds=30):
     """Waits for a state of the service that the test needs."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the state that the test waits for never came"
         time.sleep(0.005)

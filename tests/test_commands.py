@@ -13,6 +13,9 @@ import student_trainer.evaluation.cli
 import teacher_server.cli
 from common.command import is_nested, run_app
 from common.config import (
+    CacheGcConfig,
+    CacheStatsConfig,
+    CacheVerifyConfig,
     Config,
     DrainConfig,
     ExportConfig,
@@ -47,6 +50,9 @@ COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
     "salt-data inspect": (InspectConfig, {"data": "shards"}),
     "salt-serve teacher": (ServeConfig, {"ckpt": "run"}),
     "salt-serve precompute": (PrecomputeConfig, {"ckpt": "run", "data": "shards", "out": "targets", "views": "4"}),
+    "salt-serve cache verify": (CacheVerifyConfig, {"targets": "targets"}),
+    "salt-serve cache stats": (CacheStatsConfig, {"targets": "targets"}),
+    "salt-serve cache gc": (CacheGcConfig, {"targets": "targets"}),
     "salt-serve status": (StatusConfig, {"url": "http://127.0.0.1:1"}),
     "salt-serve runs": (RunsConfig, {"url": "http://127.0.0.1:1"}),
     "salt-serve drain": (DrainConfig, {"url": "http://127.0.0.1:1"}),
@@ -83,6 +89,9 @@ REFUSED = {
     ("salt-serve teacher", "host"),  # without --tokens
     ("salt-serve teacher", "tls_cert"),  # one without the other
     ("salt-serve teacher", "tls_key"),
+    ("salt-train student", "cache"),
+    ("salt-serve cache verify", "ckpt"),  # without --repair
+    ("salt-serve cache verify", "data"),
     ("salt-train teacher", "estimate_out"),  # without --estimate
     ("salt-train student", "estimate_out"),
     ("salt-train vjepa", "estimate_out"),
@@ -92,8 +101,18 @@ REFUSED = {
 
 
 def click_command(command: str):
-    app, name = command.split()
-    return typer.main.get_command(APPS[app]).commands[name]  # type: ignore[attr-defined]
+    app, *names = command.split()
+    found = typer.main.get_command(APPS[app])
+    for name in names:
+        found = found.commands[name]  # type: ignore[attr-defined]
+    return found
+
+
+def commands_of(name: str, command) -> set[str]:
+    """The commands of a group and of the groups in it."""
+    if not hasattr(command, "commands"):
+        return {name}
+    return set().union(*(commands_of(f"{name} {child}", below) for child, below in command.commands.items()))
 
 
 def arguments(command: str, values: dict[str, str | bool]) -> list[str]:
@@ -133,8 +152,8 @@ def run(capsys, monkeypatch):
     """Runs a command line as a shell would: exit code, standard output, standard error."""
 
     def run(command: str, *more: str) -> tuple[int, str, str]:
-        app, name = command.split()
-        monkeypatch.setattr(sys, "argv", [app, name, *more])
+        app, *names = command.split()
+        monkeypatch.setattr(sys, "argv", [app, *names, *more])
         with pytest.raises(SystemExit) as stopped:
             run_app(APPS[app])
         out, error = capsys.readouterr()
@@ -144,7 +163,7 @@ def run(capsys, monkeypatch):
 
 
 def test_no_command_is_left_out():
-    assert {f"{app} {name}" for app in APPS for name in typer.main.get_command(APPS[app]).commands} == set(COMMANDS)  # type: ignore[attr-defined]
+    assert set().union(*(commands_of(name, typer.main.get_command(app)) for name, app in APPS.items())) == set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,6 +85,19 @@ def test_a_student_finds_every_clip_and_the_same_bits(data, ckpt, tmp_path):
     for source in (local, cached):
         source.close()
     reader.close()
+
+
+def test_what_is_to_come_is_said_and_a_disk_that_is_too_small_is_refused(data, ckpt, tmp_path, monkeypatch):
+    per_target = 8 * 24 * 2  # tokens, width, float16
+    assert re.search(r"24 targets to come: \S+ kB of .* free, at least 0:00:\d\d at \S+ clips/s", run(data, ckpt, tmp_path / "a"))
+    assert "all 24 targets are there, and are checked" in run(data, ckpt, tmp_path / "a")
+    next((tmp_path / "a").rglob("view-1/*000001.arrow")).unlink()
+    assert "6 targets to come, 18 more are there" in run(data, ckpt, tmp_path / "a")
+    used = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: used._replace(free=23 * per_target))
+    with pytest.raises(ValueError, match=r"for 24 targets of 8 tokens of width 24 in float16: free the disk"):
+        run(data, ckpt, tmp_path / "b")
+    assert not list((tmp_path / "b").rglob("*.arrow"))
 
 
 def test_layout_and_manifest(data, ckpt, tmp_path):

@@ -101,17 +101,43 @@ def test_no_file_is_seen_before_it_is_whole(tmp_path):
         store.TargetCache(tmp_path)
 
 
-def test_a_flipped_byte_is_named(cache_root):
-    path = cache_root / store.file_path(SPEC, 0, "train-000000.tar")
+def flip(path, found_at, skip=3):
     data = bytearray(path.read_bytes())
-    row = rows_of(0)[4]
-    data[data.index(bytes(row.encoded.target)) + 3] ^= 1
+    data[data.index(found_at) + skip] ^= 1
     path.write_bytes(data)
-    with pytest.raises(codec.CorruptTargetError, match=r"row 4, sample source/4, view 0"):
-        store.CacheFile(path, SPEC).verify(SPEC)
-    found = store.TargetCache(cache_root).find(row.clip_digest)
-    with pytest.raises(codec.CorruptTargetError):
-        codec.decode(found.encoded, "int8", num_tokens=5, width=8)
+
+
+def test_a_flipped_byte_of_a_target_or_a_scale_is_named(cache_root):
+    path = cache_root / store.file_path(SPEC, 0, "train-000000.tar")
+    rows = rows_of(0)
+    flip(path, bytes(rows[4].encoded.target))
+    flip(path, bytes(rows[5].encoded.scale))
+    whole, damage = store.CacheFile(path, SPEC).check()
+    assert [row.key for row in whole] == [f"source/{number}" for number in (0, 1, 2, 3, 6)]
+    assert [f"row {number}, sample source/{number}, view 0" in str(error) for number, error in zip((4, 5), damage, strict=True)] == [
+        True,
+        True,
+    ]
+    for row in rows[4:6]:
+        found = store.TargetCache(cache_root).find(row.clip_digest)
+        with pytest.raises(codec.CorruptTargetError):
+            codec.decode(found.encoded, "int8", num_tokens=5, width=8)
+
+
+def test_a_flipped_byte_of_a_digest_is_refused(cache_root):
+    path = cache_root / store.file_path(SPEC, 0, "train-000000.tar")
+    flip(path, rows_of(0)[4].clip_digest)
+    with pytest.raises(codec.CorruptTargetError, match=r"train-000000.arrow, record batch 0: got clip digests with hash"):
+        store.TargetCache(cache_root)
+    whole, damage = store.CacheFile(path, SPEC).check()
+    assert (len(whole), len(damage)) == (7, 1)
+
+
+@pytest.mark.parametrize("part", [b'"skipped"', b'"rows"', b'"decoder 1"', b'"sha256"', b"source/bad"])
+def test_a_flipped_byte_of_the_manifest_is_refused(cache_root, part):
+    flip(cache_root / store.MANIFEST, part)
+    with pytest.raises(codec.CorruptTargetError, match=r"manifest\.json is damaged"):
+        store.TargetCache(cache_root)
 
 
 def test_a_cut_or_missing_file_is_refused(cache_root):

@@ -9,9 +9,9 @@ from common.clip import ClipBatch, clip_digest
 from common.config import ComputeConfig, TrainConfig, VJepaRun
 from common.draws import words
 from common.model.checkpoint import CheckpointConfig
+from common.model.compute import set_up
 from common.model.grid import token_grid
 from student_trainer.batches import Batch, Batches
-from student_trainer.compute import set_up
 from student_trainer.loop import Worker, new_objective, train_on
 from student_trainer.objective import Objective
 

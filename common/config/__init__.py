@@ -18,9 +18,21 @@ from common.config.model import (
     Views,
 )
 from common.config.presets import MASKS, PRESETS, mask_layer, preset_layer
-from common.config.serve import DrainConfig, OfServiceConfig, PrecomputeConfig, RunsConfig, ServeConfig, ServiceConfig, StatusConfig
+from common.config.serve import (
+    CacheGcConfig,
+    CacheStatsConfig,
+    CacheVerifyConfig,
+    DrainConfig,
+    OfServiceConfig,
+    PrecomputeConfig,
+    RunsConfig,
+    ServeConfig,
+    ServiceConfig,
+    StatusConfig,
+)
 from common.config.train import (
     ComputeConfig,
+    ComputeDtype,
     EmaConfig,
     LoaderConfig,
     OnTeacherLoss,
@@ -40,7 +52,11 @@ __all__ = [
     "TIMM",
     "TIMM_RANDOM",
     "BlockSetConfig",
+    "CacheGcConfig",
+    "CacheStatsConfig",
+    "CacheVerifyConfig",
     "ComputeConfig",
+    "ComputeDtype",
     "Config",
     "DrainConfig",
     "DrawConfig",

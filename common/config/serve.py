@@ -1,7 +1,7 @@
 """A frozen teacher as a service, or on disk: ``salt-serve``."""
 
 import ipaddress
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -172,6 +172,47 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+class CacheVerifyConfig(Config):
+    """`salt-serve cache verify`: whether every target of a cache is what was written."""
+
+    targets: str
+    """The cache, as `salt-serve precompute` or `--cache` writes it."""
+    repair: bool = False
+    """Compute again what is damaged, with `--ckpt` and `--data`, and leave the rest. In a cache that was written through it is dropped."""
+    ckpt: str | None = None
+    """The teacher that the targets are of, for `--repair`."""
+    data: str | None = None
+    """The data set that they were made from, for `--repair`."""
+    loader: LoaderConfig = LoaderConfig()
+
+    @model_validator(mode="after")
+    def _for_repair(self) -> Self:
+        given = [f"--{name}" for name in ("ckpt", "data") if getattr(self, name) is not None]
+        if given and not self.repair:
+            raise ValueError(f"got {' and '.join(given)} without --repair, expected all or none: without it nothing is computed")
+        return self
+
+
+class CacheStatsConfig(Config):
+    """`salt-serve cache stats`: what a cache holds."""
+
+    targets: str
+    """The cache, as `salt-serve precompute` or `--cache` writes it."""
+    format: Literal["text", "json"] = "text"
+    """A table for people, or JSON."""
+
+
+class CacheGcConfig(Config):
+    """`salt-serve cache gc`: remove from a cache what no student would find."""
+
+    targets: str
+    """The cache, as `salt-serve precompute` or `--cache` writes it."""
+    max_bytes: PositiveInt | None = None
+    """Drop the oldest segments of a cache that was written through until it has this size, in bytes; none: keep all."""
+    dry_run: bool = False
+    """Only say what would be removed."""
 
 
 def _range(replicas: str) -> tuple[int, int]:

@@ -40,10 +40,13 @@ class OptimConfig(Config):
     """Largest global norm of the gradient, over encoder and predictor together."""
 
 
+ComputeDtype = Literal["auto", "float32", "bfloat16"]
+
+
 class ComputeConfig(Config):
     """How encoder and predictor compute. Beside the precision it decides speed and memory alone: losses and gradients agree to rounding."""
 
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: ComputeDtype = "auto"
     """Precision of matrix products (autocast; weights, norms, targets and loss stay float32). `auto`: bfloat16 on a GPU, float32 on a CPU."""
     activation_checkpointing: bool = False
     """Compute each block again in the backward instead of keeping what is inside it: a third more compute for a fraction of the memory."""
@@ -90,6 +93,10 @@ class TeacherComputeConfig(Config):
     """Clips of one teacher forward; smaller batches are padded to it."""
     num_threads: PositiveInt = 1
     """CPU threads of a teacher forward."""
+    dtype: ComputeDtype = "auto"
+    """Precision of its matrix products, as in `compute.dtype`; norms and targets stay float32. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    compile: bool = False
+    """Compile its blocks (torch.compile): faster forwards after a slow first one, and other bits. Needs the compilers of `compute.compile`."""
 
 
 OnTeacherLoss = Literal["wait", "local", "fail"]
@@ -105,6 +112,8 @@ class ServiceClientConfig(Config):
     """Requests in flight at a time."""
     timeout_s: PositiveFloat = 60.0
     """Longest wait for one response, in seconds."""
+    segment_bytes: PositiveInt = 64_000_000
+    """Size at which a file of `--cache` is sealed, in bytes: what a kill costs each rank."""
     retry_budget_s: PositiveFloat = 120.0
     """How long one request is retried, with backoff, before the service counts as lost (`--on-teacher-loss`), in seconds."""
 
@@ -215,6 +224,9 @@ class StudentRun(TrainConfig):
     with the teacher of `--teacher-ckpt` in this process until the service answers again."""
     masked_targets: bool = False
     """Ask a service only for the tokens that the masks hide: fewer bytes, the same losses."""
+    cache: str | None = None
+    """Folder that keeps what a service gave, for the next epoch or run: a clip is looked up there before the service is asked. Any number of
+    runs and ranks may share it. For pinned views (`--views K`): fresh ones are not seen again."""
     group: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """Runs that share a service's work under this name: those ahead wait before the others would find targets gone and compute them again."""
     teacher: TeacherComputeConfig = TeacherComputeConfig()
@@ -230,9 +242,17 @@ class StudentRun(TrainConfig):
             return self
         if len(given) != 1:
             raise ValueError(f"got {flags}, expected exactly one source of targets: --teacher-url, --targets or --teacher-ckpt")
-        for name in ("on_teacher_loss", "masked_targets", "group", "teacher_token_file", "teacher_ca"):
+        for name in ("on_teacher_loss", "masked_targets", "group", "cache", "teacher_token_file", "teacher_ca"):
             if self.teacher_url is None and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"got --{name.replace('_', '-')} with {flags}, expected it with --teacher-url: it is about a service")
+        return self
+
+    @model_validator(mode="after")
+    def _cacheable(self) -> Self:
+        if self.cache is not None and self.masked_targets:
+            raise ValueError("got --cache with --masked-targets, expected one of them: a cache holds whole targets, for any mask")
+        if self.cache is not None and self.views == "fresh":
+            raise ValueError("got --cache with --views fresh, expected --views K: fresh views are not seen again, and would fill the disk")
         return self
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from common.config import FrozenConfig, TeacherComputeConfig
 from common.model.checkpoint import open_encoder
+from common.model.compute import compile_blocks, uses_bfloat16
 from common.model.flops import num_parameters
 from common.model.frozen import FrozenEncoder
 from common.model.pixels import normalise
@@ -66,6 +67,7 @@ class Teacher:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         grid = encoder.grid
         self._module = encoder.load().to(device).eval().requires_grad_(False)
+        self._bfloat16 = uses_bfloat16(compute.dtype, device)
         self._mean, self._std, self._compute, self._device = encoder.mean, encoder.std, compute, device
         self._lock = threading.Lock()
         self.spec = TeacherSpec(
@@ -73,18 +75,20 @@ class Teacher:
             fingerprint=fingerprint(encoder, self._module),
             compute={
                 "device": device_kind(device),
-                "dtype": "float32",
+                "dtype": "bfloat16" if self._bfloat16 else "float32",
                 "batch_size": compute.batch_size,
                 "num_threads": compute.num_threads,
                 "torch": torch.__version__,
                 **encoder.libraries,
-                "compiled": False,
+                "compiled": compute.compile,
             },
             clip_shape=encoder.view.clip_shape,
             grid=(grid.t, grid.h, grid.w),
             width=encoder.config.width,
             num_parameters=num_parameters(self._module),
         )
+        if compute.compile:
+            compile_blocks(self._module, device, key="teacher.compile")
 
     @classmethod
     def load(cls, path: str | Path, compute: TeacherComputeConfig, device: torch.device | None = None) -> Self:
@@ -105,7 +109,8 @@ class Teacher:
             torch.set_num_threads(self._compute.num_threads)
             try:
                 pixels = torch.from_numpy(padded).to(self._device, non_blocking=True)
-                latents = self._module(normalise(pixels, self._mean, self._std))
+                with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
+                    latents = self._module(normalise(pixels, self._mean, self._std))
                 targets = F.layer_norm(latents.float(), (self.spec.width,), eps=TARGET_NORM_EPS)
             finally:
                 torch.set_num_threads(threads)

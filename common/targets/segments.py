@@ -1,16 +1,17 @@
 """A target cache that grows while targets are made: segments, each sealed at a size (DESIGN section 4, Target cache)."""
 
-import fcntl
-import json
-import os
+import contextlib
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from common.targets import codec, store
 from common.targets.codec import CorruptTargetError, EncodedTarget
+from common.targets.locks import one_at_a_time, writer
 from common.targets.store import CacheRow, CacheSpec, TargetCache
+
+SEGMENTS = "segments"
+"""Their folder in the cache."""
 
 
 class SegmentStore:
@@ -26,12 +27,14 @@ class SegmentStore:
         self._name, self._number = secrets.token_hex(4), 0
         self._open: dict[bytes, EncodedTarget] = {}
         self._open_bytes = 0
-        (root / "segments").mkdir(parents=True, exist_ok=True)
-        with self._locked():
+        self._writing = contextlib.ExitStack()
+        self._writing.enter_context(writer(root, alone=False))
+        (root / SEGMENTS).mkdir(exist_ok=True)
+        with one_at_a_time(root / SEGMENTS):
             path = root / store.MANIFEST
             if not path.exists():
                 store.write_manifest(root, spec, {}, [])
-            found = json.loads(path.read_text())
+            found = store.read_manifest(root)
             for name, value in spec.to_json().items():
                 if found.get(name) != value:
                     raise ValueError(f"{path}: got a cache with {name}={found.get(name)}, expected {value}: give an empty folder")
@@ -71,26 +74,26 @@ class SegmentStore:
 
     def seal(self) -> None:
         """Writes what was added since the last segment, and takes up what others have written. OSError costs this segment."""
-        rows, self._open, self._open_bytes = self._open, {}, 0
+        opened, self._open, self._open_bytes = self._open, {}, 0
+        if opened:
+            self._sealed.refresh()
+        rows = {digest: encoded for digest, encoded in opened.items() if self._sealed.find(digest) is None}  # others may have met them too
         if not rows:
             return
-        name = f"segments/{self._name}-{self._number}.arrow"
+        name = f"{SEGMENTS}/{self._name}-{self._number}.arrow"
         self._number += 1
         cache_rows = (CacheRow(clip_digest=digest, key=None, view=None, encoded=encoded) for digest, encoded in rows.items())
         num_rows = store.write_file(self._root / name, self._spec, cache_rows)
         listing = store.listing(self._root / name, num_rows)
-        with self._locked():
-            manifest = json.loads((self._root / store.MANIFEST).read_text())
+        with one_at_a_time(self._root / SEGMENTS):
+            manifest = store.read_manifest(self._root)
             manifest["files"][name] = listing
             store.replace_manifest(self._root, manifest)
             self._sealed.refresh()
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """The manifest is read and replaced by one writer at a time."""
-        descriptor = os.open(self._root / "segments", os.O_RDONLY)
+    def close(self) -> None:
+        """Seals what was added."""
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+            self.seal()
         finally:
-            os.close(descriptor)
+            self._writing.close()

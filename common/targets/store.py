@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 from typing_extensions import Buffer
 
 from common.config import TargetDtype
@@ -19,8 +20,15 @@ from common.targets.codec import CorruptTargetError, EncodedTarget
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+PARTIAL = ".partial-"
+"""What the name of a file begins with that is not whole yet."""
 _BATCH_BYTES = 16_000_000
 """Targets of one record batch, in bytes: few batches to open, and little to hold while writing."""
+_DIGESTS = b"salt.digests"
+"""Metadata of a record batch: xxh3-64 of its clip digests, by which rows are found. Rows have checksums of their targets alone."""
+_REPAIR = "`salt-serve cache verify --repair` computes it again"
+_CHECKSUM = "checksum"
+"""Of a manifest: sha256 of all else in it, as canonical JSON."""
 _FIELDS = (
     pa.field("clip_digest", pa.binary(32), nullable=False),
     pa.field("key", pa.string()),
@@ -90,13 +98,14 @@ def file_path(spec: CacheSpec, view: int, shard: str) -> str:
 def write_file(path: Path, spec: CacheSpec, rows: Iterable[CacheRow]) -> int:
     """Writes rows to a cache file; it appears whole or not at all. Returns their number."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
+    partial = path.with_name(f"{PARTIAL}{path.name}")
     schema = pa.schema(_FIELDS, metadata={"salt.cache": json.dumps(spec.to_json(), sort_keys=True)})
     num_rows = 0
     with partial.open("wb") as file:
         with pa.ipc.new_file(file, schema) as writer:
             for chunk in _chunks(rows, spec):
-                writer.write_batch(_record_batch(schema, chunk))
+                digests = b"".join(row.clip_digest for row in chunk)
+                writer.write_batch(_record_batch(schema, chunk), custom_metadata={_DIGESTS: xxhash.xxh3_64_hexdigest(digests)})
                 num_rows += len(chunk)
         file.flush()
         os.fsync(file.fileno())
@@ -113,29 +122,46 @@ def write_manifest(root: Path, spec: CacheSpec, files: dict[str, int], skipped: 
 
 def replace_manifest(root: Path, manifest: dict[str, Any]) -> None:
     """Writes a manifest whole, in place of the one that is there."""
-    partial = root / f".partial-{MANIFEST}"
+    partial = root / f"{PARTIAL}{MANIFEST}"
     with partial.open("w") as file:
-        json.dump(manifest, file, indent=2, sort_keys=True)
+        json.dump({**manifest, _CHECKSUM: _checksum(manifest)}, file, indent=2, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(root / MANIFEST)
     _fsync_directory(root)
 
 
+def read_manifest(root: Path) -> dict[str, Any]:
+    """The manifest of a cache. Raises ValueError where there is none, CorruptTargetError where it is not as it was written."""
+    path = root / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"got {root}, expected a target cache with a {MANIFEST}: `salt-serve precompute` writes it last, so let it finish")
+    try:
+        manifest = json.loads(path.read_text())
+        checksum = manifest.pop(_CHECKSUM, None)
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError) as error:
+        raise CorruptTargetError(f"{path} is damaged: {error}. `salt-serve cache verify --repair` restores it") from error
+    if checksum != _checksum(manifest):
+        raise CorruptTargetError(f"{path} is damaged: it is not what was written. `salt-serve cache verify --repair` restores it")
+    return manifest
+
+
 def listing(path: Path, num_rows: int) -> dict[str, Any]:
     """What a manifest says of a file."""
-    return {"rows": num_rows, "sha256": _sha256(path)}
+    return {"rows": num_rows, "sha256": sha256_of_file(path)}
 
 
 class CacheFile:
-    """A memory-mapped cache file. Raises ValueError where it is no such file or holds targets of another spec."""
+    """A memory-mapped cache file. Raises CorruptTargetError where it cannot be opened, ValueError where it holds targets of another spec."""
 
     def __init__(self, path: Path, spec: CacheSpec) -> None:
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+            read = [reader.get_batch_with_custom_metadata(number) for number in range(reader.num_record_batches)]
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: got no readable cache file ({error}): delete it and run `salt-serve precompute` again") from error
+            raise CorruptTargetError(f"{path}: got no readable cache file ({error}): {_REPAIR}") from error
+        self._batches = [batch for batch, _ in read]
+        self._hashes = [(metadata or {}).get(_DIGESTS, b"none").decode() for _, metadata in read]
         if reader.schema.names != [field.name for field in _FIELDS] or reader.schema.types != [field.type for field in _FIELDS]:
             raise ValueError(f"{path}: got the columns {reader.schema.names}, expected {[field.name for field in _FIELDS]}")
         found = json.loads((reader.schema.metadata or {}).get(b"salt.cache", b"{}"))
@@ -145,16 +171,21 @@ class CacheFile:
                 f"{path}: got targets with {name}={found.get(name)}, expected {spec.to_json()[name]}: "
                 "precompute into an empty folder, or repeat the command that began this one"
             )
-        self._path = path
+        self._path, self._spec = path, spec
         self._ends = np.cumsum([len(batch) for batch in self._batches])
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def digests(self) -> np.ndarray:
-        """The clip digest of each row: uint8 [rows, 32]."""
+        """The clip digest of each row: uint8 [rows, 32]. Raises CorruptTargetError where they are not those that were written."""
         columns = [batch.column("clip_digest") for batch in self._batches]
         cells = [np.frombuffer(column.buffers()[1], dtype=np.uint8)[: len(column) * 32].reshape(-1, 32) for column in columns]
+        for number, (digests, written) in enumerate(zip(cells, self._hashes, strict=True)):
+            if (found := xxhash.xxh3_64_hexdigest(digests.data)) != written:
+                raise CorruptTargetError(
+                    f"{self._path}, record batch {number}: got clip digests with hash {found}, expected {written}: {_REPAIR}"
+                )
         return np.concatenate(cells) if cells else np.zeros((0, 32), dtype=np.uint8)
 
     def row(self, number: int) -> CacheRow:
@@ -167,39 +198,39 @@ class CacheFile:
         assert target is not None, "the schema has no null targets"
         return CacheRow(clip_digest=digest, key=key, view=view, encoded=EncodedTarget(target=target, scale=scale, checksum=checksum))
 
-    def verify(self, spec: CacheSpec) -> set[str | None]:
-        """The keys of the rows, after reading every one. Raises CorruptTargetError that names the first that was damaged."""
-        keys = set()
+    def check(self) -> tuple[list[CacheRow], list[CorruptTargetError]]:
+        """After reading all of it: the rows whose targets are whole, and what is wrong with the others and with the digests."""
+        rows, damage = list[CacheRow](), list[CorruptTargetError]()
+        try:
+            self.digests()
+        except CorruptTargetError as error:
+            damage.append(error)  # a row with a wrong digest is no clip's, so it does no harm among the whole ones
         for number in range(len(self)):
             row = self.row(number)
             try:
-                codec.verify(row.encoded, spec.target_dtype, num_tokens=spec.shape[0], width=spec.shape[1])
+                codec.verify(row.encoded, self._spec.target_dtype, num_tokens=self._spec.shape[0], width=self._spec.shape[1])
             except CorruptTargetError as error:
-                raise CorruptTargetError(f"{self._path}, row {number}, sample {row.key}, view {row.view}: {error}") from error
-            keys.add(row.key)
-        return keys
+                damage.append(CorruptTargetError(f"{self._path}, row {number}, sample {row.key}, view {row.view}: {error}"))
+            else:
+                rows.append(row)
+        return rows, damage
 
 
 class TargetCache:
     """A whole cache: ``find`` gives the row of a clip."""
 
     def __init__(self, root: str | Path) -> None:
-        """Raises ValueError where the cache has no manifest, or a file of it is missing or another than the manifest lists."""
+        """Raises ValueError where the cache has no manifest, or a file of it is missing, damaged or another than the manifest lists."""
         self._root = Path(root)
-        manifest_path = self._root / MANIFEST
-        if not manifest_path.is_file():
-            raise ValueError(
-                f"got {self._root}, expected a target cache with a {MANIFEST}: `salt-serve precompute` writes it last, so let it finish"
-            )
         self._files: dict[str, CacheFile] = {}
-        self._load(json.loads(manifest_path.read_text()))
+        self.refresh()
 
     def __len__(self) -> int:
         return len(self._digests)
 
     def refresh(self) -> None:
-        """Takes up the files that were added since; segments are only ever added."""
-        self._load(json.loads((self._root / MANIFEST).read_text()))
+        """Takes up the files that were added since."""
+        self._load(read_manifest(self._root))
 
     def find(self, clip_digest: bytes) -> CacheRow | None:
         """The row of a clip, or None. Its checksum is not checked: ``codec.decode_into`` does."""
@@ -232,10 +263,10 @@ class TargetCache:
     def _open(self, name: str, num_rows: int) -> CacheFile:
         path = self._root / name
         if not path.is_file():
-            raise ValueError(f"{path} is missing, expected {num_rows} targets: run the same `salt-serve precompute` again")
+            raise ValueError(f"{path} is missing, expected {num_rows} targets: {_REPAIR}")
         file = CacheFile(path, self.spec)
         if len(file) != num_rows:
-            raise ValueError(f"{path}: got {len(file)} targets, expected {num_rows}: delete it and run `salt-serve precompute` again")
+            raise ValueError(f"{path}: got {len(file)} targets, expected {num_rows}: {_REPAIR}")
         return file
 
 
@@ -263,11 +294,16 @@ def _record_batch(schema: pa.Schema, rows: list[CacheRow]) -> pa.RecordBatch:
     return pa.record_batch([pa.array(values[field.name], field.type) for field in schema], schema=schema)
 
 
+def _checksum(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def _bytes(data: Buffer) -> bytes:
     return bytes(memoryview(data))
 
 
-def _sha256(path: Path) -> str:
+def sha256_of_file(path: Path) -> str:
+    """Hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
