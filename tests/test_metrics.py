@@ -130,7 +130,7 @@ def test_a_failure_and_a_client_that_leaves_are_counted(teacher):
         caller, clips = Caller(url), clips_by_digest(2)
         one, other = clips
         body = wire.write_request("float16", [wire.RequestRow(clip_digest=one, clip=clips[one].tobytes())])
-        status, headers, _ = caller.send("POST", "/v1/targets", bytes(memoryview(body)), {**ARROW, "X-Salt-Request": "mine"})
+        status, headers, _ = caller.send("POST", "/v1/targets", b"".join(body), {**ARROW, "X-Salt-Request": "mine"})
         assert (status, headers["X-Salt-Request"]) == (500, "mine")
         failing.gate.clear()
         with pytest.raises(TimeoutError):

@@ -193,7 +193,7 @@ def test_limits_of_a_token(teacher, tmp_path):
                     assert json.loads(body)["expected"] == f"at most {number - 1} clips"
         status, body = caller.ask(list(clips)[:2], clips, headers=bearer("small-0123456789abcdef"))
         assert (status, json.loads(body)["expected"]) == (413, "at most 5000 bytes")
-        body = wire.write_request("float16", [wire.RequestRow(clip_digest=digest) for digest in list(clips)[:3]]).to_pybytes()
+        body = b"".join(wire.write_request("float16", [wire.RequestRow(clip_digest=digest) for digest in list(clips)[:3]]))
         headers = {**ARROW, **bearer("slow-0123456789abcdef")}
         assert caller.send("POST", "/v1/targets", body, headers)[0] == 200  # a second's worth was left of the first request
         status, answered, said = caller.send("POST", "/v1/targets", body, headers)
@@ -336,9 +336,9 @@ def test_a_body_that_trickles(teacher, tokens):
 
 def test_a_body_that_lies_about_its_length(teacher, tokens):
     clips = clips_by_digest(1)
-    body = wire.write_request(
-        "float16", [wire.RequestRow(clip_digest=digest, clip=clip.tobytes()) for digest, clip in clips.items()]
-    ).to_pybytes()
+    body = b"".join(
+        wire.write_request("float16", [wire.RequestRow(clip_digest=digest, clip=clip.tobytes()) for digest, clip in clips.items()])
+    )
     with serving(teacher, tokens=tokens, body_timeout_s=0.3) as (url, inside):
         head = f"{HEAD}Authorization: Bearer {ALICE}\r\nX-Salt-Run: alice\r\nContent-Length: "
         for length in (len(body) + 1, 10 * len(body)):
@@ -495,7 +495,7 @@ def test_an_answer_over_tls_is_given_before_the_end(teacher, certificate):
     with ThreadPoolExecutor(1) as pool:
         with over_tls(gated, certificate) as (url, inside):
             gated.gate.clear()
-            request = urllib.request.Request(f"{url}/v1/targets", data=bytes(memoryview(body)), headers=ARROW)
+            request = urllib.request.Request(f"{url}/v1/targets", data=b"".join(body), headers=ARROW)
             answer = pool.submit(lambda: urllib.request.urlopen(request, context=trusting, timeout=20).read())
             wait_until(lambda: inside.batcher.flight(digest) is not None)
             threading.Timer(0.5, gated.gate.set).start()

@@ -118,6 +118,8 @@ def fuzz(schema):
     """Calls every operation with what its schema allows, and with what it does not; the statuses."""
     statuses = set()
     for operation in schema.get_all_operations():
+        if operation.ok().path in ("/v1/drain", "/v1/stop"):  # from then on 503 is right
+            continue
         has_wrong_bodies = operation.ok().path.endswith("/progress")  # the others take nothing, or any bytes
         for mode in list(GenerationMode) if has_wrong_bodies else [GenerationMode.POSITIVE]:
 
