@@ -23,12 +23,12 @@ class Board:
 
     Note [groups]: targets are shared while runs stay within the service's memory of each other. A run in a group posts the first slot whose
     target it still lacks: from there on it needs what others have computed. Before it asks for more it looks how far the slowest run of the
-    group is, and waits where the clips between that run's slot and its own would not fit the memory. The first rank does so for its run;
-    the others are held by its steps.
+    group is, and waits where the clips between that run's slot and its own would not fit the memory. Each rank does so for its own part of
+    the batches, and is a member of the group; it waits for other runs only.
     """
 
-    def __init__(self, client: TeacherClient, group: str | None) -> None:
-        self._client, self._group = client, group
+    def __init__(self, client: TeacherClient, group: str | None, rank: int) -> None:
+        self._client, self._group, self._rank = client, group, rank
         self._posts = ThreadPoolExecutor(1, thread_name_prefix="progress")
         self._lock = threading.Lock()
         self._line: dict[str, Any] = {"step": 0, "slot": 0}
@@ -73,7 +73,7 @@ class Board:
     def close(self) -> None:
         """Leaves the group, so that nobody waits for a run that has ended, and waits for the last reports."""
         if self._posted_s > 0:
-            self._posts.submit(self._client.progress, self._line)  # a report without the group
+            self._posts.submit(self._client.progress, {**self._line, "worker": self._rank})  # a report without the group
         self._posts.shutdown(wait=True)
 
     def _post_until_free(self, end: int) -> None:
@@ -91,7 +91,7 @@ class Board:
             if since is None:
                 since = self._posted_s
                 log.warning(
-                    "group %s: waiting since %s, %d clips ahead of the slowest of %d runs; the teacher remembers %d",
+                    "group %s: waiting since %s, %d clips ahead of the slowest of %d members; the teacher remembers %d",
                     *(self._group, time.strftime("%H:%M:%S"), self._skew_clips, standing.members, standing.window_clips),
                 )
             self._client.retries.pause(_POLL_S)
@@ -104,4 +104,4 @@ class Board:
         with self._lock:
             if self._group is None:
                 return self._line
-            return {**self._line, "slot": min(self._lacking, default=self._asked_end), "group": self._group}
+            return {**self._line, "slot": min(self._lacking, default=self._asked_end), "group": self._group, "worker": self._rank}

@@ -58,8 +58,11 @@ class ServiceTargets:
         masked: bool = False,
         group: str | None = None,
         cache: str | None = None,
+        rank: int = 0,
     ) -> None:
-        """Waits for the service within the client's retry budget, or ``for_ever``. ``masked``: only hidden tokens travel. ``group``: see Note [groups].
+        """Waits for the service within the client's retry budget, or ``for_ever``. ``masked``: only hidden tokens travel.
+
+        ``group``: see Note [groups]. ``rank``: of several that ask for parts of one run's batches.
 
         ``cache``: folder that keeps what the service gives, and is looked into before it is asked. Raises TeacherUnavailableError.
         """
@@ -77,7 +80,7 @@ class ServiceTargets:
         self._pool = ThreadPoolExecutor(client.connections, thread_name_prefix="targets")
         self._probes = ThreadPoolExecutor(1, thread_name_prefix="probe")
         self._probe: Future[None] | None = None
-        self._board = Board(self._client, group)
+        self._board = Board(self._client, group, rank)
         self._counters = {"need_clip": 0, "clips_up": 0, "corrupt": 0}
         self._lock = threading.Lock()
 

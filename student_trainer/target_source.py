@@ -245,7 +245,7 @@ def _hand_over(done: Future[Float[Tensor, "b n d"]], to: Future[Float[Tensor, "b
 def open_source(config: StudentRun, *, run: str, rank: int = 0, device: torch.device | None = None) -> TargetSource:
     """The source of targets that a run names.
 
-    ``run``: its name on the service's board, where rank 0 speaks for it. ``device``: of a teacher in this process; None: a GPU if there is one.
+    ``run``: its name on the service's board. ``rank``: of this process in it. ``device``: of a teacher in this process; None: a GPU if there is one.
     """
     if config.teacher_url is not None:
         service = ServiceTargets(
@@ -255,7 +255,8 @@ def open_source(config: StudentRun, *, run: str, rank: int = 0, device: torch.de
             run,
             for_ever=config.on_teacher_loss == "wait",
             masked=config.masked_targets,
-            group=config.group if rank == 0 else None,
+            group=config.group,
+            rank=rank,
             cache=config.cache,
         )
         if config.on_teacher_loss != "local":

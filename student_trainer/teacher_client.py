@@ -11,8 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from typing_extensions import Buffer
-
 from common.config import ServiceClientConfig
 from common.model.teacher import TeacherSpec
 from common.targets import wire
@@ -67,7 +65,7 @@ class Standing:
     window_clips: int
     """How far a run may be ahead of it."""
     members: int
-    """Runs of the group that are alive."""
+    """Workers of the group's runs that are alive."""
 
 
 class TeacherClient:
@@ -97,13 +95,14 @@ class TeacherClient:
         """``GET /v1/teacher``."""
         return self.retries(self._facts)
 
-    def targets(self, body: Buffer, fingerprint: str, *, max_bytes: int, bucket: int | None = None) -> memoryview:
+    def targets(self, body: wire.Body, fingerprint: str, *, max_bytes: int, bucket: int | None = None) -> memoryview:
         """``POST /v1/targets``, one try: an answer of at most ``max_bytes``, valid until this thread's next request.
 
         Raises RetryableError, TeacherMismatchError, and ValueError where the request is at fault.
         """
         headers = {
             "Content-Type": wire.CONTENT_TYPE,
+            "Content-Length": str(sum(map(len, body))),
             "X-Salt-Run": self._run,
             "X-Salt-Teacher": fingerprint,
             "X-Salt-Deadline-Ms": str(int(1000 * self._config.timeout_s)),
@@ -111,7 +110,7 @@ class TeacherClient:
         }
         answer = self._send("POST", "/v1/targets", body, headers, max_bytes)
         self.count("requests")
-        self.count("bytes_up", memoryview(body).nbytes)
+        self.count("bytes_up", sum(map(len, body)))
         self.count("bytes_down", len(answer))
         return answer
 
@@ -155,12 +154,12 @@ class TeacherClient:
             raise RetryableError(f"a damaged answer: {error}") from error
 
     def _send(
-        self, method: str, path: str, body: Buffer | None = None, headers: dict[str, str] | None = None, max_bytes: int = _MAX_JSON_BYTES
+        self, method: str, path: str, body: wire.Body | bytes | None = None, headers: dict[str, str] | None = None, max_bytes: int = _MAX_JSON_BYTES
     ) -> memoryview:
         connection, buffer = self._connection(), self._buffer(max(max_bytes, _MAX_JSON_BYTES))
         was_open = connection.sock is not None
         try:
-            connection.request(method, self._path + path, body=None if body is None else memoryview(body), headers=headers or {})
+            connection.request(method, self._path + path, body=body, headers=headers or {})
             response = connection.getresponse()
             content = _read(response, buffer[:max_bytes], time.monotonic() + self._config.timeout_s)
         except (OSError, http.client.HTTPException) as error:

@@ -7,7 +7,7 @@ import asyncio
 import json
 import time
 from collections import Counter, OrderedDict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class Progress(BaseModel):
     """Of the run, lately."""
     group: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """Runs of one data seed that keep together, so that memory serves them all. A report without it leaves the group."""
+    worker: NonNegativeInt = 0
+    """Which worker of the run says so. Each is a member of the group; only the first one's report is shown."""
 
 
 class Standing(BaseModel):
@@ -43,11 +45,11 @@ class Standing(BaseModel):
     wait: bool
     """The run is further ahead than memory reaches: it asks again, with the same report, before it goes on."""
     slowest_slot: int | None
-    """Of the group's live members; None without a group."""
+    """Of the live members of the other runs and of who asks; None without a group."""
     window_clips: int
     """Clips that the replicas' memory holds: how far ahead a member may be."""
     members: int
-    """Live members of the group."""
+    """Live members of the group: the workers of its runs."""
 
 
 @dataclass
@@ -61,8 +63,8 @@ class Run:
     seen_s: float = 0.0
     """When it was heard of last, in seconds since 1970."""
     progress: Progress | None = None
-    posted_s: float = 0.0
-    """When it reported progress last, on the monotonic clock."""
+    members: dict[int, tuple[Progress, float]] = field(default_factory=dict)
+    """What each worker that is in a group reported last, and when, on the monotonic clock."""
 
 
 class Board:
@@ -82,15 +84,19 @@ class Board:
     async def post(self, run: str, progress: Progress) -> Standing:
         """Keeps a run's newest progress; where that is in its group."""
         entry = self._entry(run)
-        entry.progress, entry.posted_s = progress, time.monotonic()
-        if self._file is not None:
-            line = json.dumps({"run": run, "time_s": entry.seen_s, **progress.model_dump(exclude={"group"})}) + "\n"
+        entry.members.pop(progress.worker, None)
+        if progress.group is not None:
+            entry.members[progress.worker] = progress, time.monotonic()
+        if progress.worker == 0:
+            entry.progress = progress
+        if self._file is not None and progress.worker == 0:
+            line = json.dumps({"run": run, "time_s": entry.seen_s, **progress.model_dump(exclude={"group", "worker"})}) + "\n"
             await asyncio.to_thread(_append, self._file, line)
-        slots = self._slots(progress.group)
-        slowest = min(slots, default=None)
+        others = self._slots(progress.group, besides=run)  # its own workers meet at every step anyway
+        slowest = None if progress.group is None else min([progress.slot, *others])
         window = self._window_clips * max(1, len(self._replicas))
         wait = slowest is not None and progress.slot - slowest > window
-        return Standing(wait=wait, slowest_slot=slowest, window_clips=window, members=len(slots))
+        return Standing(wait=wait, slowest_slot=slowest, window_clips=window, members=len(self._slots(progress.group)))
 
     async def served(
         self,
@@ -148,11 +154,11 @@ class Board:
             self._runs.popitem(last=False)
         return entry
 
-    def _slots(self, group: str | None) -> list[int]:
-        """Where the live members of a group are; a member that was silent for the time-out has left."""
+    def _slots(self, group: str | None, besides: str | None = None) -> list[int]:
+        """Where the live members of a group are, but for those of one run; a member that was silent for the time-out has left."""
         since = time.monotonic() - self._group_timeout_s
-        posted = [run.progress for run in self._runs.values() if run.progress is not None and run.posted_s >= since]
-        return [progress.slot for progress in posted if group is not None and progress.group == group]
+        members = [member for name, run in self._runs.items() if name != besides for member in run.members.values()]
+        return [progress.slot for progress, posted_s in members if posted_s >= since and progress.group == group]
 
     def _shown(self, name: str, run: Run) -> dict[str, Any]:
         progress = run.progress
@@ -161,7 +167,7 @@ class Board:
             "hit_rate": 1 - run.clips_computed / run.clips_served if run.clips_served else None,
             "skew_clips": progress.slot - min(slots) if progress is not None and slots else None,
         }
-        entry = {name: value for name, value in asdict(run).items() if name not in ("progress", "posted_s")}
+        entry = {name: value for name, value in asdict(run).items() if name not in ("progress", "members")}
         return {"id": name, **entry, **shared, "progress": None if progress is None else progress.model_dump()}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from common.config import ServiceConfig
 from common.targets import codec, wire
@@ -161,19 +162,20 @@ class TeacherService:
             ) from error
 
     async def _answer(self, request: Request, asker: Asker) -> Response:
-        body = await self._read(request)
-        parsed = await asyncio.to_thread(self._parse, body)
+        got = await self._read(request)
+        parsed = await asyncio.to_thread(self._parse, got)
         counters = self.batcher.counters
         if not asker.passed:  # counted where it arrived
             counters.requests += 1
-            counters.bytes_in += len(body)
+            counters.bytes_in += len(got)
         answer = await _unless_left(request, self._exchange.answer(parsed, asker))
-        response = await asyncio.to_thread(self._serialise, parsed, answer)
-        sent = 0 if asker.passed else len(response)
+        body = await asyncio.to_thread(self._serialise, parsed, answer)
+        sent = 0 if asker.passed else sum(map(len, body))
         counters.bytes_out += sent
         clips = 0 if asker.passed else sum(row.status == "ok" for row in answer.rows)
-        await self.board.served(self._place.url, self.counters(), asker.run, clips=clips, computed=answer.num_computed, num_bytes=sent)
-        return Response(response, media_type=wire.CONTENT_TYPE)
+        computed = answer.num_computed
+        told = self.board.served(self._place.url, self.counters(), asker.run, clips=clips, computed=computed, num_bytes=sent)
+        return _InPieces(body, before_the_last=asyncio.ensure_future(told))
 
     def _check_headers(self, request: Request) -> None:
         self.require_ready()
@@ -208,7 +210,7 @@ class TeacherService:
             raise ApiError(422, str(error), expected="a request for targets", got="a malformed one", hint=hint) from error
         return request
 
-    def _serialise(self, request: wire.Request, answer: Answer) -> memoryview:
+    def _serialise(self, request: wire.Request, answer: Answer) -> wire.Body:
         header = wire.ResponseHeader(
             target_dtype=request.target_dtype,
             fingerprint=self.spec.fingerprint,
@@ -217,7 +219,7 @@ class TeacherService:
             leased=answer.leased,
         )
         rows = [self._cut(asked, row) for asked, row in zip(request.rows, answer.rows, strict=True)]
-        return memoryview(wire.write_response(header, rows))
+        return wire.write_response(header, rows)
 
     def _cut(self, asked: wire.RequestRow, row: wire.ResponseRow) -> wire.ResponseRow:
         """The row with only the tokens that were asked for."""
@@ -225,6 +227,23 @@ class TeacherService:
             return row
         encoded = codec.take_tokens(row.encoded, asked.token_idx, num_tokens=self.spec.num_tokens)
         return wire.ResponseRow(clip_digest=row.clip_digest, status=row.status, encoded=encoded)
+
+
+class _InPieces(Response):
+    """An answer whose targets are sent from where they are in memory, without a copy."""
+
+    def __init__(self, body: wire.Body, before_the_last: asyncio.Future[None]) -> None:
+        """``before_the_last``: ends before the last piece leaves. So who has the answer finds it counted, and no piece waits for the board."""
+        super().__init__(headers={"Content-Length": str(sum(map(len, body)))}, media_type=wire.CONTENT_TYPE)
+        self._body, self._before_the_last = body, before_the_last
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        *pieces, last = self._body
+        for piece in pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await self._before_the_last
+        await send({"type": "http.response.body", "body": last})
 
 
 def run_id(run: str) -> str:

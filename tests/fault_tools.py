@@ -162,7 +162,7 @@ def rewritten(change: Callable[[wire.ResponseHeader, list[wire.ResponseRow]], tu
     """An answer that is whole, and another one."""
 
     def rewrite(head: bytes, body: bytes) -> bytes:
-        other = wire.write_response(*change(*wire.read_response(body))).to_pybytes()
+        other = b"".join(wire.write_response(*change(*wire.read_response(body))))
         return with_length(head, len(other)) + other
 
     return rewrite

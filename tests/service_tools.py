@@ -57,7 +57,7 @@ class Caller:
             for digest, clip in ((digest, (clips or {}).get(digest)) for digest in digests)
         ]
         sent = {**ARROW, "X-Salt-Run": run, **(headers or {})}
-        status, _, body = self.send("POST", "/v1/targets", memoryview(wire.write_request(dtype, rows)), sent, timeout)
+        status, _, body = self.send("POST", "/v1/targets", b"".join(wire.write_request(dtype, rows)), sent, timeout)
         return status, body
 
     def targets(self, *args, **kwargs):

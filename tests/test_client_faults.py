@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import socket
 import time
 from collections.abc import Callable
@@ -14,43 +13,20 @@ import fault_tools as faults
 import pytest
 import torch
 from fault_tools import linked
+from student_tools import CLIENT, VIEW, run_of, train
 from teacher_tools import BATCH_SIZE, load_teacher, save_teacher, serving
-from train_tools import ALONE, CPU, RandomClips, small_run
+from train_tools import CPU, RandomClips, small_run
 
 from common.config import ServiceClientConfig, StudentRun
 from student_trainer.loop import Worker, train_on
 from student_trainer.ranks import Ranks
 from student_trainer.retry import RetryableError, TeacherUnavailableError
-from student_trainer.target_source import LocalTargets, TargetSource, open_source
+from student_trainer.target_source import LocalTargets, open_source
 from student_trainer.teacher_client import TeacherClient, TeacherMismatchError
-
-VIEW = {"num_frames": 4, "frame_step": 1, "crop_size": 16}
-CLIENT = {"request_clips": 8, "connections": 2, "timeout_s": 10, "retry_budget_s": 20}
-
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     return load_teacher(tmp_path_factory.mktemp("ckpt"))
-
-
-def run_of(out: Path, url: str, *, client: dict | None = None, **values) -> StudentRun:
-    config = small_run(
-        StudentRun,
-        **{"steps": 6, "out": str(out), "teacher_url": url, "view": VIEW, "log_every": 1, "client": CLIENT | (client or {})} | values,
-    )
-    assert isinstance(config, StudentRun)
-    out.mkdir()
-    return config
-
-
-def train(config: StudentRun, source: TargetSource) -> list[float]:
-    """The losses of a run."""
-    train_on(RandomClips(config.view.clip_shape), source, config, ALONE, None)  # type: ignore[arg-type]
-    return losses_of(Path(config.out))
-
-
-def losses_of(out: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +88,7 @@ def test_an_answer_that_drips_is_late_though_bytes_keep_coming():
         config = ServiceClientConfig(timeout_s=0.5, retry_budget_s=0.01)
         client = TeacherClient(f"http://127.0.0.1:{server.getsockname()[1]}", config, "a")
         with pytest.raises(RetryableError, match=r"got \d+ bytes in the time for a whole answer, client\.timeout_s"):
-            client.targets(b"", "0" * 64, max_bytes=10_000_000)
+            client.targets([], "0" * 64, max_bytes=10_000_000)
 
 
 def test_rows_in_another_order_need_no_retry(teacher, undisturbed, tmp_path):

@@ -131,7 +131,7 @@ def test_a_run_ahead_of_its_group_waits_before_its_next_request(teacher, caplog)
     assert len(waiting) < 8  # about one a second
     said = " ".join(record.getMessage() for record in caplog.records)
     assert "group g: waiting since" in said
-    assert "120 clips ahead of the slowest of 2 runs" in said
+    assert "120 clips ahead of the slowest of 2 members" in said
     assert "going on after" in said
 
 

@@ -33,7 +33,7 @@ def expected(teacher):
 
 
 def body_of(clips):
-    return wire.write_request("float16", [wire.RequestRow(clip_digest=digest, clip=clip.tobytes()) for digest, clip in clips]).to_pybytes()
+    return b"".join(wire.write_request("float16", [wire.RequestRow(clip_digest=digest, clip=clip.tobytes()) for digest, clip in clips]))
 
 
 def test_corrupt_and_truncated_bodies(caller, expected):

@@ -197,7 +197,7 @@ def test_only_some_tokens(service):
 def test_errors_say_got_expected_and_hint(service, teacher):
     caller, _ = service
     arrow = {"Content-Type": wire.CONTENT_TYPE}
-    body = wire.write_request("float16", [wire.RequestRow(clip_digest=bytes(32), token_idx=np.array([99]))]).to_pybytes()
+    body = b"".join(wire.write_request("float16", [wire.RequestRow(clip_digest=bytes(32), token_idx=np.array([99]))]))
     cases = [
         (409, body, {**arrow, "X-Salt-Teacher": "0" * 64}, teacher.spec.fingerprint),
         (415, body, {"Content-Type": "application/json"}, "application/json"),
@@ -232,8 +232,8 @@ def test_a_busy_teacher_says_when_to_come_back(teacher):
         gated.gate.clear()
         waiting = pool.submit(caller.statuses, [first], clips)
         wait_until(lambda: inside.batcher.flight(first) is not None)
-        body = wire.write_request("float16", [wire.RequestRow(clip_digest=second, clip=clips[second].tobytes())])
-        status, headers, answer = caller.send("POST", "/v1/targets", memoryview(body), {"Content-Type": wire.CONTENT_TYPE})
+        body = b"".join(wire.write_request("float16", [wire.RequestRow(clip_digest=second, clip=clips[second].tobytes())]))
+        status, headers, answer = caller.send("POST", "/v1/targets", body, {"Content-Type": wire.CONTENT_TYPE})
         assert (status, headers["Retry-After"]) == (429, "0.25")
         assert "wait for the teacher" in json.loads(answer)["error"]
         gated.gate.set()
@@ -253,8 +253,9 @@ def test_a_teacher_that_fails_once(teacher):
 
     with serving(Failing(teacher)) as (url, _):
         caller, clips = Caller(url), clips_by_digest(2)
-        body = wire.write_request("float16", [wire.RequestRow(clip_digest=d, clip=clip.tobytes()) for d, clip in clips.items()])
-        status, _, answer = caller.send("POST", "/v1/targets", memoryview(body), {"Content-Type": wire.CONTENT_TYPE})
+        rows = [wire.RequestRow(clip_digest=digest, clip=clip.tobytes()) for digest, clip in clips.items()]
+        body = b"".join(wire.write_request("float16", rows))
+        status, _, answer = caller.send("POST", "/v1/targets", body, {"Content-Type": wire.CONTENT_TYPE})
         assert (status, json.loads(answer)["error"]) == (500, "the teacher failed: out of memory")
         assert caller.statuses(list(clips), clips) == ["ok", "ok"]
 

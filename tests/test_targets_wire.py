@@ -27,7 +27,7 @@ def test_request_round_trip():
         wire.RequestRow(clip_digest=DIGESTS[1]),
         wire.RequestRow(clip_digest=DIGESTS[2], token_idx=np.array([0, 3, 9])),
     ]
-    request = wire.read_request(wire.write_request("int8", rows))
+    request = wire.read_request(b"".join(wire.write_request("int8", rows)))
     assert request.target_dtype == "int8"
     assert [row.clip_digest for row in request.rows] == DIGESTS[:3]
     assert [None if row.clip is None else bytes(row.clip) for row in request.rows] == [b"pixels", None, None]
@@ -35,9 +35,19 @@ def test_request_round_trip():
 
 
 def test_a_clip_is_not_copied_out_of_the_body():
-    body = wire.write_request("int8", [wire.RequestRow(clip_digest=DIGESTS[0], clip=bytes(1000))])
+    body = pa.py_buffer(b"".join(wire.write_request("int8", [wire.RequestRow(clip_digest=DIGESTS[0], clip=bytes(1000))])))
     [row] = wire.read_request(body).rows
     assert body.address <= row.clip.address < body.address + body.size
+
+
+def test_large_cells_are_pieces_of_a_body_and_small_ones_are_not():
+    clips = [np.full(size, value, dtype=np.uint8) for value, size in enumerate((100_000, 10, 70_001, 10))]
+    body = wire.write_request("int8", [wire.RequestRow(clip_digest=DIGESTS[number], clip=clip.data) for number, clip in enumerate(clips)])
+    addresses = [np.frombuffer(piece, dtype=np.uint8).ctypes.data for piece in body]
+    assert len(body) == 5
+    assert [addresses[1], addresses[3]] == [clips[0].ctypes.data, clips[2].ctypes.data]  # where they were
+    for row, clip in zip(wire.read_request(b"".join(body)).rows, clips, strict=True):
+        assert bytes(row.clip or b"") == clip.tobytes()
 
 
 @pytest.mark.parametrize("dtype", codec.TARGET_DTYPES)
@@ -50,7 +60,7 @@ def test_response_round_trip(dtype):
         wire.ResponseRow(clip_digest=DIGESTS[2], status="need_clip"),
         wire.ResponseRow(clip_digest=DIGESTS[3], status="bad_shape"),
     ]
-    read_header, read_rows = wire.read_response(wire.write_response(header, rows))
+    read_header, read_rows = wire.read_response(b"".join(wire.write_response(header, rows)))
     assert read_header == header
     assert [(row.clip_digest, row.status) for row in read_rows] == [(row.clip_digest, row.status) for row in rows]
     for got, expected in zip(read_rows[:2], encoded, strict=True):
@@ -61,9 +71,8 @@ def test_response_round_trip(dtype):
 def test_a_response_is_plain_arrow():
     [encoded] = codec.encode(torch.ones(1, 2, 3), "int8")
     header = wire.ResponseHeader(target_dtype="int8", fingerprint="f", compute={}, shape=(2, 3))
-    table = pa.ipc.open_stream(
-        wire.write_response(header, [wire.ResponseRow(clip_digest=DIGESTS[0], status="ok", encoded=encoded)])
-    ).read_all()
+    body = b"".join(wire.write_response(header, [wire.ResponseRow(clip_digest=DIGESTS[0], status="ok", encoded=encoded)]))
+    table = pa.ipc.open_stream(body).read_all()
     names = {
         "clip_digest": pa.binary(32),
         "status": pa.string(),

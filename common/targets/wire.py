@@ -18,6 +18,11 @@ PROTOCOL = "1"
 CONTENT_TYPE = "application/vnd.apache.arrow.stream"
 DIGEST_BYTES = 32
 
+Body = list[memoryview | bytearray]
+"""A body in pieces, sent one after the other: clips and targets stay where they are."""
+_PIECE_BYTES = 1 << 16
+"""Least size of a cell that is worth a piece of its own."""
+
 Status = Literal["ok", "need_clip", "bad_digest", "bad_shape"]
 STATUSES: tuple[Status, ...] = ("ok", "need_clip", "bad_digest", "bad_shape")
 
@@ -77,7 +82,7 @@ class ResponseHeader:
     """Rows whose ``need_clip`` means: the clip is on its way already, ask again without bytes."""
 
 
-def write_request(target_dtype: TargetDtype, rows: Sequence[RequestRow]) -> pa.Buffer:
+def write_request(target_dtype: TargetDtype, rows: Sequence[RequestRow]) -> Body:
     """A request body. The column ``token_idx`` is there only if a row has one."""
     fields = [_CLIP_DIGEST, _CLIP]
     if any(row.token_idx is not None for row in rows):
@@ -104,7 +109,7 @@ def read_request(body: Buffer) -> Request:
     return Request(target_dtype=dtype, rows=rows)
 
 
-def write_response(header: ResponseHeader, rows: Sequence[ResponseRow]) -> pa.Buffer:
+def write_response(header: ResponseHeader, rows: Sequence[ResponseRow]) -> Body:
     """A response body."""
     metadata = {
         "salt.protocol": PROTOCOL,
@@ -166,20 +171,34 @@ def _response_row(batch: pa.RecordBatch, row_idx: int) -> ResponseRow:
     return ResponseRow(clip_digest=_digest(digest), status=name, encoded=encoded)
 
 
-def _write_stream(schema: pa.Schema, rows: Iterable[list[pa.Array]]) -> pa.Buffer:
-    """One record batch a row: so a megabyte cell is copied once, into the body, and not before that into a column."""
-    batches = [pa.record_batch(columns, schema=schema) for columns in rows]
-    size = pa.MockOutputStream()
-    _write_batches(size, schema, batches)
-    body = pa.allocate_buffer(size.size())
-    _write_batches(pa.FixedSizeBufferWriter(body), schema, batches)
-    return body
-
-
-def _write_batches(sink: pa.NativeFile, schema: pa.Schema, batches: list[pa.RecordBatch]) -> None:
+def _write_stream(schema: pa.Schema, rows: Iterable[list[pa.Array]]) -> Body:
+    """One record batch a row, so that a megabyte cell is copied into no column."""
+    sink = _Pieces()
     with pa.ipc.new_stream(sink, schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
+        for columns in rows:
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+    return sink.body
+
+
+class _Pieces:
+    """A file that keeps what Arrow writes: a cell of megabytes where it is, and what lies between two of them in one piece."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.body: Body = []
+
+    def write(self, data: Buffer) -> None:
+        view = memoryview(data).cast("B")
+        if len(view) >= _PIECE_BYTES:
+            self.body.append(view)
+        elif self.body and isinstance(self.body[-1], bytearray):
+            self.body[-1] += view
+        else:
+            self.body.append(bytearray(view))
+
+    def flush(self) -> None:
+        """Nothing waits."""
 
 
 def _read_stream(body: Buffer) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
