@@ -176,7 +176,7 @@ def _write_stream(schema: pa.Schema, rows: Iterable[list[pa.Array]]) -> Body:
     sink = _Pieces()
     with pa.ipc.new_stream(sink, schema) as writer:
         for columns in rows:
-            writer.write_batch(pa.record_batch(columns, schema=schema))
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
     return sink.body
 
 
