@@ -154,7 +154,12 @@ class TeacherClient:
             raise RetryableError(f"a damaged answer: {error}") from error
 
     def _send(
-        self, method: str, path: str, body: wire.Body | bytes | None = None, headers: dict[str, str] | None = None, max_bytes: int = _MAX_JSON_BYTES
+        self,
+        method: str,
+        path: str,
+        body: wire.Body | bytes | None = None,
+        headers: dict[str, str] | None = None,
+        max_bytes: int = _MAX_JSON_BYTES,
     ) -> memoryview:
         connection, buffer = self._connection(), self._buffer(max(max_bytes, _MAX_JSON_BYTES))
         was_open = connection.sock is not None

@@ -106,9 +106,10 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
                 check_fits(ray.cluster_resources(), **each, flags="--cpus, --gpus and --replicas")
             was_running = "SERVE_CONTROLLER_ACTOR" in _named_actors("serve")
             board_name = f"{config.name or _ALONE}-{time.time_ns():016x}"  # a later command's comes after it
+            replaces = bool(_boards_of(config.name or _ALONE))
             url = _deploy(config, board_name)
             try:
-                _wait_until_ready(url, config, console)
+                _wait_until_ready(url, config, console, replaces=replaces)
                 facts = _get(f"{url}/v1/teacher")
                 where = f"{facts['ingress']} ingress, {config.replicas} replicas" if most > 1 else f"{facts['ingress']} ingress"
                 said = f"teacher {config.ckpt} is ready ({where}), status page and counters at {url}/"
@@ -178,7 +179,7 @@ def _remove(name: str, board_name: str, *, serve_too: bool) -> None:
     import ray
     from ray import serve
 
-    boards = {actor for actor in _named_actors(_NAMESPACE) if actor.rpartition("-")[0] == name}
+    boards = _boards_of(name)
     is_replaced = max(boards | {board_name}) > board_name
     if not is_replaced:
         serve.delete(name)  # its replicas answer what they have begun
@@ -188,14 +189,19 @@ def _remove(name: str, board_name: str, *, serve_too: bool) -> None:
         serve.shutdown()
 
 
-def _wait_until_ready(url: str, config: ServeConfig, console: rich.console.Console) -> None:
-    """Waits for /readyz. Raises RuntimeError where the replica fails; says what is missing where it finds no place."""
+def _wait_until_ready(url: str, config: ServeConfig, console: rich.console.Console, *, replaces: bool) -> None:
+    """Waits for /readyz, and where this teacher ``replaces`` another until all of that one's replicas have ended: those answer too.
+
+    Raises RuntimeError where a replica fails; says what is missing where it finds no place.
+    """
     import ray
     from ray import serve
 
     started, said = time.monotonic(), False
-    while not _answers(f"{url}/readyz"):
+    while True:
         application = serve.status().applications[config.name or _ALONE]
+        if (application.status == "RUNNING" or not replaces) and _answers(f"{url}/readyz"):
+            return
         if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             reasons = [deployment.message for deployment in application.deployments.values()]
             raise RuntimeError(f"the teacher did not start: {application.message} {' '.join(reasons)}".strip())
@@ -206,6 +212,11 @@ def _wait_until_ready(url: str, config: ServeConfig, console: rich.console.Conso
             advice = "end other jobs, add nodes, or lower --cpus and --gpus"
             console.print(f"the teacher waits for a place: {missing} free: {advice}", highlight=False)
         time.sleep(_POLL_S)
+
+
+def _boards_of(name: str) -> set[str]:
+    """The boards of the teachers of this name: the one of the newest command sorts last."""
+    return {actor for actor in _named_actors(_NAMESPACE) if actor.rpartition("-")[0] == name}
 
 
 def _named_actors(namespace: str) -> list[str]:

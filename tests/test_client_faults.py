@@ -24,6 +24,7 @@ from student_trainer.retry import RetryableError, TeacherUnavailableError
 from student_trainer.target_source import LocalTargets, open_source
 from student_trainer.teacher_client import TeacherClient, TeacherMismatchError
 
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     return load_teacher(tmp_path_factory.mktemp("ckpt"))
