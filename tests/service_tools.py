@@ -80,9 +80,9 @@ def clips_by_digest(count, seed=0):
     return dict(zip(batch.digests, batch.pixels, strict=True))
 
 
-def wait_until(condition):
+def wait_until(condition, seconds=30):
     """Waits for a state of the service that the test needs."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the state that the test waits for never came"
         time.sleep(0.005)

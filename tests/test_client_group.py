@@ -135,6 +135,19 @@ def test_a_run_ahead_of_its_group_waits_before_its_next_request(teacher, caplog)
     assert "going on after" in said
 
 
+def test_a_second_rank_is_held_for_its_own_part(teacher):
+    front = Front(standing=lambda posts: standing(wait=False, slowest_slot=0))
+    with serving(teacher, around=front) as (url, _):
+        source = ServiceTargets(url, "float16", CLIENT, "a", group="g", rank=1)
+        source.request(batch_of(random_clips(2)), slot=48).result(timeout=30)
+        held = source.request(batch_of(random_clips(2, seed=1)), slot=120)
+        while front.posts[-1]["slot"] != 120:
+            time.sleep(0.01)
+        assert not held.done()
+        source.close()
+    assert [(post["worker"], post.get("group")) for post in (front.posts[0], front.posts[-1])] == [(1, "g"), (1, None)]
+
+
 def test_a_fast_run_posts_once_a_second(teacher):
     front = Front(standing=lambda posts: standing(wait=False, slowest_slot=posts[-1]["slot"]))
     with serving(teacher, around=front) as (url, _):

@@ -53,6 +53,29 @@ def test_two_teachers_in_a_cluster_that_others_started(tmp_path):
                     end(process)
 
 
+def test_two_replicas_behind_the_python_proxy(teacher):
+    """It knows nothing of buckets: rows that reach another replica than their owner are passed on."""
+    ckpt, local_teacher = teacher
+    batch, local = batch_of(random_clips(48)), LocalTargets(local_teacher, "float16")
+    with ray_to_join(None) as cluster:
+        process, url = start(ckpt, "--address", cluster["address"], "--replicas", "2", "--cpus", "0.4")
+        students = [ServiceTargets(url, "float16", ServiceClientConfig(request_clips=4, retry_budget_s=30), name) for name in ("a", "b")]
+        try:
+            caller = Caller(url)
+            assert (caller.json("/v1/teacher")["ingress"], caller.json("/v1/teacher")["buckets"]) == ("python", 2)
+            wait_until(lambda: caller.counters()["replicas"] == 2)
+            expected = local.request(batch).result()
+            for student in students:
+                assert torch.equal(student.request(batch).result(timeout=60), expected)
+            counters = caller.counters()
+            assert (counters["clips_computed"], counters["clips_served"]) == (48, 96)
+            assert counters["passed_on"] > 0
+        finally:
+            for source in (*students, local):
+                source.close()
+            end(process)
+
+
 def test_a_replica_killed_under_load(teacher):
     ckpt, local_teacher = teacher
     process, url = start(ckpt, "--replicas", "2", "--cpus", "0.4")

@@ -139,6 +139,35 @@ def test_a_client_that_leaves_takes_only_its_own_clips_with_it(teacher):
         wait_until(lambda: caller.send("POST", "/v1/targets", b"", ARROW)[0] == 422)  # nothing hangs on
 
 
+def test_each_worker_of_a_run_is_a_member_of_its_group(teacher):
+    """A run waits for the slowest worker of the others; its own meet at every step anyway."""
+    target_bytes = codec.num_bytes("float16", teacher.spec.num_tokens, teacher.spec.width)
+    with serving(teacher, memory_bytes=10 * target_bytes + 1) as (url, _):
+        caller = Caller(url)
+        caller.post("a", step=3, slot=40, group="g")
+        assert caller.post("a", step=0, slot=64, group="g", worker=1)[1] == {
+            "wait": False,
+            "slowest_slot": 64,
+            "window_clips": 10,
+            "members": 2,
+        }
+        caller.post("b", step=2, slot=40, group="g")
+        assert caller.post("b", step=0, slot=45, group="g", worker=1)[1] == {
+            "wait": False,
+            "slowest_slot": 40,
+            "window_clips": 10,
+            "members": 4,
+        }
+        assert caller.post("a", step=0, slot=64, group="g", worker=1)[1]["wait"]
+        assert [run["progress"]["step"] for run in caller.json("/v1/runs")] == [3, 2]  # the first workers' reports are shown
+        caller.post("a", step=0, slot=50, group="g", worker=1)
+        caller.post("b", step=3, slot=60, group="g")
+        assert caller.post("b", step=3, slot=60, group="g")[1]["slowest_slot"] == 40  # a's first worker, not b's second
+        caller.post("a", step=0, slot=0, worker=0)
+        caller.post("a", step=0, slot=0, worker=1)
+        assert caller.post("b", step=3, slot=60, group="g")[1] == {"wait": False, "slowest_slot": 60, "window_clips": 10, "members": 2}
+
+
 def test_a_group_keeps_together(teacher):
     target_bytes = codec.num_bytes("float16", teacher.spec.num_tokens, teacher.spec.width)
     with serving(teacher, memory_bytes=10 * target_bytes + 1, group_timeout_s=0.6) as (url, _):

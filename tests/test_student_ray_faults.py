@@ -139,7 +139,7 @@ FAULTS = (a_replica_is_killed, the_holder_of_leases_dies, the_first_of_two_clien
 def test_a_student_learns_the_same(fault, service, teacher, tmp_path):
     torch.set_num_threads(1)
     caller, first_slot, threads, failed = Caller(service.url), 10_000 * (1 + FAULTS.index(fault)), [], []
-    wait_until(lambda: caller.counters()["replicas"] == 2)
+    wait_until(lambda: len(service.replicas()) == 2 and caller.send("GET", "/readyz")[0] == 200, seconds=90)
     before = caller.counters()["clips_computed"]
 
     def disturb(clips):
@@ -161,12 +161,13 @@ def test_a_student_learns_the_same(fault, service, teacher, tmp_path):
             config.view.clip_shape, first_slot, disturb, lambda: fault is not another_run_is_greedy and threads[0].is_alive()
         )
         losses = train(config, source, clips)
-        is_greedy_served = not threads[0].is_alive()
+        still_disturbed = threads[0].is_alive()
     threads[0].join()
     assert not failed
     if fault in (the_holder_of_leases_dies, the_first_of_two_clients_leaves):
         assert caller.counters()["clips_computed"] - before == STEPS * SIZE
-    assert is_greedy_served == (fault is not another_run_is_greedy)  # the student did not wait for all that the greedy run asked for
+    if fault is another_run_is_greedy:
+        assert still_disturbed  # the student did not wait for all that the greedy run asked for
     alone = run_of(tmp_path / "alone", service.url, steps=STEPS)
     with closing(LocalTargets(teacher, config.target_dtype)) as source:
         assert losses == train(alone, source, DisturbedClips(config.view.clip_shape, first_slot))
@@ -224,7 +225,7 @@ def test_another_teacher_that_joins_stops_the_run(service, tmp_path):
         threads.append(threading.Thread(target=service.start, args=(other,)))
         threads[0].start()
 
-    config = run_of(tmp_path / "run", service.url, steps=60)
+    config = run_of(tmp_path / "run", service.url, steps=500)
     clips = DisturbedClips(config.view.clip_shape, 10_000 * 40, disturb, lambda: threads[0].is_alive())
     with (
         closing(open_source(config, run="stopped")) as source,
