@@ -63,7 +63,6 @@ class ServiceTargets:
         """Waits for the service within the client's retry budget, or ``for_ever``. ``masked``: only hidden tokens travel.
 
         ``group``: see Note [groups]. ``rank``: of several that ask for parts of one run's batches.
-
         ``cache``: folder that keeps what the service gives, and is looked into before it is asked. Raises TeacherUnavailableError.
         """
         self.dtype: TargetDtype = dtype
