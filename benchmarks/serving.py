@@ -136,6 +136,7 @@ def _serve_by_ray(pipe: Connection, environment: dict[str, str], make_teacher: C
         class Replica:
             def __serve_build_asgi_app__(self):
                 let_proxy_send_views()
+                torch.set_num_threads(1)
                 return build_app(make_teacher(*arguments), ServiceConfig())
 
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a program
