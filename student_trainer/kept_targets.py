@@ -43,7 +43,7 @@ class KeptTargets:
             at_stake = self._store.num_open + 1
             try:
                 self._store.add({clip_digest: copy})
-            except OSError as error:
+            except (OSError, CorruptTargetError) as error:
                 self._lost(at_stake, error)
 
     def counters(self) -> dict[str, int]:
@@ -57,9 +57,9 @@ class KeptTargets:
             at_stake = self._store.num_open
             try:
                 self._store.close()
-            except OSError as error:
+            except (OSError, CorruptTargetError) as error:
                 self._lost(at_stake, error)
 
-    def _lost(self, num_targets: int, error: OSError) -> None:
+    def _lost(self, num_targets: int, error: OSError | CorruptTargetError) -> None:
         self._counters["cache_not_written"] += num_targets
         log.error("the target cache lost %d targets, and training goes on: %s", num_targets, error)

@@ -68,17 +68,17 @@ class DiskTargets:
         at_stake = self._store.num_open + len(targets)
         try:
             self._store.add(targets)
-        except OSError as error:
+        except (OSError, CorruptTargetError) as error:
             self._failed(at_stake, error)
 
     def _close(self) -> None:
         at_stake = self._store.num_open
         try:
             self._store.close()
-        except OSError as error:
+        except (OSError, CorruptTargetError) as error:
             self._failed(at_stake, error)
 
-    def _failed(self, num_targets: int, error: OSError) -> None:
+    def _failed(self, num_targets: int, error: OSError | CorruptTargetError) -> None:
         self.not_written += num_targets
         log.error("the target cache lost %d targets, and serving goes on: %s", num_targets, error)
 

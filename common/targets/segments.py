@@ -50,8 +50,9 @@ class SegmentStore:
 
     def find(self, clip_digest: bytes) -> EncodedTarget | None:
         """The undamaged target of a clip, or None. Raises CorruptTargetError where there are only damaged ones: compute it again."""
-        if clip_digest in self._open:
-            return self._open[clip_digest]
+        return self._open.get(clip_digest) or self._find_sealed(clip_digest)
+
+    def _find_sealed(self, clip_digest: bytes) -> EncodedTarget | None:
         damage: CorruptTargetError | None = None
         for row in self._sealed.rows(clip_digest):
             try:
@@ -77,7 +78,7 @@ class SegmentStore:
         opened, self._open, self._open_bytes = self._open, {}, 0
         if opened:
             self._sealed.refresh()
-        rows = {digest: encoded for digest, encoded in opened.items() if self._sealed.find(digest) is None}  # others may have met them too
+        rows = {digest: encoded for digest, encoded in opened.items() if not self._is_sealed(digest)}  # others may have met them too
         if not rows:
             return
         name = f"{SEGMENTS}/{self._name}-{self._number}.arrow"
@@ -90,6 +91,12 @@ class SegmentStore:
             manifest["files"][name] = listing
             store.replace_manifest(self._root, manifest)
             self._sealed.refresh()
+
+    def _is_sealed(self, clip_digest: bytes) -> bool:
+        try:
+            return self._find_sealed(clip_digest) is not None
+        except CorruptTargetError:
+            return False  # it is here to be written again
 
     def close(self) -> None:
         """Seals what was added."""
