@@ -159,9 +159,10 @@ def _flag(name: str, field: FieldInfo, *, positional: bool) -> inspect.Parameter
     if positional:
         annotation = list[str] | None if many else str | None
         return _parameter(name, annotation, typer.Argument(metavar=name.upper(), help=help, show_default=False), None)
-    flag = "--" + name.replace("_", "-")
+    spelled = name.rstrip("_").replace("_", "-")  # json_: pydantic has a `json` of its own
+    flag = f"--{spelled}"
     if bool in kinds:
-        return _parameter(name, bool | None, typer.Option(f"{flag}/--no-{name.replace('_', '-')}", help=help, show_default=False), None)
+        return _parameter(name, bool | None, typer.Option(f"{flag}/--no-{spelled}", help=help, show_default=False), None)
     if many:
         return _parameter(name, list[str] | None, typer.Option(flag, help=help + " Repeatable.", show_default=False), None)
     metavar = "NUMBER" if kinds & {int, float} else "TEXT"

@@ -58,7 +58,7 @@ step students two_students
 
 # 6. What the service did, then it is no longer needed.
 step status salt-serve status --url "$(cat "$OUT/url")"
-salt-serve status --url "$(cat "$OUT/url")" --format json > "$OUT/server.json"
+salt-serve status --url "$(cat "$OUT/url")" --json > "$OUT/server.json"
 kill -TERM "$SERVER"; wait "$SERVER"; SERVER=
 
 # 7. The same targets on disk, and a student that needs no teacher at all. It is student-a again, and has the same losses to the last bit.

@@ -16,6 +16,7 @@ import rich.console
 
 from common.config import ServeConfig
 from common.local_ray import is_private, ray_to_join
+from teacher_server.board import Ending
 from teacher_server.ingress import free_port, haproxy_environment
 from teacher_server.placement import SAY_PENDING_S, check_fits, what_is_missing
 
@@ -71,7 +72,7 @@ class Replica:
 
 
 class _ActorBoard:
-    """The board of a teacher's replicas, a Ray actor that whoever comes first starts. Where it dies, another takes its place, empty."""
+    """The board of a teacher's replicas, a Ray actor that whoever comes first starts. Where it dies, another takes its place, with its file."""
 
     def __init__(self, name: str, arguments: dict[str, Any]) -> None:
         import ray
@@ -82,14 +83,26 @@ class _ActorBoard:
         self._actor = ray.remote(Board).options(num_cpus=0, max_restarts=-1, max_task_retries=3, **options).remote(**arguments)
 
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
-        return getattr(self._actor, method).remote
+        import ray
+
+        async def call(*values: Any, **named: Any) -> Any:
+            try:
+                return await getattr(self._actor, method).remote(*values, **named)
+            except ray.exceptions.RayActorError as error:
+                raise ConnectionError(f"the board of this teacher does not answer: {error}") from error
+
+        return call
 
 
 def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
     """Serves until SIGINT or SIGTERM; prints the URL on standard output once /readyz answers."""
     from common.model.checkpoint import open_encoder
+    from common.model.teacher import fingerprint
+    from teacher_server.board_file import BoardFile
 
-    open_encoder(config)  # a wrong path or clip is said now, not by a replica
+    encoder = open_encoder(config)  # a wrong path or clip is said now, not by a replica
+    if config.board_file is not None:
+        BoardFile(Path(config.board_file), fingerprint(encoder, encoder.load()))  # another teacher's too
     paths = {name: str(Path(value).resolve()) for name in ("board_file", "cache") if (value := getattr(config, name)) is not None}
     config = config.absolute().model_copy(update=paths)  # a replica may have another working directory
     if config.port and is_private(config.address):
@@ -114,8 +127,14 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
                 said = f"teacher {config.ckpt} is ready ({where}), status page and counters at {url}/"
                 console.print(said, highlight=False, soft_wrap=True, markup=False)
                 print(url, flush=True)
-                while True:
-                    time.sleep(1)
+                try:
+                    _wait_until_stopped(board_name)
+                except _EndedError:  # another one does not wait
+                    _ask_board(board_name, "end", Ending.STOP)
+                if not _wait_until_drained(board_name, config.service.drain_s):
+                    console.print(
+                        f"ends with requests that were not answered in service.drain_s={config.service.drain_s:g}", highlight=False
+                    )
             finally:
                 _ignore_signals()
                 if not is_private(config.address) or config.cache is not None:  # a private Ray ends with everything in it
@@ -186,6 +205,32 @@ def _remove(name: str, board_name: str, *, serve_too: bool) -> None:
         ray.kill(ray.get_actor(board, namespace=_NAMESPACE))
     if serve_too and not serve.status().applications:
         serve.shutdown()
+
+
+def _wait_until_stopped(board_name: str) -> None:
+    """Returns when somebody has asked the service to stop."""
+    while (state := _ask_board(board_name, "ending")) is None or state[0] != Ending.STOP:
+        time.sleep(1)
+
+
+def _wait_until_drained(board_name: str, longest_s: float) -> bool:
+    """Whether every replica answered what it had begun, in time."""
+    deadline = time.monotonic() + longest_s
+    while (state := _ask_board(board_name, "ending")) is not None and not state[1]:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _ask_board(board_name: str, method: str, *values: Any) -> Any:
+    """What a board answers; None where it is not there."""
+    import ray
+
+    try:
+        return ray.get(getattr(ray.get_actor(board_name, namespace=_NAMESPACE), method).remote(*values), timeout=10)
+    except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        return None
 
 
 def _wait_until_ready(url: str, config: ServeConfig, console: rich.console.Console) -> None:

@@ -3,94 +3,95 @@
 Its methods are coroutines, so that it is used alike as an object of the one replica and as a Ray actor of many.
 """
 
-import asyncio
-import json
+import enum
 import time
 from collections import Counter, OrderedDict
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
+from teacher_server.board_file import BoardFile
+from teacher_server.counters import GAUGES
+from teacher_server.runs import Progress, Run, Standing
+
+_ALIVE_S = 10.0
+"""A replica that was silent for so long is dead. It says that it lives each second."""
+_FORGET_S, _MAX_REPLICAS = 3600.0, 100
+"""Beyond so many replicas, those that were silent for so long are kept as one sum."""
+_SAVE_S = 10.0
+"""From one time that the counters are written to the board's file to the next."""
 
 
-class Progress(BaseModel):
-    """Where a student run is. Body of ``POST /v1/runs/{id}/progress``."""
+class Ending(enum.IntEnum):
+    """Whether a service takes new requests for targets."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    step: NonNegativeInt
-    """Optimizer steps done."""
-    slot: NonNegativeInt
-    """The next slot of the data order."""
-    loss: float | None = None
-    """Of this step."""
-    flops: NonNegativeFloat | None = None
-    """Spent so far, teacher forward included."""
-    teacher_wait_ms: NonNegativeFloat | None = None
-    """What this step waited for its targets, in milliseconds."""
-    clips_per_s: NonNegativeFloat | None = None
-    """Of the run, lately."""
-    group: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
-    """Runs of one data seed that keep together, so that memory serves them all. A report without it leaves the group."""
-
-
-class Standing(BaseModel):
-    """Where a run is in its group. The answer to a progress report."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
-
-    wait: bool
-    """The run is further ahead than memory reaches: it asks again, with the same report, before it goes on."""
-    slowest_slot: int | None
-    """Of the group's live members; None without a group."""
-    window_clips: int
-    """Clips that the replicas' memory holds: how far ahead a member may be."""
-    members: int
-    """Live members of the group."""
+    NO = 0
+    """It does."""
+    DRAIN = 1
+    """It only answers what it has begun."""
+    STOP = 2
+    """It does so, and then ends."""
 
 
 @dataclass
-class Run:
-    """What is known of a student run."""
+class _Replica:
+    """What is known of a replica's process."""
 
-    clips_served: int = 0
-    clips_computed: int = 0
-    """Clips that this run caused the forward of."""
-    bytes_out: int = 0
-    seen_s: float = 0.0
-    """When it was heard of last, in seconds since 1970."""
-    progress: Progress | None = None
-    posted_s: float = 0.0
-    """When it reported progress last, on the monotonic clock."""
+    counters: dict[str, int | float] = field(default_factory=dict)
+    heard_s: float = float("-inf")
+    """When, on the monotonic clock; minus infinity for one that has ended."""
+
+    @property
+    def alive(self) -> bool:
+        return time.monotonic() - self.heard_s < _ALIVE_S
 
 
 class Board:
-    """See the module. ``window_clips``: the targets that one replica's memory holds."""
+    """See the module. ``window_clips``: the targets that one replica's memory holds. ``teacher``: its fingerprint.
 
-    def __init__(self, *, max_runs: int, group_timeout_s: float, window_clips: int, file: Path | None = None) -> None:
-        self._max_runs, self._group_timeout_s, self._window_clips, self._file = max_runs, group_timeout_s, window_clips, file
+    With ``file`` it is what it was when it starts again, after a kill of its process or of the whole service: runs with their curves and
+    configurations, and what all replicas have done. What a run was sent since its last report, and a replica did in its last seconds, is not
+    in the file; a replica that lives on says it again.
+    """
+
+    def __init__(self, *, max_runs: int, group_timeout_s: float, window_clips: int, teacher: str, file: Path | None = None) -> None:
+        self._max_runs, self._group_timeout_s, self._window_clips = max_runs, group_timeout_s, window_clips
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._owners: OrderedDict[bytes, str] = OrderedDict()
-        self._replicas: set[str] = set()
-        self._counters: dict[str, dict[str, int | float]] = {}
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
+        self._urls: set[str] = set()
+        self._replicas: dict[str, _Replica] = {}
+        self._ended: Counter[str] = Counter()
+        self._ending = Ending.NO
+        self._saved_s = time.monotonic()
+        self._file = None if file is None else BoardFile(file, teacher)
+        if self._file is not None:
+            self._file.read(self._take)
+            self._file.start(self._everything())
 
     # Runs
 
     async def post(self, run: str, progress: Progress) -> Standing:
         """Keeps a run's newest progress; where that is in its group."""
         entry = self._entry(run)
-        entry.progress, entry.posted_s = progress, time.monotonic()
+        entry.post(progress)
         if self._file is not None:
-            line = json.dumps({"run": run, "time_s": entry.seen_s, **progress.model_dump(exclude={"group"})}) + "\n"
-            await asyncio.to_thread(_append, self._file, line)
+            await self._file.append({"run": run, **entry.line(progress)}, self._everything)
         slots = self._slots(progress.group)
         slowest = min(slots, default=None)
-        window = self._window_clips * max(1, len(self._replicas))
+        window = self._window_clips * max(1, len(self._urls))
         wait = slowest is not None and progress.slot - slowest > window
         return Standing(wait=wait, slowest_slot=slowest, window_clips=window, members=len(slots))
+
+    async def runs(self) -> list[dict[str, Any]]:
+        """Each run, the one heard of last first: id, what it was sent, progress or None; in a group the clips it is ahead of the slowest."""
+        return [self._shown(name, run) for name, run in reversed(self._runs.items())]
+
+    async def run(self, name: str) -> dict[str, Any] | None:
+        """One of them, with its configuration and curve; None where it is not known."""
+        run = self._runs.get(name)
+        return None if run is None else {**self._shown(name, run), "config": run.config, "curve": run.curve.columns()}
+
+    # Replicas
 
     async def served(
         self,
@@ -101,44 +102,59 @@ class Board:
         clips: int = 0,
         computed: int = 0,
         num_bytes: int = 0,
-    ) -> None:
-        """Keeps a replica's counters, and counts what a run was sent."""
-        self._counters[replica] = counters
-        if run is None:
-            return
-        entry = self._entry(run)
-        entry.clips_served += clips
-        entry.clips_computed += computed
-        entry.bytes_out += num_bytes
+        ending: int = Ending.NO,
+    ) -> int:
+        """Keeps a replica's counters, and counts what a run was sent. Whether the service ends, which a replica that knows it tells the others.
 
-    async def runs(self) -> list[dict[str, Any]]:
-        """Each run, the one heard of last first: id, what it was sent, progress or None; in a group the clips it is ahead of the slowest."""
-        return [self._shown(name, run) for name, run in reversed(self._runs.items())]
-
-    # Replicas
+        ``replica``: its URL, `#`, and what no other process with this URL has.
+        """
+        known = self._replicas.setdefault(replica, _Replica())
+        known.counters, known.heard_s = counters, time.monotonic()
+        self._ending = max(self._ending, Ending(ending))
+        self._look_after_replicas()
+        if run is not None:
+            entry = self._entry(run)
+            entry.clips_served += clips
+            entry.clips_computed += computed
+            entry.bytes_out += num_bytes
+        if self._file is not None and time.monotonic() - self._saved_s > _SAVE_S:
+            self._saved_s = time.monotonic()
+            await self._file.append(self._counters_line(), self._everything)
+        return self._ending
 
     async def claim(self, replica: str, clip_digests: list[bytes]) -> list[str]:
         """The owner of each clip, a replica's URL; a clip that nobody owns is the asker's. See Note [owners] in exchange."""
-        self._replicas.add(replica)
+        self._urls.add(replica)
         owners = []
         for digest in clip_digests:
             owners.append(self._owners.setdefault(digest, replica))
             self._owners.move_to_end(digest)
-        while len(self._owners) > 2 * (self._window_clips + 1000) * len(self._replicas):  # their targets are not in memory any more
+        while len(self._owners) > 2 * (self._window_clips + 1000) * len(self._urls):  # their targets are not in memory any more
             self._owners.popitem(last=False)
         return owners
 
     async def lost(self, replica: str) -> None:
         """A replica does not answer: its clips are nobody's. If it lives on it claims others."""
-        self._replicas.discard(replica)
-        self._owners = OrderedDict((digest, owner) for digest, owner in self._owners.items() if owner != replica)
+        self._lose(replica)
 
     async def counters(self) -> dict[str, int | float]:
-        """The sums over all replicas, those that have ended included, and how many there are."""
-        total: Counter[str] = Counter()
-        for counters in self._counters.values():
-            total.update(counters)
-        return {**total, "replicas": max(1, len(self._replicas))}
+        """The sums over all replicas, those that have ended included, and how many there are; what is held now, over those that live."""
+        total = Counter(self._ended)
+        for replica in self._replicas.values():
+            total.update({name: value for name, value in replica.counters.items() if replica.alive or name not in GAUGES})
+        of_file = {} if self._file is None else {"board_corrupt": self._file.corrupt, "board_not_written": self._file.not_written}
+        return {**total, **of_file, "replicas": max(1, len(self._urls))}
+
+    # The end
+
+    async def end(self, ending: int) -> None:
+        """From now on the replicas take no new requests; each hears of it within a second."""
+        self._ending = max(self._ending, Ending(ending))
+
+    async def ending(self) -> tuple[int, bool]:
+        """Whether the service ends, and whether every replica has answered what it had begun."""
+        alive = [replica.counters for replica in self._replicas.values() if replica.alive]
+        return self._ending, all(counters["draining"] and not counters["open_requests"] for counters in alive)
 
     def _entry(self, run: str) -> Run:
         entry = self._runs.setdefault(run, Run())
@@ -161,10 +177,47 @@ class Board:
             "hit_rate": 1 - run.clips_computed / run.clips_served if run.clips_served else None,
             "skew_clips": progress.slot - min(slots) if progress is not None and slots else None,
         }
-        entry = {name: value for name, value in asdict(run).items() if name not in ("progress", "posted_s")}
-        return {"id": name, **entry, **shared, "progress": None if progress is None else progress.model_dump()}
+        return {"id": name, **run.counts(), **shared, "progress": run.shown_progress()}
+
+    def _look_after_replicas(self) -> None:
+        for name, replica in self._replicas.items():
+            if not replica.alive and replica.heard_s > float("-inf"):
+                self._lose(name.rpartition("#")[0])
+        if len(self._replicas) > _MAX_REPLICAS:
+            long_ago = time.monotonic() - _FORGET_S
+            for name in [name for name, replica in self._replicas.items() if replica.heard_s < long_ago]:
+                self._ended.update(_lasting(self._replicas.pop(name).counters))
+
+    def _lose(self, url: str) -> None:
+        self._urls.discard(url)
+        self._owners = OrderedDict((digest, owner) for digest, owner in self._owners.items() if owner != url)
+        for name, replica in self._replicas.items():
+            if name.rpartition("#")[0] == url:
+                replica.heard_s = float("-inf")
+
+    # The file
+
+    def _everything(self) -> list[dict[str, Any]]:
+        return [self._counters_line(), *({"run": name, **run.to_json()} for name, run in self._runs.items())]
+
+    def _counters_line(self) -> dict[str, Any]:
+        replicas = {name: _lasting(replica.counters) for name, replica in self._replicas.items()}
+        return {"replicas": replicas, "ended": _lasting(self._ended)}
+
+    def _take(self, line: dict[str, Any]) -> None:
+        """A line of the file."""
+        if "replicas" in line:
+            self._replicas = {name: _Replica(counters=counters) for name, counters in line["replicas"].items()}
+            self._ended = Counter(line["ended"])
+            return
+        entry = self._runs.get(line["run"], Run())
+        entry.read(line)
+        self._runs[line["run"]] = entry
+        self._runs.move_to_end(line["run"])
+        while len(self._runs) > self._max_runs:
+            self._runs.popitem(last=False)
 
 
-def _append(file: Path, line: str) -> None:
-    with file.open("a") as opened:
-        opened.write(line)
+def _lasting(counters: dict[str, int | float]) -> dict[str, int | float]:
+    """What stays true of a replica that has ended."""
+    return {name: value for name, value in counters.items() if name not in GAUGES}

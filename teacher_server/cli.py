@@ -1,7 +1,16 @@
 """The command line ``salt-serve``."""
 
 from common.command import add_command, console, new_app, run_app
-from common.config import CacheGcConfig, CacheStatsConfig, CacheVerifyConfig, PrecomputeConfig, ServeConfig, StatusConfig
+from common.config import (
+    CacheGcConfig,
+    CacheStatsConfig,
+    CacheVerifyConfig,
+    DrainConfig,
+    PrecomputeConfig,
+    RunsConfig,
+    ServeConfig,
+    StatusConfig,
+)
 
 app = new_app("Serve a frozen teacher: `teacher` over HTTP to any number of students, `precompute` to files that need no teacher any more.")
 
@@ -42,6 +51,24 @@ def _status(config: StatusConfig) -> None:
     show_status(config)
 
 
+def _runs(config: RunsConfig) -> None:
+    from teacher_server.status import show_runs
+
+    show_runs(config)
+
+
+def _drain(config: DrainConfig) -> None:
+    from teacher_server.drain import drain
+
+    drain(config, stop=False)
+
+
+def _stop(config: DrainConfig) -> None:
+    from teacher_server.drain import drain
+
+    drain(config, stop=True)
+
+
 add_command(
     app,
     "teacher",
@@ -64,6 +91,29 @@ add_command(
     StatusConfig,
     _status,
     help="Show a running teacher service and its counters.\n\nExample: `salt-serve status --url http://127.0.0.1:8000 --wait 60`",
+)
+add_command(
+    app,
+    "runs",
+    RunsConfig,
+    _runs,
+    help="Show the student runs of a teacher service.\n\nExample: `salt-serve runs --url http://127.0.0.1:8000`",
+)
+add_command(
+    app,
+    "drain",
+    DrainConfig,
+    _drain,
+    help="Let a teacher service take no new requests, and wait until it has answered what it has begun.\n\n"
+    "Example: `salt-serve drain --url http://127.0.0.1:8000`",
+)
+add_command(
+    app,
+    "stop",
+    DrainConfig,
+    _stop,
+    help="Drain a teacher service, and end it. Ctrl-C in `salt-serve teacher` does the same.\n\n"
+    "Example: `salt-serve stop --url http://127.0.0.1:8000`",
 )
 
 cache = new_app("What a target cache holds (`stats`), whether it is whole (`verify`), and what of it nobody needs (`gc`).")

@@ -2,6 +2,14 @@
 
 from dataclasses import asdict, dataclass
 
+GAUGES = frozenset(
+    {
+        *("batch_fill", "queued_clips", "open_requests", "draining", "leases"),
+        *("memory_clips", "memory_bytes", "disk_clips"),
+    }
+)
+"""Numbers of a replica that say how things are now, and mean nothing after its end; the others only grow."""
+
 
 @dataclass
 class Counters:

@@ -1,7 +1,9 @@
 """One replica of the teacher service: request to batch to forward to bytes."""
 
 import asyncio
+import logging
 import re
+import secrets
 import socket
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -15,13 +17,17 @@ from common.config import ServiceConfig
 from common.targets import codec, wire
 from teacher_server import peers
 from teacher_server.batching import Batcher, BusyError, FrozenTeacher
-from teacher_server.board import Board
+from teacher_server.board import Board, Ending
 from teacher_server.disk import DiskTargets
 from teacher_server.errors import ApiError
 from teacher_server.exchange import Answer, Asker, Exchange
 from teacher_server.leases import Leases
 
+log = logging.getLogger("salt.server")
+
 _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_BEAT_S = 1.0
+"""From one time that a replica says to the board that it lives, and hears whether the service ends, to the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,9 @@ class TeacherService:
         )
         self.leases = Leases(config.lease_s)
         self.board = place.board
+        self._name = f"{place.url}#{secrets.token_hex(4)}"  # a later process may get this one's port
+        self.ending = Ending.NO
+        self.open_requests = 0
         self._exchange = Exchange(
             batcher=self.batcher, leases=self.leases, clip_shape=self.spec.clip_shape, board=self.board, replica=place.url, disk=disk
         )
@@ -87,8 +96,17 @@ class TeacherService:
                 task.result()
 
     def require_ready(self) -> None:
-        """Raises ApiError 503 before the first forward is done, and what ``check`` raises."""
+        """Raises ApiError 503 before the first forward is done and when the service ends, and what ``check`` raises."""
         self.check()
+        if self.ending:
+            raise ApiError(
+                503,
+                "the teacher ends" if self.ending is Ending.STOP else "the teacher is drained",
+                expected="a teacher that takes requests",
+                got="one that only answers what it has begun",
+                hint="ask again after Retry-After: another may take its place",
+                retry_after_s=self._config.retry_after_s,
+            )
         if not self.ready:
             raise ApiError(
                 503,
@@ -99,11 +117,30 @@ class TeacherService:
                 retry_after_s=self._config.retry_after_s,
             )
 
+    async def end(self, ending: Ending) -> None:
+        """Ends this replica and, by the board, the others: nothing new is begun."""
+        self.ending = max(self.ending, ending)
+        await self.board.end(ending)
+
     async def _warm_up(self) -> None:
         await self.batcher.warm_up()
-        if self._place.url:
-            await self.board.claim(self._place.url, [])  # from now on it is one of the replicas
+        await self._beat()
         self.ready = True
+        while True:
+            await asyncio.sleep(_BEAT_S)
+            try:
+                await self._beat()
+            except ConnectionError as error:
+                log.warning("the board does not answer: %s", error)
+
+    async def _beat(self) -> None:
+        """Says that this replica lives, until the board knows what it does."""
+        if self._place.url:
+            await self.board.claim(self._place.url, [])  # one of the replicas from now on, and again where others took it for lost
+        before, self.ending = self.ending, Ending(await self.board.served(self._name, self.counters(), ending=self.ending))
+        if self.ending != before:
+            log.warning("the service ends: no new requests for targets")
+            await self.board.served(self._name, self.counters(), ending=self.ending)
 
     async def describe(self) -> dict[str, Any]:
         """``GET /v1/teacher``."""
@@ -111,11 +148,12 @@ class TeacherService:
         limits = {"max_request_bytes": self._config.max_request_bytes, "lease_s": self._config.lease_s}
         shared = {"protocol": wire.PROTOCOL, "dtypes": list(codec.TARGET_DTYPES), "batch_size": self.batch_size}
         place = {"buckets": self._place.buckets, "ingress": self._place.ingress}
-        return {**spec, **shared, **place, "limits": limits, "ready": self.ready, "counters": await self.all_counters()}
+        now = {"ready": self.ready, "ending": self.ending.name.lower(), "counters": await self.all_counters()}
+        return {**spec, **shared, **place, "limits": limits, **now}
 
     async def all_counters(self) -> dict[str, int | float]:
         """The sums over all replicas; this one's as they are now, the others' as they were when they answered last."""
-        await self.board.served(self._place.url, self.counters())
+        await self.board.served(self._name, self.counters(), ending=self.ending)
         total = await self.board.counters()
         return {**total, "batch_fill": total["clips_computed"] / max(1, total["forwards"] * self.batch_size)}
 
@@ -124,7 +162,8 @@ class TeacherService:
         memory, disk = self.batcher.memory, self._disk
         held = {"memory_clips": len(memory), "memory_bytes": memory.num_bytes, "leases": len(self.leases)}
         on_disk = {} if disk is None else {"disk_clips": len(disk), "disk_not_written": disk.not_written, "disk_corrupt": disk.corrupt}
-        return {**self.batcher.counters.to_json(), **held, **on_disk, "queued_clips": self.batcher.queued_clips}
+        now = {"queued_clips": self.batcher.queued_clips, "open_requests": self.open_requests, "draining": int(self.ending > 0)}
+        return {**self.batcher.counters.to_json(), **held, **on_disk, **now}
 
     async def targets(self, request: Request) -> Response:
         """``POST /v1/targets``."""
@@ -172,11 +211,14 @@ class TeacherService:
         sent = 0 if asker.passed else len(response)
         counters.bytes_out += sent
         clips = 0 if asker.passed else sum(row.status == "ok" for row in answer.rows)
-        await self.board.served(self._place.url, self.counters(), asker.run, clips=clips, computed=answer.num_computed, num_bytes=sent)
+        await self.board.served(self._name, self.counters(), asker.run, clips=clips, computed=answer.num_computed, num_bytes=sent)
         return Response(response, media_type=wire.CONTENT_TYPE)
 
     def _check_headers(self, request: Request) -> None:
-        self.require_ready()
+        if self.ready and peers.PASSED in request.headers:  # what another replica passes on was begun there
+            self.check()
+        else:
+            self.require_ready()
         fingerprint = request.headers.get("x-salt-teacher", self.spec.fingerprint)
         if fingerprint != self.spec.fingerprint:
             hint = "this URL serves another teacher: correct the URL, or start a new run"

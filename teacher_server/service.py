@@ -5,16 +5,19 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from common.config import ServiceConfig
 from common.model.teacher import TeacherSpec
 from common.targets import codec, wire
 from common.targets.store import CacheSpec
 from teacher_server.batching import FrozenTeacher
-from teacher_server.board import Board, Progress, Standing
+from teacher_server.board import Board
+from teacher_server.board_routes import add_board_routes
+from teacher_server.counters import GAUGES
 from teacher_server.disk import DiskTargets
 from teacher_server.errors import add_error_handlers
-from teacher_server.replica import Place, TeacherService, run_id
+from teacher_server.replica import Place, TeacherService
 
 PAGE = Path(__file__).parent / "page" / "index.html"
 
@@ -28,7 +31,9 @@ def build_app(teacher: FrozenTeacher, config: ServiceConfig, place: Place | None
     service = TeacherService(teacher, config, place or Place(board=Board(**board_arguments(teacher.spec, config))), disk)
     app = FastAPI(title="SALT teacher", version=wire.PROTOCOL, lifespan=service.lifespan)
     app.state.service = service
+    app.add_middleware(_Counted, service=service)
     add_error_handlers(app)
+    add_board_routes(app, service)
 
     @app.get("/v1/teacher")
     async def teacher_facts() -> dict[str, Any]:
@@ -41,16 +46,6 @@ def build_app(teacher: FrozenTeacher, config: ServiceConfig, place: Place | None
     async def targets(request: Request) -> Response:
         """Targets of clips: an Arrow IPC stream of `clip_digest`, `clip` (null: "do you have it?") and optionally `token_idx`."""
         return await service.targets(request)
-
-    @app.get("/v1/runs")
-    async def runs() -> list[dict[str, Any]]:
-        """The student runs, the one heard of last first."""
-        return await service.board.runs()
-
-    @app.post("/v1/runs/{run}/progress")
-    async def progress(run: str, progress: Progress) -> Standing:
-        """Where a student run is; answers where that is in its group, and whether it is to wait for the others."""
-        return await service.board.post(run_id(run), progress)
 
     @app.get("/healthz")
     async def alive() -> dict[str, bool]:
@@ -76,12 +71,26 @@ def build_app(teacher: FrozenTeacher, config: ServiceConfig, place: Place | None
     return app
 
 
+class _Counted:
+    """An app whose requests for targets are counted until their answers are sent, so that a drained one cuts none off."""
+
+    def __init__(self, app: ASGIApp, service: TeacherService) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = int(scope["type"] == "http" and scope["path"].endswith("/v1/targets") and not self._service.ending)
+        self._service.open_requests += begun
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._service.open_requests -= begun
+
+
 async def prometheus(service: TeacherService) -> str:
     """The counters of this replica, and what the runs were sent by all, in Prometheus' text format."""
-    gauges = {"batch_fill", "queued_clips", "memory_clips", "memory_bytes", "leases", "disk_clips"}
     lines = []
     for name, value in {**service.counters(), "ready": int(service.ready)}.items():
-        is_gauge = name in gauges or name == "ready"
+        is_gauge = name in GAUGES or name == "ready"
         full = f"salt_{name}" if is_gauge else f"salt_{name}_total"
         lines += [f"# TYPE {full} {'gauge' if is_gauge else 'counter'}", f"{full} {value}"]
     lines.append("# TYPE salt_run_clips_served_total counter")
@@ -92,7 +101,8 @@ async def prometheus(service: TeacherService) -> str:
 def board_arguments(spec: TeacherSpec, config: ServiceConfig) -> dict[str, Any]:
     """What a board needs to know of a teacher."""
     window_clips = config.memory_bytes // codec.num_bytes("float16", spec.num_tokens, spec.width)
-    return {"max_runs": config.max_runs, "group_timeout_s": config.group_timeout_s, "window_clips": window_clips}
+    limits = {"max_runs": config.max_runs, "group_timeout_s": config.group_timeout_s, "window_clips": window_clips}
+    return {**limits, "teacher": spec.fingerprint}
 
 
 def _open_cache(root: Path, spec: TeacherSpec, config: ServiceConfig) -> DiskTargets:

@@ -1,4 +1,4 @@
-"""``salt-serve status``: what a running service says of itself."""
+"""``salt-serve status`` and ``salt-serve runs``: what a running service says of itself."""
 
 import json
 import time
@@ -6,7 +6,11 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from common.config import StatusConfig
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from common.config import RunsConfig, StatusConfig
 
 _POLL_S = 0.2
 
@@ -14,44 +18,108 @@ _POLL_S = 0.2
 def show_status(config: StatusConfig) -> None:
     """Prints teacher, counters and runs on standard output. Raises ConnectionError where the service is not ready in time."""
     url = config.url.rstrip("/")
-    _wait_until_ready(url, config.wait)
-    facts = {**_get(f"{url}/v1/teacher"), "runs": _get(f"{url}/v1/runs")}
-    print(json.dumps(facts, indent=2) if config.format == "json" else _text(facts))
+    facts = {**_ready_facts(url, config.wait), "runs": call(url, "/v1/runs")}
+    if config.json_:
+        print(json.dumps(facts, indent=2))
+        return
+    console = new_console()
+    console.print(_teacher_table(facts))
+    console.print(_counters_table(facts))
+    console.print(_runs_table(facts["runs"]))
 
 
-def _wait_until_ready(url: str, wait_s: float) -> None:
+def show_runs(config: RunsConfig) -> None:
+    """Prints the runs on standard output. Raises ConnectionError where the service does not answer."""
+    runs = call(config.url.rstrip("/"), "/v1/runs")
+    if config.json_:
+        print(json.dumps(runs, indent=2))
+    else:
+        new_console().print(_runs_table(runs))
+
+
+def call(url: str, path: str, method: str = "GET") -> Any:
+    """What a service answers. Raises ConnectionError where it is not there, ValueError where it refuses."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url + path, method=method), timeout=10) as reply:
+            return json.load(reply)
+    except urllib.error.HTTPError as error:
+        raise ValueError(f"{url} refused {method} {path}: {error.code} {error.read()[:500].decode(errors='replace')}") from error
+    except (OSError, ValueError) as error:
+        raise ConnectionError(
+            f"{url} does not answer {method} {path}: {error}: give the URL that `salt-serve teacher` has printed"
+        ) from error
+
+
+def new_console() -> Console:
+    """Standard output, wide enough for the tables: a wide one is read by scrolling, not cut off."""
+    console = Console(highlight=False)
+    console.width = max(console.width, 110)
+    return console
+
+
+def _ready_facts(url: str, wait_s: float) -> dict[str, Any]:
+    """``GET /v1/teacher`` of a service that is ready, or that ends."""
     deadline = time.monotonic() + wait_s
     while True:
         try:
-            _get(f"{url}/readyz")
-            return
-        except OSError as error:  # refused, or 503 before the first forward
-            if time.monotonic() >= deadline:
-                raise ConnectionError(
-                    f"{url} is not ready after {wait_s:g} s: {error}. Start `salt-serve teacher`, or raise --wait"
-                ) from error
+            facts = call(url, "/v1/teacher")
+            if facts["ready"]:
+                return facts
+            reason = "it has not done its first forward"
+        except (ConnectionError, ValueError) as error:  # refused, or another's error while it starts
+            reason = str(error)
+        if time.monotonic() >= deadline:
+            raise ConnectionError(f"{url} is not ready after {wait_s:g} s: {reason}. Start `salt-serve teacher`, or raise --wait")
         time.sleep(_POLL_S)
 
 
-def _get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=10) as reply:
-        return json.load(reply)
+def _teacher_table(facts: dict[str, Any]) -> Table:
+    state = {"no": "ready", "drain": "drained: takes no new requests", "stop": "ends"}[facts["ending"]]
+    clips, grid = ("x".join(map(str, facts[name])) for name in ("clip_shape", "grid"))
+    table = Table(box=box.SIMPLE_HEAD, show_header=False)
+    table.add_column(style="dim")
+    table.add_column()
+    table.add_row("teacher", f"{facts['name']}, {state}")
+    table.add_row("fingerprint", facts["fingerprint"])
+    table.add_row("clips", f"{clips}, to {grid} tokens of width {facts['width']}")
+    table.add_row("compute", ", ".join(f"{name} {value}" for name, value in facts["compute"].items()))
+    table.add_row("ingress", f"{facts['ingress']}, {facts['buckets']} buckets, {facts['counters']['replicas']} replicas")
+    return table
 
 
-def _text(facts: dict[str, Any]) -> str:
-    counters = facts["counters"]
-    clips = "x".join(str(side) for side in facts["clip_shape"])
-    grid = "x".join(str(side) for side in facts["grid"])
-    lines = [
-        f"teacher {facts['name']}  {facts['fingerprint'][:16]}  clips {clips}  tokens {grid} of width {facts['width']}",
-        f"ingress {facts['ingress']}  buckets {facts['buckets']}",
-        "compute " + "  ".join(f"{name} {value}" for name, value in facts["compute"].items()),
-        *(f"{name:>16} {round(value, 3)}" for name, value in counters.items()),
-    ]
-    for run in facts["runs"]:
-        progress = run["progress"]
-        where = "no progress posted" if progress is None else f"step {progress['step']}  loss {progress['loss']}"
-        shared = "" if run["hit_rate"] is None else f", {run['hit_rate']:.0%} of them shared"
-        ahead = "" if run["skew_clips"] is None else f", {run['skew_clips']} clips ahead of its group"
-        lines.append(f"run {run['id']}: {run['clips_served']} clips served{shared}, {where}{ahead}")
-    return "\n".join(lines)
+def _counters_table(facts: dict[str, Any]) -> Table:
+    counters = sorted(facts["counters"].items())
+    half = -(-len(counters) // 2)
+    table = Table(box=box.SIMPLE_HEAD, show_header=False)
+    for justify in ("left", "right", "left", "right"):
+        table.add_column(justify=justify, style="dim" if justify == "left" else "")
+    for number in range(half):
+        cells = [cell for name, value in counters[number::half] for cell in (name, f"{round(value, 3):,}")]
+        table.add_row(*cells)
+    return table
+
+
+def _runs_table(runs: list[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("run", "step", "loss", "FLOPs", "clips/s", "wait ms", "clips served", "shared", "group", "ahead", "heard"):
+        table.add_column(name, justify="left" if name in ("run", "group") else "right", overflow="fold")
+    for run in runs:
+        progress = run["progress"] or dict.fromkeys(("step", "loss", "flops", "clips_per_s", "teacher_wait_ms", "group"))
+        table.add_row(
+            run["id"],
+            _shown(progress["step"], ","),
+            _shown(progress["loss"], ".4f"),
+            _shown(progress["flops"], ".2e"),
+            _shown(progress["clips_per_s"], ",.1f"),
+            _shown(progress["teacher_wait_ms"], ",.1f"),
+            _shown(run["clips_served"], ","),
+            _shown(run["hit_rate"], ".0%"),
+            progress["group"] or "",
+            _shown(run["skew_clips"], ","),
+            f"{max(0.0, time.time() - run['seen_s']):,.0f} s ago",
+        )
+    return table
+
+
+def _shown(value: float | None, spec: str) -> str:
+    return "" if value is None else format(value, spec)

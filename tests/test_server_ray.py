@@ -45,7 +45,7 @@ def test_serve_share_and_end_without_a_trace(teacher):
                 source.close()
         assert torch.equal(results[0], results[2])
         assert torch.equal(results[1], results[2])
-        shown = subprocess.run([*SALT_SERVE, "status", "--url", url, "--format", "json"], capture_output=True, text=True, check=True)
+        shown = subprocess.run([*SALT_SERVE, "status", "--url", url, "--json"], capture_output=True, text=True, check=True)
         facts = json.loads(shown.stdout)
         assert (facts["counters"]["clips_served"], facts["counters"]["clips_computed"]) == (48, 24)
         assert {run["id"]: run["clips_served"] for run in facts["runs"]} == {"student-5": 24, "student-8": 24}

@@ -59,7 +59,7 @@ class ServeConfig(FrozenConfig):
     cache: str | None = None
     """Folder that targets are also written to, and read from before they are computed; replicas may share it."""
     board_file: str | None = None
-    """File that the student runs' progress is appended to, a JSON line each."""
+    """File that keeps the student runs and what the replicas have done, read again when the service starts; None: in memory only."""
     teacher: TeacherComputeConfig = TeacherComputeConfig()
     service: ServiceConfig = ServiceConfig()
 
@@ -105,15 +105,31 @@ class PrecomputeConfig(FrozenConfig):
     loader: LoaderConfig = LoaderConfig()
 
 
-class StatusConfig(Config):
-    """`salt-serve status`: what a running teacher service says of itself."""
+class _OfServiceConfig(Config):
+    """What is said to a running teacher service."""
 
     url: str
     """The service, as `salt-serve teacher` prints it."""
+    json_: bool = False
+    """One JSON object for programs, instead of tables for people."""
+
+
+class StatusConfig(_OfServiceConfig):
+    """`salt-serve status`: what a running teacher service says of itself."""
+
     wait: float = Field(default=0.0, ge=0)
     """How long to wait until the service is ready, in seconds."""
-    format: Literal["text", "json"] = "text"
-    """Text for people, or JSON."""
+
+
+class RunsConfig(_OfServiceConfig):
+    """`salt-serve runs`: the student runs of a teacher service."""
+
+
+class DrainConfig(_OfServiceConfig):
+    """`salt-serve drain` and `salt-serve stop`: a teacher service that takes nothing new."""
+
+    wait: float = Field(default=120.0, ge=0)
+    """How long to wait until everything that was begun is answered, and a service that stops has ended, in seconds."""
 
 
 class CacheVerifyConfig(Config):
