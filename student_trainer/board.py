@@ -6,8 +6,10 @@ import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
 from typing import Any
 
+from common.config import StudentRun
 from student_trainer.teacher_client import TeacherClient
 
 log = logging.getLogger("salt.client")
@@ -16,6 +18,20 @@ _REPORTED = ("step", "slot", "loss", "flops", "teacher_wait_ms", "clips_per_s")
 """What the service's board shows of a line of metrics.jsonl."""
 _POLL_S = 1.0
 """From one post of a group's member to its next."""
+_CONFIG_EVERY_S = 60.0
+"""From one post with the run's configuration to the next: a service that was started again without its file learns of it."""
+_SHOWN = frozenset(
+    {
+        *("steps", "batch_size", "seed", "data_seed", "views", "split", "workers", "init_std", "target_dtype", "masked_targets", "group"),
+        *("encoder", "predictor", "view", "mask", "optim", "compute", "teacher"),
+    }
+)
+"""Keys of a run's configuration that others see: what it learns and how. No places, which may hold secrets, and nothing of this machine."""
+
+
+def shown_config(config: StudentRun) -> dict[str, Any]:
+    """What the board shows of a run's configuration; of its data the folder's name."""
+    return {"data": PurePosixPath(config.data).name, **config.model_dump(mode="json", include=set(_SHOWN))}
 
 
 class Board:
@@ -27,8 +43,10 @@ class Board:
     the others are held by its steps.
     """
 
-    def __init__(self, client: TeacherClient, group: str | None) -> None:
-        self._client, self._group = client, group
+    def __init__(self, client: TeacherClient, group: str | None, config: dict[str, Any] | None = None) -> None:
+        """``config``: what the board shows of the run's configuration."""
+        self._client, self._group, self._config = client, group, config
+        self._config_s = -math.inf
         self._posts = ThreadPoolExecutor(1, thread_name_prefix="progress")
         self._lock = threading.Lock()
         self._line: dict[str, Any] = {"step": 0, "slot": 0}
@@ -102,6 +120,10 @@ class Board:
 
     def _to_post(self) -> dict[str, Any]:
         with self._lock:
+            line = self._line
+            if self._config is not None and time.monotonic() - self._config_s >= _CONFIG_EVERY_S:
+                self._config_s = time.monotonic()
+                line = {**line, "config": self._config}
             if self._group is None:
-                return self._line
-            return {**self._line, "slot": min(self._lacking, default=self._asked_end), "group": self._group}
+                return line
+            return {**line, "slot": min(self._lacking, default=self._asked_end), "group": self._group}

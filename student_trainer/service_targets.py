@@ -58,8 +58,10 @@ class ServiceTargets:
         masked: bool = False,
         group: str | None = None,
         cache: str | None = None,
+        shown: dict[str, Any] | None = None,
     ) -> None:
         """Waits for the service within the client's retry budget, or ``for_ever``. ``masked``: only hidden tokens travel. ``group``: see Note [groups].
+        ``shown``: what the service's board shows of the run's configuration.
 
         ``cache``: folder that keeps what the service gives, and is looked into before it is asked. Raises TeacherUnavailableError.
         """
@@ -77,7 +79,7 @@ class ServiceTargets:
         self._pool = ThreadPoolExecutor(client.connections, thread_name_prefix="targets")
         self._probes = ThreadPoolExecutor(1, thread_name_prefix="probe")
         self._probe: Future[None] | None = None
-        self._board = Board(self._client, group)
+        self._board = Board(self._client, group, shown)
         self._counters = {"need_clip": 0, "clips_up": 0, "corrupt": 0}
         self._lock = threading.Lock()
 

@@ -17,6 +17,7 @@ from common.model.masking import MaskGroup
 from common.model.teacher import Teacher, TeacherSpec
 from common.targets import codec
 from common.targets.store import TargetCache
+from student_trainer.board import shown_config
 from student_trainer.host_memory import new_targets
 from student_trainer.retry import TeacherUnavailableError
 from student_trainer.service_targets import ServiceTargets
@@ -257,6 +258,7 @@ def open_source(config: StudentRun, *, run: str, rank: int = 0, device: torch.de
             masked=config.masked_targets,
             group=config.group if rank == 0 else None,
             cache=config.cache,
+            shown=shown_config(config),
         )
         if config.on_teacher_loss != "local":
             return service

@@ -8,8 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from service_tools import Caller, GatedTeacher, clips_by_digest, wait_until
-from teacher_tools import load_teacher, serving
+from teacher_tools import VIEW, load_teacher, serving
+from train_tools import small_run
 
+from common.config import StudentRun
+from student_trainer.board import _SHOWN
+from student_trainer.target_source import open_source
 from teacher_server import board_file
 from teacher_server.board import Board, Ending
 from teacher_server.replica import Place
@@ -180,6 +184,22 @@ def test_one_run_by_its_route(service):
     assert "config" not in seen["progress"]
     assert caller.send("GET", "/v1/runs/b")[0] == 404
     assert caller.send("GET", "/v1/runs/b%20c")[0] == 422
+
+
+def test_a_student_shows_what_it_learns_and_no_place(service):
+    caller, _ = service
+    assert set(StudentRun.model_fields) >= _SHOWN
+    url = f"http://{caller.parts.netloc}"
+    values = {"data": "s3://key:secret@bucket/toy", "teacher_url": url, "out": "/home/me/a", "view": VIEW.model_dump(), "seed": 7}
+    source = open_source(small_run(StudentRun, **values, loader={"shard_cache_dir": "/home/me/cache"}), run="a")
+    line = {"step": 1, "slot": 30, "loss": 0.5, "flops": 1e9, "teacher_wait_ms": 1.0, "clips_per_s": 9.0}
+    source.report(line)
+    source.report({**line, "step": 2})
+    source.close()
+    seen = caller.json("/v1/runs/a")
+    assert (seen["config"]["data"], seen["config"]["seed"], seen["config"]["encoder"]["width"]) == ("toy", 7, 32)
+    assert not any(secret in json.dumps(seen["config"]) for secret in ("secret", "/home", "127.0.0.1", "bucket"))
+    assert seen["progress"]["step"] == 2
 
 
 def test_a_drained_service_answers_only_what_it_has_begun(tmp_path):
