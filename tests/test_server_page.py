@@ -1,0 +1,152 @@
+"""The status page in a real browser: the real service, two replicas, three live runs. Skips where chromium is absent unless FAIL_WITHOUT_BROWSER=1."""
+
+import json
+import os
+import threading
+import time
+
+import pytest
+from screenshots import has_browser, new_browser, prefer
+from serve_tools import end, start
+from teacher_tools import batch_of, load_teacher, random_clips, serving
+
+from common.config import ServiceClientConfig
+from student_trainer.service_targets import ServiceTargets
+
+EVIL = "<img src=x onerror=document.title='owned'>"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not has_browser():
+        reason = "chromium and chromium-driver are not installed"
+        if os.environ.get("FAIL_WITHOUT_BROWSER") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with new_browser() as browser:
+        yield browser
+
+
+class LiveRun:
+    """A student's client that asks for clips and reports a loss, a few times a second."""
+
+    def __init__(self, url: str, number: int) -> None:
+        self._ended = threading.Event()
+        self._shown = {"data": EVIL, "seed": number, "optim": {"lr": 0.001, "betas": [0.9, 0.95]}}
+        self._thread = threading.Thread(target=self._live, args=(url, number))
+        self._thread.start()
+
+    def _live(self, url: str, number: int) -> None:
+        source = ServiceTargets(url, "float16", ServiceClientConfig(retry_budget_s=5), f"run-{number}", group="g", shown=self._shown)
+        for step in range(1, 10_000):
+            if self._ended.wait(0.15):
+                break
+            source.request(batch_of(random_clips(4, seed=step)), slot=4 * step).result(timeout=30)
+            line = {"loss": (1 + number) / step, "flops": 1e9 * step * (1 + number), "teacher_wait_ms": 2.5, "clips_per_s": 25.0}
+            source.report({"step": step, "slot": 4 * step, **line})
+        source.close()
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+def ask(browser, script):
+    return browser.execute_script("return " + script)
+
+
+def until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the page never came to that state"
+        time.sleep(0.1)
+
+
+def test_the_page_of_two_replicas_and_three_live_runs(browser, tmp_path):
+    load_teacher(tmp_path)
+    process, url = start(tmp_path / "teacher-0", "--replicas", "2", "--cpus", "0.4")
+    runs = []
+    try:
+        runs += [LiveRun(url, number) for number in range(3)]
+        browser.get(url)
+        until(
+            lambda: (
+                len(ask(browser, "[...document.querySelectorAll('#chart path.run')].filter(path => /L/.test(path.getAttribute('d')))")) == 3
+            )
+        )
+        until(lambda: ask(browser, "document.querySelectorAll('#tiles b')[5].textContent") == "2")  # replicas
+        rows = ask(browser, "[...document.querySelectorAll('tr.row')].map(row => [...row.cells].map(cell => cell.textContent))")
+        assert [row[0] for row in rows] == ["run-0", "run-1", "run-2"]
+        assert all(row[4] == "25.0" and row[5] == "2.5 ms" and row[8] == "g" and row[9].endswith("clips") for row in rows)
+        assert ask(browser, "document.querySelector('#state').textContent") == "ready"
+        assert "forwards avoided" in ask(browser, "document.querySelector('#avoided-of').textContent")
+        # It is live: steps grow without a reload.
+        step = "Number(document.querySelector('tr.row').cells[1].textContent.replaceAll(',', ''))"
+        before = ask(browser, step)
+        until(lambda: ask(browser, step) > before)
+        # The other axis, by the keyboard; and the chart read by the keyboard.
+        by_steps = ask(browser, "document.querySelector('#chart path.run').getAttribute('d')")
+        browser.execute_script("document.querySelector('#by-flops').click()")
+        assert ask(browser, "document.querySelector('#chart path.run').getAttribute('d')") != by_steps
+        assert "log" in ask(browser, "document.querySelector('#chart').textContent")
+        from selenium.webdriver.common.keys import Keys
+
+        chart = browser.find_element("css selector", "#chart")
+        chart.send_keys(Keys.ARROW_LEFT)
+        assert "run-2" in ask(browser, "document.querySelector('#tip').textContent")
+        assert "run-2: loss" in ask(browser, "document.querySelector('#spoken').textContent")
+        # A row opens its configuration, in which nothing is markup.
+        browser.find_element("css selector", "tr.row button").click()
+        until(lambda: "0.001" in (ask(browser, "document.querySelector('tr.config:not([hidden])')?.textContent") or ""))
+        assert EVIL in ask(browser, "document.querySelector('tr.config').textContent")
+        assert ask(browser, "document.querySelectorAll('main img').length") == 0
+        assert ask(browser, "document.title").endswith("SALT teacher")
+        # Light and dark are not the same page.
+        colors = []
+        for scheme in ("light", "dark"):
+            prefer(browser, scheme)
+            colors.append(ask(browser, "['backgroundColor', 'color'].map(name => getComputedStyle(document.body)[name])"))
+        assert len({color for pair in colors for color in pair}) == 4
+        # Nothing came from elsewhere.
+        assert all(name.startswith(url) for name in ask(browser, "performance.getEntriesByType('resource').map(entry => entry.name)"))
+        errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+        assert not errors
+    finally:
+        for run in runs:
+            run.end()
+        end(process)
+    # The server is gone: the page says since when, and greys what it still shows.
+    until(lambda: ask(browser, "document.body.className") == "late")
+    assert ask(browser, "document.querySelector('#state').textContent").startswith("no answer since ")
+    assert ask(browser, "getComputedStyle(document.querySelector('main')).filter") == "grayscale(1)"
+    assert ask(browser, "document.querySelectorAll('tr.row').length") == 3
+
+
+def locked(app):
+    """An app that wants a token, as the service's access does it, but for its page."""
+
+    async def around(scope, receive, send):
+        if scope["type"] == "http" and scope["path"] != "/" and (b"authorization", b"Bearer s3cret") not in scope["headers"]:
+            body = json.dumps({"error": "no token", "expected": "a token", "got": "none", "hint": "ask"}).encode()
+            await send({"type": "http.response.start", "status": 401, "headers": [(b"www-authenticate", b"Bearer")]})
+            return await send({"type": "http.response.body", "body": body})
+        return await app(scope, receive, send)
+
+    return around
+
+
+def test_the_page_asks_for_a_token_before_any_data(browser, tmp_path):
+    with serving(load_teacher(tmp_path), around=locked) as (url, _):
+        browser.get(url)
+        until(lambda: browser.find_element("css selector", "#token").is_displayed())
+        assert ask(browser, "document.querySelector('main').hidden")
+        assert ask(browser, "document.querySelector('#name').textContent") == ""
+        field = browser.find_element("css selector", "#token")
+        field.send_keys("wrong\n")
+        until(lambda: "does not accept" in ask(browser, "document.querySelector('#refused').textContent"))
+        field.send_keys("s3cret\n")
+        until(lambda: not ask(browser, "document.querySelector('main').hidden"))
+        assert ask(browser, "document.querySelector('#state').textContent") == "ready"
+        assert not field.is_displayed()
+        browser.refresh()  # the tab keeps it
+        until(lambda: ask(browser, "document.querySelector('#state').textContent") == "ready")
