@@ -6,6 +6,7 @@ takes shards and teacher of the demo. Needs chromium and chromium-driver, as Deb
 """
 
 import argparse
+import base64
 import shutil
 import subprocess
 import tempfile
@@ -22,7 +23,7 @@ FLAGS = (
 STUDENTS = {
     "vit-nano": [],
     "vit-nano-deep": ["--set", "encoder.depth=3"],
-    "vit-nano-wide": ["--set", "encoder.width=128", "--set", "encoder.mlp_width=512"],
+    "vit-nano-wide": ["--set", "encoder.width=144", "--set", "encoder.mlp_width=576"],
 }
 """Runs, and what sets them apart."""
 
@@ -63,10 +64,15 @@ def take(url: str, out: Path) -> None:
         for scheme in ("light", "dark"):
             prefer(browser, scheme)
             browser.execute_script("against(arguments[0] === 'dark'); read(arguments[0] === 'dark' ? .6 : null);", scheme)
-            height = browser.execute_script("return document.documentElement.scrollHeight")
-            browser.set_window_size(1280, height + 10)
+            if scheme == "light":
+                browser.find_element("css selector", "tr.row button").click()
             time.sleep(1)
-            browser.save_screenshot(str(out / f"page-{scheme}.png"))
+            height = browser.execute_script("return document.body.offsetHeight")
+            clip = {"x": 0, "y": 0, "width": 1280, "height": height, "scale": 1}
+            picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+            (out / f"page-{scheme}.png").write_bytes(base64.b64decode(picture["data"]))
+            if scheme == "light":
+                browser.find_element("css selector", "tr.row button").click()
 
 
 def main() -> None:
@@ -74,20 +80,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="where `make demo` left shards and teacher")
     parser.add_argument("--out", type=Path, default=Path("docs"))
-    parser.add_argument("--steps", type=int, default=400, help="of each student; the pictures are taken after half of them")
+    parser.add_argument("--steps", type=int, default=120, help="that the slowest student has done when the pictures are taken")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="salt-pictures-") as folder:
-        serve = ["salt-serve", "teacher", "--ckpt", str(options.demo / "teacher"), "--port", "0", "--replicas", "2", "--cpus", "0.25"]
-        server = subprocess.Popen([*serve, "--cache", f"{folder}/cache", "--name", "v-pixel"], stdout=subprocess.PIPE, text=True)
+        ckpt = shutil.copytree(options.demo / "teacher", Path(folder) / "v-pixel-nano")  # the page shows the folder's name
+        serve = ["salt-serve", "teacher", "--ckpt", str(ckpt), "--port", "0", "--replicas", "2", "--cpus", "0.25"]
+        server = subprocess.Popen([*serve, "--cache", f"{folder}/cache"], stdout=subprocess.PIPE, text=True)
         students = []
         try:
             assert server.stdout is not None
             url = server.stdout.readline().strip()
-            common = ["--preset", "nano", "--data", str(options.demo / "shards"), "--teacher-url", url, "--views", "2", "--workers", "0"]
+            common = [
+                "--preset",
+                "nano",
+                "--data",
+                str(options.demo / "shards"),
+                "--teacher-url",
+                url,
+                "--views",
+                "2",
+                "--workers",
+                "0",
+                "--batch-size",
+                "24",
+            ]
             for name, settings in STUDENTS.items():
-                more = ["--out", f"{folder}/{name}", "--steps", str(options.steps), "--log-every", "2", "--group", "sizes", *settings]
+                more = ["--out", f"{folder}/{name}", "--steps", "100000", "--log-every", "2", "--group", "sizes", *settings]
                 students.append(subprocess.Popen(["salt-train", "student", *common, *more]))
-            while min((_steps(Path(folder) / name) for name in STUDENTS), default=0) < options.steps // 2:
+            while min((_steps(Path(folder) / name) for name in STUDENTS), default=0) < options.steps:
                 assert all(student.poll() is None for student in students), "a student has ended"
                 time.sleep(1)
             take(f"{url}/", options.out)

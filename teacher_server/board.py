@@ -62,7 +62,7 @@ class Board:
         self._replicas: dict[str, _Replica] = {}
         self._ended: Counter[str] = Counter()
         self._ending = Ending.NO
-        self._saved_s = time.monotonic()
+        self._saved_s, self._saved = time.monotonic(), dict[str, Any]()
         self._file = None if file is None else BoardFile(file, teacher)
         if self._file is not None:
             self._file.read(self._take)
@@ -117,9 +117,8 @@ class Board:
             entry.clips_served += clips
             entry.clips_computed += computed
             entry.bytes_out += num_bytes
-        if self._file is not None and time.monotonic() - self._saved_s > _SAVE_S:
-            self._saved_s = time.monotonic()
-            await self._file.append(self._counters_line(), self._everything)
+        if time.monotonic() - self._saved_s > _SAVE_S or counters.get("draining"):
+            await self._save()
         return self._ending
 
     async def claim(self, replica: str, clip_digests: list[bytes]) -> list[str]:
@@ -136,6 +135,7 @@ class Board:
     async def lost(self, replica: str) -> None:
         """A replica does not answer: its clips are nobody's. If it lives on it claims others."""
         self._lose(replica)
+        await self._save()
 
     async def counters(self) -> dict[str, int | float]:
         """The sums over all replicas, those that have ended included, and how many there are; what is held now, over those that live."""
@@ -196,6 +196,13 @@ class Board:
                 replica.heard_s = float("-inf")
 
     # The file
+
+    async def _save(self) -> None:
+        self._saved_s = time.monotonic()
+        line = self._counters_line()
+        if self._file is not None and line != self._saved:  # a service that is idle writes nothing
+            self._saved = line
+            await self._file.append(line, self._everything)
 
     def _everything(self) -> list[dict[str, Any]]:
         return [self._counters_line(), *({"run": name, **run.to_json()} for name, run in self._runs.items())]
