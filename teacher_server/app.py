@@ -127,14 +127,10 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
                 said = f"teacher {config.ckpt} is ready ({where}), status page and counters at {url}/"
                 console.print(said, highlight=False, soft_wrap=True, markup=False)
                 print(url, flush=True)
-                try:
-                    _wait_until_stopped(board_name)
-                except _EndedError:  # another one does not wait
-                    _ask_board(board_name, "end", Ending.STOP)
-                if not _wait_until_drained(board_name, config.service.drain_s):
-                    console.print(
-                        f"ends with requests that were not answered in service.drain_s={config.service.drain_s:g}", highlight=False
-                    )
+                signals = _count_signals()  # from here on an exception from a handler could end inside of Ray
+                _wait_until_stopped(board_name, signals)
+                if not _wait_until_drained(board_name, config.service.drain_s, signals):
+                    console.print("ends with requests that were not answered", highlight=False)
             finally:
                 _ignore_signals()
                 if not is_private(config.address) or config.cache is not None:  # a private Ray ends with everything in it
@@ -207,17 +203,21 @@ def _remove(name: str, board_name: str, *, serve_too: bool) -> None:
         serve.shutdown()
 
 
-def _wait_until_stopped(board_name: str) -> None:
-    """Returns when somebody has asked the service to stop."""
-    while (state := _ask_board(board_name, "ending")) is None or state[0] != Ending.STOP:
-        time.sleep(1)
+def _wait_until_stopped(board_name: str, signals: list[int]) -> None:
+    """Returns when somebody has asked the service to stop: over HTTP, or by a signal."""
+    while not signals:
+        state = _ask_board(board_name, "ending")
+        if state is not None and state[0] == Ending.STOP:
+            return
+        time.sleep(_POLL_S)
+    _ask_board(board_name, "end", Ending.STOP)
 
 
-def _wait_until_drained(board_name: str, longest_s: float) -> bool:
-    """Whether every replica answered what it had begun, in time."""
+def _wait_until_drained(board_name: str, longest_s: float, signals: list[int]) -> bool:
+    """Whether every replica answered what it had begun, in time and before a second signal."""
     deadline = time.monotonic() + longest_s
     while (state := _ask_board(board_name, "ending")) is not None and not state[1]:
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or len(signals) > 1:
             return False
         time.sleep(_POLL_S)
     return True
@@ -308,6 +308,14 @@ def _catch_signals() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
+
+
+def _count_signals() -> list[int]:
+    """Grows by each SIGINT and SIGTERM from now on."""
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: signals.append(number))
+    return signals
 
 
 def _ignore_signals() -> None:
