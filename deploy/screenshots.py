@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="where `make demo` left shards and teacher")
     parser.add_argument("--out", type=Path, default=Path("docs"))
-    parser.add_argument("--steps", type=int, default=120, help="that the slowest student has done when the pictures are taken")
+    parser.add_argument("--steps", type=int, default=80, help="that the slowest student has done when the pictures are taken")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="salt-pictures-") as folder:
         ckpt = shutil.copytree(options.demo / "teacher", Path(folder) / "v-pixel-nano")  # the page shows the folder's name

@@ -7,12 +7,19 @@ import signal
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from serve_tools import SALT_SERVE, descendants, end, start
-from service_tools import Caller, clips_by_digest, wait_until
-from teacher_tools import load_teacher, save_teacher
+from service_tools import Caller, GatedTeacher, clips_by_digest, wait_until
+from teacher_tools import load_teacher, save_teacher, serving
+
+from common.config import DrainConfig, ServiceConfig
+from teacher_server.board import Board, Ending
+from teacher_server.drain import drain
+from teacher_server.replica import Place
+from teacher_server.service import board_arguments
 
 
 @pytest.fixture(scope="module")
@@ -80,23 +87,43 @@ def test_a_stop_under_load_loses_no_request_and_the_board_outlives_it(ckpt, tmp_
     assert refusals.count("the teacher ends") == len(refusals)
     assert {status for _, status, _ in outcomes if isinstance(status, int)} == {200, 503}
 
-    process, url = start(ckpt, *board)
-    try:
-        caller = Caller(url)
-        again = caller.json("/v1/runs/student-0")
+    with serving(load_teacher(tmp_path), place=Place(board=board_of(tmp_path))) as (url, _):
+        again = Caller(url).json("/v1/runs/student-0")
         assert (again["progress"]["step"], again["config"], again["curve"]["loss"]) == (3, {"seed": 1}, [0.5])
-        assert caller.counters()["clips_served"] >= served  # saved each ten seconds, and when the service ends
-        drained = salt_serve("drain", "--url", url)
-        assert "takes no new requests" in drained.stdout, drained.stderr
-        assert "drained" in salt_serve("status", "--url", url).stdout
-        assert process.poll() is None
-    finally:
-        end(process)
+        assert Caller(url).counters()["clips_served"] >= served  # saved each ten seconds, and when the service ends
+
+
+def test_a_board_of_another_teacher_is_refused_before_anything_starts(ckpt, tmp_path):
+    board_of(tmp_path)
     other = save_teacher(tmp_path / "other", 1)
-    refused = salt_serve("teacher", "--ckpt", str(other), "--port", "0", *board)
+    refused = salt_serve("teacher", "--ckpt", str(other), "--port", "0", "--board-file", str(tmp_path / "board.jsonl"))
     assert refused.returncode == 1
     assert "losses under two teachers do not compare" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def board_of(folder):
+    """A board at the file that a service has left, or is to find."""
+    return Board(**board_arguments(load_teacher(folder).spec, ServiceConfig()), file=folder / "board.jsonl")
+
+
+def test_drain_waits_for_what_was_begun(tmp_path):
+    gated = GatedTeacher(load_teacher(tmp_path))
+    with serving(gated) as (url, inside), ThreadPoolExecutor(2) as pool:
+        caller, clips = Caller(url), clips_by_digest(1)
+        gated.gate.clear()
+        begun = pool.submit(caller.statuses, list(clips), clips, timeout=60)
+        wait_until(lambda: inside.open_requests == 1)
+        draining = pool.submit(drain, DrainConfig(url=url, wait=60), stop=False)
+        wait_until(lambda: inside.ending is Ending.DRAIN)
+        time.sleep(0.6)
+        assert not draining.done()
+        with pytest.raises(ConnectionError, match="has not answered everything after 0 s, 1 requests are open"):
+            drain(DrainConfig(url=url, wait=0), stop=False)
+        gated.gate.set()
+        draining.result(timeout=60)
+        assert begun.result() == ["ok"]
+        assert "drained: takes no new requests" in salt_serve("status", "--url", url).stdout
 
 
 @pytest.mark.faults
