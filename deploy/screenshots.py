@@ -64,15 +64,11 @@ def take(url: str, out: Path) -> None:
         for scheme in ("light", "dark"):
             prefer(browser, scheme)
             browser.execute_script("against(arguments[0] === 'dark'); read(arguments[0] === 'dark' ? .6 : null);", scheme)
-            if scheme == "light":
-                browser.find_element("css selector", "tr.row button").click()
             time.sleep(1)
             height = browser.execute_script("return document.body.offsetHeight")
             clip = {"x": 0, "y": 0, "width": 1280, "height": height, "scale": 1}
             picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
             (out / f"page-{scheme}.png").write_bytes(base64.b64decode(picture["data"]))
-            if scheme == "light":
-                browser.find_element("css selector", "tr.row button").click()
 
 
 def main() -> None:
