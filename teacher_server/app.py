@@ -83,12 +83,12 @@ class _ActorBoard:
         self._actor = ray.remote(Board).options(num_cpus=0, max_restarts=-1, max_task_retries=3, **options).remote(**arguments)
 
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
-        import ray
+        from ray.exceptions import RayActorError
 
         async def call(*values: Any, **named: Any) -> Any:
             try:
                 return await getattr(self._actor, method).remote(*values, **named)
-            except ray.exceptions.RayActorError as error:
+            except RayActorError as error:
                 raise ConnectionError(f"the board of this teacher does not answer: {error}") from error
 
         return call
@@ -210,7 +210,7 @@ def _wait_until_stopped(board_name: str, signals: list[int]) -> None:
         if state is not None and state[0] == Ending.STOP:
             return
         time.sleep(_POLL_S)
-    _ask_board(board_name, "end", Ending.STOP)
+    _ask_board(board_name, "stop")
 
 
 def _wait_until_drained(board_name: str, longest_s: float, signals: list[int]) -> bool:
@@ -223,13 +223,14 @@ def _wait_until_drained(board_name: str, longest_s: float, signals: list[int]) -
     return True
 
 
-def _ask_board(board_name: str, method: str, *values: Any) -> Any:
+def _ask_board(board_name: str, method: str) -> Any:
     """What a board answers; None where it is not there."""
     import ray
+    from ray.exceptions import GetTimeoutError, RayActorError
 
     try:
-        return ray.get(getattr(ray.get_actor(board_name, namespace=_NAMESPACE), method).remote(*values), timeout=10)
-    except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        return ray.get(getattr(ray.get_actor(board_name, namespace=_NAMESPACE), method).remote(), timeout=10)
+    except (ValueError, RayActorError, GetTimeoutError):
         return None
 
 

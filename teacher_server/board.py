@@ -6,6 +6,7 @@ Its methods are coroutines, so that it is used alike as an object of the one rep
 import enum
 import time
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,10 @@ class Board:
         """From now on the replicas take no new requests; each hears of it within a second."""
         self._ending = max(self._ending, Ending(ending))
 
+    async def stop(self) -> None:
+        """``end`` with ``Ending.STOP``."""
+        await self.end(Ending.STOP)
+
     async def ending(self) -> tuple[int, bool]:
         """Whether the service ends, and whether every replica has answered what it had begun."""
         alive = [replica.counters for replica in self._replicas.values() if replica.alive]
@@ -225,6 +230,6 @@ class Board:
             self._runs.popitem(last=False)
 
 
-def _lasting(counters: dict[str, int | float]) -> dict[str, int | float]:
+def _lasting(counters: Mapping[str, int | float]) -> dict[str, int | float]:
     """What stays true of a replica that has ended."""
     return {name: value for name, value in counters.items() if name not in GAUGES}
