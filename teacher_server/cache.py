@@ -64,7 +64,7 @@ def show_stats(config: CacheStatsConfig) -> None:
         "unlisted_files": len(sizes.keys() - listed.keys()),
         "unlisted_bytes": sum(size for name, size in sizes.items() if name not in listed),
     }
-    if config.format == "json":
+    if config.json_:
         print(json.dumps(facts, indent=2))
         return
     table = Table(show_header=False)

@@ -176,7 +176,7 @@ def test_two_writers_of_one_clip_keep_it_once(tmp_path):
 
 def test_stats(root, capsys):
     (root / "left-over").write_bytes(b"0" * 77)
-    show_stats(CacheStatsConfig(targets=str(root), format="json"))
+    show_stats(CacheStatsConfig(targets=str(root), json_=True))
     facts = json.loads(capsys.readouterr().out)
     cache = TargetCache(root)
     assert (facts["targets"], facts["views"], facts["target_dtype"], facts["data_seed"]) == (len(cache), 2, "int8", 5)

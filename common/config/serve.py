@@ -1,7 +1,7 @@
 """A frozen teacher as a service, or on disk: ``salt-serve``."""
 
 import ipaddress
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -200,8 +200,8 @@ class CacheStatsConfig(Config):
 
     targets: str
     """The cache, as `salt-serve precompute` or `--cache` writes it."""
-    format: Literal["text", "json"] = "text"
-    """A table for people, or JSON."""
+    json_: bool = False
+    """JSON instead of a table."""
 
 
 class CacheGcConfig(Config):

@@ -47,7 +47,7 @@ class Sharing:
 
 
 def read_sharing(status: dict[str, Any]) -> Sharing:
-    """From what `salt-serve status --format json` prints."""
+    """From what `salt-serve status --json` prints."""
     counters = status["counters"]
     return Sharing(
         clips_served=counters["clips_served"],
