@@ -22,7 +22,15 @@ from common.config import PackConfig, SynthConfig  # noqa: E402
 from common.data.pack import pack  # noqa: E402
 from common.data.synth import synthesise  # noqa: E402
 
+_LONG_FILES = {
+    f"test_{name}.py" for name in ("train", "server_ray", "server_ray_access", "server_ending", "server_page", "server_replicas")
+}
 _SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items):
+    """Files that start one Ray after the other come first: they mostly wait, beside the others rather than alone at the end."""
+    items.sort(key=lambda item: item.path.name not in _LONG_FILES)
 
 
 @pytest.fixture(autouse=True)
