@@ -23,7 +23,8 @@ from common.data.pack import pack  # noqa: E402
 from common.data.synth import synthesise  # noqa: E402
 
 _LONG_FILES = {
-    f"test_{name}.py" for name in ("train", "server_ray", "server_ray_access", "server_ending", "server_page", "server_replicas")
+    f"test_{name}.py"
+    for name in ("train", "train_resume", "server_ray", "server_ray_access", "server_ending", "server_page", "server_replicas")
 }
 _SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 

@@ -59,6 +59,7 @@ class Student:
         assert not self._thread.is_alive()
 
 
+@pytest.mark.faults
 def test_a_stop_under_load_loses_no_request_and_the_board_outlives_it(ckpt, tmp_path):
     board = ["--board-file", str(tmp_path / "board.jsonl")]
     process, url = start(ckpt, "--replicas", "2", "--cpus", "0.4", *board, "--set", "service.batch_wait_ms=300")

@@ -64,6 +64,7 @@ def test_tls_ends_in_two_replicas_behind_one_port(teacher, tokens, tmp_path):
     assert TOKEN not in said + logged
 
 
+@pytest.mark.faults
 def test_tokens_behind_haproxy(teacher, tokens):
     process, url = start(teacher[0], "--tokens", str(tokens))
     try:

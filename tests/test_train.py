@@ -1,46 +1,22 @@
-"""Training through the real commands: sources of targets agree to the bit, a killed run continues as if it had not been."""
+"""Training through the real commands: sources of targets agree to the bit, with one worker and with two."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_tools import SMALL, STEPS, losses, salt, train_teacher
 
 from common.local_ray import ray_to_join
-
-STEPS = 52  # at 48 clips a step and 40 samples, every step crosses an epoch
-SMALL = [
-    "--preset", "nano", "--batch-size", "48", "--steps", str(STEPS), "--views", "2", "--log-every", "1",
-    "--set", "encoder.width=24", "--set", "encoder.num_heads=2", "--set", "encoder.depth=2", "--set", "encoder.mlp_width=48",
-    "--set", "predictor.width=24", "--set", "predictor.depth=1", "--set", "predictor.mlp_width=48", "--set", "optim.warmup_steps=5",
-]  # fmt: skip
-
-
-def salt(command: str, *arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a console script of this environment."""
-    program = [str(Path(sys.executable).parent / command), *map(str, arguments)]
-    done = subprocess.run(program, capture_output=True, text=True, env={**os.environ, **environment}, timeout=240, check=False)
-    assert not check or done.returncode == 0, f"{program}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
-
-
-def losses(run: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-    return [line["loss"] for line in lines]
 
 
 @pytest.fixture(scope="module")
 def teacher(shards, tmp_path_factory) -> Path:
-    run = tmp_path_factory.mktemp("teacher") / "teacher"
-    salt("salt-train", "teacher", "--data", shards, "--out", run, "--workers", 0, *SMALL)
-    return run
+    return train_teacher(shards, tmp_path_factory.mktemp("teacher") / "teacher")
 
 
 @pytest.fixture(scope="module")
@@ -98,43 +74,6 @@ def test_world_size_does_not_change_the_loss(teacher, shards, tmp_path):
     alone, together = losses(tmp_path / "0"), losses(tmp_path / "2")
     np.testing.assert_allclose(alone[0], together[0], rtol=1e-6)
     np.testing.assert_allclose(alone, together, rtol=1e-3)  # sums in another order drift apart as the run goes on
-
-
-@pytest.mark.parametrize("objective", ["student", "vjepa"])
-def test_kill_and_resume_equals_an_uninterrupted_run(objective, teacher, shards, tmp_path):
-    source = {"student": ["--teacher-ckpt", teacher], "vjepa": ["--set", "ema.start=0.9"]}[objective]
-    arguments = [objective, *source, "--data", shards, "--workers", 0, "--keep-every", 10, *SMALL]
-    salt("salt-train", *arguments, "--out", tmp_path / "whole")
-    killed = tmp_path / "killed"
-    program = [str(Path(sys.executable).parent / "salt-train"), *map(str, arguments), "--out", str(killed)]
-    with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not (killed / "checkpoint").exists() or len((killed / "metrics.jsonl").read_text().splitlines()) < 13:
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.kill()
-    assert len((killed / "metrics.jsonl").read_text().splitlines()) < STEPS
-    salt("salt-train", *arguments, "--out", killed, "--resume")
-    assert losses(killed) == losses(tmp_path / "whole")
-    whole, resumed = (run / "checkpoints" / f"step-{STEPS}" for run in (tmp_path / "whole", killed))
-    files = {path.name for path in whole.glob("*.safetensors")}
-    assert files == {"model.safetensors", "predictor.safetensors"} | ({"online.safetensors"} if objective == "vjepa" else set())
-    assert [name for name in files if (whole / name).read_bytes() != (resumed / name).read_bytes()] == []
-
-
-def test_wrong_continuations_are_refused_with_a_sentence(teacher, shards, tmp_path):
-    again = salt("salt-train", "teacher", "--data", shards, "--out", teacher, "--workers", 0, *SMALL, check=False)
-    assert again.returncode == 1
-    assert "--resume" in again.stderr
-    other = salt("salt-train", "teacher", "--data", shards, "--out", teacher, "--workers", 0, "--resume", "--seed", 5, *SMALL, check=False)
-    assert other.returncode == 1
-    assert "seed=0" in other.stderr
-    none = salt("salt-train", "student", "--data", shards, "--out", tmp_path / "x", *SMALL, check=False)
-    assert none.returncode == 2
-    assert "--teacher-url, --targets or --teacher-ckpt" in none.stderr
-    grid = salt("salt-train", "student", "--teacher-ckpt", teacher, "--data", shards, "--out", tmp_path / "y", "--workers", 0, *SMALL,
-                "--set", "encoder.patch_size=16", check=False)  # fmt: skip
-    assert grid.returncode == 1
-    assert "token grid" in grid.stderr
 
 
 def test_a_worker_error_reaches_the_user_as_its_own_sentence(teacher, shards, tmp_path):
