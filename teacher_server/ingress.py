@@ -1,5 +1,6 @@
 """What stands between clients and replicas: HAProxy, direct ingress, or Ray Serve's Python proxy."""
 
+import contextlib
 import copyreg
 import importlib.util
 import secrets
@@ -27,11 +28,11 @@ def haproxy_environment() -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "{folder}/metrics.sock",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "{folder}",
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "{folder}/server-state",
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port("127.0.0.1")),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port("127.0.0.1")),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_port_for_later()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(_port_for_later()),
         # Where no replica is there yet HAProxy asks Serve's own proxy; on the default port that may be another Ray's, with another teacher.
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port("127.0.0.1")),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port("127.0.0.1")),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_port_for_later()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_port_for_later()),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + _REPLICA_PORTS),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
@@ -58,6 +59,15 @@ def let_proxy_send_views() -> None:
 
 def _as_bytes(view: memoryview) -> Any:
     return bytes, (bytes(view),)
+
+
+def _port_for_later() -> int:
+    """A free port below those that the kernel gives out, since seconds pass until it is taken."""
+    while True:
+        port = 10_000 + secrets.randbelow(10_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("0.0.0.0", port))
+            return port
 
 
 def free_port(host: str) -> int:

@@ -28,7 +28,13 @@ from teacher_server.ingress import haproxy_environment
 pytestmark = pytest.mark.faults
 
 SIZE, STEPS, DISTURBED_STEP = 30, 20, 4
-SETTINGS = ("--replicas", "2", "--cpus", "0.4", "--set", "service.lease_s=1", "--set", "service.batch_wait_ms=100")
+SETTINGS = (
+    "--replicas",
+    "2",
+    "--cpus",
+    "0.4",
+    *(part for value in ("lease_s=1", "batch_wait_ms=100", "max_request_clips=20000") for part in ("--set", f"service.{value}")),
+)
 
 
 @dataclass
