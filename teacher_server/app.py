@@ -3,13 +3,11 @@
 import json
 import logging
 import secrets
-import signal
 import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from teacher_server.board import Ending
 from teacher_server.ingress import free_port, haproxy_environment
 from teacher_server.peers import PASSED
 from teacher_server.placement import SAY_PENDING_S, check_fits, what_is_missing
+from teacher_server.signals import catch_signals, count_signals, ended_by_signals, ignore_signals
 
 _ALONE = "teacher"
 """Name of the application of a teacher without `--name`."""
@@ -122,12 +121,12 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
     environment = haproxy_environment()
     if config.tls_cert is not None:  # the replicas listen themselves
         environment, config = {}, config.model_copy(update={"port": config.port or free_port(config.host)})
-    with _ended_by_signals(), ray_to_join(config.address, environment=environment) as ray_arguments:
+    with ended_by_signals(), ray_to_join(config.address, environment=environment) as ray_arguments:
         import ray
 
         ray.init(**ray_arguments)
         try:
-            _catch_signals()  # ray.init has set its own
+            catch_signals()  # ray.init has set its own
             least, most = config.replica_range
             if is_private(config.address):
                 each = {"cpus": least * config.cpus, "gpus": least * config.gpus}
@@ -144,12 +143,12 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
                 said = f"teacher {config.ckpt} is ready ({where}), status page and counters at {url}/"
                 console.print(said, highlight=False, soft_wrap=True, markup=False)
                 print(url, flush=True)
-                signals = _count_signals()  # from here on an exception from a handler could end inside of Ray
+                signals = count_signals()  # from here on an exception from a handler could end inside of Ray
                 _wait_until_stopped(board_name, signals)
                 if not _wait_until_drained(board_name, config.service.drain_s, signals):
                     console.print("ends with requests that were not answered", highlight=False)
             finally:
-                _ignore_signals()
+                ignore_signals()
                 if not is_private(config.address) or config.cache is not None:  # a private Ray ends with everything in it
                     _remove(config.name or _ALONE, board_name, serve_too=not was_running)
         finally:
@@ -317,43 +316,3 @@ def _require_free(host: str, port: int) -> None:
             raise ValueError(
                 f"cannot listen on {host}:{port}: {error.strerror}: give another --port, or --port 0 for a free one"
             ) from error
-
-
-class _EndedError(Exception):
-    """SIGINT or SIGTERM."""
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """A block that SIGINT and SIGTERM end, after its own cleaning up, as if it had returned."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    _catch_signals()
-    try:
-        yield
-    except _EndedError:
-        pass
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _catch_signals() -> None:
-    def end(number: int, frame: Any) -> None:
-        raise _EndedError
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
-
-
-def _count_signals() -> list[int]:
-    """Grows by each SIGINT and SIGTERM from now on."""
-    signals: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: signals.append(number))
-    return signals
-
-
-def _ignore_signals() -> None:
-    """A second Ctrl-C does not stop the cleaning up; were the command killed, its private Ray would still end."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

@@ -143,19 +143,27 @@ class Board:
         """See ``Rates.take``: a token's rate is that of all replicas together."""
         return self._rates.take(token, clips, per_s=clips_per_s)
 
+    async def knows(self, replica: str) -> bool:
+        """Whether a URL is one of the replicas: not before it joins, nor when this board is a new one, or others took it for lost."""
+        return replica in self._urls
+
+    async def join(self, replica: str, clip_digests: list[bytes]) -> None:
+        """One of the replicas from now on, and the owner of the clips that it holds, as far as they are nobody's."""
+        self._urls.add(replica)
+        await self.claim(replica, clip_digests)
+
     async def claim(self, replica: str, clip_digests: list[bytes]) -> list[str]:
         """The owner of each clip, a replica's URL; a clip that nobody owns is the asker's. See Note [owners] in exchange."""
-        self._urls.add(replica)
         owners = []
         for digest in clip_digests:
             owners.append(self._owners.setdefault(digest, replica))
             self._owners.move_to_end(digest)
-        while len(self._owners) > 2 * (self._window_clips + 1000) * len(self._urls):  # their targets are not in memory any more
+        while len(self._owners) > 2 * (self._window_clips + 1000) * max(1, len(self._urls)):  # their targets are not in memory any more
             self._owners.popitem(last=False)
         return owners
 
     async def lost(self, replica: str) -> None:
-        """A replica does not answer: its clips are nobody's. If it lives on it claims others."""
+        """A replica does not answer: its clips are nobody's. If it lives on it joins again."""
         self._lose(replica)
         await self._save()
 

@@ -25,7 +25,7 @@ class BoardFile:
         """Raises ValueError where the file is no board's, or that of another teacher than the one with the fingerprint ``teacher``."""
         self._path, self._teacher = path, teacher
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="board")  # one: lines keep their order
-        self._next_bytes = _LEAST_BYTES
+        self._num_bytes, self._next_bytes = 0, _LEAST_BYTES
         self._torn = False
         self.corrupt = 0
         """Lines that were damaged, and left out."""
@@ -55,7 +55,7 @@ class BoardFile:
 
     async def append(self, line: dict[str, Any], everything: Callable[[], list[dict[str, Any]]]) -> None:
         """Adds a line. ``everything``: what the file is to hold where it has grown, and is written anew instead."""
-        if self._path.exists() and self._path.stat().st_size > self._next_bytes:
+        if self._num_bytes > self._next_bytes:
             self._next_bytes *= 2  # also where the disk does not take it: not again at the next line
             lines = everything()
             await asyncio.get_running_loop().run_in_executor(self._thread, self._try, lambda: self._rewrite(lines))
@@ -73,6 +73,7 @@ class BoardFile:
     def _append(self, line: dict[str, Any]) -> None:
         with self._path.open("a") as file:
             file.write("\n" * self._torn + json.dumps(line) + "\n")  # what follows half a line is not lost with it
+            self._num_bytes = file.tell()
         self._torn = False
 
     def _rewrite(self, lines: list[dict[str, Any]]) -> None:
@@ -83,8 +84,9 @@ class BoardFile:
                 file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
+            self._num_bytes = file.tell()
         partial.replace(self._path)
-        self._torn, self._next_bytes = False, max(_LEAST_BYTES, _GROWTH * self._path.stat().st_size)
+        self._torn, self._next_bytes = False, max(_LEAST_BYTES, _GROWTH * self._num_bytes)
 
     def _check(self, first: bytes) -> None:
         try:

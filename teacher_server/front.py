@@ -66,7 +66,8 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers, started, status = Headers(scope=scope), time.perf_counter(), 499  # of one whose client left
+        headers, started = Headers(scope=scope), time.perf_counter()
+        status: int | None = None
         given = headers.get(REQUEST_ID, "")
         request_id = given if _SAFE.fullmatch(given) else secrets.token_hex(6)
 
@@ -86,11 +87,9 @@ class Front:
                 await error.response()(scope, receive, answer)
             else:
                 await self._app(scope, receive, answer)
-        except Exception:  # answered further out, by the handler of errors that nobody expected
-            status = 500
-            raise
-        finally:
-            self._ended(scope, headers, note, status, time.perf_counter() - started)
+                status = status or 499  # its client left
+        finally:  # without a status: an error that nobody expected, which is answered further out
+            self._ended(scope, headers, note, status or 500, time.perf_counter() - started)
 
     def _token(self, scope: Scope, headers: Headers) -> Token:
         """Whose request it is. Raises ApiError 401 or 403."""

@@ -65,7 +65,7 @@ def _port_for_later() -> int:
     """A free port below those that the kernel gives out, since seconds pass until it is taken."""
     while True:
         port = 10_000 + secrets.randbelow(10_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
+        with socket.socket() as probe, contextlib.suppress(OSError):  # taken: the next one
             probe.bind(("0.0.0.0", port))
             return port
 

@@ -1,13 +1,18 @@
-"""How much of a request for targets is taken: its bytes, the time they take to arrive, its clips and their rate."""
+"""How much of a request for targets is taken: its bytes, its clips and their rate; and for how long: until its deadline, or its client leaves."""
 
 import asyncio
 import math
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from teacher_server.access import Token
 from teacher_server.board import Board
 from teacher_server.errors import ApiError
+
+T = TypeVar("T")
 
 
 def least(own: int | None, everybodys: int) -> int:
@@ -66,3 +71,31 @@ async def require_rate(board: Board, token: Token, num_clips: int) -> None:
             hint="ask again after Retry-After",
             retry_after_s=math.ceil(1000 * wait_s) / 1000,
         )
+
+
+def deadline_s(header: str | None) -> float | None:
+    """The value of X-Salt-Deadline-Ms as a time on the event loop's clock. Raises ApiError 422."""
+    if header is None:
+        return None
+    if not header.isascii() or not header.isdigit() or len(header) > 12:
+        hint = "the header says how long the client still waits"
+        raise ApiError(422, "X-Salt-Deadline-Ms is malformed", expected="whole milliseconds", got=header[:100], hint=hint)
+    return asyncio.get_running_loop().time() + int(header) / 1000
+
+
+async def unless_left(request: Request, answering: Coroutine[Any, Any, T]) -> T:
+    """The answer. Raises ClientDisconnect when the client leaves before; the answer then ends where it is."""
+    answer, left = asyncio.create_task(answering), asyncio.create_task(_leaves(request))
+    try:
+        await asyncio.wait([answer, left], return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        raise ClientDisconnect
+    finally:
+        answer.cancel()
+        left.cancel()
+
+
+async def _leaves(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

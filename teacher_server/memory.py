@@ -24,6 +24,10 @@ class TargetMemory:
     def __contains__(self, key: tuple[bytes, TargetDtype]) -> bool:
         return key in self._targets
 
+    def clip_digests(self) -> list[bytes]:
+        """The clips of which it has targets, the oldest first."""
+        return list(dict.fromkeys(digest for digest, _ in self._targets))
+
     def get(self, clip_digest: bytes, dtype: TargetDtype) -> EncodedTarget | None:
         """The target or None."""
         return self._targets.get((clip_digest, dtype))

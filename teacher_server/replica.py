@@ -6,14 +6,12 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
 
 from common.config import ServiceConfig
 from common.targets import codec, wire
@@ -25,10 +23,11 @@ from teacher_server.disk import DiskTargets
 from teacher_server.errors import ApiError
 from teacher_server.exchange import Answer, Asker, Exchange
 from teacher_server.front import Note, RequestLog
-from teacher_server.intake import announced_bytes, least, read_body, require_rate, too_large
+from teacher_server.intake import announced_bytes, deadline_s, least, read_body, require_rate, too_large, unless_left
 from teacher_server.leases import Leases
 from teacher_server.listener import Listener, Tls, only_peers
 from teacher_server.peers import PeerSecret
+from teacher_server.pieces import InPieces
 
 log = logging.getLogger("salt.server")
 
@@ -174,8 +173,8 @@ class TeacherService:
 
     async def _beat(self) -> None:
         """Says that this replica lives, until the board knows what it does."""
-        if self._place.url:
-            await self.board.claim(self._place.url, [])  # one of the replicas from now on, and again where others took it for lost
+        if self._place.url and not await self.board.knows(self._place.url):
+            await self.board.join(self._place.url, self.batcher.memory.clip_digests())
         before, self.ending = self.ending, Ending(await self.board.served(self._name, self.counters(), ending=self.ending))
         if self.ending != before:
             log.warning("the service ends: no new requests for targets")
@@ -216,7 +215,7 @@ class TeacherService:
             run=run_id(request.headers.get("x-salt-run", "unnamed")),
             request=note.request,
             passed=note.token is PEER,
-            deadline_s=_deadline_s(request.headers.get("x-salt-deadline-ms")),
+            deadline_s=deadline_s(request.headers.get("x-salt-deadline-ms")),
         )
         note.run = asker.run
         note.token.require_run(asker.run)
@@ -256,7 +255,7 @@ class TeacherService:
         if not asker.passed:  # counted where it arrived
             counters.requests += 1
             counters.bytes_in += len(got)
-        answer = await _unless_left(request, self._exchange.answer(parsed, asker))
+        answer = await unless_left(request, self._exchange.answer(parsed, asker))
         started = time.perf_counter()
         body = await asyncio.to_thread(self._serialise, parsed, answer)
         counters.serialise.observe(time.perf_counter() - started)
@@ -267,7 +266,7 @@ class TeacherService:
         clips = 0 if asker.passed else sum(row.status == "ok" for row in answer.rows)
         computed = answer.num_computed
         told = self.board.served(self._name, self.counters(), asker.run, clips=clips, computed=computed, num_bytes=sent)
-        return _InPieces(body, before_the_last=asyncio.ensure_future(told))
+        return InPieces(body, before_the_last=asyncio.ensure_future(told))
 
     def _check_headers(self, request: Request) -> None:
         if self.ready and request.state.note.token is PEER:  # what another replica passes on was begun there
@@ -314,53 +313,9 @@ class TeacherService:
         return wire.ResponseRow(clip_digest=row.clip_digest, status=row.status, encoded=encoded)
 
 
-class _InPieces(Response):
-    """An answer whose targets are sent from where they are in memory, without a copy."""
-
-    def __init__(self, body: wire.Body, before_the_last: asyncio.Future[Any]) -> None:
-        """``before_the_last``: ends before the last piece leaves. So who has the answer finds it counted, and no piece waits for the board."""
-        super().__init__(headers={"Content-Length": str(sum(map(len, body)))}, media_type=wire.CONTENT_TYPE)
-        self._body, self._before_the_last = body, before_the_last
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        *pieces, last = self._body
-        for piece in pieces:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await self._before_the_last
-        await send({"type": "http.response.body", "body": last})
-
-
 def run_id(run: str) -> str:
     """A run's id, checked: it becomes a key and a label."""
     if _RUN_ID.fullmatch(run) is None:
         hint = "the X-Salt-Run header, or the path of a progress report"
         raise ApiError(422, "the run's id is malformed", expected="1 to 64 of A-Z a-z 0-9 . _ -", got=run[:100], hint=hint)
     return run
-
-
-def _deadline_s(header: str | None) -> float | None:
-    if header is None:
-        return None
-    if not header.isascii() or not header.isdigit() or len(header) > 12:
-        hint = "the header says how long the client still waits"
-        raise ApiError(422, "X-Salt-Deadline-Ms is malformed", expected="whole milliseconds", got=header[:100], hint=hint)
-    return asyncio.get_running_loop().time() + int(header) / 1000
-
-
-async def _unless_left(request: Request, answering: Coroutine[Any, Any, Answer]) -> Answer:
-    """The answer. Raises ClientDisconnect when the client leaves before; the answer then ends where it is."""
-    answer, left = asyncio.create_task(answering), asyncio.create_task(_leaves(request))
-    try:
-        await asyncio.wait([answer, left], return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return answer.result()
-        raise ClientDisconnect
-    finally:
-        answer.cancel()
-        left.cancel()
-
-
-async def _leaves(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -27,6 +27,16 @@ class GatedTeacher:
         return self._teacher.forward(clips)
 
 
+class FailingTeacher(GatedTeacher):
+    """One whose second forward fails."""
+
+    def forward(self, clips):
+        if len(self.batches) == 1:
+            self.batches.append(0)
+            raise RuntimeError("out of memory")
+        return super().forward(clips)
+
+
 class Caller:
     """A client that does what a test says, and no more."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from service_tools import ARROW, Caller, GatedTeacher, clips_by_digest, wait_until
+from service_tools import ARROW, Caller, FailingTeacher, GatedTeacher, clips_by_digest, wait_until
 from teacher_tools import BATCH_SIZE, load_teacher, serving
 from train_tools import ALONE, RandomClips, small_run
 
@@ -119,14 +119,7 @@ def test_the_time_of_a_forward_is_where_it_was_spent(teacher):
 
 
 def test_a_failure_and_a_client_that_leaves_are_counted(teacher):
-    class Failing(GatedTeacher):
-        def forward(self, clips):
-            if len(self.batches) == 1:
-                self.batches.append(0)
-                raise RuntimeError("out of memory")
-            return super().forward(clips)
-
-    with serving(failing := Failing(teacher)) as (url, inside):
+    with serving(failing := FailingTeacher(teacher)) as (url, inside):
         caller, clips = Caller(url), clips_by_digest(2)
         one, other = clips
         body = wire.write_request("float16", [wire.RequestRow(clip_digest=one, clip=clips[one].tobytes())])

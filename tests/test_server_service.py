@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from service_tools import Caller, GatedTeacher, clips_by_digest, wait_until
+from service_tools import Caller, FailingTeacher, GatedTeacher, clips_by_digest, wait_until
 from teacher_tools import BATCH_SIZE, VIEW, load_teacher, random_clips, serving
 
 from common.targets import codec, wire
@@ -244,14 +244,7 @@ def test_a_busy_teacher_says_when_to_come_back(teacher):
 
 
 def test_a_teacher_that_fails_once(teacher):
-    class Failing(GatedTeacher):
-        def forward(self, clips):
-            if len(self.batches) == 1:
-                self.batches.append(0)
-                raise RuntimeError("out of memory")
-            return super().forward(clips)
-
-    with serving(Failing(teacher)) as (url, _):
+    with serving(FailingTeacher(teacher)) as (url, _):
         caller, clips = Caller(url), clips_by_digest(2)
         rows = [wire.RequestRow(clip_digest=digest, clip=clip.tobytes()) for digest, clip in clips.items()]
         body = b"".join(wire.write_request("float16", rows))
