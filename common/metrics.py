@@ -83,6 +83,8 @@ STUDENT = (
     _gauge("student_step", "steps", "Optimizer steps done", "step"),
     _gauge("student_loss", "L1", "Loss, mean of the interval's steps", "loss"),
     _gauge("student_clips_per_s", "clips/s", "Speed, all workers together", "clips_per_s"),
+    _gauge("student_tokens_per_s", "tokens/s", "Speed in tokens of whole clips", "tokens_per_s"),
+    _gauge("student_mfu", "ratio", "Model FLOPs utilisation: matrix products of the run over the measured peak of its workers", "mfu"),
     _gauge("student_teacher_wait_ms", "milliseconds", "What a step waited for its targets", "teacher_wait_ms"),
     _gauge("student_data_wait_ms", "milliseconds", "What a step waited for its clips", "data_wait_ms"),
     _gauge("student_step_ms", "milliseconds", "A step", "step_ms"),

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
 
-from common.config import StudentRun
+from common.config import TrainConfig
 from student_trainer.teacher_client import TeacherClient
 
 log = logging.getLogger("salt.client")
@@ -23,14 +23,14 @@ _CONFIG_EVERY_S = 60.0
 _SHOWN = frozenset(
     {
         *("steps", "batch_size", "seed", "data_seed", "views", "split", "workers", "init_std", "target_dtype", "masked_targets", "group"),
-        *("encoder", "predictor", "view", "mask", "optim", "compute", "teacher"),
+        *("encoder", "predictor", "view", "mask", "optim", "compute", "teacher", "pixel_norm", "ema"),
     }
 )
 """Keys of a run's configuration that others see: what it learns and how. No places, which may hold secrets, and nothing of this machine."""
 
 
-def shown_config(config: StudentRun) -> dict[str, Any]:
-    """What the board shows of a run's configuration; of its data the folder's name."""
+def shown_config(config: TrainConfig) -> dict[str, Any]:
+    """What a board, or a tracker, shows of a run's configuration; of its data the folder's name."""
     return {"data": PurePosixPath(config.data).name, **config.model_dump(mode="json", include=set(_SHOWN))}
 
 

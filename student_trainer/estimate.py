@@ -18,9 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from common.clip import ClipBatch, clip_digest
-from common.config import EncoderConfig, FrozenConfig, StudentRun, TrainConfig, VJepaRun
-from common.model.checkpoint import open_encoder
-from common.model.compute import set_up, uses_bfloat16
+from common.config import StudentRun, TrainConfig, VJepaRun
+from common.model.compute import set_up, uses_bfloat16, wait_for
 from common.model.flops import FORWARD_FLOPS, KeptTokens, encoder_forward, kept_tokens
 from common.model.grid import token_grid
 from common.model.masking import MaskGroup, group_idx, mask_group
@@ -28,7 +27,7 @@ from common.model.teacher import TeacherSpec, device_kind
 from student_trainer.batches import Batch
 from student_trainer.loop import Worker, new_objective, update
 from student_trainer.optim import new_optimizer, set_schedule
-from student_trainer.run_flops import NAMES, RunFlops, scientific
+from student_trainer.run_flops import NAMES, RunFlops, scientific, teacher_architecture
 from student_trainer.target_source import TargetSource, open_source
 
 NUM_WARM_UP, NUM_TIMED = 3, 20
@@ -151,7 +150,7 @@ def _teacher(config: StudentRun, source: TargetSource, device: torch.device, cli
     clips = _random_clips(config, config.teacher.batch_size)
     mean_s, _ = _time(lambda _: source.request(clips).result(), device)
     clip_s = mean_s / len(clips.good)
-    encoder = _teacher_encoder(config.teacher_ckpt)
+    encoder = teacher_architecture(config.teacher_ckpt)
     flops = None if encoder is None else encoder_forward(encoder, spec.num_tokens).total
     return found | {
         "step_s": clips_per_step * clip_s,
@@ -159,12 +158,6 @@ def _teacher(config: StudentRun, source: TargetSource, device: torch.device, cli
         "flops_per_s": None if flops is None else flops / clip_s,
         "exact": None if flops is None else flops * num_clips,
     }
-
-
-def _teacher_encoder(ckpt: str) -> EncoderConfig | None:
-    """The teacher's architecture, None where it is no video ViT of ours, whose products could be counted."""
-    config = open_encoder(FrozenConfig(ckpt=ckpt)).config
-    return config if isinstance(config, EncoderConfig) else None
 
 
 def _masks(config: TrainConfig, step: int, groups: range) -> list[MaskGroup]:
@@ -193,10 +186,10 @@ def _time(step: Callable[[int], object], device: torch.device) -> tuple[float, l
     seconds: list[float] = []
     first = 1 + NUM_WARM_UP
     while len(seconds) < NUM_TIMED and sum(seconds) < MAX_TIMED_S:
-        _wait(device)
+        wait_for(device)
         begun = time.perf_counter()
         step(first + len(seconds))
-        _wait(device)
+        wait_for(device)
         seconds.append(time.perf_counter() - begun)
     return float(np.mean(seconds)), list(range(first, first + len(seconds)))
 
@@ -206,21 +199,16 @@ def _time_optimizer(optimizer: torch.optim.Optimizer, device: torch.device) -> l
     seconds: list[float] = []
 
     def before(*_: object) -> None:
-        _wait(device)
+        wait_for(device)
         seconds.append(-time.perf_counter())
 
     def after(*_: object) -> None:
-        _wait(device)
+        wait_for(device)
         seconds[-1] += time.perf_counter()
 
     optimizer.register_step_pre_hook(before)
     optimizer.register_step_post_hook(after)
     return seconds
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _held_bytes(device: torch.device) -> int:

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common.config import StudentRun, TeacherRun, TrainConfig, VJepaRun
 from common.data.reader import Reader
 from common.model.checkpoint import CheckpointConfig, load_module, load_training, new_predictor, point_to, save_checkpoint
-from common.model.compute import set_up, uses_bfloat16
+from common.model.compute import matrix_peak, set_up, uses_bfloat16
 from common.model.flops import num_parameters, step_flops
 from common.model.grid import token_grid
 from common.model.teacher import TeacherSpec
@@ -30,6 +30,7 @@ from student_trainer.run_directory import write_environment, write_summary
 from student_trainer.salt import Salt
 from student_trainer.target_source import TargetSource, open_source, source_order, views_of
 from student_trainer.teacher_client import require_same_teacher
+from student_trainer.utilisation import Utilisation
 from student_trainer.vjepa import VJepa
 from student_trainer.vpixel import VPixel, pixel_width
 
@@ -90,8 +91,17 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
         step = _restore(checkpoint, objective, optimizer, source)
         _say(worker, f"resuming {out} after step {step}")
     model: nn.Module = DistributedDataParallel(objective) if worker.world_size > 1 else objective
+    peaks = worker.ranks.all_values(matrix_peak(worker.device, config.compute.dtype))
     if worker.rank == 0:
-        write_environment(out, config, worker.device, reader.decoder, world_size=worker.world_size, after_step=step)
+        write_environment(
+            out,
+            config,
+            worker.device,
+            reader.decoder,
+            world_size=worker.world_size,
+            after_step=step,
+            peak_flops_per_s=sum(peaks),
+        )
     batches = Batches(
         reader=reader,
         source=source,
@@ -109,6 +119,7 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
         world_size=worker.world_size,
         num_tokens=grid.num_tokens,
         num_sets=len(config.mask.sets),
+        utilisation=Utilisation.of(config, teacher, out_width=checkpoint_config.predictor_out_width, peak_flops_per_s=sum(peaks)),
         flops_per_step=step_flops(
             num_clips=config.batch_size,
             num_tokens=grid.num_tokens,

@@ -16,6 +16,8 @@ from common.clip import ClipBatch
 from common.config import TrainConfig
 from student_trainer.batches import Batch
 from student_trainer.exporter import Exporter
+from student_trainer.tracker import Tracker
+from student_trainer.utilisation import Utilisation
 
 
 class DivergedError(RuntimeError):
@@ -59,9 +61,20 @@ class MetricsLog:
     Raises DivergedError at the first interval with a non-finite loss, TooManyBadClipsError above ``loader.max_bad_fraction``, on every rank.
     """
 
-    def __init__(self, config: TrainConfig, *, rank: int, world_size: int, num_tokens: int, num_sets: int, flops_per_step: float) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        rank: int,
+        world_size: int,
+        num_tokens: int,
+        num_sets: int,
+        flops_per_step: float,
+        utilisation: Utilisation,
+    ) -> None:
         self._config, self._rank, self._world_size = config, rank, world_size
         self._num_tokens, self._num_sets, self._flops_per_step = num_tokens, num_sets, flops_per_step
+        self._utilisation = utilisation
         self._interval = _Interval()
         self._num_clips = self._num_bad = 0
         self._bad_keys: set[str] = set()
@@ -71,6 +84,7 @@ class MetricsLog:
             self._file = (Path(config.out) / "metrics.jsonl").open("a")
             self._board = SummaryWriter(str(Path(config.out) / "tensorboard"))
         self._exporter = Exporter(config.metrics_port) if rank == 0 and config.metrics_port is not None else None
+        self._tracker = Tracker(config) if rank == 0 and config.wandb is not None else None
 
     def add(
         self,
@@ -113,6 +127,8 @@ class MetricsLog:
             self._board.close()
         if self._exporter is not None:
             self._exporter.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
     def _count_bad(self, clips: ClipBatch) -> None:
         self._num_clips += len(clips.good)
@@ -141,6 +157,8 @@ class MetricsLog:
             "weight_decay": weight_decay,
             "grad_norm": torch.stack([update.norm for update in interval.updates]).mean().item(),
             "clips_per_s": num_clips / seconds,
+            "tokens_per_s": num_clips * self._num_tokens / seconds,
+            "mfu": self._utilisation.mfu(num_clips / seconds),
             "teacher_wait_ms": 1000 * interval.teacher_wait_s / num_steps,
             "data_wait_ms": 1000 * interval.data_wait_s / num_steps,
             "step_ms": 1000 * seconds / num_steps,
@@ -163,6 +181,8 @@ class MetricsLog:
                     self._board.add_scalar(name, value, step)
             if self._exporter is not None:
                 self._exporter.show(line)
+            if self._tracker is not None:
+                self._tracker.show(line)
         return line
 
     def _losses(self, interval: _Interval, step: int) -> Float[Tensor, " steps"]:

@@ -4,16 +4,23 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import rich.console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 POLL_S = 0.25
 PLAIN_LINES = 10
-"""Lines of a whole run where there is no terminal to draw a bar on."""
+"""Lines of a whole run where there is no terminal to draw on."""
+CURVE_LINES = 24
+"""Newest losses that are drawn."""
+BARS = "▁▂▃▄▅▆▇█"
 
 
 @contextmanager
@@ -30,22 +37,83 @@ def show_progress(run: Path, steps: int, console: rich.console.Console) -> Itera
 
 
 def _follow(run: Path, steps: int, console: rich.console.Console, stop: threading.Event) -> None:
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(run.name, total=steps, status="starting")
+    display = Display(run.name, steps)
+    with Live(display, console=console, refresh_per_second=4) if console.is_terminal else nullcontext():
         printed_step = 0
         for line in _new_lines(run / "metrics.jsonl", stop):
-            progress.update(task, completed=line["step"], status=_status(line))
+            display.show(line)
             due = line["step"] - printed_step >= steps / PLAIN_LINES or line["step"] == steps
             if not console.is_terminal and due:
                 printed_step = line["step"]
-                console.print(f"{run.name}: step {line['step']}/{steps}  {_status(line)}", highlight=False)
+                console.print(f"{run.name}: step {line['step']}/{steps}  {plain(line, steps)}", highlight=False)
+
+
+class Display:
+    """What a terminal shows of a run; redrawn in place."""
+
+    def __init__(self, name: str, steps: int) -> None:
+        self._steps = steps
+        self._bar = Progress(TextColumn("[bold]{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn())
+        self._task = self._bar.add_task(name, total=steps)
+        self._line: dict[str, Any] | None = None
+        self._losses: list[float] = []
+
+    def show(self, line: dict[str, Any]) -> None:
+        """From now on this line of metrics."""
+        self._line = line
+        self._losses = [*self._losses, line["loss"]][-CURVE_LINES:]
+        self._bar.update(self._task, completed=line["step"])
+
+    def __rich__(self) -> Group:
+        """The bar, and below it the newest line in three rows."""
+        line = self._line
+        if line is None:
+            return Group(self._bar, Text("starting", style="dim"))
+        rows = [
+            [
+                ("loss", f"{line['loss']:.4f} {curve(self._losses)}"),
+                ("lr", f"{line['lr']:.2e}"),
+                ("gradient norm", f"{line['grad_norm']:.3g}"),
+            ],
+            [
+                ("clips/s", f"{line['clips_per_s']:,.1f}"),
+                ("tokens/s", f"{line['tokens_per_s']:,.0f}"),
+                ("MFU", f"{line['mfu']:.1%}"),
+                ("step", f"{line['step_ms']:,.0f} ms"),
+                ("ETA", _eta(line, self._steps)),
+            ],
+            [
+                ("waits: teacher", f"{line['teacher_wait_ms']:,.0f} ms"),
+                ("data", f"{line['data_wait_ms']:,.0f} ms"),
+                ("tokens: context", f"{line['context_fraction']:.1%}"),
+                ("target", f"{line['target_fraction']:.1%}"),
+                *([("bad clips", str(line["bad_clips"]))] if line["bad_clips"] else []),
+            ],
+        ]
+        return Group(self._bar, *(Text("  ").join(_named(name, value) for name, value in row) for row in rows))
+
+
+def plain(line: dict[str, Any], steps: int) -> str:
+    """A line of metrics as one line of text, for a file or a pipe."""
+    return (
+        f"loss {line['loss']:.4f}  {line['clips_per_s']:.0f} clips/s  MFU {line['mfu']:.1%}  "
+        f"waits: data {line['data_wait_ms']:.0f} ms, teacher {line['teacher_wait_ms']:.0f} ms  ETA {_eta(line, steps)}"
+    )
+
+
+def curve(values: list[float]) -> str:
+    """The values as bars of eight heights, from the smallest to the largest of them."""
+    low, high = min(values), max(values)
+    return "".join(BARS[round((value - low) / (high - low) * (len(BARS) - 1))] if high > low else BARS[0] for value in values)
+
+
+def _eta(line: dict[str, Any], steps: int) -> str:
+    """Time to the last step at the speed of the newest line: h:mm:ss."""
+    return str(timedelta(seconds=round((steps - line["step"]) * line["step_ms"] / 1000)))
+
+
+def _named(name: str, value: str) -> Text:
+    return Text.assemble((f"{name} ", "dim"), value)
 
 
 def _new_lines(path: Path, stop: threading.Event) -> Iterator[dict[str, Any]]:
@@ -64,8 +132,3 @@ def _new_lines(path: Path, stop: threading.Event) -> Iterator[dict[str, Any]]:
         if last_round:
             return
         time.sleep(POLL_S)
-
-
-def _status(line: dict[str, Any]) -> str:
-    waits = f"waits: data {line['data_wait_ms']:.0f} ms, teacher {line['teacher_wait_ms']:.0f} ms"
-    return f"loss {line['loss']:.4f}  {line['clips_per_s']:.0f} clips/s  {waits}"

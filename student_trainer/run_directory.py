@@ -29,6 +29,7 @@ FREE_ON_RESUME = {
     "address",
     "log_every",
     "metrics_port",
+    "wandb",
     "keep_every",
     "data",
     "out",
@@ -106,7 +107,9 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def write_environment(out: Path, config: TrainConfig, device: torch.device, decoder: str, *, world_size: int, after_step: int) -> None:
+def write_environment(
+    out: Path, config: TrainConfig, device: torch.device, decoder: str, *, world_size: int, after_step: int, peak_flops_per_s: float
+) -> None:
     """Adds to ``environment.json`` on what the run computes from here on: a list, since a run that is resumed may have moved."""
     path = out / "environment.json"
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
@@ -119,6 +122,7 @@ def write_environment(out: Path, config: TrainConfig, device: torch.device, deco
         "git_commit": git.stdout.strip() or None,
         "world_size": world_size,
         "device": device_kind(device),
+        "peak_flops_per_s": peak_flops_per_s,
         "num_threads": config.num_threads,
         **config.compute.model_dump(),
         "dtype": "bfloat16" if uses_bfloat16(config.compute.dtype, device) else "float32",

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from common.config import EncoderConfig, PredictorConfig
+from common.config import EncoderConfig, FrozenConfig, PredictorConfig
+from common.model.checkpoint import open_encoder
 from common.model.flops import Flops, KeptTokens, encoder_parameters, exact_flops, predictor_parameters, six_n_d
 from common.model.grid import TokenGrid
 
@@ -98,6 +99,12 @@ class RunFlops:
             "six_n_d": asdict(self.six_n_d) | {"total": self.six_n_d.total},
             "exact": asdict(self.exact) | {"total": self.exact.total},
         }
+
+
+def teacher_architecture(ckpt: str) -> EncoderConfig | None:
+    """Of a frozen teacher; None where it is no video ViT of ours, whose products could be counted. Reads no weights."""
+    config = open_encoder(FrozenConfig(ckpt=ckpt)).config
+    return config if isinstance(config, EncoderConfig) else None
 
 
 def scientific(flops: float) -> str:

@@ -156,6 +156,8 @@ class TrainConfig(Config):
     """Steps from one line of metrics.jsonl to the next."""
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """Port at which the first worker shows the newest of them to Prometheus, on every address of its machine; None: at none."""
+    wandb: str | None = Field(default=None, min_length=1)
+    """Project of Weights & Biases that shows them too; needs the package wandb. None: nothing leaves this machine."""
     keep_every: PositiveInt = 1000
     """Steps from one checkpoint to the next; the last step always has one."""
     resume: bool = False

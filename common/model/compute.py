@@ -1,9 +1,10 @@
-"""How models compute: precision, memory for time, compilation. What they compute stays the same, up to rounding."""
+"""How models compute: precision, memory for time, compilation, and how fast they could. What they compute stays the same, up to rounding."""
 
 import os
 import shutil
 import sys
 import sysconfig
+import time
 from pathlib import Path
 
 import torch
@@ -35,6 +36,32 @@ def compile_blocks(model: nn.Module, device: torch.device, *, key: str) -> None:
 def uses_bfloat16(dtype: ComputeDtype, device: torch.device) -> bool:
     """Whether matrix products are cast to bfloat16 on this device."""
     return dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
+
+
+def matrix_peak(device: torch.device, dtype: ComputeDtype) -> float:
+    """FLOP/s of the fastest of a few large matrix products on this device, with the threads that PyTorch has now: what MFU is a share of.
+
+    Measured, since data sheets name what no product reaches, and CPUs have none.
+    """
+    size, repeats = (8192, 10) if device.type == "cuda" else (512, 1)
+    product_dtype = torch.bfloat16 if uses_bfloat16(dtype, device) else torch.float32
+    generator = torch.Generator(device).manual_seed(0)
+    left, right = (torch.randn(size, size, generator=generator, device=device).to(product_dtype) for _ in range(2))
+    best_s = float("inf")
+    for _ in range(8):
+        wait_for(device)
+        begun = time.perf_counter()
+        for _ in range(repeats):
+            torch.matmul(left, right)
+        wait_for(device)
+        best_s = min(best_s, time.perf_counter() - begun)
+    return repeats * 2 * size**3 / best_s
+
+
+def wait_for(device: torch.device) -> None:
+    """Returns when the device has done what it was given: for a clock around it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _require_compilers(device: torch.device, key: str) -> None:
