@@ -1,0 +1,354 @@
+"""What a training step costs, as ratios of one run. `python benchmarks/train.py --help`; results are in benchmarks/README.md.
+
+Clips are random bytes, so nothing is decoded but in `parts --data`; it runs where there is no Ray, no PyAV and no pydantic extra, also on a GPU.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import tempfile
+import time
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import torch
+from serving import make_clips
+from torch import nn
+
+from common.clip import ClipBatch
+from common.config import MASK_GROUP_SIZE, StudentRun, TeacherComputeConfig, preset_layer
+from common.config.base import merge
+from common.model.compute import matrix_peak, set_up, uses_bfloat16, wait_for
+from common.model.frozen import FrozenEncoder
+from common.model.grid import token_grid
+from common.model.masking import mask_group
+from common.model.pixels import normalise
+from common.model.teacher import Teacher, device_kind
+from common.model.vit import Encoder, init_weights
+from common.targets import codec
+from common.targets.store import CacheRow, CacheSpec, file_path, write_file, write_manifest
+from student_trainer.batches import Batch
+from student_trainer.loop import Worker, new_objective, train_on, update
+from student_trainer.optim import new_optimizer, set_schedule
+from student_trainer.run_directory import read_metrics
+from student_trainer.target_source import CachedTargets
+from student_trainer.utilisation import Utilisation
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["parts", "cached", "flat"])
+    parser.add_argument("--preset", default="tiny", help="size of the student; the teacher is as large")
+    parser.add_argument("--crop-size", type=int, default=112, help="clips are 16 frames of this size, in pixels")
+    parser.add_argument("--batch-size", type=int, default=24, help="clips per step")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=None, help="of one run: 20 of `cached`, 10000 of `flat`")
+    parser.add_argument("--clips", type=int, default=240, help="clips of `cached` and `flat`, all in memory")
+    parser.add_argument("--data", help="of `parts`: shards, to time reading and decoding too")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, of student and teacher")
+    parser.add_argument("--activation-checkpointing", action="store_true")
+    parser.add_argument("--attention", default="sdpa", choices=["sdpa", "explicit"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    {"parts": parts, "cached": cached, "flat": flat}[arguments.what](arguments)
+
+
+def parts(arguments):
+    """A stage-2 step against its parts, each timed by itself, in turns; what each takes of it; MFU and peak memory."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = run_config(arguments, steps=1000)
+    teacher = new_teacher(config, device)
+    objective, checkpoint_config = new_objective(config, teacher.spec)
+    ways = StepParts(config, objective.to(device), teacher, device).ways()
+    if arguments.data is not None:
+        ways["data"] = reading(arguments.data, config)
+    seconds = {name: [] for name in ways}
+    for number in range(arguments.rounds + 2):
+        for name, way in ways.items():
+            wait_for(device)
+            begun = time.perf_counter()
+            way()
+            wait_for(device)
+            if number >= 2:
+                seconds[name].append(time.perf_counter() - begun)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    sums = [sum(values) for values in zip(*(seconds[name] for name in ("encoder", "predictor", "optimizer")), strict=True)]
+    usage = Utilisation.of(
+        config,
+        None,
+        out_width=checkpoint_config.predictor_out_width,
+        peak_flops_per_s=matrix_peak(device, config.compute.dtype),
+    )
+    say(
+        preset=arguments.preset,
+        device=device_kind(device),
+        clip=list(config.view.clip_shape),
+        batch_size=config.batch_size,
+        compute=config.compute.model_dump(),
+        milliseconds={name: round(1000 * value, 2) for name, value in medians.items()},
+        step_over_sum_of_parts=round(statistics.median(whole / of for whole, of in zip(seconds["step"], sums, strict=True)), 3),
+        share_with_teacher={
+            name: round(medians[name] / (medians["step"] + medians["teacher"]), 3)
+            for name in ("encoder", "predictor", "optimizer", "teacher")
+        },
+        clips_per_s=round(config.batch_size / medians["step"], 2),
+        mfu=round(usage.mfu(config.batch_size / medians["step"]), 3),
+        peak_tflops=round(usage.peak_flops_per_s / 1e12, 3),
+        peak_memory_gb=peak_memory_gb(ways["step"], device),
+    )
+
+
+class StepParts:
+    """A stage-2 step on random clips, and what it is made of."""
+
+    def __init__(self, config, objective, teacher, device):
+        self.config, self.objective, self.teacher, self.device = config, objective, teacher, device
+        set_up(objective, config.compute, device)
+        self.optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
+        set_schedule(self.optimizer, config.optim, step=500, steps=config.steps)
+        self.clips = make_clips(config.batch_size, config.view.clip_shape, seed=0)
+        self.grid = token_grid(config.view, config.encoder)
+        groups = range(-(-config.batch_size // MASK_GROUP_SIZE))
+        masks = [mask_group(config.mask, self.grid, seed=0, step=1, group=group, batch_size=config.batch_size) for group in groups]
+        self.batch = Batch(step=1, clips=self.clips, masks=masks, target=None)
+        self.target = torch.randn(config.batch_size, self.grid.num_tokens, teacher.spec.width)
+        self.worker = Worker(rank=0, world_size=1, device=device)
+
+    def ways(self):
+        return {
+            "step": self.step,
+            "encoder": self.encoder,
+            "predictor": self.predictor,
+            "optimizer": self.optimise,
+            "teacher": self.targets,
+        }
+
+    def step(self):
+        update(self.objective, self.optimizer, self.batch, self.target, self.config, self.worker)
+
+    def encoder(self):
+        for group in self.batch.groups(self.target, self.device):
+            clip = normalise(group.pixels)
+            with self.autocast():
+                visible = [self.objective.encoder(clip, mask.visible_idx) for mask in group.masks.sets]
+            torch.autograd.backward(visible, [torch.ones_like(tokens) for tokens in visible])
+
+    def predictor(self):
+        for group in self.batch.groups(self.target, self.device):
+            made = []
+            for set_idx, mask in enumerate(group.masks.sets):
+                visible = torch.zeros(*mask.visible_idx.shape, self.config.encoder.width, device=self.device, requires_grad=True)
+                with self.autocast():
+                    made.append(self.objective.predictor(visible, mask.visible_idx, mask.hidden_idx, grid=self.grid, mask_set=set_idx))
+            torch.autograd.backward(made, [torch.ones_like(tokens) for tokens in made])
+
+    def optimise(self):
+        nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.optim.clip_grad)
+        self.optimizer.step()
+
+    def targets(self):
+        size = self.teacher.spec.compute["batch_size"]
+        for first in range(0, self.config.batch_size, size):
+            codec.encode(self.teacher.forward(self.clips.pixels[first : first + size]), "float16")
+
+    def autocast(self):
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=uses_bfloat16(self.config.compute.dtype, self.device))
+
+
+def peak_memory_gb(step, device):
+    """Most that tensors hold in a step; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    wait_for(device)
+    return round(torch.cuda.max_memory_allocated(device) / 1e9, 2)
+
+
+def cached(arguments):
+    """A step with targets from a cache on disk over the same step with targets that are in memory already; runs in turns, medians of ratios."""
+    config = run_config(arguments, steps=arguments.steps or 20)
+    with tempfile.TemporaryDirectory() as folder:
+        reader, in_memory, root = clips_and_targets(arguments, config, Path(folder))
+        ratios, milliseconds = [], {"in memory": [], "cached": []}
+        for number in range(arguments.rounds + 1):
+            of_round = {}
+            for name in ("in memory", "cached") if number % 2 else ("cached", "in memory"):
+                source = in_memory if name == "in memory" else open_cache(root, config)
+                of_round[name] = median_step_ms(config, reader, source, Path(folder) / f"{name}-{number}")
+            if number:
+                ratios.append(of_round["cached"] / of_round["in memory"])
+                for name, value in of_round.items():
+                    milliseconds[name].append(value)
+        say(
+            milliseconds={name: round(statistics.median(values), 2) for name, values in milliseconds.items()},
+            cached_over_in_memory=round(statistics.median(ratios), 3),
+            ratios=[round(ratio, 3) for ratio in sorted(ratios)],
+            bytes_of_a_step=config.batch_size * in_memory.spec.num_tokens * in_memory.spec.width * 2,
+        )
+
+
+def flat(arguments):
+    """Step time and memory of a long run with cached targets, a line for every tenth of it."""
+    arguments.preset, arguments.crop_size = "nano", 32
+    config = run_config(arguments, steps=arguments.steps or 10_000)
+    config = config.model_copy(update={"log_every": 10, "keep_every": config.steps})
+    with tempfile.TemporaryDirectory() as folder:
+        reader, _, root = clips_and_targets(arguments, config, Path(folder))
+        out, resident = Path(folder) / "run", []
+        source = open_cache(root, config)
+        source.report = lambda line: resident.append(resident_bytes())  # called with each line of metrics
+        train(config, reader, source, out)
+        lines = read_metrics(out)
+        tenth = len(lines) // 10
+        for first in range(0, 10 * tenth, tenth):
+            of_tenth = lines[first : first + tenth]
+            say(
+                steps=of_tenth[-1]["step"],
+                step_ms=round(statistics.median(line["step_ms"] for line in of_tenth), 2),
+                resident_mb=round(resident[first + tenth - 1] / 1e6, 1),
+            )
+        say(peak_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1))
+
+
+# --- what they share ---
+
+
+def run_config(arguments, *, steps):
+    preset = preset_layer(StudentRun, arguments.preset)
+    nano = arguments.preset == "nano"
+    values = {
+        **{"data": "random", "out": "none", "steps": steps, "batch_size": arguments.batch_size, "targets": "none", "log_every": 1},
+        "view": {} if nano else {"num_frames": 16, "crop_size": arguments.crop_size},
+        "optim": {"warmup_steps": min(10, steps - 1)},
+        "compute": {
+            "compile": arguments.compile,
+            "activation_checkpointing": arguments.activation_checkpointing,
+            "attention": arguments.attention,
+        },
+        "teacher": {"compile": arguments.compile},
+    }
+    return StudentRun.model_validate(merge(preset, values))
+
+
+def new_teacher(config, device):
+    encoder = Encoder(config.encoder)
+    init_weights(encoder, torch.Generator().manual_seed(0), std=config.init_std)
+    frozen = FrozenEncoder(name="benchmark", config=config.encoder, view=config.view, load=lambda: encoder)
+    return Teacher(frozen, TeacherComputeConfig(compile=config.teacher.compile), device)
+
+
+def reading(data, config):
+    from common.data.reader import Reader  # it needs PyAV
+
+    reader = Reader(data, data_seed=0, views="fresh", view=config.view, split="all", loader=config.loader)
+    slots = iter(range(0, 1_000_000, config.batch_size))
+
+    def read():
+        first = next(slots)
+        reader.clips(range(first, first + config.batch_size))
+
+    return read
+
+
+class ClipsInMemory:
+    """A ``Reader`` over clips that are there already."""
+
+    decoder = "none"
+    num_samples = 0
+
+    def __init__(self, clips):
+        self._clips, self.skipped = clips, {}
+
+    def counters(self):
+        return {}
+
+    def clips(self, slots):
+        rows = np.array(slots) % len(self._clips.digests)
+        return ClipBatch(
+            pixels=self._clips.pixels[rows],
+            digests=tuple(self._clips.digests[row] for row in rows),
+            keys=tuple(self._clips.keys[row] for row in rows),
+            views=(0,) * len(rows),
+            good=np.ones(len(rows), bool),
+        )
+
+
+class TargetsInMemory(CachedTargets):
+    """The same targets, decoded before the run: a step asks for rows of one tensor."""
+
+    name = "in memory"
+
+    def hold(self, clips):
+        self._targets = self._read(clips)
+        self._row_of = {digest: row for row, digest in enumerate(clips.digests)}
+        return self
+
+    def request(self, batch, *, masks=(), slot=0):
+        first = self._row_of[batch.digests[0]]
+        done = Future()
+        done.set_result(self._targets[first : first + len(batch.digests)])  # batches are whole runs of rows: a view, no copy
+        return done
+
+
+def clips_and_targets(arguments, config, folder):
+    """Clips, the source that has their targets in memory, and a cache of the same targets."""
+    if arguments.clips % config.batch_size:
+        raise ValueError(f"got --clips {arguments.clips}, expected a multiple of the batch size, {config.batch_size}")
+    teacher = new_teacher(config, torch.device("cpu")).spec
+    clips = make_clips(arguments.clips, config.view.clip_shape, seed=0)
+    shape = (teacher.num_tokens, teacher.width)
+    spec = CacheSpec(
+        teacher=teacher.to_json(),
+        target_dtype="float16",
+        shape=shape,
+        data_seed=0,
+        views=1,
+        view=config.view.model_dump(mode="json"),
+        decoder="none",
+        index_hash="none",
+        split="train",
+    )
+    generator = torch.Generator().manual_seed(0)
+
+    def rows():
+        for digest, key in zip(clips.digests, clips.keys, strict=True):
+            [encoded] = codec.encode(torch.randn(1, *shape, generator=generator), "float16")
+            yield CacheRow(clip_digest=digest, key=key, view=0, encoded=encoded)
+
+    root = folder / "targets"
+    name = file_path(spec, 0, "random-000000.tar")
+    write_manifest(root, spec, {name: write_file(root / name, spec, rows())}, [])
+    return ClipsInMemory(clips), open_cache(root, config, TargetsInMemory).hold(clips), root
+
+
+def open_cache(root, config, kind=CachedTargets):
+    return kind(root, "float16", data_seed=0, view=config.view, decoder="none")
+
+
+def train(config, reader, source, out):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    out.mkdir()
+    train_on(reader, source, config.model_copy(update={"out": str(out)}), Worker(rank=0, world_size=1, device=device), None)
+
+
+def median_step_ms(config, reader, source, out):
+    train(config, reader, source, out)
+    return statistics.median(line["step_ms"] for line in read_metrics(out)[2:])
+
+
+def resident_bytes():
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError("no VmRSS in /proc/self/status")
+
+
+def say(**values):
+    print(json.dumps(values), flush=True)
+
+
+if __name__ == "__main__":
+    main()
