@@ -45,7 +45,7 @@ def _follow(run: Path, steps: int, console: rich.console.Console, stop: threadin
             due = line["step"] - printed_step >= steps / PLAIN_LINES or line["step"] == steps
             if not console.is_terminal and due:
                 printed_step = line["step"]
-                console.print(f"{run.name}: step {line['step']}/{steps}  {plain(line, steps)}", highlight=False)
+                console.print(f"{run.name}: step {line['step']}/{steps}  {plain(line, steps)}", highlight=False, soft_wrap=True)
 
 
 class Display:
