@@ -18,7 +18,7 @@ from serving import make_clips
 from torch import nn
 
 from common.clip import ClipBatch
-from common.config import MASK_GROUP_SIZE, StudentRun, TeacherComputeConfig, preset_layer
+from common.config import MASK_GROUP_SIZE, EncoderConfig, StudentRun, preset_layer
 from common.config.base import merge
 from common.model.compute import matrix_peak, set_up, uses_bfloat16, wait_for
 from common.model.frozen import FrozenEncoder
@@ -40,7 +40,8 @@ from student_trainer.utilisation import Utilisation
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["parts", "cached", "flat"])
-    parser.add_argument("--preset", default="tiny", help="size of the student; the teacher is as large")
+    parser.add_argument("--preset", default="tiny", help="size of the student")
+    parser.add_argument("--teacher", help="size of the teacher, a preset; that of the student unless it is given")
     parser.add_argument("--crop-size", type=int, default=112, help="clips are 16 frames of this size, in pixels")
     parser.add_argument("--batch-size", type=int, default=24, help="clips per step")
     parser.add_argument("--rounds", type=int, default=10)
@@ -59,7 +60,7 @@ def parts(arguments):
     """A stage-2 step against its parts, each timed by itself, in turns; what each takes of it; MFU and peak memory."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = run_config(arguments, steps=1000)
-    teacher = new_teacher(config, device)
+    teacher = new_teacher(arguments, config, device)
     objective, checkpoint_config = new_objective(config, teacher.spec)
     ways = StepParts(config, objective.to(device), teacher, device).ways()
     if arguments.data is not None:
@@ -83,6 +84,7 @@ def parts(arguments):
     )
     say(
         preset=arguments.preset,
+        teacher=arguments.teacher or arguments.preset,
         device=device_kind(device),
         clip=list(config.view.clip_shape),
         batch_size=config.batch_size,
@@ -233,11 +235,13 @@ def run_config(arguments, *, steps):
     return StudentRun.model_validate(merge(preset, values))
 
 
-def new_teacher(config, device):
-    encoder = Encoder(config.encoder)
+def new_teacher(arguments, config, device):
+    """Random weights: they cost what others do."""
+    architecture = EncoderConfig.model_validate(preset_layer(StudentRun, arguments.teacher or arguments.preset)["encoder"])
+    encoder = Encoder(architecture)
     init_weights(encoder, torch.Generator().manual_seed(0), std=config.init_std)
-    frozen = FrozenEncoder(name="benchmark", config=config.encoder, view=config.view, load=lambda: encoder)
-    return Teacher(frozen, TeacherComputeConfig(compile=config.teacher.compile), device)
+    frozen = FrozenEncoder(name="benchmark", config=architecture, view=config.view, load=lambda: encoder)
+    return Teacher(frozen, config.teacher, device)
 
 
 def reading(data, config):
@@ -297,7 +301,7 @@ def clips_and_targets(arguments, config, folder):
     """Clips, the source that has their targets in memory, and a cache of the same targets."""
     if arguments.clips % config.batch_size:
         raise ValueError(f"got --clips {arguments.clips}, expected a multiple of the batch size, {config.batch_size}")
-    teacher = new_teacher(config, torch.device("cpu")).spec
+    teacher = new_teacher(arguments, config, torch.device("cpu")).spec
     clips = make_clips(arguments.clips, config.view.clip_shape, seed=0)
     shape = (teacher.num_tokens, teacher.width)
     spec = CacheSpec(
