@@ -18,7 +18,9 @@ class Tracker:
         try:
             import wandb
         except ModuleNotFoundError as error:
-            raise ValueError(f"got --wandb {config.wandb}, but the package wandb is not installed: pip install wandb, or leave it out") from error
+            raise ValueError(
+                f"got --wandb {config.wandb}, but the package wandb is not installed: pip install wandb, or leave it out"
+            ) from error
         out = Path(config.out)
         if not (out / ID_FILE).exists():
             (out / ID_FILE).write_text(uuid.uuid4().hex[:12] + "\n")

@@ -3,7 +3,7 @@
 from common.config.access import TokenConfig
 from common.config.base import Config, dump_yaml, explain, load_yaml, merge
 from common.config.data import InspectConfig, MixConfig, MixExclusion, MixRecipe, MixSource, PackConfig, SynthConfig
-from common.config.evaluate import ExportConfig, FidelityConfig, FlopsConfig, ProbeConfig, ReportConfig
+from common.config.evaluate import ExportConfig, FidelityConfig, FlopsConfig, PicturesConfig, ProbeConfig, ReportConfig
 from common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
 from common.config.model import (
     MASK_GROUP_SIZE,
@@ -78,6 +78,7 @@ __all__ = [
     "OnTeacherLoss",
     "OptimConfig",
     "PackConfig",
+    "PicturesConfig",
     "PrecomputeConfig",
     "PredictorConfig",
     "ProbeConfig",

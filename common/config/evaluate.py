@@ -80,6 +80,32 @@ class ReportConfig(Config):
         return self
 
 
+class PicturesConfig(Config):
+    """`salt-eval pictures`: what encoders make of clips."""
+
+    ckpt: tuple[str, ...] = Field(min_length=1)
+    """Frozen encoder to look into: whatever `salt-serve teacher --ckpt` takes. A run of ours shows its masks too, and what it predicts."""
+    data: str
+    """Packed data set; the first clips of it are shown."""
+    out: str
+    """Folder for a PNG and an mp4 of each clip."""
+    teacher: str | None = None
+    """Frozen teacher of the students among `--ckpt`: shows where their predictions agree with its latents."""
+    num_clips: PositiveInt = 4
+    """Clips to show; the colours are those of all of them together."""
+    split: str = "all"
+    """Split of the data set; `all` takes every sample."""
+    num_frames: PositiveInt | None = None
+    """Frames of a clip; none: what each checkpoint says, 16 where it says nothing."""
+    crop_size: PositiveInt | None = None
+    """Height and width of a clip, in pixels; none: what each checkpoint says, 224 where it says nothing."""
+    seed: int = 0
+    """Decides the masks."""
+    num_threads: PositiveInt = 1
+    """CPU threads."""
+    loader: LoaderConfig = LoaderConfig()
+
+
 class FlopsConfig(Config):
     """Compute of a training run, by the paper's 6ND and exactly."""
 

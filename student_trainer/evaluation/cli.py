@@ -1,7 +1,7 @@
 """`salt-eval`: what a trained encoder is worth."""
 
 from common.command import add_command, console, new_app, run_app
-from common.config import ExportConfig, FidelityConfig, FlopsConfig, ProbeConfig, ReportConfig
+from common.config import ExportConfig, FidelityConfig, FlopsConfig, PicturesConfig, ProbeConfig, ReportConfig
 
 
 def _probe(config: ProbeConfig) -> None:
@@ -12,6 +12,12 @@ def _probe(config: ProbeConfig) -> None:
 
 def _report(config: ReportConfig) -> None:
     from student_trainer.evaluation.report import run
+
+    run(config)
+
+
+def _pictures(config: PicturesConfig) -> None:
+    from student_trainer.evaluation.gallery import run
 
     run(config)
 
@@ -51,6 +57,15 @@ add_command(
     _report,
     positional=("run_dirs",),
     help="One self-contained HTML page about a set of runs: curves, probes, sharing, pictures.",
+)
+add_command(
+    app,
+    "pictures",
+    PicturesConfig,
+    _pictures,
+    help="What encoders make of clips, a picture and a short video of each: principal components over time, masks, what stage 1 paints, and where "
+    "a student's predictions agree with its teacher.\n\n"
+    "Example: `salt-eval pictures --ckpt runs/teacher --ckpt runs/student-a --teacher runs/teacher --data SHARDS --out pictures`",
 )
 add_command(
     app,

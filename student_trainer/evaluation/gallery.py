@@ -1,0 +1,214 @@
+"""`salt-eval pictures`: what encoders make of clips, as a picture and a short video for each clip."""
+
+import itertools
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+from rich.progress import track
+
+from common.command import console
+from common.config import FrozenConfig, PicturesConfig, TeacherComputeConfig, ViewConfig, load_yaml
+from common.data.encode import encode_mp4
+from common.data.reader import Reader
+from common.model.checkpoint import CheckpointConfig, load_predictor, load_vit, open_encoder, read_config
+from common.model.frozen import FrozenEncoder
+from common.model.masking import MaskGroup
+from common.model.pixels import normalise
+from common.model.teacher import Teacher
+from common.pictures import GAP, describe, png_bytes, strip, tint_masks, token_roles
+from student_trainer.evaluation.feature_pictures import agreement, paint, paint_agreement, pca_colours
+from student_trainer.evaluation.features import frozen_tokens
+from student_trainer.evaluation.pictures import masks_of, reconstruct
+
+LINE_HEIGHT, CHARACTER_WIDTH = 16, 7
+"""Of a title, in pixels."""
+PANELS_PER_ROW = 4
+VIDEO_FPS = 8.0
+VIDEO_HEIGHT = 224
+"""Least height of a panel in a video, in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A clip in one form."""
+
+    title: str
+    frames: UInt8[np.ndarray, "t h w 3"]
+    tubelet_size: int
+
+
+def run(config: PicturesConfig) -> None:
+    """Writes ``clip-NNN.png`` and ``clip-NNN.mp4`` into ``config.out``."""
+    torch.set_num_threads(config.num_threads)
+    encoders = [open_encoder(FrozenConfig(ckpt=path, num_frames=config.num_frames, crop_size=config.crop_size)) for path in config.ckpt]
+    keys, clips = _clips(config, encoders[0].view)
+    for encoder in encoders:
+        if encoder.view.clip_shape != encoders[0].view.clip_shape:
+            raise ValueError(
+                f"got {encoder.name} for clips {encoder.view.clip_shape} and {encoders[0].name} for {encoders[0].view.clip_shape}, expected one "
+                "shape: set --num-frames and --crop-size, or give them to two commands"
+            )
+    panels = [[Panel(title="clip", frames=clip, tubelet_size=1)] for clip in clips]
+    sources = [_latents(encoder, clips) for encoder in encoders]
+    sources += [_own(Path(path), encoder.name, clips, config) for path, encoder in zip(config.ckpt, encoders, strict=True)]
+    for source in track(sources, description="pictures", console=console, transient=True, disable=not console.is_terminal):
+        for of_clip, more in zip(panels, source, strict=True):
+            of_clip += more
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for number, (key, of_clip) in enumerate(zip(keys, panels, strict=True)):
+        (out / f"clip-{number:03d}.png").write_bytes(png_bytes(sheet(of_clip)))
+        (out / f"clip-{number:03d}.mp4").write_bytes(video(of_clip))
+        console.print(f"{out}/clip-{number:03d}.png and .mp4: {key}, {len(of_clip)} panels", highlight=False, soft_wrap=True)
+
+
+def sheet(panels: Sequence[Panel]) -> UInt8[np.ndarray, "rows columns 3"]:
+    """Every panel as a strip with a frame of each tubelet, one below the other, under its title."""
+    tubelet = max(panel.tubelet_size for panel in panels)
+    rows = [_on_white(strip(panel.frames, tubelet)) for panel in panels]
+    return np.concatenate([part for panel, row in zip(panels, rows, strict=True) for part in (_title(panel.title, row.shape[1]), row)])
+
+
+def video(panels: Sequence[Panel]) -> bytes:
+    """The panels side by side, as an mp4 that plays them together."""
+    frames = [_grid(panels, time) for time in range(len(panels[0].frames))]
+    height, width = frames[0].shape[:2]
+    made = (av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24") for frame in frames)
+    return encode_mp4(made, width=width, height=height, fps=VIDEO_FPS, crf=18)
+
+
+def _clips(config: PicturesConfig, view: ViewConfig) -> tuple[list[str], UInt8[np.ndarray, "b t h w 3"]]:
+    """Keys and evaluation views of the first samples that can be decoded."""
+    reader = Reader(config.data, data_seed=0, views=1, view=view, split=config.split, loader=config.loader)
+    samples = list(itertools.islice(itertools.chain.from_iterable(reader.samples), config.num_clips))
+    batch = reader.evaluation(samples)
+    reader.close()
+    for key, reason in reader.skipped.items():
+        console.print(f"left out: {key}: {reason}", highlight=False, markup=False, soft_wrap=True)
+    if not batch.good.any():
+        raise ValueError(f"{config.data}: none of the first {config.num_clips} clips of split {config.split!r} can be decoded")
+    return [sample.key for sample, good in zip(samples, batch.good, strict=True) if good], batch.pixels[batch.good]
+
+
+def _latents(encoder: FrozenEncoder, clips: UInt8[np.ndarray, "b t h w 3"]) -> Iterator[list[Panel]]:
+    """For each clip the principal components of an encoder's tokens over time."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokens = frozen_tokens(encoder.load(), clips, mean=encoder.mean, std=encoder.std, batch_size=1, device=device).cpu()
+    for clip, colours in zip(clips, pca_colours(tokens), strict=True):
+        yield [
+            Panel(
+                title=f"{encoder.name}: first three principal components",
+                frames=paint(colours, encoder.grid, clip.shape[:3]),
+                tubelet_size=encoder.config.tubelet_size,
+            )
+        ]
+
+
+def _own(path: Path, name: str, clips: UInt8[np.ndarray, "b t h w 3"], config: PicturesConfig) -> Iterator[list[Panel]]:
+    """For each clip what only a run of ours can show: its masks, and what it predicts under them."""
+    if not (path / "config.yaml").is_file():
+        yield from ([] for _ in clips)
+        return
+    own = read_config(path)
+    if own.view.clip_shape != clips.shape[1:]:
+        raise ValueError(f"{path}: got clips {clips.shape[1:]}, expected those that it was trained on, {own.view.clip_shape}")
+    group = masks_of(own, seed=config.seed, step=1, batch_size=len(clips))
+    predict = {"vpixel": _paintings, "salt": _agreements}.get(own.objective)
+    predicted = iter(()) if predict is None else predict(path, name, own, group, clips, config)
+    for row, clip in enumerate(clips):
+        masked = [
+            _panel(f"masks of {name}: {describe(mask_set)}", tint_masks(clip, token_roles(mask, row, own.grid.num_tokens), own.grid), own)
+            for mask_set, mask in zip(own.mask.sets, group.sets, strict=True)
+        ]
+        yield masked + next(predicted, [])
+
+
+def _paintings(
+    path: Path, name: str, own: CheckpointConfig, group: MaskGroup, clips: UInt8[np.ndarray, "b t h w 3"], config: PicturesConfig
+) -> Iterator[list[Panel]]:
+    encoder, predictor, pixel_norm = load_vit(path), load_predictor(path), load_yaml(path / "config.yaml")["pixel_norm"]
+    for row, clip in enumerate(clips):
+        yield [
+            _panel(
+                f"{name} paints, {describe(mask_set)} (each cube's mean and deviation are the input's)",
+                reconstruct(clip, mask, row, set_idx, encoder=encoder, predictor=predictor, config=own, pixel_norm=pixel_norm).prediction,
+                own,
+            )
+            for set_idx, (mask_set, mask) in enumerate(zip(own.mask.sets, group.sets, strict=True))
+        ]
+
+
+def _agreements(
+    path: Path, name: str, own: CheckpointConfig, group: MaskGroup, clips: UInt8[np.ndarray, "b t h w 3"], config: PicturesConfig
+) -> Iterator[list[Panel]]:
+    if config.teacher is None:
+        console.print(f"{name}: no picture of its predictions without --teacher", highlight=False)
+        return
+    choice = FrozenConfig(
+        ckpt=config.teacher,
+        num_frames=own.view.num_frames,
+        crop_size=own.view.crop_size,
+        patch_size=own.encoder.patch_size,
+        tubelet_size=own.encoder.tubelet_size,
+    )
+    teacher = Teacher(open_encoder(choice), TeacherComputeConfig(batch_size=1, num_threads=config.num_threads), torch.device("cpu"))
+    if teacher.spec.fingerprint != own.teacher_fingerprint:
+        raise ValueError(
+            f"{path}: got --teacher {config.teacher} with fingerprint {teacher.spec.fingerprint[:12]}, expected the one that it learned from, "
+            f"{(own.teacher_fingerprint or 'none')[:12]}"
+        )
+    encoder, predictor = load_vit(path), load_predictor(path)
+    for row, clip in enumerate(clips):
+        target = teacher.forward(clip[None])
+        pixels = normalise(torch.from_numpy(clip)[None], own.mean, own.std)
+        panels = []
+        for set_idx, (mask_set, mask) in enumerate(zip(own.mask.sets, group.sets, strict=True)):
+            cosine = agreement(pixels, target, mask, row, set_idx, encoder=encoder, predictor=predictor, grid=own.grid)
+            title = f"{name} predicts, {describe(mask_set)}: cosine with the target, mean {cosine.nanmean():.2f}"
+            panels.append(_panel(title, paint_agreement(cosine, clip, own.grid), own))
+        yield panels
+
+
+def _panel(title: str, frames: UInt8[np.ndarray, "t h w 3"], own: CheckpointConfig) -> Panel:
+    return Panel(title=title, frames=frames, tubelet_size=own.encoder.tubelet_size)
+
+
+def _title(text: str, width: int, num_lines: int = 1) -> UInt8[np.ndarray, "rows columns 3"]:
+    """Text on white, in as many lines as it takes, at least ``num_lines``."""
+    lines = _lines(text, width)
+    image = Image.new("RGB", (width, 8 + LINE_HEIGHT * max(len(lines), num_lines)), "white")
+    ImageDraw.Draw(image).multiline_text((4, 4), "\n".join(lines), fill="black", font=ImageFont.load_default(13))
+    return np.asarray(image)
+
+
+def _lines(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(8, width // CHARACTER_WIDTH))
+
+
+def _on_white(image: UInt8[np.ndarray, "rows columns 4"]) -> UInt8[np.ndarray, "rows columns 3"]:
+    return np.where(image[..., 3:] > 0, image[..., :3], np.uint8(255))
+
+
+def _grid(panels: Sequence[Panel], time: int) -> UInt8[np.ndarray, "rows columns 3"]:
+    """One frame of the video: even sides, as the codec wants them."""
+    factor = max(1, -(-VIDEO_HEIGHT // panels[0].frames.shape[1]))
+    num_lines = max(len(_lines(panel.title, factor * panel.frames.shape[2])) for panel in panels)
+    tiles = []
+    for panel in panels:
+        frame = panel.frames[time].repeat(factor, axis=0).repeat(factor, axis=1)
+        tile = np.concatenate((_title(panel.title, frame.shape[1], num_lines), frame))
+        height, width = (GAP + side + side % 2 for side in tile.shape[:2])
+        padded = np.full((height, width, 3), 255, dtype=np.uint8)
+        padded[: tile.shape[0], : tile.shape[1]] = tile
+        tiles.append(padded)
+    blank = np.full_like(tiles[0], 255)
+    tiles += [blank] * (-len(tiles) % PANELS_PER_ROW)
+    return rearrange(np.stack(tiles), "(rows columns) h w c -> (rows h) (columns w) c", columns=PANELS_PER_ROW)
