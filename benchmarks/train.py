@@ -194,23 +194,26 @@ def cached(arguments):
 
 def flat(arguments):
     """Step time and memory of a long run with cached targets, a line for every tenth of it."""
+    if arguments.steps is not None and arguments.steps < 200:
+        raise ValueError(f"got --steps {arguments.steps}, expected at least 200: a line says something of twenty steps or more")
     arguments.preset, arguments.crop_size = "nano", 32
     config = run_config(arguments, steps=arguments.steps or 10_000)
     config = config.model_copy(update={"log_every": 10, "keep_every": config.steps})
     with tempfile.TemporaryDirectory() as folder:
         reader, _, root = clips_and_targets(arguments, config, Path(folder))
-        out, resident = Path(folder) / "run", []
+        out, seen = Path(folder) / "run", []
         source = open_cache(root, config)
-        source.report = lambda line: resident.append(resident_bytes())  # called with each line of metrics
+        source.report = lambda line: seen.append((time.process_time(), resident_bytes()))  # called with each line of metrics
         train(config, reader, source, out)
         lines = read_metrics(out)
         tenth = len(lines) // 10
         for first in range(0, 10 * tenth, tenth):
-            of_tenth = lines[first : first + tenth]
+            of_tenth, (cpu_before, _), (cpu_after, resident) = lines[first : first + tenth], seen[first], seen[first + tenth - 1]
             say(
                 steps=of_tenth[-1]["step"],
                 step_ms=round(statistics.median(line["step_ms"] for line in of_tenth), 2),
-                resident_mb=round(resident[first + tenth - 1] / 1e6, 1),
+                cpu_ms=round(1000 * (cpu_after - cpu_before) / (of_tenth[-1]["step"] - of_tenth[0]["step"]), 2),  # whatever else runs here
+                resident_mb=round(resident / 1e6, 1),
             )
         say(peak_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1))
 
