@@ -15,7 +15,11 @@ from common.model.grid import TokenGrid
 from common.pictures import GAP
 from student_trainer.evaluation import gallery
 from student_trainer.evaluation.feature_pictures import agreement, paint, paint_agreement, pca_colours
+from student_trainer.evaluation.figures import Point, pareto
+from student_trainer.evaluation.lineage import teachers_among, training_flops
 from student_trainer.evaluation.pictures import masks_of
+from student_trainer.evaluation.report import build
+from student_trainer.evaluation.runs import find_runs
 from student_trainer.loop import train
 from student_trainer.run_directory import open_run
 
@@ -112,3 +116,37 @@ def test_another_teacher_is_refused(data, runs, tmp_path):
     )
     with pytest.raises(ValueError, match="expected the one that it learned from"):
         gallery.run(wrong)
+
+
+def test_a_run_finds_its_teacher_and_counts_its_training(runs):
+    found, _ = find_runs((), runs)
+    teachers = teachers_among(found)
+    by_name = {run.name: run for run in found}
+    assert {name: teacher and teacher.name for name, teacher in teachers.items()} == {"teacher": None, "other": None, "student": "teacher"}
+    flops = {name: run.summary["flops"] for name, run in by_name.items()}
+    assert training_flops(by_name["student"], teachers) == flops["student"] + flops["teacher"]
+    assert training_flops(by_name["student"], teachers | {"student": None}) is None, "half of a cost is none"
+
+
+def test_the_report_compares_accuracy_with_compute_and_shows_latents(runs):
+    accuracy = {"teacher": 0.6, "other": 0.5, "student": 0.9}
+    probe = {
+        "accuracy": {name: {"shade": value} for name, value in accuracy.items()},
+        "interval": {name: {"shade": [value - 0.1, value + 0.05]} for name, value in accuracy.items()},
+        "labels": {"shade": {"num_classes": 3, "chance": 0.3, "num_train": 20, "num_test": 10}},
+        "protocol": "a protocol",
+    }
+    found, _ = find_runs((), runs)
+    html, _ = build(found, [], probe, None, {})
+    assert "Accuracy against compute" in html
+    assert "Without" not in html[html.index("Accuracy against compute") :].split("</section>")[0]
+    latents = html[html.index("<h2>Latents") :].split("</section>")[0]
+    assert latents.count("<img") == 1 + 3 + 2, "the clip, three encoders, a student under two mask sets"
+    html, _ = build([run for run in found if run.name != "teacher"], [], probe, None, {})
+    assert "Accuracy against compute" not in html, "one run with a known cost compares with nothing"
+
+
+def test_the_front_is_what_nobody_beats():
+    made = [("a", 1, 0.5), ("b", 2, 0.4), ("c", 3, 0.8), ("d", 3, 0.7), ("e", 4, 0.8), ("f", 5, 0.9)]
+    points = [Point(name=name, colour=0, flops=flops, value=value, interval=(0, 1)) for name, flops, value in made]
+    assert [point.name for point in pareto(points[::-1])] == ["a", "c", "f"]

@@ -89,7 +89,7 @@ def test_a_whole_report(demo, capsys):
     run(ReportConfig(runs=str(demo)))
     text = (demo / "report.html").read_text()
     found = Page(text)
-    assert [source[:22] for source in found.loads] == ["data:image/png;base64,"] * 9
+    assert [source[:22] for source in found.loads] == ["data:image/png;base64,"] * (9 + 5)
     assert re.findall(r"https?:|//|@import|<script|<link", re.sub(r"base64,[A-Za-z0-9+/=]*", "", text)) == []
     assert len(found.ids) == len(set(found.ids))
     assert found.fragments <= set(found.ids)

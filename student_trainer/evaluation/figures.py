@@ -44,6 +44,17 @@ class Bar:
     interval: tuple[float, float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A run's accuracy, with its 95% interval, and what it cost."""
+
+    name: str
+    colour: int
+    flops: float
+    value: float
+    interval: tuple[float, float]
+
+
 def loss_curves(curves: Sequence[Curve], *, chart_id: str, loss_name: str) -> str:
     """Losses that may be compared with each other, against steps and against training FLOPs."""
     figure = _figure(9.2, 3.0)
@@ -92,6 +103,47 @@ def accuracy_bars(panels: Mapping[str, Sequence[Bar]], chance: Mapping[str, floa
         axes.tick_params(axis="y", length=0, labelcolor=_INK)
     all_axes[0].invert_yaxis()
     return _svg(figure, chart_id)
+
+
+def pareto(points: Sequence[Point]) -> list[Point]:
+    """The points that no other one beats: none costs as little or less and is better. In the order of their cost."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.flops, -point.value)):
+        if not front or point.value > front[-1].value:
+            front.append(point)
+    return front
+
+
+def accuracy_against_flops(panels: Mapping[str, Sequence[Point]], *, chart_id: str) -> str:
+    """A panel for every label: accuracy against training FLOPs, with intervals and the Pareto front as a line (arXiv:2509.24317, Figure 1)."""
+    figure = _figure(9.2, 3.2)
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (label, points) in zip(all_axes, panels.items(), strict=True):
+        front = pareto(points)
+        axes.step([p.flops for p in front], [p.value for p in front], where="post", color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+        for point in points:
+            colour = _SERIES[point.colour % NUM_SERIES_COLOURS]
+            axes.plot((point.flops, point.flops), point.interval, color=colour, linewidth=1.1)
+            axes.plot(point.flops, point.value, "o", color=colour, markersize=6)
+        middle = (min(p.flops for p in points) + max(p.flops for p in points)) / 2
+        for (flops, value), names in _names_at(points).items():
+            right = flops > middle  # its name stands to its left, inside the panel
+            offset, side = ((-6, 5), "right") if right else ((6, 5), "left")
+            axes.annotate(", ".join(names), (flops, value), offset, textcoords="offset points", ha=side, color=_INK, fontsize=9)
+        axes.margins(x=0.12, y=0.15)
+        axes.set_xlabel("training FLOPs (6ND), its teachers' included")
+        axes.set_title(label, fontsize=10, color=_INK, loc="left")
+        _quiet(axes, grid_axis="y")
+    all_axes[0].set_ylabel("accuracy")
+    return _svg(figure, chart_id)
+
+
+def _names_at(points: Sequence[Point]) -> dict[tuple[float, float], list[str]]:
+    """Runs that lie on one point share its label."""
+    names: dict[tuple[float, float], list[str]] = {}
+    for point in points:
+        names.setdefault((point.flops, point.value), []).append(point.name)
+    return names
 
 
 def _figure(width_in: float, height_in: float) -> "Figure":

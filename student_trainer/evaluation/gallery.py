@@ -3,7 +3,7 @@
 import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from operator import add
 from pathlib import Path
 
 import av
@@ -15,18 +15,13 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
 from common.command import console
-from common.config import FrozenConfig, PicturesConfig, TeacherComputeConfig, ViewConfig, load_yaml
+from common.config import FrozenConfig, PicturesConfig, ViewConfig
 from common.data.encode import encode_mp4
 from common.data.reader import Reader
-from common.model.checkpoint import CheckpointConfig, load_predictor, load_vit, open_encoder, read_config
-from common.model.frozen import FrozenEncoder
-from common.model.masking import MaskGroup
-from common.model.pixels import normalise
-from common.model.teacher import Teacher
-from common.pictures import GAP, describe, png_bytes, strip, tint_masks, token_roles
-from student_trainer.evaluation.feature_pictures import agreement, paint, paint_agreement, pca_colours
-from student_trainer.evaluation.features import frozen_tokens
-from student_trainer.evaluation.pictures import masks_of, reconstruct
+from common.model.checkpoint import open_encoder, read_config
+from common.pictures import GAP, png_bytes, strip
+from student_trainer.evaluation.panels import Panel, components, masks, paintings, predictions
+from student_trainer.evaluation.pictures import masks_of
 
 LINE_HEIGHT, CHARACTER_WIDTH = 16, 7
 """Of a title, in pixels."""
@@ -34,15 +29,6 @@ PANELS_PER_ROW = 4
 VIDEO_FPS = 8.0
 VIDEO_HEIGHT = 224
 """Least height of a panel in a video, in pixels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """A clip in one form."""
-
-    title: str
-    frames: UInt8[np.ndarray, "t h w 3"]
-    tubelet_size: int
 
 
 def run(config: PicturesConfig) -> None:
@@ -57,7 +43,7 @@ def run(config: PicturesConfig) -> None:
                 "shape: set --num-frames and --crop-size, or give them to two commands"
             )
     panels = [[Panel(title="clip", frames=clip, tubelet_size=1)] for clip in clips]
-    sources = [_latents(encoder, clips) for encoder in encoders]
+    sources = [([panel] for panel in components(encoder, clips)) for encoder in encoders]
     sources += [_own(Path(path), encoder.name, clips, config) for path, encoder in zip(config.ckpt, encoders, strict=True)]
     for source in track(sources, description="pictures", console=console, transient=True, disable=not console.is_terminal):
         for of_clip, more in zip(panels, source, strict=True):
@@ -98,87 +84,22 @@ def _clips(config: PicturesConfig, view: ViewConfig) -> tuple[list[str], UInt8[n
     return [sample.key for sample, good in zip(samples, batch.good, strict=True) if good], batch.pixels[batch.good]
 
 
-def _latents(encoder: FrozenEncoder, clips: UInt8[np.ndarray, "b t h w 3"]) -> Iterator[list[Panel]]:
-    """For each clip the principal components of an encoder's tokens over time."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokens = frozen_tokens(encoder.load(), clips, mean=encoder.mean, std=encoder.std, batch_size=1, device=device).cpu()
-    for clip, colours in zip(clips, pca_colours(tokens), strict=True):
-        yield [
-            Panel(
-                title=f"{encoder.name}: first three principal components",
-                frames=paint(colours, encoder.grid, clip.shape[:3]),
-                tubelet_size=encoder.config.tubelet_size,
-            )
-        ]
-
-
 def _own(path: Path, name: str, clips: UInt8[np.ndarray, "b t h w 3"], config: PicturesConfig) -> Iterator[list[Panel]]:
     """For each clip what only a run of ours can show: its masks, and what it predicts under them."""
     if not (path / "config.yaml").is_file():
-        yield from ([] for _ in clips)
-        return
+        return ([] for _ in clips)
     own = read_config(path)
     if own.view.clip_shape != clips.shape[1:]:
         raise ValueError(f"{path}: got clips {clips.shape[1:]}, expected those that it was trained on, {own.view.clip_shape}")
     group = masks_of(own, seed=config.seed, step=1, batch_size=len(clips))
-    predict = {"vpixel": _paintings, "salt": _agreements}.get(own.objective)
-    predicted = iter(()) if predict is None else predict(path, name, own, group, clips, config)
-    for row, clip in enumerate(clips):
-        masked = [
-            _panel(f"masks of {name}: {describe(mask_set)}", tint_masks(clip, token_roles(mask, row, own.grid.num_tokens), own.grid), own)
-            for mask_set, mask in zip(own.mask.sets, group.sets, strict=True)
-        ]
-        yield masked + next(predicted, [])
-
-
-def _paintings(
-    path: Path, name: str, own: CheckpointConfig, group: MaskGroup, clips: UInt8[np.ndarray, "b t h w 3"], config: PicturesConfig
-) -> Iterator[list[Panel]]:
-    encoder, predictor, pixel_norm = load_vit(path), load_predictor(path), load_yaml(path / "config.yaml")["pixel_norm"]
-    for row, clip in enumerate(clips):
-        yield [
-            _panel(
-                f"{name} paints, {describe(mask_set)} (each cube's mean and deviation are the input's)",
-                reconstruct(clip, mask, row, set_idx, encoder=encoder, predictor=predictor, config=own, pixel_norm=pixel_norm).prediction,
-                own,
-            )
-            for set_idx, (mask_set, mask) in enumerate(zip(own.mask.sets, group.sets, strict=True))
-        ]
-
-
-def _agreements(
-    path: Path, name: str, own: CheckpointConfig, group: MaskGroup, clips: UInt8[np.ndarray, "b t h w 3"], config: PicturesConfig
-) -> Iterator[list[Panel]]:
-    if config.teacher is None:
+    hidden = masks(name, own, group, clips)
+    if own.objective == "vpixel":
+        return map(add, hidden, paintings(path, name, group, clips))
+    if own.objective == "salt" and config.teacher is not None:
+        return map(add, hidden, predictions(path, name, group, clips, teacher=config.teacher))
+    if own.objective == "salt":
         console.print(f"{name}: no picture of its predictions without --teacher", highlight=False)
-        return
-    choice = FrozenConfig(
-        ckpt=config.teacher,
-        num_frames=own.view.num_frames,
-        crop_size=own.view.crop_size,
-        patch_size=own.encoder.patch_size,
-        tubelet_size=own.encoder.tubelet_size,
-    )
-    teacher = Teacher(open_encoder(choice), TeacherComputeConfig(batch_size=1, num_threads=config.num_threads), torch.device("cpu"))
-    if teacher.spec.fingerprint != own.teacher_fingerprint:
-        raise ValueError(
-            f"{path}: got --teacher {config.teacher} with fingerprint {teacher.spec.fingerprint[:12]}, expected the one that it learned from, "
-            f"{(own.teacher_fingerprint or 'none')[:12]}"
-        )
-    encoder, predictor = load_vit(path), load_predictor(path)
-    for row, clip in enumerate(clips):
-        target = teacher.forward(clip[None])
-        pixels = normalise(torch.from_numpy(clip)[None], own.mean, own.std)
-        panels = []
-        for set_idx, (mask_set, mask) in enumerate(zip(own.mask.sets, group.sets, strict=True)):
-            cosine = agreement(pixels, target, mask, row, set_idx, encoder=encoder, predictor=predictor, grid=own.grid)
-            title = f"{name} predicts, {describe(mask_set)}: cosine with the target, mean {cosine.nanmean():.2f}"
-            panels.append(_panel(title, paint_agreement(cosine, clip, own.grid), own))
-        yield panels
-
-
-def _panel(title: str, frames: UInt8[np.ndarray, "t h w 3"], own: CheckpointConfig) -> Panel:
-    return Panel(title=title, frames=frames, tubelet_size=own.encoder.tubelet_size)
+    return hidden
 
 
 def _title(text: str, width: int, num_lines: int = 1) -> UInt8[np.ndarray, "rows columns 3"]:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from common.config import ReportConfig
 from student_trainer.evaluation import page, sections
+from student_trainer.evaluation.lineage import teachers_among
 from student_trainer.evaluation.runs import Run, find_runs, is_run, read_json, read_seconds
 from student_trainer.evaluation.sharing import Sharing, read_sharing
 
@@ -44,6 +45,7 @@ def build(
     runs: Sequence[Run], unfinished: Sequence[Path], probe: dict[str, Any] | None, shared: Sharing | None, seconds: dict[str, float]
 ) -> tuple[str, list[str]]:
     """The page, and a sentence for everything that could not be shown."""
+    teachers = teachers_among(runs)
     missing = [f"{path} is left out: the run has not finished." for path in unfinished]
     header, rows = sections.headline(runs, probe)
     parts = [page.section("Runs", page.table(header, rows)), sections.curves(runs)]
@@ -53,6 +55,8 @@ def build(
         missing.append("No probe: the data set has no labels.")
     else:
         parts.append(sections.probe_bars(runs, probe))
+        compared = sections.accuracy_and_compute(runs, probe, teachers)
+        parts += [] if compared is None else [compared]
     if shared is None:
         missing.append("No counters of a teacher service: there is no server.json beside the runs (salt-serve status prints it).")
     else:
@@ -63,6 +67,9 @@ def build(
         missing.append(why_not)
     elif runs[0].objective != "vpixel":
         missing.append("No reconstruction: there is no stage 1 run among these.")
+    if why_not is None:
+        latents, _ = sections.latents(runs, teachers)
+        parts += [] if latents is None else [latents]
     if seconds:
         parts.append(sections.seconds_per_step(seconds))
     else:

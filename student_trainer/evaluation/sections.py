@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from common.config import LoaderConfig
+from common.config import FrozenConfig, LoaderConfig
 from common.data.reader import Reader
-from common.model.checkpoint import CheckpointConfig, load_predictor, load_vit, read_config
+from common.model.checkpoint import CheckpointConfig, load_predictor, load_vit, open_encoder, read_config
 from common.pictures import CONTEXT, DROPPED, DROPPED_COLOUR, TARGET, TARGET_COLOUR, describe, strip, tint_masks, token_roles
-from student_trainer.evaluation import page, pictures
-from student_trainer.evaluation.figures import Bar, Curve, accuracy_bars, loss_curves
+from student_trainer.evaluation import page, panels, pictures
+from student_trainer.evaluation.figures import Bar, Curve, Point, accuracy_against_flops, accuracy_bars, loss_curves
+from student_trainer.evaluation.lineage import training_flops
 from student_trainer.evaluation.runs import Run
 from student_trainer.evaluation.sharing import Sharing
 
@@ -96,7 +97,7 @@ def probe_bars(runs: Sequence[Run], probe: Mapping[str, Any]) -> str:
     """The probe's accuracies as bars with their intervals and the chance level, and as numbers."""
     colours = {run.name: colour for colour, run in enumerate(runs)}
     accuracy, interval, labels = probe["accuracy"], probe["interval"], probe["labels"]
-    panels = {
+    bars = {
         label: [
             Bar(name=name, colour=colours.get(name), value=row[label], interval=tuple(interval[name][label]))
             for name, row in accuracy.items()
@@ -110,10 +111,78 @@ def probe_bars(runs: Sequence[Run], probe: Mapping[str, Any]) -> str:
     return page.section(
         "Frozen-backbone probe",
         page.text(f"An attentive probe on frozen features, {learned}: {probe['protocol']}."),
-        page.panel(accuracy_bars(panels, {label: fact["chance"] for label, fact in labels.items()}, chart_id="probe")),
+        page.panel(accuracy_bars(bars, {label: fact["chance"] for label, fact in labels.items()}, chart_id="probe")),
         page.note("Thin lines: 95% Wilson interval over the test clips. Dashed: always naming the training split's most common class."),
         page.table(["encoder", *(f"{label} ({fact['num_classes']} classes)" for label, fact in labels.items())], numbers),
     )
+
+
+def accuracy_and_compute(runs: Sequence[Run], probe: Mapping[str, Any], teachers: Mapping[str, Run | None]) -> str | None:
+    """Accuracy against what a run and its teachers cost to train; None where fewer than two runs have both."""
+    flops = {run.name: training_flops(run, teachers) for run in runs}
+    by_label = {
+        label: [
+            Point(
+                name=run.name,
+                colour=colour,
+                flops=cost,
+                value=probe["accuracy"][run.name][label],
+                interval=tuple(probe["interval"][run.name][label]),
+            )
+            for colour, run in enumerate(runs)
+            if (cost := flops[run.name]) is not None and run.name in probe["accuracy"]
+        ]
+        for label in probe["labels"]
+    }
+    if not by_label or len(next(iter(by_label.values()))) < 2:
+        return None
+    unknown = [run.name for run in runs if flops[run.name] is None]
+    without = f" Without {', '.join(unknown)}: their teacher's training is not among these runs." if unknown else ""
+    return page.section(
+        "Accuracy against compute",
+        page.text(
+            "A student's compute is its own, with its teacher's forwards, and the whole training of the teacher it learned from: several students of "
+            "one teacher pay that once, but here each counts it in full. Dashed: the Pareto front, the best accuracy up to each cost."
+            + without
+        ),
+        page.panel(accuracy_against_flops(by_label, chart_id="pareto")),
+    )
+
+
+def latents(runs: Sequence[Run], teachers: Mapping[str, Run | None]) -> tuple[str | None, str | None]:
+    """What encoders make of a clip: components over time, and where students' predictions agree with their teachers; or why there is none."""
+    found = _shown_clip(runs[0])
+    if isinstance(found, str):
+        return None, found
+    key, clip, config = found
+    same = [run for run in runs if read_config(run.path).view.clip_shape == clip.shape]
+    shown = [page.figure(pictures.png(strip(clip, config.encoder.tubelet_size)), f"The clip {key}")]
+    for run in same:
+        [panel] = panels.components(open_encoder(FrozenConfig(ckpt=str(run.path))), clip[None])
+        shown.append(page.figure(pictures.png(strip(panel.frames, panel.tubelet_size)), panel.title))
+    agreements = []
+    for run in same:
+        teacher = teachers[run.name]
+        if teacher is not None:
+            own = read_config(run.path)
+            group = pictures.masks_of(own, seed=run.config["seed"], step=own.step, batch_size=run.config["batch_size"])
+            [predicted] = panels.predictions(run.path, run.name, group, clip[None], teacher=str(teacher.path))
+            agreements += [page.figure(pictures.png(strip(panel.frames, panel.tubelet_size)), panel.title) for panel in predicted]
+    parts = [
+        page.text(
+            "The first three principal components of each encoder's tokens as colours: patterns compare between encoders, colours do not."
+        ),
+        page.columns(shown),
+    ]
+    if agreements:
+        parts += [
+            page.heading("Predictions against targets"),
+            page.text(
+                "How close the prediction of each hidden token came to its teacher's latent: dark at a cosine of 0, yellow at 1. What the student saw is grey."
+            ),
+            page.columns(agreements),
+        ]
+    return page.section("Latents", *parts), None
 
 
 def sharing(shared: Sharing, runs: Sequence[Run]) -> str:
@@ -147,14 +216,10 @@ def sharing(shared: Sharing, runs: Sequence[Run]) -> str:
 
 def masks_and_reconstruction(run: Run) -> tuple[list[str], str | None]:
     """Sections with the run's masks on a real clip and, for V-Pixel, what it paints into them; or no section and why."""
-    data = Path(run.config["data"])
-    if not data.is_dir():
-        return [], f"No pictures: the data set of {run.name}, {data}, is not there (looked from {Path.cwd()})."
-    config = read_config(run.path)
-    found = _clip(data, run, config)
-    if found is None:
-        return [], f"No pictures: none of the first clips of {data} can be decoded."
-    key, clip = found
+    found = _shown_clip(run)
+    if isinstance(found, str):
+        return [], found
+    key, clip, config = found
     group = pictures.masks_of(config, seed=run.config["seed"], step=config.step, batch_size=run.config["batch_size"])
     tubelet = config.encoder.tubelet_size
     shown = []
@@ -202,16 +267,20 @@ def _reconstruction(run: Run, config: CheckpointConfig, clip: UInt8[np.ndarray, 
     return page.section("V-Pixel reconstruction", page.text(explained), page.columns(columns))
 
 
-def _clip(data: Path, run: Run, config: CheckpointConfig) -> tuple[str, UInt8[np.ndarray, "t h w 3"]] | None:
-    """The evaluation view of the first sample that can be decoded, among a few."""
+def _shown_clip(run: Run) -> tuple[str, UInt8[np.ndarray, "t h w 3"], CheckpointConfig] | str:
+    """The evaluation view of a run's first sample that can be decoded, among a few, with its key; or why there is none."""
+    data = Path(run.config["data"])
+    if not data.is_dir():
+        return f"No pictures: the data set of {run.name}, {data}, is not there (looked from {Path.cwd()})."
+    config = read_config(run.path)
     reader = Reader(str(data), data_seed=0, views=1, view=config.view, split=run.config["split"], loader=LoaderConfig())
     samples = list(itertools.islice(itertools.chain.from_iterable(reader.samples), 8))
     batch = reader.evaluation(samples)
     reader.close()
     for sample, pixels, good in zip(samples, batch.pixels, batch.good, strict=True):
         if good:
-            return sample.key, pixels
-    return None
+            return sample.key, pixels, config
+    return f"No pictures: none of the first clips of {data} can be decoded."
 
 
 def _accuracy(probe: dict[str, Any] | None, name: str, label: str) -> str:
