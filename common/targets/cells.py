@@ -15,7 +15,7 @@ def column_of(data: Buffer | None) -> pa.Array:
 
 def cell(column: pa.Array, row_idx: int) -> pa.Buffer | None:
     """One cell of a large_binary column, where it lies; None where it is null."""
-    if not column.is_valid()[row_idx].as_py():
+    if column.null_count and not column[row_idx].is_valid:
         return None
     _, offsets, data = column.buffers()
     start, end = np.frombuffer(offsets, dtype="<i8", count=2, offset=8 * (column.offset + row_idx))

@@ -238,10 +238,10 @@ class TargetCache:
 
     def rows(self, clip_digest: bytes) -> Iterator[CacheRow]:
         """Every row of a clip: more than one where a damaged one was computed again, or two writers met the same clip."""
-        wanted = np.frombuffer(clip_digest, dtype=np.uint8)
-        first, end = (np.searchsorted(self._prefixes, wanted[:8].view("<u8")[0], side=side) for side in ("left", "right"))
+        prefix = np.frombuffer(clip_digest, dtype="<u8", count=1)[0]
+        first, end = (np.searchsorted(self._prefixes, prefix, side=side) for side in ("left", "right"))
         for number in self._order[first:end]:
-            if np.array_equal(self._digests[number], wanted):
+            if self._digests[number].tobytes() == clip_digest:
                 file_idx = int(np.searchsorted(self._starts, number, side="right")) - 1
                 yield self._opened[file_idx].row(int(number - self._starts[file_idx]))
 
