@@ -17,6 +17,7 @@ from common.config.model import (
     ViewConfig,
     Views,
 )
+from common.config.plan import GpuName, PlanConfig, PlannedStudent
 from common.config.presets import MASKS, PRESETS, mask_layer, preset_layer
 from common.config.serve import (
     CacheGcConfig,
@@ -66,6 +67,7 @@ __all__ = [
     "FidelityConfig",
     "FlopsConfig",
     "FrozenConfig",
+    "GpuName",
     "InspectConfig",
     "LoaderConfig",
     "MaskConfig",
@@ -79,6 +81,8 @@ __all__ = [
     "OptimConfig",
     "PackConfig",
     "PicturesConfig",
+    "PlanConfig",
+    "PlannedStudent",
     "PrecomputeConfig",
     "PredictorConfig",
     "ProbeConfig",
