@@ -71,7 +71,7 @@ class PlanConfig(Config):
     """Views per sample, as in `salt-train`: `fresh` ones are never seen again, a number K repeats K pinned ones."""
     target_dtype: TargetDtype = "float16"
     """Rounding of the targets on the wire and on disk."""
-    replicas: PositiveInt | None = None
+    teacher_replicas: PositiveInt | None = None
     """Teacher replicas, a GPU each; None: as many as the students need."""
     gpus: PositiveInt | None = None
     """GPUs that there are, students' and teacher's together; where more are asked for they take turns. None: as many as asked for."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 HOURS_PER_MONTH = 730.0
@@ -74,7 +74,7 @@ class Choice:
     """One way to give the students their targets, and what it costs."""
 
     name: str
-    """serve, cache or in-process."""
+    """serve, serve by size, cache or in-process."""
     replicas: int = 0
     """Teacher replicas while the students train."""
     limits: tuple[Limit, ...]
@@ -153,6 +153,23 @@ def serve(teacher: Teacher, students: Sequence[Student], work: Work, site: Site,
         bytes_to_teacher=work.num_slots * teacher.clip_bytes,
         bytes_from_teacher=sharing * work.num_slots * teacher.target_bytes,
         gpu_price=gpu_hours * site.gpu_hour_price,
+    )
+
+
+def serve_by_size(teacher: Teacher, students: Sequence[Student], work: Work, site: Site) -> Choice:
+    """A group, and teacher replicas, for each size: a clip is computed once per size, and nobody waits for a larger student."""
+    groups = [serve(teacher, [student], work, site, replicas=None) for student in students]
+    slowest = max(groups, key=lambda group: group.hours)
+    return replace(
+        slowest,
+        name="serve by size",
+        replicas=sum(group.replicas for group in groups),
+        student_gpu_hours=math.fsum(group.student_gpu_hours for group in groups),
+        teacher_gpu_hours=math.fsum(group.teacher_gpu_hours for group in groups),
+        forwards=sum(group.forwards for group in groups),
+        bytes_to_teacher=sum(group.bytes_to_teacher for group in groups),
+        bytes_from_teacher=sum(group.bytes_from_teacher for group in groups),
+        gpu_price=math.fsum(group.gpu_price for group in groups),
     )
 
 

@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from common.config import PlanConfig
-from common.plan.arithmetic import Choice, best, cache, in_process, num_runs, passes_per_month, serve, sharing_gain
+from common.plan.arithmetic import Choice, best, cache, in_process, num_runs, passes_per_month, serve, serve_by_size, sharing_gain
 from common.plan.facts import Facts, gather
 
 NUM_LIMITS_SHOWN = 4
@@ -20,7 +20,7 @@ NUM_LIMITS_SHOWN = 4
 def run(config: PlanConfig) -> None:
     """Prints the plan, and draws it into ``config.chart``."""
     facts = gather(config)
-    choices = plan(facts, replicas=config.replicas)
+    choices = plan(facts, replicas=config.teacher_replicas)
     if config.chart is not None:
         from common.plan.chart import draw
 
@@ -34,7 +34,10 @@ def run(config: PlanConfig) -> None:
 def plan(facts: Facts, *, replicas: int | None) -> list[Choice]:
     """What there is to choose from."""
     given = (facts.teacher, facts.students, facts.work, facts.site)
-    return [serve(*given, replicas=replicas), cache(*given), in_process(*given)]
+    choices = [serve(*given, replicas=replicas), cache(*given), in_process(*given)]
+    if len(facts.students) > 1 and replicas is None and facts.site.num_gpus is None:  # else what there is would have to be divided
+        choices.insert(1, serve_by_size(*given))
+    return choices
 
 
 def to_json(facts: Facts, choices: list[Choice]) -> dict[str, Any]:
@@ -134,6 +137,7 @@ def _sentences(facts: Facts, choices: list[Choice]) -> list[str]:
     dearer = "; ".join(f"{choice.name} ${_number(choice.price)} and {_number(choice.hours)} h" for choice in others)
     verdict = {
         "serve": f"Serve it from {cheapest.replicas} replica{'s' if cheapest.replicas > 1 else ''}",
+        "serve by size": f"Serve it to each size in a group of its own, from {cheapest.replicas} replicas in all",
         "cache": "Cache the targets",
         "in-process": "Let each student compute its targets in its own process",
     }[cheapest.name]
