@@ -1,8 +1,9 @@
-"""What `salt-plan` predicts over what real runs do: served to one and two students, cached, in process. `python benchmarks/plan.py`; results are in
-docs/planning.md.
+"""What `salt-plan` predicts over what real runs take: served to one and two students, cached, in process. `python benchmarks/plan.py`; results are
+in docs/planning.md.
 
-A device is a core here: a student has one and the teacher has one. Where a student and its teacher share a device, and where a cache leaves no
-teacher, the run is kept on one core. Reading a clip takes its time from the student's core, so it counts as part of its step.
+The machine is one core, of which everything takes turns (`--gpus 1`), and its clock is CPU time, user and system, of all processes involved: by the
+wall's clock a machine that others use too would be measured instead. Reading a clip takes its time from the same core, so it counts as part of
+the student's step.
 """
 
 import argparse
@@ -15,7 +16,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import torch
+
+import student_trainer.estimate
 from common.config import LoaderConfig, PlanConfig, StudentRun, preset_layer
 from common.data.reader import Reader
 from common.plan.facts import gather
@@ -23,13 +28,20 @@ from common.plan.show import plan
 
 MAINS = {"salt-data": "common.data.cli", "salt-train": "student_trainer.cli", "salt-serve": "teacher_server.cli"}
 NUM_VIDEOS = 480
-WARM_UP_STEPS = 40
+WARM_UP_STEPS = 30
 """The first pass decodes; later ones have the frames in memory."""
+RUNS = {
+    "served to 1 student": (1, "serve"),
+    "served to 2 students": (2, "serve"),
+    "cached": (1, "cache"),
+    "in process": (1, "in-process"),
+}
+"""Student runs, and what the planner calls the choice."""
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=140, help="of each run")
+    parser.add_argument("--steps", type=int, default=110, help="of each run")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -38,111 +50,119 @@ def main():
         salt("salt-data", "pack", "videos", "shards")
         salt("salt-train", "teacher", "--data", "shards", "--out", "teacher", *flags(12))
         salt("salt-serve", "precompute", "--ckpt", "teacher", "--data", "shards", "--views", 1, "--out", "targets")
-        ratios = {}
+        ratios = {name: [] for name in RUNS}
         for number in range(arguments.rounds):
-            speeds = measure()
-            print(json.dumps({"round": number, "load": os.getloadavg()[0], **speeds}), flush=True)
-            found = {name: run(name, arguments.steps, f"{number}-{name}") for name in RUNS}
-            for name, clips_per_s in found.items():
-                predicted = predict(name, **speeds)
-                ratios.setdefault(name, []).append(predicted / clips_per_s)
-                line = {"run": name, "predicted": predicted, "measured": clips_per_s, "ratio": predicted / clips_per_s}
-                print(json.dumps(line), flush=True)
+            rates = measure()
+            print(json.dumps({"load": os.getloadavg()[0], "clips per core second": rates}), flush=True)
+            for name, of_round in ratios.items():
+                predicted, measured = predict(name, rates), run(name, arguments.steps, f"{number}-{name}")
+                of_round.append(predicted / measured)
+                print(f"{name}: predicted {1000 * predicted:.2f} ms of a core per slot, measured {1000 * measured:.2f}", flush=True)
     print("predicted over measured, median of the rounds (least to most)")
-    for name, of_rounds in ratios.items():
-        print(f"{name}: {statistics.median(of_rounds):.2f} ({min(of_rounds):.2f} to {max(of_rounds):.2f})")
+    for name, of_round in ratios.items():
+        print(f"{name}: {statistics.median(of_round):.2f} ({min(of_round):.2f} to {max(of_round):.2f})")
 
 
 def measure():
-    """Clips per second of teacher, student and reader on one core: two at a time, so that both cores are as busy as in the runs."""
-    files = ["e0.json", "e1.json"]
-    source = ["--teacher-ckpt", "teacher", "--preset", "nano", "--data", "none", "--out", "none", "--workers", 0]
-    both = [start("salt-train", "student", *source, "--estimate", "--estimate-out", file) for file in files]
-    for process in both:
-        finish(process)
-    estimates = [json.loads(Path(file).read_text()) for file in files]
+    """Clips per core second of teacher, student and reader: `--estimate` and a pass over the data, by CPU time."""
     preset = preset_layer(StudentRun, "nano")
-    config = StudentRun.model_validate({**preset, "data": "shards", "out": "none", "teacher_ckpt": "teacher"})
-    with contextlib.closing(
-        Reader("shards", data_seed=0, views=1, view=config.view, split="train", loader=LoaderConfig.model_validate(preset["loader"]))
-    ) as reader:
+    config = StudentRun.model_validate({**preset, "data": "shards", "out": "none", "teacher_ckpt": "teacher", "workers": 0})
+    student_trainer.estimate.time = SimpleNamespace(perf_counter=time.process_time)
+    found = student_trainer.estimate.estimate(config, torch.device("cpu"))
+    loader = LoaderConfig.model_validate(preset["loader"])
+    with contextlib.closing(Reader("shards", data_seed=0, views=1, view=config.view, split="train", loader=loader)) as reader:
         reader.clips(range(NUM_VIDEOS))
-        started = time.perf_counter()
+        started = time.process_time()
         reader.clips(range(NUM_VIDEOS, 3 * NUM_VIDEOS))
-        read_s = (time.perf_counter() - started) / (2 * NUM_VIDEOS)
-    rates = {part: statistics.mean(found[part]["clips_per_s"] for found in estimates) for part in ("student", "teacher")}
-    return {**rates, "reader": 1 / read_s}
+        reader_rate = 2 * NUM_VIDEOS / (time.process_time() - started)
+    return {"teacher": found["teacher"]["clips_per_s"], "student": found["student"]["clips_per_s"], "reader": reader_rate}
 
 
-def predict(name, *, student, teacher, reader):
-    """Clips per second of one run, by the planner."""
-    runs, choice, num_devices = RUNS[name]
-    config = PlanConfig(
-        student=[{"preset": "nano", "runs": runs, "clips_per_s": 1 / (1 / student + 1 / reader)}],
-        teacher="nano", teacher_clips_per_s=teacher, teacher_replicas=1, gpus=num_devices, samples=NUM_VIDEOS, views=1,
-        link_gbps=10, decode_clips_per_s=1e6, disk_gb_per_s=1,
-    )  # fmt: skip
-    return next(found for found in plan(gather(config), replicas=1) if found.name == choice).binding.clips_per_s
-
-
-RUNS = {
-    "served, 1 student": (1, "serve", 2),
-    "served, 2 students": (2, "serve", 2),
-    "cached": (1, "cache", 1),
-    "in process": (1, "in-process", 1),
-}
-"""Student runs, the planner's name of the choice, devices."""
+def predict(name, rates):
+    """Core seconds of a slot of all runs together, by the planner."""
+    runs, choice = RUNS[name]
+    config = PlanConfig.model_validate(
+        {
+            **{
+                "teacher": "nano",
+                "teacher_clips_per_s": rates["teacher"],
+                "teacher_replicas": 1,
+                "gpus": 1,
+                "samples": NUM_VIDEOS,
+                "views": 1,
+            },
+            "student": [{"preset": "nano", "runs": runs, "clips_per_s": 1 / (1 / rates["student"] + 1 / rates["reader"])}],
+            **{"link_gbps": 100, "decode_clips_per_s": 1e6, "disk_gb_per_s": 10},  # not what binds here
+        }
+    )
+    found = next(found for found in plan(gather(config), replicas=1) if found.name == choice)
+    return found.train_hours * 3600 / config.steps / config.batch_size
 
 
 def run(name, steps, out):
-    """Clips per second of one of the real runs, the first passes left out."""
-    num_runs, choice, num_devices = RUNS[name]
+    """Core seconds of a slot of the real runs together, the first steps left out."""
+    num_runs, choice = RUNS[name]
     outs = [f"{out}-{number}" for number in range(num_runs)]
-    with served() if choice == "serve" else contextlib.nullcontext() as url:
-        source = {"serve": ["--teacher-url", url], "cache": ["--targets", "targets"], "in-process": ["--teacher-ckpt", "teacher"]}[choice]
-        group = ["--group", "plan"] if choice == "serve" else []
-        cores = set(list(os.sched_getaffinity(0))[:num_devices])
-        processes = [
-            start("salt-train", "student", *source, *group, "--data", "shards", "--out", to, *flags(steps), cores=cores) for to in outs
-        ]
-        for process in processes:
+    with contextlib.ExitStack() as stack:
+        processes = []
+        if choice == "serve":
+            server = start("salt-serve", "teacher", "--ckpt", "teacher", "--port", 0, "--cpus", 0.5)
+            stack.callback(lambda: (server.terminate(), server.wait()))
+            url = next(line.strip() for line in server.stdout if line.startswith("http"))
+            processes.append(server)
+        source = {"serve": ["--group", "plan", "--teacher-url"], "cache": ["--targets"], "in-process": ["--teacher-ckpt"]}[choice]
+        where = {"serve": lambda: url, "cache": lambda: "targets", "in-process": lambda: "teacher"}[choice]()
+        students = [start("salt-train", "student", *source, where, "--data", "shards", "--out", to, *flags(steps)) for to in outs]
+        processes += students
+        before = when(outs, WARM_UP_STEPS, processes)
+        after = when(outs, steps - 5, processes)
+        for process in students:
             finish(process)
-    rates = []
-    for to in outs:
-        lines = [json.loads(line) for line in (Path(to) / "metrics.jsonl").read_text().splitlines()]
-        late = [line["step_ms"] for line in lines if line["step"] > WARM_UP_STEPS]
-        rates.append(1000 * 24 / statistics.mean(late))
-    return statistics.mean(rates)
+    slots = 24 * statistics.mean(last - first for first, last in zip(before[0], after[0], strict=True))
+    return (after[1] - before[1]) / slots
 
 
-@contextlib.contextmanager
-def served():
-    """URL of the teacher, by the real command."""
-    process = start("salt-serve", "teacher", "--ckpt", "teacher", "--port", 0, "--cpus", 0.5)
-    try:
-        yield next(line.strip() for line in process.stdout if line.startswith("http"))
-    finally:
-        process.terminate()
-        process.wait()
+def when(outs, step, processes):
+    """Steps of the runs, and CPU seconds of all processes, when the slowest run has come to a step."""
+    while True:
+        files = [Path(out) / "metrics.jsonl" for out in outs]
+        steps = [file.read_text().count("\n") if file.exists() else 0 for file in files]
+        if min(steps) >= step:
+            return steps, cpu_seconds({process.pid for process in processes})
+        if any(process.poll() not in (None, 0) for process in processes):
+            raise SystemExit(next(process.stdout.read() for process in processes if process.poll()))
+        time.sleep(0.02)
+
+
+def cpu_seconds(pids):
+    """User and system time of processes and of all below them."""
+    stats = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            fields = path.read_text().rpartition(")")[2].split()
+            stats[int(path.parent.name)] = (int(fields[1]), int(fields[11]) + int(fields[12]))
+    found = set(pids)
+    while more := {pid for pid, (parent, _) in stats.items() if parent in found} - found:
+        found |= more
+    return sum(stats[pid][1] for pid in found if pid in stats) / os.sysconf("SC_CLK_TCK")
 
 
 def flags(steps):
-    return ["--preset", "nano", "--steps", steps, "--views", 1, "--workers", 0, "--set", "optim.warmup_steps=5"]
+    return ["--preset", "nano", "--steps", steps, "--views", 1, "--workers", 0, "--log-every", 1, "--set", "optim.warmup_steps=5"]
 
 
 def salt(*command):
     finish(start(*command))
 
 
-def start(command, *arguments, cores=None):
+def start(command, *arguments):
     program = [
         sys.executable,
         "-c",
         f"import sys; sys.argv[0] = {command!r}; from {MAINS[command]} import main; main()",
         *map(str, arguments),
     ]
-    pin = None if cores is None else lambda: os.sched_setaffinity(0, cores)
-    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=pin)
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(process):
