@@ -41,7 +41,7 @@ RUNS = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=110, help="of each run")
+    parser.add_argument("--steps", type=int, default=130, help="of each run")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -115,7 +115,7 @@ def run(name, steps, out):
         students = [start("salt-train", "student", *source, where, "--data", "shards", "--out", to, *flags(steps)) for to in outs]
         processes += students
         before = when(outs, WARM_UP_STEPS, processes)
-        after = when(outs, steps - 5, processes)
+        after = when(outs, steps - 10, processes)
         for process in students:
             finish(process)
     slots = 24 * statistics.mean(last - first for first, last in zip(before[0], after[0], strict=True))
@@ -126,7 +126,8 @@ def when(outs, step, processes):
     """Steps of the runs, and CPU seconds of all processes, when the slowest run has come to a step."""
     while True:
         files = [Path(out) / "metrics.jsonl" for out in outs]
-        steps = [file.read_text().count("\n") if file.exists() else 0 for file in files]
+        lines = [file.read_text().split("\n")[:-1] if file.exists() else [] for file in files]
+        steps = [json.loads(of_run[-1])["step"] if of_run else 0 for of_run in lines]
         if min(steps) >= step:
             return steps, cpu_seconds({process.pid for process in processes})
         if any(process.poll() not in (None, 0) for process in processes):
@@ -148,7 +149,7 @@ def cpu_seconds(pids):
 
 
 def flags(steps):
-    return ["--preset", "nano", "--steps", steps, "--views", 1, "--workers", 0, "--log-every", 1, "--set", "optim.warmup_steps=5"]
+    return ["--preset", "nano", "--steps", steps, "--views", 1, "--workers", 0, "--set", "optim.warmup_steps=5"]
 
 
 def salt(*command):
