@@ -31,6 +31,7 @@ from common.config.serve import (
     ServiceConfig,
     StatusConfig,
 )
+from common.config.sweep import SweepConfig, SweepFile
 from common.config.train import (
     ComputeConfig,
     ComputeDtype,
@@ -93,6 +94,8 @@ __all__ = [
     "ServiceConfig",
     "StatusConfig",
     "StudentRun",
+    "SweepConfig",
+    "SweepFile",
     "SynthConfig",
     "TargetDtype",
     "TeacherComputeConfig",
