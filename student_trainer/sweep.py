@@ -148,7 +148,7 @@ class _Display:
             TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"), console=console
         )
         self._tasks: dict[str, TaskID] = {
-            name: self.bars.add_task(name, total=config.steps, said="waits for room", start=False) for name, config in runs.items()
+            name: self.bars.add_task(name, total=config.steps, said="waits for room") for name, config in runs.items()
         }
         self._printed = dict.fromkeys(runs, 0)
 
