@@ -1,11 +1,17 @@
 """`salt-train sweep`: what a file means, and real students on a real Ray that share a real service."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import rich.console
 import yaml
 from command_tools import salt
+from serve_tools import alive, descendants
+from service_tools import wait_until
 from teacher_tools import serving
 from train_tools import ALONE, CPU
 
@@ -142,3 +148,27 @@ def test_a_run_starts_where_its_workers_have_room():
     assert not fits(large, [small, small, small], room)
     assert not fits(large, [large], room)
     assert not fits(large, [], {"CPU": 6.0})
+
+
+@pytest.mark.faults
+def test_a_sweep_that_is_ended_takes_its_runs_and_its_ray_along(shards, tmp_path, write):
+    teacher_run = TeacherRun.model_validate(SMALL | {"data": str(shards), "out": str(tmp_path / "teacher"), "steps": 2})
+    train(teacher_run, ALONE, open_run(teacher_run))
+    common = {**SMALL, "data": str(shards), "cpus_per_worker": 0.5, "steps": 1_000_000, "teacher_ckpt": str(tmp_path / "teacher")}
+    write({"preset": "nano", "common": common, "grid": {"seed": [0, 1]}})
+    program = [
+        sys.executable,
+        "-c",
+        "from student_trainer.cli import main; main()",
+        "sweep",
+        tmp_path / "sweep.yaml",
+        "--out",
+        tmp_path / "sizes",
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
+        wait_until(lambda: all((tmp_path / "sizes" / f"seed-{seed}" / "metrics.jsonl").exists() for seed in (0, 1)), seconds=240)
+        started = descendants(process.pid)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    wait_until(lambda: not alive(started), seconds=30)
