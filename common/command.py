@@ -31,6 +31,13 @@ def new_app(help: str) -> typer.Typer:
     return app
 
 
+def command_app(config_class: type[C], run: Callable[[C], None], *, help: str) -> typer.Typer:
+    """A command that is no group: the program itself takes the flags of ``config_class``."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+    add_command(app, "command", config_class, run, help=help)  # a typer with one command and no callback has no use for its name
+    return app
+
+
 def run_app(app: typer.Typer) -> None:
     """Runs a command line: what the user got wrong is one sentence and exit code 1 or 2, never a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

@@ -1,7 +1,7 @@
 """The command line ``salt-train``."""
 
 from common.command import add_command, console, new_app, run_app
-from common.config import StudentRun, TeacherRun, TrainConfig, VJepaRun
+from common.config import StudentRun, SweepConfig, TeacherRun, TrainConfig, VJepaRun
 
 app = new_app(
     "Train video encoders by SALT: `teacher` makes a frozen teacher by masked pixel reconstruction, `student` learns from its latents; "
@@ -38,6 +38,12 @@ def _train(config: TrainConfig) -> None:
     console.print(f"{config.out}: done, the newest checkpoint is {(Path(config.out) / 'checkpoint').read_text().strip()}", highlight=False)
 
 
+def _sweep(config: SweepConfig) -> None:
+    from student_trainer.sweep import run
+
+    run(config, console)
+
+
 add_command(
     app,
     "teacher",
@@ -66,6 +72,16 @@ add_command(
     help="The baseline, V-JEPA 2: the targets come from a moving average of the encoder that learns, which is also what is judged. Encoder, "
     "predictor, masks and optimizer are SALT's, so that a comparison changes one thing.\n\n"
     "Example: `salt-train vjepa --preset nano --data SHARDS --out runs/ema`",
+)
+add_command(
+    app,
+    "sweep",
+    SweepConfig,
+    _sweep,
+    positional=("file",),
+    help="Several students of one teacher, at a time as far as Ray has room, sharing its work; ends in a table of them. Repeat the command to "
+    "continue what is not done.\n\n"
+    "Example: `salt-train sweep sweep.yaml --teacher-url http://127.0.0.1:8000 --out runs/sweep`",
 )
 
 

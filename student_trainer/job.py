@@ -14,18 +14,19 @@ from common.local_ray import ray_to_join
 _RUNS = {run.__name__: run for run in (TeacherRun, StudentRun, VJepaRun)}
 _SAY_PENDING_S = 30.0
 """A placement that pends this long says what is missing (DESIGN section 4, Ray)."""
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths of the configuration are relative to where the command was given
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
 }
+"""What a Ray that trains is started with."""
 
 
 def run_job(config: TrainConfig, checkpoint: Path | None) -> None:
     """Trains with ``config.workers`` Ray Train workers. Raises what a worker raised, or ValueError where the workers find no place."""
-    os.environ.update(_ENVIRONMENT)
-    with ray_to_join(config.address, environment=_ENVIRONMENT) as ray_arguments:
+    os.environ.update(ENVIRONMENT)
+    with ray_to_join(config.address, environment=ENVIRONMENT) as ray_arguments:
         import ray
 
         ray.init(**ray_arguments)

@@ -64,7 +64,7 @@ def open_run(config: TrainConfig) -> Path | None:
     if config.resume and not started:
         raise ValueError(f"got --resume for {out}, which holds no run: leave --resume out to start one")
     if started:
-        _check_same(load_yaml(out / "config.yaml"), config.model_dump(mode="json"), out)
+        check_same(load_yaml(out / "config.yaml"), config.model_dump(mode="json"), out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(dump_yaml(config))
     if not (out / POINTER).exists():
@@ -74,7 +74,8 @@ def open_run(config: TrainConfig) -> Path | None:
     return checkpoint
 
 
-def _check_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+def check_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    """Raises ValueError where a run was started with other values of what decides what it learns."""
     then = dict(_values(before))
     for key, value in _values(now):
         if then.get(key) != value:

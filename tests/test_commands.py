@@ -8,6 +8,7 @@ import typer
 import yaml
 
 import common.data.cli
+import common.plan.cli
 import student_trainer.cli
 import student_trainer.evaluation.cli
 import teacher_server.cli
@@ -25,6 +26,7 @@ from common.config import (
     MixConfig,
     PackConfig,
     PicturesConfig,
+    PlanConfig,
     PrecomputeConfig,
     ProbeConfig,
     ReportConfig,
@@ -32,6 +34,7 @@ from common.config import (
     ServeConfig,
     StatusConfig,
     StudentRun,
+    SweepConfig,
     SynthConfig,
     TeacherRun,
     VJepaRun,
@@ -42,6 +45,7 @@ APPS = {
     "salt-serve": teacher_server.cli.app,
     "salt-train": student_trainer.cli.app,
     "salt-eval": student_trainer.evaluation.cli.app,
+    "salt-plan": common.plan.cli.app,
 }
 RUN = {"data": "shards", "out": "run"}
 COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
@@ -61,12 +65,18 @@ COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
     "salt-train teacher": (TeacherRun, RUN),
     "salt-train student": (StudentRun, RUN | {"teacher_ckpt": "run"}),
     "salt-train vjepa": (VJepaRun, RUN),
+    "salt-train sweep": (SweepConfig, {"file": "sweep.yaml", "out": "sweep"}),
     "salt-eval pictures": (PicturesConfig, {"ckpt": "run", "data": "shards", "out": "pictures"}),
     "salt-eval probe": (ProbeConfig, {"ckpt": "run", "data": "shards", "out": "probe.json"}),
     "salt-eval flops": (FlopsConfig, {}),
     "salt-eval fidelity": (FidelityConfig, {}),
     "salt-eval export": (ExportConfig, {"ckpt": "run", "format": "hf", "out": "exported"}),
     "salt-eval report": (ReportConfig, {"run_dirs": "run", "out": "page.html"}),
+    "salt-plan": (
+        PlanConfig,
+        {"student": "vit-l,clips_per_s=50", "teacher_clips_per_s": "300", "samples": "9000"}
+        | {"link_gbps": "25", "decode_clips_per_s": "400", "disk_gb_per_s": "7"},
+    ),
 }
 """Each command with the fewest values that it accepts."""
 OTHER = {
@@ -74,10 +84,13 @@ OTHER = {
     "views": "3",
     "preset": "nano",
     "mask": "random-tube",
-    "teacher": "ema",
+    "teacher": "vit-h",
     "images": "each",
     "fps": "7",
     "replicas": "1:60",
+    "gpu": "a100",
+    "mfu": "0.5",
+    "student": "vit-h,runs=3,clips_per_s=20",
 }
 """Values of fields for which a made-up one would not do."""
 REFUSED = {
@@ -98,6 +111,8 @@ REFUSED = {
     ("salt-train student", "estimate_out"),
     ("salt-train vjepa", "estimate_out"),
     ("salt-eval flops", "teacher_steps"),  # without --teacher
+    ("salt-plan", "teacher_estimate"),  # a second speed
+    ("salt-plan", "mfu"),  # without --gpu
 }
 """Flags that mean nothing beside the fewest values alone."""
 
@@ -146,7 +161,8 @@ def other_value(config_class: type[Config], name: str, value: object) -> str | b
         return str(value + 1)
     if isinstance(value, float):
         return str(value / 2 or 0.5)
-    return "7" if name != "preset" and "int" in str(config_class.model_fields[name].annotation) else "other"
+    annotation = str(config_class.model_fields[name].annotation) if name != "preset" else ""
+    return "7" if "int" in annotation or "float" in annotation else "other"
 
 
 @pytest.fixture

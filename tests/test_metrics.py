@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 import socket
+import subprocess
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +13,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client.parser import text_string_to_metric_families
 from service_tools import ARROW, Caller, FailingTeacher, GatedTeacher, clips_by_digest, wait_until
 from teacher_tools import BATCH_SIZE, load_teacher, serving
@@ -181,6 +186,45 @@ def test_dashboard_and_scrape_configuration_name_what_there_is():
     assert shown >= {"salt_requests_total", "salt_queue_wait_seconds", "salt_run_clips_served_total", "salt_student_teacher_wait_ms"}
     jobs = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())["scrape_configs"]
     assert [job["job_name"] for job in jobs] == ["salt-teacher", "salt-student"]
+
+
+def test_grafana_knows_every_key_of_the_dashboard():
+    """Grafana's own typed model of a dashboard drops what it does not know: nothing of ours is lost on the way through it."""
+    register_default_plugins()
+    board = json.loads((ROOT / "deploy" / "grafana-dashboard.json").read_text())
+    assert list(lost(board, through_grafana(board))) == []
+    board["panels"][0]["targets"][0]["legendFromat"] = board["panels"][0]["targets"][0].pop("legendFormat")
+    assert list(lost(board, through_grafana(board))) == [".panels[0].targets[0].legendFromat"]
+
+
+def through_grafana(board):
+    return json.loads(JSONEncoder().encode(Dashboard.from_json(board)))
+
+
+def lost(ours, theirs, at=""):
+    """Where two pieces of JSON differ; keys that only ``theirs`` has do not count."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key, value in ours.items():
+            yield from lost(value, theirs[key], f"{at}.{key}") if key in theirs else [f"{at}.{key}"]
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        for number, pair in enumerate(zip(ours, theirs, strict=True)):
+            yield from lost(*pair, f"{at}[{number}]")
+    elif ours != theirs:
+        yield at
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool, of Prometheus, is not installed")
+def test_prometheus_takes_the_scrape_configuration_and_every_expression(tmp_path):
+    def promtool(*arguments):
+        done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    promtool("check", "config", ROOT / "deploy" / "prometheus.yml")
+    board = json.loads((ROOT / "deploy" / "grafana-dashboard.json").read_text())
+    expressions = {target["expr"].replace("$__rate_interval", "1m") for panel in board["panels"] for target in panel["targets"]}
+    rules = [{"record": f"expression_{number}", "expr": expression} for number, expression in enumerate(sorted(expressions))]
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    promtool("check", "rules", tmp_path / "rules.yml")
 
 
 def test_a_student_shows_its_newest_line(tmp_path):

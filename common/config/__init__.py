@@ -17,6 +17,7 @@ from common.config.model import (
     ViewConfig,
     Views,
 )
+from common.config.plan import GpuName, PlanConfig, PlannedStudent
 from common.config.presets import MASKS, PRESETS, mask_layer, preset_layer
 from common.config.serve import (
     CacheGcConfig,
@@ -30,6 +31,7 @@ from common.config.serve import (
     ServiceConfig,
     StatusConfig,
 )
+from common.config.sweep import SweepConfig, SweepFile
 from common.config.train import (
     ComputeConfig,
     ComputeDtype,
@@ -66,6 +68,7 @@ __all__ = [
     "FidelityConfig",
     "FlopsConfig",
     "FrozenConfig",
+    "GpuName",
     "InspectConfig",
     "LoaderConfig",
     "MaskConfig",
@@ -79,6 +82,8 @@ __all__ = [
     "OptimConfig",
     "PackConfig",
     "PicturesConfig",
+    "PlanConfig",
+    "PlannedStudent",
     "PrecomputeConfig",
     "PredictorConfig",
     "ProbeConfig",
@@ -89,6 +94,8 @@ __all__ = [
     "ServiceConfig",
     "StatusConfig",
     "StudentRun",
+    "SweepConfig",
+    "SweepFile",
     "SynthConfig",
     "TargetDtype",
     "TeacherComputeConfig",

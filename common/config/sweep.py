@@ -1,0 +1,35 @@
+"""Several students of one teacher: ``salt-train sweep``."""
+
+from typing import Any
+
+from pydantic import Field
+
+from common.config.base import Config
+
+
+class SweepConfig(Config):
+    """The command; what is trained stands in its file."""
+
+    file: str
+    """YAML file of the sweep: preset, common values, runs and grid."""
+    out: str
+    """Folder of the sweep: a run directory for each run, their logs, summary.json."""
+    teacher_url: str | None = None
+    """A teacher service, as `salt-serve teacher` prints it; instead of one in the file."""
+    address: str | None = None
+    """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the command."""
+    json_: bool = False
+    """JSON instead of the table."""
+
+
+class SweepFile(Config):
+    """What is trained: values of `salt-train student`, as in its `--config` file. A key may be nested or dotted, optim: {lr: 1e-3} or optim.lr: 1e-3."""
+
+    preset: str = "vit-l"
+    """Preset of all runs; a run may have another."""
+    common: dict[str, Any] = Field(default_factory=dict)
+    """Values of all runs."""
+    runs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Name of a run -> what it has otherwise; `preset` and `mask` are names here too."""
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    """Key -> values: each run once with each combination, named after it."""

@@ -1,0 +1,1 @@
+"""Serve, cache or compute in process: what each costs."""

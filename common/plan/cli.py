@@ -1,0 +1,23 @@
+"""The command line ``salt-plan``."""
+
+from common.command import command_app, run_app
+from common.config import PlanConfig
+
+
+def _plan(config: PlanConfig) -> None:
+    from common.plan.show import run
+
+    run(config)
+
+
+app = command_app(
+    PlanConfig,
+    _plan,
+    help="Serve a frozen teacher, cache its targets, or let each student compute them: what each takes in time, bytes and money, and what binds it.\n\n"
+    "Example: `salt-plan --student vit-l,runs=4,gpus=8 --gpu h100 --link-gbps 100 --decode-clips-per-s 416 --disk-gb-per-s 7`",
+)
+
+
+def main() -> None:
+    """Entry point."""
+    run_app(app)
