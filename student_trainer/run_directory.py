@@ -1,12 +1,15 @@
 """A run on disk: configuration, metrics, summary, checkpoints."""
 
+import fcntl
 import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -18,6 +21,9 @@ from common.model.teacher import device_kind
 from student_trainer.objective import Objective
 from student_trainer.target_source import TargetSource
 
+CLAIM_S = 30.0
+"""How long a start waits for the run's last process to end, in seconds."""
+
 FREE_ON_RESUME = {
     "resume",
     "estimate",
@@ -26,6 +32,7 @@ FREE_ON_RESUME = {
     "workers",
     "cpus_per_worker",
     "gpus_per_worker",
+    "max_failures",
     "address",
     "log_every",
     "metrics_port",
@@ -52,8 +59,8 @@ FREE_ON_RESUME = {
 but its teacher's fingerprint and compute are checked against the checkpoint's."""
 
 
-def open_run(config: TrainConfig) -> Path | None:
-    """The checkpoint to resume from, None for a new run; writes ``config.yaml``.
+def open_run(config: TrainConfig) -> None:
+    """Writes ``config.yaml``.
 
     Raises ValueError where ``out`` holds another run and ``--resume`` is off, or where the continuation would learn something else.
     """
@@ -67,11 +74,33 @@ def open_run(config: TrainConfig) -> Path | None:
         _check_same(load_yaml(out / "config.yaml"), config.model_dump(mode="json"), out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(dump_yaml(config))
-    if not (out / POINTER).exists():
-        return None
-    checkpoint = find_checkpoint(out)
-    _cut_metrics(out / "metrics.jsonl", int(checkpoint.name.removeprefix("step-")))
-    return checkpoint
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[Path | None]:
+    """The checkpoint that the run goes on from, None: its beginning. Every start asks for it, and no other process trains in ``out`` inside the block.
+
+    Cuts ``metrics.jsonl`` after the checkpoint: what follows is trained again. Raises ValueError where another process stays: after a kill the
+    workers of the killed command end by themselves, but not at once.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        deadline = time.monotonic() + CLAIM_S
+        while not _lock(file):
+            if time.monotonic() > deadline:
+                raise ValueError(f"got {out}, in which another process trains since {CLAIM_S:g} s: end it, or choose another directory")
+            time.sleep(0.1)
+        checkpoint = find_checkpoint(out) if (out / POINTER).exists() else None
+        _cut_metrics(out / "metrics.jsonl", 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-")))
+        yield checkpoint
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
@@ -92,15 +121,13 @@ def _values(config: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]
 
 
 def _cut_metrics(path: Path, step: int) -> None:
-    """Drops the lines after a checkpoint's step: they are trained again."""
+    """Ends the file after the line of ``step``, in place: whoever follows it finds it shorter."""
     if path.exists():
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept))
-        partial.replace(path)
+        kept = [line for line in path.read_bytes().splitlines(keepends=True) if _step_of(line) <= step]
+        os.truncate(path, sum(map(len, kept)))
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     try:
         return json.loads(line)["step"]
     except json.JSONDecodeError:  # the last line of a killed run may be cut off

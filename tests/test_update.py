@@ -28,7 +28,7 @@ from common.model.compute import set_up, uses_bfloat16
 from common.model.pixels import normalise
 from student_trainer.loop import train_on, update
 from student_trainer.optim import new_optimizer, set_schedule
-from student_trainer.run_directory import open_run, read_metrics
+from student_trainer.run_directory import claimed, open_run, read_metrics
 from student_trainer.schedule import ema_momentum
 from student_trainer.vjepa import VJepa
 
@@ -268,7 +268,9 @@ def test_a_run_says_how_it_computed_and_may_compute_otherwise_when_it_goes_on(tm
     out = str(tmp_path / "run")
     first = small_run(TeacherRun, out=out, steps=4)
     for config in (first, small_run(TeacherRun, out=out, resume=True, steps=5, compute={"activation_checkpointing": True})):
-        train_on(RandomClips(config.view.clip_shape), None, config, ALONE, open_run(config))  # type: ignore[arg-type]
+        open_run(config)
+        with claimed(Path(out)) as checkpoint:
+            train_on(RandomClips(config.view.clip_shape), None, config, ALONE, checkpoint)  # type: ignore[arg-type]
     starts = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert [(start["after_step"], start["activation_checkpointing"], start["dtype"], start["decoder"]) for start in starts] == [
         (0, False, "float32", "none"),

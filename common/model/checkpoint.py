@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pydantic import PositiveInt
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from common.config import TIMM, TIMM_RANDOM, Config, EncoderConfig, FrozenConfig, MaskConfig, PredictorConfig, ViewConfig
 from common.model.foreign import is_hf, open_hf, open_pt
@@ -199,6 +199,11 @@ def load_predictor(path: str | Path) -> Predictor:
 
 def load_module(module: nn.Module, checkpoint: Path, file: str) -> None:
     """Fills a module from one of a checkpoint's files. Raises ValueError that names what does not fit."""
+    module.load_state_dict(read_tensors(checkpoint, file, module))
+
+
+def read_tensors(checkpoint: Path, file: str, module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of one of a checkpoint's files, which are those of ``module``. Raises ValueError that names what does not fit."""
     path = checkpoint / file
     expected_bytes = json.loads((checkpoint / "manifest.json").read_text())["files"][file]["bytes"]
     if path.stat().st_size != expected_bytes:
@@ -206,7 +211,7 @@ def load_module(module: nn.Module, checkpoint: Path, file: str) -> None:
     found = load_file(path)
     shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (found, module.state_dict())]
     require_fit(*shapes, where=f"{path} does not fit its config.json")
-    module.load_state_dict(found)
+    return found
 
 
 def load_training(checkpoint: Path) -> dict[str, Any]:
