@@ -30,13 +30,15 @@ def _train(config: TrainConfig) -> None:
             from student_trainer.loop import Worker, train
 
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            with claimed(Path(config.out)) as checkpoint:
+            with claimed(config) as checkpoint:
                 train(config, Worker(rank=0, world_size=1, device=device), checkpoint)
         else:
             from student_trainer.job import run_job
 
             run_job(config)
-    console.print(f"{config.out}: done, the newest checkpoint is {(Path(config.out) / 'checkpoint').read_text().strip()}", highlight=False)
+    pointer = Path(config.out) / "checkpoint"  # with a storage, the first worker may have had its run directory on another machine
+    where = f"{config.out}: done, the newest checkpoint is {pointer.read_text().strip()}" if pointer.exists() else f"{config.storage}: done"
+    console.print(where, highlight=False)
 
 
 add_command(

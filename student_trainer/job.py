@@ -105,7 +105,7 @@ def _work(values: dict[str, Any]) -> None:
     device = get_device()
     assert isinstance(device, torch.device)
     worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
-    with claimed(Path(config.out)) if worker.rank == 0 else nullcontext() as checkpoint:
+    with claimed(config) if worker.rank == 0 else nullcontext() as checkpoint:
         train(config, worker, checkpoint)
 
 

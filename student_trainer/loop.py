@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from common.config import StudentRun, TeacherRun, TrainConfig, VJepaRun
 from common.data.reader import Reader
@@ -22,10 +21,11 @@ from student_trainer.batches import Batch, Batches
 from student_trainer.metrics import MetricsLog, Update
 from student_trainer.objective import Objective
 from student_trainer.optim import new_optimizer, set_schedule
-from student_trainer.parallel import restore, spread
+from student_trainer.parallel import clip_gradients, collect, gradients, restore, spread
 from student_trainer.ranks import Worker
 from student_trainer.run_directory import write_environment, write_summary
 from student_trainer.salt import Salt
+from student_trainer.storage import Uploads
 from student_trainer.target_source import TargetSource, open_source, source_order, views_of
 from student_trainer.teacher_client import require_same_teacher
 from student_trainer.utilisation import Utilisation
@@ -68,7 +68,7 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
     teacher = None if source is None else source.spec
     objective, checkpoint_config = new_objective(config, teacher)
     set_up(objective, config.compute, worker.device)
-    model = spread(objective, worker)
+    model = spread(objective, config.compute.sharding, worker)
     optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
     step = 0
     training = restore(checkpoint, objective, optimizer, worker)
@@ -89,6 +89,9 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
             after_step=step,
             peak_flops_per_s=sum(peaks),
         )
+    uploads = Uploads(out, config.storage if worker.rank == 0 else None)
+    if checkpoint is not None:
+        uploads.add(checkpoint)  # the copy may lag behind
     batches = Batches(
         reader=reader,
         source=source,
@@ -139,29 +142,26 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
             source.report(line)
         if step % config.keep_every == 0 or step == config.steps:
             log.require_finite(step)
-            if worker.rank == 0:
+            worker.ranks.result(uploads.failure())
+            state = collect(objective, optimizer, worker)
+            if state is not None:
                 directory = out / "checkpoints" / f"step-{step}"
                 training = {
-                    "optimizer": optimizer.state_dict(),
+                    "optimizer": state.optimizer,
                     "step": step,
                     "slot": step * config.batch_size,
                     "rng": torch.get_rng_state(),
                     "teacher": None if teacher is None else json.dumps(teacher.to_json()),
                 }
-                save_checkpoint(
-                    directory,
-                    checkpoint_config.model_copy(update={"step": step}),
-                    objective.result,
-                    objective.predictor,
-                    training,
-                    online=None if objective.result is objective.encoder else objective.encoder,
-                )
+                save_checkpoint(directory, checkpoint_config.model_copy(update={"step": step}), state.modules, training)
                 point_to(out, directory)
+                uploads.add(directory)
     log.close()
     skipped, counters = worker.ranks.all_values(reader.skipped), worker.ranks.all_values(reader.counters())
     if worker.rank == 0:
         totals = {name: sum(counts[name] for counts in counters) for name in counters[0]}
         write_summary(out, config, objective, source, decoder=reader.decoder, counters=totals, skipped=dict(ChainMap(*skipped)))
+    worker.ranks.result(uploads.finish())
 
 
 def update(
@@ -177,17 +177,16 @@ def update(
     optimizer.zero_grad(set_to_none=True)
     loss, clip_losses = torch.zeros((), device=worker.device), []
     for group in batch.groups(target, worker.device):
-        # Ranks exchange gradients once a step, with their last group.
-        with model.no_sync() if isinstance(model, DistributedDataParallel) and not group.last else contextlib.nullcontext():
+        with gradients(model, exchange=group.last):
             with torch.autocast(worker.device.type, dtype=torch.bfloat16, enabled=bfloat16):
                 losses = model(group.pixels, group.target, group.masks)
             weighted = losses.mean(0) * group.good
             share = weighted.sum() / num_good
-            (share * worker.world_size).backward()  # DistributedDataParallel divides by the world size
+            (share * worker.world_size).backward()  # what is exchanged is the mean over the ranks
         loss += share.detach()
         clip_losses.append(weighted.detach())
     loss = worker.sum(loss.double())
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_grad)
+    norm = clip_gradients(model, config.optim.clip_grad)
     # Both: an infinite L1 loss has a finite gradient.
     optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler tells a fused optimizer
     optimizer.step()
@@ -229,4 +228,3 @@ def _target_parameters(objective: Objective, teacher: TeacherSpec | None) -> int
     if isinstance(objective, VJepa):
         return num_parameters(objective.target_encoder)
     return 0 if teacher is None else teacher.num_parameters
-

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+import yaml
 
 from common.config import TrainConfig, dump_yaml, load_yaml
 from common.model.checkpoint import POINTER, find_checkpoint
@@ -19,6 +20,7 @@ from common.model.compute import uses_bfloat16
 from common.model.flops import num_parameters
 from common.model.teacher import device_kind
 from student_trainer.objective import Objective
+from student_trainer.storage import fetch_newer, stored_config
 from student_trainer.target_source import TargetSource
 
 CLAIM_S = 30.0
@@ -38,6 +40,7 @@ FREE_ON_RESUME = {
     "metrics_port",
     "wandb",
     "keep_every",
+    "storage",
     "data",
     "out",
     "loader",
@@ -53,6 +56,7 @@ FREE_ON_RESUME = {
     "group",
     "compute.activation_checkpointing",
     "compute.compile",
+    "compute.sharding",
     "compute.attention",
 }
 """Keys that may differ between a run and its continuation, with all below them: they do not change what is learned. A source of targets may move,
@@ -62,27 +66,31 @@ but its teacher's fingerprint and compute are checked against the checkpoint's."
 def open_run(config: TrainConfig) -> None:
     """Writes ``config.yaml``.
 
-    Raises ValueError where ``out`` holds another run and ``--resume`` is off, or where the continuation would learn something else.
+    Raises ValueError where ``out`` or ``storage`` holds another run and ``--resume`` is off, or where the continuation would learn something else.
     """
     out = Path(config.out)
-    started = (out / "config.yaml").exists()
+    path = out / "config.yaml"
+    stored = None if config.storage is None or path.exists() else stored_config(config.storage)
+    started = path.exists() or stored is not None
+    where = f"--out {out}" if path.exists() else f"--storage {config.storage}"
     if started and not config.resume:
-        raise ValueError(f"got --out {out}, which holds a run already: add --resume to continue it, or choose another directory")
+        raise ValueError(f"got {where}, which holds a run already: add --resume to continue it, or choose another directory")
     if config.resume and not started:
         raise ValueError(f"got --resume for {out}, which holds no run: leave --resume out to start one")
     if started:
-        _check_same(load_yaml(out / "config.yaml"), config.model_dump(mode="json"), out)
+        _check_same(load_yaml(path) if stored is None else yaml.safe_load(stored), config.model_dump(mode="json"), out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(dump_yaml(config))
+    path.write_text(dump_yaml(config))
 
 
 @contextmanager
-def claimed(out: Path) -> Iterator[Path | None]:
+def claimed(config: TrainConfig) -> Iterator[Path | None]:
     """The checkpoint that the run goes on from, None: its beginning. Every start asks for it, and no other process trains in ``out`` inside the block.
 
-    Cuts ``metrics.jsonl`` after the checkpoint: what follows is trained again. Raises ValueError where another process stays: after a kill the
-    workers of the killed command end by themselves, but not at once.
+    Fetches it where ``storage`` has a newer one, for workers that start on another machine, and cuts ``metrics.jsonl`` after it: what follows is
+    trained again. Raises ValueError where another process stays: after a kill the workers of the killed command end by themselves, but not at once.
     """
+    out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as file:
         deadline = time.monotonic() + CLAIM_S
@@ -90,6 +98,8 @@ def claimed(out: Path) -> Iterator[Path | None]:
             if time.monotonic() > deadline:
                 raise ValueError(f"got {out}, in which another process trains since {CLAIM_S:g} s: end it, or choose another directory")
             time.sleep(0.1)
+        if config.storage is not None:
+            fetch_newer(config.storage, out)
         checkpoint = find_checkpoint(out) if (out / POINTER).exists() else None
         _cut_metrics(out / "metrics.jsonl", 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-")))
         yield checkpoint

@@ -43,6 +43,10 @@ class OptimConfig(Config):
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 
 
+Sharding = Literal["ddp", "fsdp"]
+"""How the ranks of a run share a model."""
+
+
 class ComputeConfig(Config):
     """How encoder and predictor compute. Beside the precision it decides speed and memory alone: losses and gradients agree to rounding."""
 
@@ -52,6 +56,9 @@ class ComputeConfig(Config):
     """Compute each block again in the backward instead of keeping what is inside it: a third more compute for a fraction of the memory."""
     compile: bool = False
     """Compile each block (torch.compile): faster steps after a slow first one. Needs a C++ compiler, on a GPU a C compiler too."""
+    sharding: Sharding = "ddp"
+    """With several workers: `ddp` holds the whole model on each; `fsdp` holds a slice of each parameter and of its optimizer state, for models that
+    leave a GPU no room for clips, and gathers a block's parameters while it computes."""
     attention: Literal["sdpa", "explicit"] = "sdpa"
     """PyTorch's fused attention, or softmax(q k^T) v written out, to compare it with."""
 
@@ -163,8 +170,11 @@ class TrainConfig(Config):
     """Project of Weights & Biases that shows them too; needs the package wandb. None: nothing leaves this machine."""
     keep_every: PositiveInt = 1000
     """Steps from one checkpoint to the next; the last step always has one."""
+    storage: str | None = None
+    """Address that checkpoints and metrics are copied to beside the training, such as s3://BUCKET/RUN, or a folder. `--resume` goes on from there
+    where `out` is empty or older, on any machine."""
     resume: bool = False
-    """Continue the run in `out` after its newest checkpoint."""
+    """Continue the run in `out`, or in `storage`, after its newest checkpoint."""
     estimate: bool = False
     """Instead of the run: time 20 steps on random clips, and say what the whole run takes in time, FLOPs and memory. Reads no data, writes no run."""
     estimate_out: str | None = None

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,23 +71,19 @@ def new_predictor(config: CheckpointConfig) -> Predictor:
 
 
 def save_checkpoint(
-    directory: Path,
-    config: CheckpointConfig,
-    encoder: nn.Module,
-    predictor: nn.Module,
-    training: dict[str, Any],
-    *,
-    online: nn.Module | None = None,
+    directory: Path, config: CheckpointConfig, modules: Mapping[str, Mapping[str, Tensor]], training: dict[str, Any]
 ) -> None:
-    """Writes a checkpoint directory; it appears whole, with its manifest, or not at all. ``online``: the encoder that learns, if it is another."""
+    """Writes a checkpoint directory; it appears whole, with its manifest, or not at all.
+
+    ``modules``: the tensors of ``model``, the encoder, and of ``predictor``; of ``online``, the encoder that learns, if it is another.
+    """
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = directory.with_name(f".partial-{directory.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     (partial / "config.json").write_text(config.model_dump_json(indent=2))
-    modules = {"model": encoder, "predictor": predictor} | ({} if online is None else {"online": online})
-    for file, module in modules.items():
-        save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, partial / f"{file}.safetensors")
+    for file, tensors in modules.items():
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / f"{file}.safetensors")
     torch.save(training, partial / "training.pt")
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(partial.iterdir())}
     (partial / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": files}, indent=2))
