@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from train_tools import (
     ALONE,
     BAD_SLOT,
@@ -27,6 +29,7 @@ from common.model.compute import set_up, uses_bfloat16
 from common.model.pixels import normalise
 from student_trainer.loop import train_on, update
 from student_trainer.optim import new_optimizer, set_schedule
+from student_trainer.ranks import Worker
 from student_trainer.run_directory import claimed, open_run, read_metrics
 from student_trainer.schedule import ema_momentum
 from student_trainer.vjepa import VJepa
@@ -106,6 +109,57 @@ def test_a_bad_clip_has_no_weight():
         objective := new_model(config)[0], torch.optim.SGD(objective.parameters(), lr=0.0, fused=True), batch, None, config, ALONE
     ).loss
     assert not torch.equal(loss, other)
+
+
+# --- nothing of a step waits for the device ---
+
+
+class NoAnswers(TorchDispatchMode):
+    """Operations whose result the host would need, so that it waits for the device, are errors."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "is_nonzero")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in self.WAITING, f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def step_of(device: torch.device) -> Callable[[int], None]:
+    """Takes a whole step with a number: forward, backward, clipping, optimizer, moving average."""
+    config = small_run()
+    objective, _ = new_model(config)
+    objective.to(device)
+    optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
+    worker = Worker(rank=0, world_size=1, device=device)
+    batches = {number: batch_of(config, number) for number in (1, 2)}
+
+    def step(number: int) -> None:
+        set_schedule(optimizer, config.optim, step=number, steps=config.steps)
+        update(objective, optimizer, batches[number], None, config, worker)
+        objective.after_step(step=number, steps=config.steps)
+
+    return step
+
+
+def test_no_operation_of_a_step_asks_for_a_value():
+    step = step_of(CPU)
+    with NoAnswers():
+        step(1)
+        with pytest.raises(AssertionError, match=r"aten\._local_scalar_dense.* waits for the device"):
+            torch.ones(()).item()
+
+
+@pytest.mark.needs_cuda
+def test_the_host_waits_nowhere_in_a_step_of_a_gpu():
+    if not torch.cuda.is_available():
+        (pytest.fail if os.environ.get("FAIL_WITHOUT_CUDA") == "1" else pytest.skip)("there is no CUDA device")
+    step = step_of(torch.device("cuda"))
+    step(1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 # --- the moving average ---
