@@ -21,7 +21,7 @@ from student_trainer.batches import Batch, Batches
 from student_trainer.metrics import MetricsLog, Update
 from student_trainer.objective import Objective
 from student_trainer.optim import new_optimizer, set_schedule
-from student_trainer.parallel import clip_gradients, collect, gradients, restore, spread
+from student_trainer.parallel import clip_gradients, collect, gradients, num_passes, restore, spread
 from student_trainer.ranks import Worker
 from student_trainer.run_directory import write_environment, write_summary
 from student_trainer.salt import Salt
@@ -176,7 +176,7 @@ def update(
     num_good = worker.sum(torch.full((), int(batch.clips.good.sum()), device=worker.device)).clamp(min=1)
     optimizer.zero_grad(set_to_none=True)
     loss, clip_losses = torch.zeros((), device=worker.device), []
-    for group in batch.groups(target, worker.device):
+    for group in batch.groups(target, worker.device, num_passes(model, batch, config.batch_size, worker)):
         with gradients(model, exchange=group.last):
             with torch.autocast(worker.device.type, dtype=torch.bfloat16, enabled=bfloat16):
                 losses = model(group.pixels, group.target, group.masks)
@@ -190,7 +190,7 @@ def update(
     # Both: an infinite L1 loss has a finite gradient.
     optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler tells a fused optimizer
     optimizer.step()
-    return Update(loss=loss, norm=norm, clip_losses=torch.cat(clip_losses))
+    return Update(loss=loss, norm=norm, clip_losses=torch.cat(clip_losses)[: len(batch.clips.good)])
 
 
 def new_objective(config: TrainConfig, teacher: TeacherSpec | None) -> tuple[Objective, CheckpointConfig]:

@@ -17,7 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.config import Sharding
 from common.model.checkpoint import load_training, read_tensors
+from common.model.masking import most_groups
 from common.model.vit import Block
+from student_trainer.batches import Batch
 from student_trainer.objective import Objective
 from student_trainer.ranks import Worker
 
@@ -36,6 +38,11 @@ def spread(objective: Objective, sharding: Sharding, worker: Worker) -> nn.Modul
         fully_shard(block, mesh=mesh)
     fully_shard(objective, mesh=mesh)
     return objective
+
+
+def num_passes(model: nn.Module, batch: Batch, batch_size: int, worker: Worker) -> int:
+    """Forwards and backwards of a step. Ranks that gather a sharded model's blocks all take as many, also one that has fewer mask groups."""
+    return most_groups(batch_size, worker.world_size) if isinstance(model, FSDPModule) else len(batch.masks)
 
 
 @contextlib.contextmanager
