@@ -98,6 +98,8 @@ def claimed(config: TrainConfig) -> Iterator[Path | None]:
             if time.monotonic() > deadline:
                 raise ValueError(f"got {out}, in which another process trains since {CLAIM_S:g} s: end it, or choose another directory")
             time.sleep(0.1)
+        if not (out / "config.yaml").exists():  # the command was given on another machine
+            (out / "config.yaml").write_text(dump_yaml(config))
         if config.storage is not None:
             fetch_newer(config.storage, out)
         checkpoint = find_checkpoint(out) if (out / POINTER).exists() else None

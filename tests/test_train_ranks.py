@@ -65,3 +65,17 @@ def test_workers_that_come_and_go_learn_what_one_does(alone, tmp_path):
         summary = json.loads((five[kind] / "summary.json").read_text())  # of all workers
         assert summary["reader"] == {"clips": STEPS * BATCH}
         assert summary["skipped"] == {f"random/{BAD_SLOT}": "it is the bad one"}
+
+
+@pytest.mark.parametrize("workers", ["8:2", "0:2", "two", "1:2:3", "-1", "1.5"])
+def test_what_is_no_number_of_workers_is_refused(workers):
+    with pytest.raises(
+        ValueError, match=rf"got '{workers}', expected a number of workers, or the fewest and the most of them, such as 2:8"
+    ):
+        small_run(TeacherRun, workers=workers)
+
+
+def test_workers_are_at_most_the_mask_groups():
+    assert [small_run(TeacherRun, workers=workers, **VALUES).workers for workers in ("0", 5, "2:5")] == [0, 5, "2:5"]
+    with pytest.raises(ValueError, match="got workers=2:6 for batch_size=100, expected at most 5"):
+        small_run(TeacherRun, workers="2:6", **VALUES)

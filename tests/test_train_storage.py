@@ -46,6 +46,7 @@ class Clips(ClipsUntil):
 def train(config: TrainConfig, at: Callable[[int], None] = lambda step: None, *, last_step: int = 6) -> None:
     torch.set_num_threads(1)
     open_run(config)
+    (Path(config.out) / "config.yaml").unlink()  # as on a worker's machine that is not the command's
     with claimed(config) as checkpoint:
         train_on(Clips(config, last_step, at), None, config, ALONE, checkpoint)  # type: ignore[arg-type]
 
