@@ -39,20 +39,27 @@ class Batch:
     target: Future[Float[Tensor, "b n d"]] | None
     """Rows of bad clips are zeros. None where the objective needs none from outside."""
 
-    def groups(self, target: Float[Tensor, "b n d"] | None, device: torch.device) -> Iterator[Group]:
-        """The mask groups in order, each copied to the device when it is asked for. ``target``: what ``self.target`` came to."""
-        first = 0
-        for masks in self.masks:
+    def groups(self, target: Float[Tensor, "b n d"] | None, device: torch.device, num_passes: int | None = None) -> Iterator[Group]:
+        """The mask groups in order, each copied to the device when it is asked for. ``target``: what ``self.target`` came to.
+
+        The last one comes again, without a good clip, until there are ``num_passes``, if that is given.
+        """
+        first, group, num_passes = 0, None, num_passes or len(self.masks)
+        for number, masks in enumerate(self.masks, start=1):
             rows = slice(first, first + masks.size)
             first = rows.stop
             sets = (MaskSet(visible_idx=_to(s.visible_idx, device), hidden_idx=_to(s.hidden_idx, device)) for s in masks.sets)
-            yield Group(
+            group = Group(
                 pixels=_to(torch.from_numpy(self.clips.pixels[rows]), device),
                 good=_to(torch.from_numpy(self.clips.good[rows]), device),
                 target=None if target is None else _to(target[rows], device),
                 masks=replace(masks, sets=tuple(sets)),
-                last=masks is self.masks[-1],
+                last=number == num_passes,
             )
+            yield group
+        assert group is not None, "a rank has one at least"
+        for number in range(len(self.masks) + 1, num_passes + 1):
+            yield replace(group, good=torch.zeros_like(group.good), last=number == num_passes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ def _train(config: TrainConfig) -> None:
     from pathlib import Path
 
     from student_trainer.progress import show_progress
-    from student_trainer.run_directory import open_run
+    from student_trainer.run_directory import claimed, open_run
 
-    checkpoint = open_run(config)
+    open_run(config)
     with show_progress(Path(config.out), config.steps, console):
         if config.workers == 0:
             import torch
@@ -30,12 +30,15 @@ def _train(config: TrainConfig) -> None:
             from student_trainer.loop import Worker, train
 
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            train(config, Worker(rank=0, world_size=1, device=device), checkpoint)
+            with claimed(config) as checkpoint:
+                train(config, Worker(rank=0, world_size=1, device=device), checkpoint)
         else:
             from student_trainer.job import run_job
 
-            run_job(config, checkpoint)
-    console.print(f"{config.out}: done, the newest checkpoint is {(Path(config.out) / 'checkpoint').read_text().strip()}", highlight=False)
+            run_job(config)
+    pointer = Path(config.out) / "checkpoint"  # with a storage, the first worker may have had its run directory on another machine
+    where = f"{config.out}: done, the newest checkpoint is {pointer.read_text().strip()}" if pointer.exists() else f"{config.storage}: done"
+    console.print(where, highlight=False)
 
 
 def _sweep(config: SweepConfig) -> None:

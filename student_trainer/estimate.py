@@ -40,7 +40,7 @@ MAX_TIMED_S = 300.0
 
 def run(config: TrainConfig) -> None:
     """Prints the estimate, and writes it as JSON to ``config.estimate_out``."""
-    if config.workers > 0 and config.gpus_per_worker == 0:
+    if config.most_workers > 0 and config.gpus_per_worker == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as Ray does for such a worker
     found = estimate(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if config.estimate_out is not None:
@@ -55,7 +55,7 @@ def estimate(config: TrainConfig, device: torch.device) -> dict[str, Any]:
     ``exact``; null where a teacher's architecture is not known here). A teacher that is served or cached takes no time here.
     """
     torch.set_num_threads(config.num_threads)
-    num_workers = max(config.workers, 1)
+    num_workers = max(config.most_workers, 1)
     ranks = [_masks(config, 1, group_idx(config.batch_size, rank, num_workers)) for rank in range(num_workers)]
     num_clips = max(sum(group.size for group in groups) for groups in ranks)
     spec, teacher, teacher_bytes = None, None, 0
@@ -98,7 +98,7 @@ def _student(config: TrainConfig, device: torch.device, spec: TeacherSpec | None
     set_up(objective, config.compute, device)
     optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
     worker = Worker(rank=0, world_size=1, device=device)
-    groups = range(min(MAX_GROUPS, len(group_idx(config.batch_size, 0, max(config.workers, 1)))))
+    groups = range(min(MAX_GROUPS, len(group_idx(config.batch_size, 0, max(config.most_workers, 1)))))
     masks = {number: _masks(config, number, groups) for number in range(1, 1 + NUM_WARM_UP + NUM_TIMED)}
     clips = _random_clips(config, sum(group.size for group in masks[1]))
     target = None if spec is None else torch.randn(len(clips.good), spec.num_tokens, spec.width)

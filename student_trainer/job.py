@@ -5,11 +5,14 @@ import os
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from common.config import StudentRun, TeacherRun, TrainConfig, VJepaRun
 from common.local_ray import ray_to_join
+
+logger = logging.getLogger(__name__)
 
 _RUNS = {run.__name__: run for run in (TeacherRun, StudentRun, VJepaRun)}
 _SAY_PENDING_S = 30.0
@@ -23,35 +26,49 @@ ENVIRONMENT = {
 """What a Ray that trains is started with."""
 
 
-def run_job(config: TrainConfig, checkpoint: Path | None) -> None:
-    """Trains with ``config.workers`` Ray Train workers. Raises what a worker raised, or ValueError where the workers find no place."""
+def run_job(config: TrainConfig) -> None:
+    """Trains in Ray Train workers. Raises what a worker raised, or ValueError where the workers find no place."""
     os.environ.update(ENVIRONMENT)
     with ray_to_join(config.address, environment=ENVIRONMENT) as ray_arguments:
         import ray
 
         ray.init(**ray_arguments)
         try:
-            _fit(config, checkpoint)
+            _fit(config)
         finally:
             ray.shutdown()
 
 
-def _fit(config: TrainConfig, checkpoint: Path | None) -> None:
-    from ray.train import RunConfig, ScalingConfig
+def _fit(config: TrainConfig) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    class StopAtOwnErrors(UserCallback):
+        """Ends the run where starting it again would end in the same sentence, however many failures are allowed."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            from student_trainer.metrics import DivergedError, TooManyBadClipsError
+
+            for error in worker_exceptions.values():
+                if isinstance(error, ValueError | DivergedError | TooManyBadClipsError):
+                    raise error
+
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is said by the worker's own error
-    resources: dict[str, float] = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
     trainer = TorchTrainer(
         _work,
-        train_loop_config={
-            "run": type(config).__name__,
-            "config": config.model_dump(mode="json"),
-            "checkpoint": None if checkpoint is None else str(checkpoint),
-        },
+        train_loop_config={"run": type(config).__name__, "config": config.model_dump(mode="json")},
         torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=resources),
-        run_config=RunConfig(storage_path=str(Path(config.out).resolve()), name="ray_train"),
+        scaling_config=ScalingConfig(
+            num_workers=config.workers if isinstance(config.workers, int) else (config.fewest_workers, config.most_workers),
+            use_gpu=config.gpus_per_worker > 0,
+            resources_per_worker=_resources(config),
+        ),
+        run_config=RunConfig(
+            storage_path=str(Path(config.out).resolve()),
+            name="ray_train",
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            callbacks=[StopAtOwnErrors()],
+        ),
     )
     failures: list[BaseException] = []
 
@@ -62,37 +79,90 @@ def _fit(config: TrainConfig, checkpoint: Path | None) -> None:
             failures.append(error)
 
     # fit() turns Ctrl-C into success and waits for a placement for ever, so it runs beside the thread that watches for both.
-    before = set(_pending_groups())
     with _InterruptFlag() as interrupted:
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)
         thread.start()
-        since = time.monotonic()
+        placement = _Placement(config)
         while thread.is_alive():
             thread.join(0.2)
             if interrupted.is_set():
                 raise KeyboardInterrupt
-            pending = {name: group for name, group in _pending_groups().items() if name not in before}
-            since = since if pending else time.monotonic()
-            if time.monotonic() - since > _SAY_PENDING_S:
-                raise ValueError(_what_is_missing(next(iter(pending.values()))))
+            placement.look()
     if failures:
         raise _cause(failures[0])
 
 
 def _work(values: dict[str, Any]) -> None:
-    """A worker's whole work."""
+    """A worker's whole work, each time that Ray starts it: from the newest checkpoint that there is by then."""
     import ray.train
     import torch
     from ray.train.torch import get_device
 
     from student_trainer.loop import Worker, train
+    from student_trainer.run_directory import claimed
 
     context = ray.train.get_context()
     config = _RUNS[values["run"]].model_validate(values["config"])
     device = get_device()
     assert isinstance(device, torch.device)
     worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
-    train(config, worker, None if values["checkpoint"] is None else Path(values["checkpoint"]))
+    with claimed(config) if worker.rank == 0 else nullcontext() as checkpoint:
+        train(config, worker, checkpoint)
+
+
+def _resources(config: TrainConfig) -> dict[str, float]:
+    """What Ray sets aside for a worker."""
+    return {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
+
+
+class _Placement:
+    """Says what is missing where the workers find no place. A run that had one waits for another, since nodes may come back."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self._had_one = False
+        self._waits_since: float | None = None
+        self._looked_s = 0.0
+
+    def look(self) -> None:
+        """To be called again and again. Raises ValueError where there was no place for 30 s and never one before."""
+        if time.monotonic() - self._looked_s < 1:
+            return
+        self._looked_s = time.monotonic()
+        states = self._states()
+        self._had_one |= "CREATED" in states
+        if not (states & {"PENDING", "RESCHEDULING"} or (not states and not self._room())):
+            self._waits_since = None
+            return
+        self._waits_since = self._waits_since or time.monotonic()
+        if time.monotonic() - self._waits_since > _SAY_PENDING_S:
+            if not self._had_one:
+                raise ValueError(self._what_is_missing())
+            logger.warning("%s", self._what_is_missing())
+            self._waits_since = time.monotonic()
+
+    def _states(self) -> set[str]:
+        """Of the places of this run's workers, which Ray Train asks for anew each time that it starts them."""
+        import ray
+        from ray.util import placement_group_table
+
+        job = ray.get_runtime_context().get_job_id()  # a placement group's id ends with that of the job that made it
+        return {group["state"] for name, group in placement_group_table().items() if name.endswith(job)} - {"REMOVED"}
+
+    def _room(self) -> bool:
+        """Whether the cluster has room for the fewest workers: of an elastic run no place is asked for before it has."""
+        import ray
+
+        free = ray.available_resources()
+        return all(free.get(name, 0.0) >= self._config.fewest_workers * amount for name, amount in _resources(self._config).items())
+
+    def _what_is_missing(self) -> str:
+        import ray
+
+        return (
+            f"the workers wait for a place since {_SAY_PENDING_S:.0f} s: they need {self._config.workers} times {_resources(self._config)}, free are "
+            f"{ray.available_resources()}: end other jobs, add nodes, or lower --workers, --cpus-per-worker or --gpus-per-worker"
+        )
 
 
 class _InterruptFlag(threading.Event):
@@ -107,23 +177,10 @@ class _InterruptFlag(threading.Event):
             signal.signal(number, handler)
 
 
-def _pending_groups() -> dict[str, dict[str, Any]]:
-    from ray.util import placement_group_table
-
-    return {name: group for name, group in placement_group_table().items() if group["state"] in ("PENDING", "RESCHEDULING")}
-
-
-def _what_is_missing(group: dict[str, Any]) -> str:
-    import ray
-
-    wanted = [dict(bundle) for bundle in group["bundles"].values()]
-    return (
-        f"the workers wait for a place since {_SAY_PENDING_S:.0f} s: they need {wanted}, free are {ray.available_resources()}: end other jobs, add nodes, "
-        "or lower --workers, --cpus-per-worker or --gpus-per-worker"
-    )
-
-
 def _cause(error: BaseException) -> BaseException:
     """The first worker's own error, which says what is wrong; Ray's wrapper around it otherwise."""
-    failures = getattr(error, "worker_failures", None) or {}
-    return next(iter(failures.values()), error)
+    from ray.train import ControllerError, WorkerGroupError
+
+    if isinstance(error, ControllerError):
+        return _cause(error.controller_failure)
+    return next(iter(error.worker_failures.values()), error) if isinstance(error, WorkerGroupError) else error

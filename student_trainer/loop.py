@@ -4,18 +4,14 @@ import contextlib
 import json
 from collections import ChainMap
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from common.config import StudentRun, TeacherRun, TrainConfig, VJepaRun
 from common.data.reader import Reader
-from common.model.checkpoint import CheckpointConfig, load_module, load_training, new_predictor, point_to, save_checkpoint
+from common.model.checkpoint import CheckpointConfig, new_predictor, point_to, save_checkpoint
 from common.model.compute import matrix_peak, set_up, uses_bfloat16
 from common.model.flops import num_parameters, step_flops
 from common.model.grid import token_grid
@@ -25,9 +21,11 @@ from student_trainer.batches import Batch, Batches
 from student_trainer.metrics import MetricsLog, Update
 from student_trainer.objective import Objective
 from student_trainer.optim import new_optimizer, set_schedule
-from student_trainer.ranks import Ranks
+from student_trainer.parallel import clip_gradients, collect, gradients, num_passes, restore, spread
+from student_trainer.ranks import Worker
 from student_trainer.run_directory import write_environment, write_summary
 from student_trainer.salt import Salt
+from student_trainer.storage import Uploads
 from student_trainer.target_source import TargetSource, open_source, source_order, views_of
 from student_trainer.teacher_client import require_same_teacher
 from student_trainer.utilisation import Utilisation
@@ -35,29 +33,15 @@ from student_trainer.vjepa import VJepa
 from student_trainer.vpixel import VPixel, pixel_width
 
 
-@dataclass(frozen=True, kw_only=True)
-class Worker:
-    """Where this process stands in the run."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-
-    @cached_property
-    def ranks(self) -> Ranks:
-        """This rank and the others; all ask for it first at one place."""
-        return Ranks(self.world_size)
-
-
 def train(config: TrainConfig, worker: Worker, checkpoint: Path | None) -> None:
-    """Runs ``config`` from ``checkpoint`` (None: from the start) to its last step; every rank calls it."""
+    """Runs ``config`` from rank 0's ``checkpoint`` (None: from the start) to its last step; every rank calls it."""
     torch.set_num_threads(config.num_threads)
     with ThreadPoolExecutor(1) as opening, contextlib.ExitStack() as stack:
         (reader, source), _ = worker.ranks.result(opening.submit(_open, config, worker, stack))
-        _say(worker, f"{config.data}: {reader.num_samples} samples, decoded by {reader.decoder}")
+        worker.say(f"{config.data}: {reader.num_samples} samples, decoded by {reader.decoder}")
         if source is not None:
             assert isinstance(config, StudentRun), "only it has a source of targets"
-            _say(worker, f"targets of teacher {source.spec.fingerprint[:12]} from {source_order(config)}")
+            worker.say(f"targets of teacher {source.spec.fingerprint[:12]} from {source_order(config)}")
             specs = worker.ranks.all_values(source.spec)  # a service may have replicas on other devices
             for spec in specs:
                 require_same_teacher(spec, specs[0])
@@ -83,14 +67,17 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
     grid = token_grid(config.view, config.encoder)
     teacher = None if source is None else source.spec
     objective, checkpoint_config = new_objective(config, teacher)
-    objective.to(worker.device)
     set_up(objective, config.compute, worker.device)
+    model = spread(objective, config.compute.sharding, worker)
     optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
     step = 0
-    if checkpoint is not None:
-        step = _restore(checkpoint, objective, optimizer, source)
-        _say(worker, f"resuming {out} after step {step}")
-    model: nn.Module = DistributedDataParallel(objective) if worker.world_size > 1 else objective
+    training = restore(checkpoint, objective, optimizer, worker)
+    if training is not None:
+        step = training["step"]
+        torch.set_rng_state(training["rng"])
+        if source is not None:
+            source.require(TeacherSpec.from_json(json.loads(training["teacher"])))
+        worker.say(f"resuming {out} after step {step}")
     peaks = worker.ranks.all_values(matrix_peak(worker.device, config.compute.dtype))
     if worker.rank == 0:
         write_environment(
@@ -102,6 +89,9 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
             after_step=step,
             peak_flops_per_s=sum(peaks),
         )
+    uploads = Uploads(out, config.storage if worker.rank == 0 else None)
+    if checkpoint is not None:
+        uploads.add(checkpoint)  # the copy may lag behind
     batches = Batches(
         reader=reader,
         source=source,
@@ -152,29 +142,26 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
             source.report(line)
         if step % config.keep_every == 0 or step == config.steps:
             log.require_finite(step)
-            if worker.rank == 0:
+            worker.ranks.result(uploads.failure())
+            state = collect(objective, optimizer, worker)
+            if state is not None:
                 directory = out / "checkpoints" / f"step-{step}"
                 training = {
-                    "optimizer": optimizer.state_dict(),
+                    "optimizer": state.optimizer,
                     "step": step,
                     "slot": step * config.batch_size,
                     "rng": torch.get_rng_state(),
                     "teacher": None if teacher is None else json.dumps(teacher.to_json()),
                 }
-                save_checkpoint(
-                    directory,
-                    checkpoint_config.model_copy(update={"step": step}),
-                    objective.result,
-                    objective.predictor,
-                    training,
-                    online=None if objective.result is objective.encoder else objective.encoder,
-                )
+                save_checkpoint(directory, checkpoint_config.model_copy(update={"step": step}), state.modules, training)
                 point_to(out, directory)
+                uploads.add(directory)
     log.close()
     skipped, counters = worker.ranks.all_values(reader.skipped), worker.ranks.all_values(reader.counters())
     if worker.rank == 0:
         totals = {name: sum(counts[name] for counts in counters) for name in counters[0]}
         write_summary(out, config, objective, source, decoder=reader.decoder, counters=totals, skipped=dict(ChainMap(*skipped)))
+    worker.ranks.result(uploads.finish())
 
 
 def update(
@@ -186,25 +173,24 @@ def update(
     """
     bfloat16 = uses_bfloat16(config.compute.dtype, worker.device)
     # The loss is a mean over the good clips of the global batch, so a rank weighs its own by everybody's count.
-    num_good = _sum_over_ranks(torch.full((), int(batch.clips.good.sum()), device=worker.device), worker).clamp(min=1)
+    num_good = worker.sum(torch.full((), int(batch.clips.good.sum()), device=worker.device)).clamp(min=1)
     optimizer.zero_grad(set_to_none=True)
     loss, clip_losses = torch.zeros((), device=worker.device), []
-    for group in batch.groups(target, worker.device):
-        # Ranks exchange gradients once a step, with their last group.
-        with model.no_sync() if isinstance(model, DistributedDataParallel) and not group.last else contextlib.nullcontext():
+    for group in batch.groups(target, worker.device, num_passes(model, batch, config.batch_size, worker)):
+        with gradients(model, exchange=group.last):
             with torch.autocast(worker.device.type, dtype=torch.bfloat16, enabled=bfloat16):
                 losses = model(group.pixels, group.target, group.masks)
             weighted = losses.mean(0) * group.good
             share = weighted.sum() / num_good
-            (share * worker.world_size).backward()  # DistributedDataParallel divides by the world size
+            (share * worker.world_size).backward()  # what is exchanged is the mean over the ranks
         loss += share.detach()
         clip_losses.append(weighted.detach())
-    loss = _sum_over_ranks(loss.double(), worker)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_grad)
+    loss = worker.sum(loss.double())
+    norm = clip_gradients(model, config.optim.clip_grad)
     # Both: an infinite L1 loss has a finite gradient.
     optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler tells a fused optimizer
     optimizer.step()
-    return Update(loss=loss, norm=norm, clip_losses=torch.cat(clip_losses))
+    return Update(loss=loss, norm=norm, clip_losses=torch.cat(clip_losses)[: len(batch.clips.good)])
 
 
 def new_objective(config: TrainConfig, teacher: TeacherSpec | None) -> tuple[Objective, CheckpointConfig]:
@@ -238,31 +224,7 @@ def new_objective(config: TrainConfig, teacher: TeacherSpec | None) -> tuple[Obj
     return Salt(encoder, predictor), checkpoint_config
 
 
-def _restore(checkpoint: Path, objective: Objective, optimizer: torch.optim.Optimizer, source: TargetSource | None) -> int:
-    load_module(objective.result, checkpoint, "model.safetensors")
-    if objective.result is not objective.encoder:
-        load_module(objective.encoder, checkpoint, "online.safetensors")
-    load_module(objective.predictor, checkpoint, "predictor.safetensors")
-    training = load_training(checkpoint)
-    optimizer.load_state_dict(training["optimizer"])
-    torch.set_rng_state(training["rng"])
-    if source is not None:
-        source.require(TeacherSpec.from_json(json.loads(training["teacher"])))
-    return training["step"]
-
-
 def _target_parameters(objective: Objective, teacher: TeacherSpec | None) -> int:
     if isinstance(objective, VJepa):
         return num_parameters(objective.target_encoder)
     return 0 if teacher is None else teacher.num_parameters
-
-
-def _sum_over_ranks(value: Tensor, worker: Worker) -> Tensor:
-    if worker.world_size > 1:
-        dist.all_reduce(value)
-    return value
-
-
-def _say(worker: Worker, sentence: str) -> None:
-    if worker.rank == 0:
-        print(sentence, flush=True)

@@ -1,6 +1,7 @@
 """A run's progress on the terminal, read from its metrics.jsonl: the same whether it trains here or in Ray's workers."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -117,13 +118,16 @@ def _named(name: str, value: str) -> Text:
 
 
 def _new_lines(path: Path, stop: threading.Event) -> Iterator[dict[str, Any]]:
-    """Whole lines as they are written; ends after ``stop``, once the file has been read to its end."""
+    """Whole lines as they are written; ends after ``stop``, once the file has been read to its end. A start anew may have cut the file."""
     position = path.stat().st_size if path.exists() else 0
     while True:
         last_round = stop.is_set()
         if path.exists():
             with path.open("rb") as file:
-                file.seek(position)
+                position = min(position, file.seek(0, os.SEEK_END))
+                file.seek(max(position - 1, 0))
+                if position > 0 and file.read(1) != b"\n":  # cut, and grown beyond: on from the next whole line
+                    position += len(file.readline())
                 for raw in file:
                     if not raw.endswith(b"\n"):
                         break

@@ -4,6 +4,8 @@ import concurrent.futures
 import pickle
 import time
 from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -64,6 +66,31 @@ class Ranks:
     def _first_error(self, future: Future[T]) -> BaseException:
         own = future.exception() if future.done() else None
         return next(error for error in self.all_values(None if own is None else _portable(own)) if error is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """Where this process stands in the run."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @cached_property
+    def ranks(self) -> Ranks:
+        """This rank and the others; all ask for it first at one place."""
+        return Ranks(self.world_size)
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """The value summed over the ranks, in place and on the device."""
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def say(self, sentence: str) -> None:
+        """Prints it once."""
+        if self.rank == 0:
+            print(sentence, flush=True)
 
 
 def _portable(error: BaseException) -> BaseException:

@@ -1,14 +1,18 @@
 """A run on disk: configuration, metrics, summary, checkpoints."""
 
+import fcntl
 import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+import yaml
 
 from common.config import TrainConfig, dump_yaml, load_yaml
 from common.model.checkpoint import POINTER, find_checkpoint
@@ -16,7 +20,11 @@ from common.model.compute import uses_bfloat16
 from common.model.flops import num_parameters
 from common.model.teacher import device_kind
 from student_trainer.objective import Objective
+from student_trainer.storage import fetch_newer, stored_config
 from student_trainer.target_source import TargetSource
+
+CLAIM_S = 30.0
+"""How long a start waits for the run's last process to end, in seconds."""
 
 FREE_ON_RESUME = {
     "resume",
@@ -26,11 +34,13 @@ FREE_ON_RESUME = {
     "workers",
     "cpus_per_worker",
     "gpus_per_worker",
+    "max_failures",
     "address",
     "log_every",
     "metrics_port",
     "wandb",
     "keep_every",
+    "storage",
     "data",
     "out",
     "loader",
@@ -46,32 +56,63 @@ FREE_ON_RESUME = {
     "group",
     "compute.activation_checkpointing",
     "compute.compile",
+    "compute.sharding",
     "compute.attention",
 }
 """Keys that may differ between a run and its continuation, with all below them: they do not change what is learned. A source of targets may move,
 but its teacher's fingerprint and compute are checked against the checkpoint's."""
 
 
-def open_run(config: TrainConfig) -> Path | None:
-    """The checkpoint to resume from, None for a new run; writes ``config.yaml``.
+def open_run(config: TrainConfig) -> None:
+    """Writes ``config.yaml``.
 
-    Raises ValueError where ``out`` holds another run and ``--resume`` is off, or where the continuation would learn something else.
+    Raises ValueError where ``out`` or ``storage`` holds another run and ``--resume`` is off, or where the continuation would learn something else.
     """
     out = Path(config.out)
-    started = (out / "config.yaml").exists()
+    path = out / "config.yaml"
+    stored = None if config.storage is None or path.exists() else stored_config(config.storage)
+    started = path.exists() or stored is not None
+    where = f"--out {out}" if path.exists() else f"--storage {config.storage}"
     if started and not config.resume:
-        raise ValueError(f"got --out {out}, which holds a run already: add --resume to continue it, or choose another directory")
+        raise ValueError(f"got {where}, which holds a run already: add --resume to continue it, or choose another directory")
     if config.resume and not started:
         raise ValueError(f"got --resume for {out}, which holds no run: leave --resume out to start one")
     if started:
-        check_same(load_yaml(out / "config.yaml"), config.model_dump(mode="json"), out)
+        check_same(load_yaml(path) if stored is None else yaml.safe_load(stored), config.model_dump(mode="json"), out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(dump_yaml(config))
-    if not (out / POINTER).exists():
-        return None
-    checkpoint = find_checkpoint(out)
-    _cut_metrics(out / "metrics.jsonl", int(checkpoint.name.removeprefix("step-")))
-    return checkpoint
+    path.write_text(dump_yaml(config))
+
+
+@contextmanager
+def claimed(config: TrainConfig) -> Iterator[Path | None]:
+    """The checkpoint that the run goes on from, None: its beginning. Every start asks for it, and no other process trains in ``out`` inside the block.
+
+    Fetches it where ``storage`` has a newer one, for workers that start on another machine, and cuts ``metrics.jsonl`` after it: what follows is
+    trained again. Raises ValueError where another process stays: after a kill the workers of the killed command end by themselves, but not at once.
+    """
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        deadline = time.monotonic() + CLAIM_S
+        while not _lock(file):
+            if time.monotonic() > deadline:
+                raise ValueError(f"got {out}, in which another process trains since {CLAIM_S:g} s: end it, or choose another directory")
+            time.sleep(0.1)
+        if not (out / "config.yaml").exists():  # the command was given on another machine
+            (out / "config.yaml").write_text(dump_yaml(config))
+        if config.storage is not None:
+            fetch_newer(config.storage, out)
+        checkpoint = find_checkpoint(out) if (out / POINTER).exists() else None
+        _cut_metrics(out / "metrics.jsonl", 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-")))
+        yield checkpoint
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+    except BlockingIOError:
+        return False
+    return True
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
@@ -93,15 +134,13 @@ def _values(config: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]
 
 
 def _cut_metrics(path: Path, step: int) -> None:
-    """Drops the lines after a checkpoint's step: they are trained again."""
+    """Ends the file after the line of ``step``, in place: whoever follows it finds it shorter."""
     if path.exists():
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept))
-        partial.replace(path)
+        kept = [line for line in path.read_bytes().splitlines(keepends=True) if _step_of(line) <= step]
+        os.truncate(path, sum(map(len, kept)))
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     try:
         return json.loads(line)["step"]
     except json.JSONDecodeError:  # the last line of a killed run may be cut off

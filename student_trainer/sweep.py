@@ -88,8 +88,8 @@ def _train(to_do: Mapping[str, StudentRun], config: SweepConfig, console: rich.c
 
 
 def needs(config: StudentRun) -> dict[str, float]:
-    """What Ray sets aside for a run."""
-    return {"CPU": config.workers * config.cpus_per_worker, "GPU": config.workers * config.gpus_per_worker}
+    """What Ray sets aside for a run, at least."""
+    return {"CPU": config.fewest_workers * config.cpus_per_worker, "GPU": config.fewest_workers * config.gpus_per_worker}
 
 
 def fits(config: StudentRun, beside: list[StudentRun], room: Mapping[str, float]) -> bool:

@@ -30,7 +30,7 @@ def save_ours(directory: Path, encoder: EncoderConfig, *, objective: str = "salt
     for model in models:
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.1, generator=generator)
-    save_checkpoint(directory, config, *models, {})
+    save_checkpoint(directory, config, {name: model.state_dict() for name, model in zip(("model", "predictor"), models, strict=True)}, {})
     return directory
 
 

@@ -1,4 +1,4 @@
-"""A folder as a bucket of an S3 server on this machine: enough of the protocol to read, and faults on request."""
+"""A folder as a bucket of an S3 server on this machine: enough of the protocol to read and write, and faults on request."""
 
 import contextlib
 import os
@@ -46,18 +46,86 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
-    def do_GET(self) -> None:
+    def do_PUT(self) -> None:
+        content = self._content()
+        if self._fails():
+            return None
+        name, query = self._asked()
+        path = self.server.folder / name
+        if "uploadId" in query:
+            path = self._part(name, int(query["partNumber"][0]))
+        if name.endswith("/") or not name:  # a mark for a folder, or the bucket itself
+            return self._answer(200, b"", {})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return self._answer(200, b"", {})
+
+    def do_POST(self) -> None:
+        content = self._content()
+        if self._fails():
+            return None
+        name, query = self._asked()
+        if "uploads" in query:
+            return self._answer(200, b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>", {})
+        parts = [self._part(name, number + 1) for number in range(content.count(b"<PartNumber>"))]
+        path = self.server.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"".join(part.read_bytes() for part in parts))
+        for part in parts:
+            part.unlink()
+        return self._answer(200, b"<CompleteMultipartUploadResult><ETag>0</ETag></CompleteMultipartUploadResult>", {})
+
+    def do_DELETE(self) -> None:
+        self._answer(204, b"", {})
+
+    def _part(self, name: str, number: int) -> Path:
+        return self.server.folder / f"{name}.part-{number}"
+
+    def _content(self) -> bytes:
+        """What a request brings, out of the pieces that it may come in."""
+        content = self._chunks() if "Transfer-Encoding" in self.headers else self.rfile.read(int(self.headers["Content-Length"]))
+        if "aws-chunked" not in self.headers.get("Content-Encoding", ""):
+            return content
+        whole, rest = b"", content
+        while rest:
+            size, rest = rest.split(b"\r\n", 1)
+            length = int(size.split(b";")[0], 16)
+            if length == 0:
+                break
+            whole, rest = whole + rest[:length], rest[length + 2 :]
+        return whole
+
+    def _chunks(self) -> bytes:
+        whole = b""
+        while length := int(self.rfile.readline().split(b";")[0], 16):
+            whole += self.rfile.read(length)
+            self.rfile.readline()
+        self.rfile.readline()
+        return whole
+
+    def _asked(self) -> tuple[str, dict[str, list[str]]]:
+        """The object of a request, and its query."""
+        parts = urlsplit(self.path)
+        return unquote(parts.path).removeprefix("/bucket").lstrip("/"), parse_qs(parts.query, keep_blank_values=True)
+
+    def _fails(self) -> bool:
+        """Whether this request was answered with a fault."""
         if self.server.stalls > 0:
             self.server.stalls -= 1
             self.server.closed.wait(60)
         if self.server.denied:
-            return self._error(403, "AccessDenied")
+            self._error(403, "AccessDenied")
+            return True
         if self.server.faults > 0:
             self.server.faults -= 1
-            return self._error(503, "SlowDown")
-        parts = urlsplit(self.path)
-        name = unquote(parts.path).removeprefix("/bucket").lstrip("/")
-        query = parse_qs(parts.query)
+            self._error(503, "SlowDown")
+            return True
+        return False
+
+    def do_GET(self) -> None:
+        if self._fails():
+            return None
+        name, query = self._asked()
         if "list-type" in query:
             return self._list(query["prefix"][0] if "prefix" in query else "", "delimiter" in query)
         path = self.server.folder / name

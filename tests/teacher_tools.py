@@ -38,7 +38,7 @@ def save_teacher(directory: Path, seed: int = 0) -> Path:
     encoder = Encoder(ENCODER)
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    save_checkpoint(directory, config, encoder, new_predictor(config), {})
+    save_checkpoint(directory, config, {"model": encoder.state_dict(), "predictor": new_predictor(config).state_dict()}, {})
     return directory
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_tools import ALONE, CPU, RandomClips, batch_of, new_model, small_run
+from train_tools import ALONE, CPU, RandomClips, batch_of, new_model, small_run, tensors_of
 
 from common.config import StudentRun, TeacherComputeConfig, TeacherRun
 from common.model.checkpoint import save_checkpoint
@@ -51,7 +51,7 @@ def train(out: Path, worker: Worker, **values) -> str:
 def folder(tmp_path):
     config = small_run(TeacherRun)
     objective, checkpoint_config = new_objective(config, None)
-    save_checkpoint(tmp_path / "teacher", checkpoint_config, objective.encoder, objective.predictor, {})
+    save_checkpoint(tmp_path / "teacher", checkpoint_config, tensors_of(objective), {})
     return tmp_path
 
 

@@ -90,7 +90,7 @@ def test_names_of_rows(tmp_path, data):
     inside = list_candidates(config(a / "checkpoints" / "step-3", a, random_init=True))
     assert [c.name for c in inside] == ["random-init", "student/step-3", "student"]
     encoder, predictor = make_models()
-    save_checkpoint(tmp_path / "plain", CONFIG, encoder, predictor, {})
+    save_checkpoint(tmp_path / "plain", CONFIG, {"model": encoder.state_dict(), "predictor": predictor.state_dict()}, {})
     assert [c.name for c in list_candidates(config(tmp_path / "plain"))] == ["plain"]
     with pytest.raises(ValueError, match="expected every checkpoint once"):
         list_candidates(config(a, a))

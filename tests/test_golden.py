@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from train_tools import ALONE, CPU, RandomClips
+from train_tools import ALONE, CPU, RandomClips, tensors_of
 
 from common.config import StudentRun, TeacherComputeConfig, TeacherRun, TrainConfig, VJepaRun
 from common.model.checkpoint import save_checkpoint
@@ -45,7 +45,7 @@ def run(objective: str, out: Path) -> list[float]:
     source = None
     if isinstance(config, StudentRun):
         teacher, checkpoint_config = new_objective(TeacherRun.model_validate(RUN | {"out": str(out), "seed": 4}), None)
-        save_checkpoint(out / "teacher", checkpoint_config, teacher.encoder, teacher.predictor, {})
+        save_checkpoint(out / "teacher", checkpoint_config, tensors_of(teacher), {})
         source = LocalTargets(Teacher.load(out / "teacher", TeacherComputeConfig(), CPU), config.target_dtype)
     out.mkdir(exist_ok=True)
     train_on(RandomClips(config.view.clip_shape), source, config, ALONE, None)  # type: ignore[arg-type]

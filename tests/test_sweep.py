@@ -49,7 +49,8 @@ def write(tmp_path):
 
 def test_runs_share_one_teacher_and_one_that_fails_is_named(shards, tmp_path, write):
     teacher_run = TeacherRun.model_validate(SMALL | {"data": str(shards), "out": str(tmp_path / "teacher"), "steps": 2})
-    train(teacher_run, ALONE, open_run(teacher_run))
+    open_run(teacher_run)
+    train(teacher_run, ALONE, None)
     file = {
         "preset": "nano",
         "common": {**SMALL, "data": str(shards), "cpus_per_worker": 0.5},
@@ -153,7 +154,8 @@ def test_a_run_starts_where_its_workers_have_room():
 @pytest.mark.faults
 def test_a_sweep_that_is_ended_takes_its_runs_and_its_ray_along(shards, tmp_path, write):
     teacher_run = TeacherRun.model_validate(SMALL | {"data": str(shards), "out": str(tmp_path / "teacher"), "steps": 2})
-    train(teacher_run, ALONE, open_run(teacher_run))
+    open_run(teacher_run)
+    train(teacher_run, ALONE, None)
     common = {**SMALL, "data": str(shards), "cpus_per_worker": 0.5, "steps": 1_000_000, "teacher_ckpt": str(tmp_path / "teacher")}
     write({"preset": "nano", "common": common, "grid": {"seed": [0, 1]}})
     program = [

@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from train_tools import (
     ALONE,
     BAD_SLOT,
@@ -19,16 +21,16 @@ from train_tools import (
     losses_and_gradients,
     new_model,
     small_run,
-    train_in_two_processes,
     train_on_random_clips,
 )
 
-from common.config import ComputeConfig, EmaConfig, OptimConfig, TeacherRun, TrainConfig, VJepaRun
+from common.config import ComputeConfig, EmaConfig, OptimConfig, TeacherRun
 from common.model.compute import set_up, uses_bfloat16
 from common.model.pixels import normalise
 from student_trainer.loop import train_on, update
 from student_trainer.optim import new_optimizer, set_schedule
-from student_trainer.run_directory import open_run, read_metrics
+from student_trainer.ranks import Worker
+from student_trainer.run_directory import claimed, open_run, read_metrics
 from student_trainer.schedule import ema_momentum
 from student_trainer.vjepa import VJepa
 
@@ -109,28 +111,55 @@ def test_a_bad_clip_has_no_weight():
     assert not torch.equal(loss, other)
 
 
-def test_two_workers_learn_what_one_does(tmp_path):
-    """Of 72 clips one worker has a mask group and the other two, which exchange gradients once."""
+# --- nothing of a step waits for the device ---
 
-    def runs(name: str) -> list[TrainConfig]:
-        values = {"batch_size": 72, "log_every": 1, "optim": {"warmup_steps": 3, "lr": 1e-3, "clip_grad": 0.5}}
-        configs = [small_run(kind, **values, out=str(tmp_path / f"{name}-{kind.__name__}")) for kind in (TeacherRun, VJepaRun)]
-        for config in configs:
-            Path(config.out).mkdir()
-        return configs
 
-    alone, together = runs("alone"), runs("together")
-    for config in alone:
-        train_on_random_clips(config)
-    train_in_two_processes(together, tmp_path / "store")
-    for one, two in zip(alone, together, strict=True):
-        losses = [[line["loss"] for line in read_metrics(run.out)] for run in (one, two)]
-        assert len(losses[0]) == 10
-        torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-5, atol=0)
-        summaries = [json.loads((Path(run.out) / "summary.json").read_text()) for run in (one, two)]
-        for summary in summaries:  # of both workers
-            assert summary["reader"] == {"clips": 720}
-            assert summary["skipped"] == {f"random/{BAD_SLOT}": "it is the bad one"}
+class NoAnswers(TorchDispatchMode):
+    """Operations whose result the host would need, so that it waits for the device, are errors."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "is_nonzero")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in self.WAITING, f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def step_of(device: torch.device) -> Callable[[int], None]:
+    """Takes a whole step with a number: forward, backward, clipping, optimizer, moving average."""
+    config = small_run()
+    objective, _ = new_model(config)
+    objective.to(device)
+    optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
+    worker = Worker(rank=0, world_size=1, device=device)
+    batches = {number: batch_of(config, number) for number in (1, 2)}
+
+    def step(number: int) -> None:
+        set_schedule(optimizer, config.optim, step=number, steps=config.steps)
+        update(objective, optimizer, batches[number], None, config, worker)
+        objective.after_step(step=number, steps=config.steps)
+
+    return step
+
+
+def test_no_operation_of_a_step_asks_for_a_value():
+    step = step_of(CPU)
+    with NoAnswers():
+        step(1)
+        with pytest.raises(AssertionError, match=r"aten\._local_scalar_dense.* waits for the device"):
+            torch.ones(()).item()
+
+
+@pytest.mark.needs_cuda
+def test_the_host_waits_nowhere_in_a_step_of_a_gpu():
+    if not torch.cuda.is_available():
+        (pytest.fail if os.environ.get("FAIL_WITHOUT_CUDA") == "1" else pytest.skip)("there is no CUDA device")
+    step = step_of(torch.device("cuda"))
+    step(1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 # --- the moving average ---
@@ -268,7 +297,9 @@ def test_a_run_says_how_it_computed_and_may_compute_otherwise_when_it_goes_on(tm
     out = str(tmp_path / "run")
     first = small_run(TeacherRun, out=out, steps=4)
     for config in (first, small_run(TeacherRun, out=out, resume=True, steps=5, compute={"activation_checkpointing": True})):
-        train_on(RandomClips(config.view.clip_shape), None, config, ALONE, open_run(config))  # type: ignore[arg-type]
+        open_run(config)
+        with claimed(config) as checkpoint:
+            train_on(RandomClips(config.view.clip_shape), None, config, ALONE, checkpoint)  # type: ignore[arg-type]
     starts = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert [(start["after_step"], start["activation_checkpointing"], start["dtype"], start["decoder"]) for start in starts] == [
         (0, False, "float32", "none"),

@@ -1,5 +1,8 @@
 """Training without files: clips from random bytes, a small run, its losses and gradients. What the tests of the loop share."""
 
+import contextlib
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,8 @@ from common.model.grid import token_grid
 from student_trainer.batches import Batch, Batches
 from student_trainer.loop import Worker, new_objective, train_on
 from student_trainer.objective import Objective
+from student_trainer.parallel import modules_of
+from student_trainer.run_directory import claimed
 
 CPU = torch.device("cpu")
 ALONE = Worker(rank=0, world_size=1, device=CPU)
@@ -88,22 +93,70 @@ def new_model(config: TrainConfig) -> tuple[Objective, CheckpointConfig]:
     return objective, checkpoint_config
 
 
+def tensors_of(objective: Objective) -> dict[str, dict[str, torch.Tensor]]:
+    """What a checkpoint holds of a model."""
+    return {name: module.state_dict() for name, module in modules_of(objective).items()}
+
+
 def train_on_random_clips(config: TrainConfig, worker: Worker = ALONE) -> None:
     """Runs ``config`` from its start, without files of data."""
     train_on(RandomClips(config.view.clip_shape), None, config, worker, None)  # type: ignore[arg-type]
 
 
-def train_in_two_processes(configs: list[TrainConfig], store: Path) -> None:
-    """The same with two workers, in plain PyTorch. ``store``: a file that does not exist."""
-    torch.multiprocessing.spawn(_train_rank, (configs, store), nprocs=2)
+@dataclass(frozen=True)
+class Piece:
+    """A start of a run, from its newest checkpoint to the end or until it is stopped."""
+
+    config: TrainConfig
+    num_workers: int
+    last_step: int
 
 
-def _train_rank(rank: int, configs: list[TrainConfig], store: Path) -> None:
+def train_in_processes(pieces: list[Piece], folder: Path) -> list[list[int]]:
+    """Runs the pieces one after the other, in plain PyTorch; the slots that each asked for, in order. ``folder``: an empty one."""
+    torch.multiprocessing.spawn(_train_rank, (pieces, folder), nprocs=max(piece.num_workers for piece in pieces))
+    of_ranks = [
+        [json.loads((folder / f"slots-{number}-{rank}").read_text()) for rank in range(piece.num_workers)]
+        for number, piece in enumerate(pieces)
+    ]
+    return [sorted(slot for slots in ranks for slot in slots) for ranks in of_ranks]
+
+
+def _train_rank(rank: int, pieces: list[Piece], folder: Path) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    for config in configs:
-        train_on_random_clips(config, Worker(rank=rank, world_size=2, device=CPU))
-    torch.distributed.destroy_process_group()
+    for number, piece in enumerate(pieces):
+        if rank >= piece.num_workers:
+            continue
+        store = f"file://{folder / f'store-{number}'}"
+        torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=piece.num_workers)
+        clips = ClipsUntil(piece.config, piece.last_step)
+        worker = Worker(rank=rank, world_size=piece.num_workers, device=CPU)
+        with (
+            claimed(piece.config) if rank == 0 else contextlib.nullcontext() as checkpoint,
+            contextlib.suppress(StoppedError),
+        ):
+            train_on(clips, None, piece.config, worker, checkpoint)  # type: ignore[arg-type]
+        (folder / f"slots-{number}-{rank}").write_text(json.dumps(clips.asked))
+        torch.distributed.destroy_process_group()
+
+
+class StoppedError(RuntimeError):
+    """The run ends here."""
+
+
+class ClipsUntil(RandomClips):
+    """Those of the steps until ``last_step``; after it the run is stopped. ``asked``: every slot that was given, as often as it was."""
+
+    def __init__(self, config: TrainConfig, last_step: int) -> None:
+        super().__init__(config.view.clip_shape)
+        self.asked: list[int] = []
+        self._end = last_step * config.batch_size
+
+    def clips(self, slots):
+        if slots.stop > self._end:
+            raise StoppedError(f"slot {self._end}")
+        self.asked += slots
+        return super().clips(slots)
 
 
 def losses_and_gradients(compute: ComputeConfig) -> dict[str, torch.Tensor]:

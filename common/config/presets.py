@@ -17,7 +17,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vit-l": _vit(1024, 24, 16, 4096),
     "vit-h": _vit(1280, 32, 16, 5120),
     "vit-g": _vit(1408, 40, 16, 6144),
-    "vit-G": _vit(1664, 48, 16, 8192),
+    # Weights, gradient and AdamW's state of 1.8e9 parameters are 29 GB.
+    "vit-G": _vit(1664, 48, 16, 8192) | {"compute": {"sharding": "fsdp"}},
     # ViT-S and ViT-Ti. The paper's predictor would be as large as these encoders and see more tokens, so they have one that is to them what it
     # is to ViT-B: half the width, 12 deep, heads of 24. The weights' spread is V-JEPA 2's at ViT-L, kept for narrower maps: 0.02 sqrt(1024 / width).
     "small": _vit(384, 12, 6, 1536) | {"predictor": {"width": 192, "depth": 12, "num_heads": 8, "mlp_width": 768}, "init_std": 0.033},

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from common.config.base import Config
 from common.config.model import (
@@ -43,6 +43,10 @@ class OptimConfig(Config):
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 
 
+Sharding = Literal["ddp", "fsdp"]
+"""How the ranks of a run share a model."""
+
+
 class ComputeConfig(Config):
     """How encoder and predictor compute. Beside the precision it decides speed and memory alone: losses and gradients agree to rounding."""
 
@@ -52,6 +56,9 @@ class ComputeConfig(Config):
     """Compute each block again in the backward instead of keeping what is inside it: a third more compute for a fraction of the memory."""
     compile: bool = False
     """Compile each block (torch.compile): faster steps after a slow first one. Needs a C++ compiler, on a GPU a C compiler too."""
+    sharding: Sharding = "ddp"
+    """With several workers: `ddp` holds the whole model on each; `fsdp` holds a slice of each parameter and of its optimizer state, for models that
+    leave a GPU no room for clips, and gathers a block's parameters while it computes."""
     attention: Literal["sdpa", "explicit"] = "sdpa"
     """PyTorch's fused attention, or softmax(q k^T) v written out, to compare it with."""
 
@@ -140,12 +147,15 @@ class TrainConfig(Config):
     """Views per sample: `fresh` draws a new one in every pass (the paper), a number K repeats K pinned ones."""
     split: str = "train"
     """Split of the data set to train on; `all` takes every sample."""
-    workers: NonNegativeInt = 1
-    """Ray Train workers; 0 runs in this process, without Ray."""
+    workers: int | str = 1
+    """Ray Train workers. FEWEST:MOST, such as 2:8: as many of them as the cluster has room for, at every moment. 0 runs in this process, without Ray."""
     cpus_per_worker: PositiveFloat = 1.0
     """CPUs that Ray sets aside for a worker; may be a fraction."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
     """GPUs that Ray sets aside for a worker; with 0 it trains on the CPU. `--workers 0` takes a GPU if there is one."""
+    max_failures: int = Field(default=0, ge=-1)
+    """Times that lost workers are replaced and the run goes on from its newest checkpoint, -1: always. A node that a cloud takes back does not
+    count. With 0 the run stops, and `--resume` continues it."""
     address: str | None = None
     """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the command."""
     num_threads: PositiveInt = 1
@@ -160,8 +170,11 @@ class TrainConfig(Config):
     """Project of Weights & Biases that shows them too; needs the package wandb. None: nothing leaves this machine."""
     keep_every: PositiveInt = 1000
     """Steps from one checkpoint to the next; the last step always has one."""
+    storage: str | None = None
+    """Address that checkpoints and metrics are copied to beside the training, such as s3://BUCKET/RUN, or a folder. `--resume` goes on from there
+    where `out` is empty or older, on any machine."""
     resume: bool = False
-    """Continue the run in `out` after its newest checkpoint."""
+    """Continue the run in `out`, or in `storage`, after its newest checkpoint."""
     estimate: bool = False
     """Instead of the run: time 20 steps on random clips, and say what the whole run takes in time, FLOPs and memory. Reads no data, writes no run."""
     estimate_out: str | None = None
@@ -174,6 +187,24 @@ class TrainConfig(Config):
     compute: ComputeConfig = ComputeConfig()
     loader: LoaderConfig = LoaderConfig()
 
+    @property
+    def fewest_workers(self) -> int:
+        """Workers that the run needs at least."""
+        return int(str(self.workers).partition(":")[0])
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that the run takes at most."""
+        return int(str(self.workers).rpartition(":")[2])
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _number_or_range(cls, value: object) -> int | str:
+        fewest, separator, most = str(value).partition(":")
+        if not fewest.isdecimal() or (separator and not (most.isdecimal() and 1 <= int(fewest) <= int(most))):
+            raise ValueError(f"got {value!r}, expected a number of workers, or the fewest and the most of them, such as 2:8")
+        return f"{int(fewest)}:{int(most)}" if separator else int(fewest)
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         require_whole_cubes(self.view, self.encoder)
@@ -183,7 +214,7 @@ class TrainConfig(Config):
                 f"raise --steps, or --set optim.warmup_steps={self.steps // 10}"
             )
         num_groups = -(-self.batch_size // MASK_GROUP_SIZE)
-        if self.workers > num_groups:
+        if self.most_workers > num_groups:
             raise ValueError(
                 f"got workers={self.workers} for batch_size={self.batch_size}, expected at most {num_groups}: a worker takes whole mask "
                 f"groups of {MASK_GROUP_SIZE} clips"

@@ -1,9 +1,11 @@
-"""Files of a data set, in a folder of this machine or in an object store."""
+"""Files in a folder of this machine or in an object store: those of a data set, and copies of a run."""
 
 import functools
+import io
 import logging
 import posixpath
 import random
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -20,8 +22,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RETRY_BUDGET_S = 120.0
-"""How long a read of an object store is tried again before it is an error, in seconds."""
+"""How long a request to an object store is tried again before it is an error, in seconds."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+_COPY_BYTES = 8_000_000
+"""Of a file that is copied, in memory at a time."""
 _MAX_OPEN = 128
 """Tars of an object store that are known by size; a run reads from few at a time."""
 _OWN_SCHEMES = frozenset(["file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "hf"])
@@ -31,7 +35,7 @@ _OWN_SCHEMES = frozenset(["file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "v
 class Folder:
     """A folder by its address: a path, or a URL of pyarrow's file systems (s3, gs, abfs, hf; others through fsspec). Thread safe.
 
-    Reads of an object store are tried again where it fails, with backoff, jitter and a budget; they are counted, and raise OSError in the end.
+    Requests to an object store are tried again where it fails, with backoff, jitter and a budget; they are counted, and raise OSError in the end.
     """
 
     def __init__(self, address: str | Path) -> None:
@@ -51,6 +55,33 @@ class Folder:
     def read(self, name: str) -> bytes:
         """The content of a file. Raises FileNotFoundError."""
         return self._retrying(lambda: self._files.open_input_file(self.path(name)).read())
+
+    def write(self, name: str, content: Path | bytes) -> None:
+        """Makes a file of a local file's content, or of bytes; in place of one of that name."""
+        path = self.path(name)
+
+        def attempt() -> None:
+            with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as source:
+                if self.local is None:
+                    with self._files.open_output_stream(path) as target:
+                        shutil.copyfileobj(source, target, _COPY_BYTES)
+                    return
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                partial = Path(path).with_name(f".partial-{posixpath.basename(path)}")
+                with partial.open("wb") as target:
+                    shutil.copyfileobj(source, target, _COPY_BYTES)
+                partial.replace(path)
+
+        self._retrying(attempt)
+
+    def fetch(self, name: str, to: Path) -> None:
+        """Copies a file to a local one, of any size. Raises FileNotFoundError."""
+
+        def attempt() -> None:
+            with self._files.open_input_stream(self.path(name), compression=None) as source, to.open("wb") as target:
+                shutil.copyfileobj(source, target, _COPY_BYTES)
+
+        self._retrying(attempt)
 
     def slice(self, name: str, offset: int, size: int) -> Slice | bytes:
         """A part of a file: of this machine where it is, else the bytes. Raises BadVideoError where they are not there."""

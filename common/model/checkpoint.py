@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import PositiveInt
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from common.config import TIMM, TIMM_RANDOM, Config, EncoderConfig, FrozenConfig, MaskConfig, PredictorConfig, ViewConfig
 from common.model.foreign import is_hf, open_hf, open_pt
@@ -70,23 +71,19 @@ def new_predictor(config: CheckpointConfig) -> Predictor:
 
 
 def save_checkpoint(
-    directory: Path,
-    config: CheckpointConfig,
-    encoder: nn.Module,
-    predictor: nn.Module,
-    training: dict[str, Any],
-    *,
-    online: nn.Module | None = None,
+    directory: Path, config: CheckpointConfig, modules: Mapping[str, Mapping[str, Tensor]], training: dict[str, Any]
 ) -> None:
-    """Writes a checkpoint directory; it appears whole, with its manifest, or not at all. ``online``: the encoder that learns, if it is another."""
+    """Writes a checkpoint directory; it appears whole, with its manifest, or not at all.
+
+    ``modules``: the tensors of ``model``, the encoder, and of ``predictor``; of ``online``, the encoder that learns, if it is another.
+    """
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = directory.with_name(f".partial-{directory.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     (partial / "config.json").write_text(config.model_dump_json(indent=2))
-    modules = {"model": encoder, "predictor": predictor} | ({} if online is None else {"online": online})
-    for file, module in modules.items():
-        save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, partial / f"{file}.safetensors")
+    for file, tensors in modules.items():
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / f"{file}.safetensors")
     torch.save(training, partial / "training.pt")
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(partial.iterdir())}
     (partial / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": files}, indent=2))
@@ -199,6 +196,11 @@ def load_predictor(path: str | Path) -> Predictor:
 
 def load_module(module: nn.Module, checkpoint: Path, file: str) -> None:
     """Fills a module from one of a checkpoint's files. Raises ValueError that names what does not fit."""
+    module.load_state_dict(read_tensors(checkpoint, file, module))
+
+
+def read_tensors(checkpoint: Path, file: str, module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of one of a checkpoint's files, which are those of ``module``. Raises ValueError that names what does not fit."""
     path = checkpoint / file
     expected_bytes = json.loads((checkpoint / "manifest.json").read_text())["files"][file]["bytes"]
     if path.stat().st_size != expected_bytes:
@@ -206,7 +208,7 @@ def load_module(module: nn.Module, checkpoint: Path, file: str) -> None:
     found = load_file(path)
     shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (found, module.state_dict())]
     require_fit(*shapes, where=f"{path} does not fit its config.json")
-    module.load_state_dict(found)
+    return found
 
 
 def load_training(checkpoint: Path) -> dict[str, Any]:

@@ -138,3 +138,8 @@ def group_idx(batch_size: int, rank: int, world_size: int) -> range:
     """The mask groups that a rank takes: whole ones, in order, as even as they come."""
     num_groups = -(-batch_size // MASK_GROUP_SIZE)
     return range(rank * num_groups // world_size, (rank + 1) * num_groups // world_size)
+
+
+def most_groups(batch_size: int, world_size: int) -> int:
+    """The mask groups of a rank that has the most."""
+    return max(len(group_idx(batch_size, rank, world_size)) for rank in range(world_size))
