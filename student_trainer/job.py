@@ -105,6 +105,8 @@ def _work(values: dict[str, Any]) -> None:
     config = _RUNS[values["run"]].model_validate(values["config"])
     device = get_device()
     assert isinstance(device, torch.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what gathers and scatters takes the current one
     worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
     with claimed(config) if worker.rank == 0 else nullcontext() as checkpoint:
         train(config, worker, checkpoint)
