@@ -42,6 +42,7 @@ class CostlessTeacher:
             width=width,
             num_parameters=0,
         )
+        self.clip_flops = 0.0
         self._target = torch.randn(1, self.spec.num_tokens, width)
 
     def forward(self, clips):

@@ -79,8 +79,8 @@ def parts(arguments):
     sums = [sum(values) for values in zip(*(seconds[name] for name in ("encoder", "predictor", "optimizer")), strict=True)]
     usage = Utilisation.of(
         config,
-        None,
         out_width=checkpoint_config.predictor_out_width,
+        target_flops=0.0,
         peak_flops_per_s=matrix_peak(device, config.compute.dtype),
     )
     say(

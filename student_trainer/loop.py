@@ -109,7 +109,12 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
         world_size=worker.world_size,
         num_tokens=grid.num_tokens,
         num_sets=len(config.mask.sets),
-        utilisation=Utilisation.of(config, teacher, out_width=checkpoint_config.predictor_out_width, peak_flops_per_s=sum(peaks)),
+        utilisation=Utilisation.of(
+            config,
+            out_width=checkpoint_config.predictor_out_width,
+            target_flops=0.0 if source is None else source.clip_flops,
+            peak_flops_per_s=sum(peaks),
+        ),
         flops_per_step=step_flops(
             num_clips=config.batch_size,
             num_tokens=grid.num_tokens,

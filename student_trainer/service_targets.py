@@ -46,6 +46,7 @@ class ServiceTargets:
     """A ``TargetSource`` (student_trainer.target_source) behind a URL."""
 
     name = "service"
+    clip_flops = 0.0
 
     def __init__(
         self,

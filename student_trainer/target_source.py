@@ -36,6 +36,8 @@ class TargetSource(Protocol):
     """service, cache or in-process."""
     spec: TeacherSpec
     dtype: TargetDtype
+    clip_flops: float
+    """Of a clip's target in this process; 0 where it comes from elsewhere."""
 
     def require(self, spec: TeacherSpec) -> None:
         """Raises TeacherMismatchError unless the targets are those of ``spec``, which a run began with."""
@@ -69,6 +71,7 @@ class CachedTargets:
     """Targets on disk; no teacher, no network. A clip that is not there stops the run."""
 
     name = "cache"
+    clip_flops = 0.0
 
     def __init__(self, path: str | Path, dtype: TargetDtype, *, data_seed: int, view: ViewConfig, decoder: str) -> None:
         """``data_seed``, ``view`` and ``decoder`` are the student's own, to explain a miss."""
@@ -141,6 +144,7 @@ class LocalTargets:
     def __init__(self, teacher: Teacher, dtype: TargetDtype) -> None:
         self.dtype: TargetDtype = dtype
         self.spec = teacher.spec
+        self.clip_flops = teacher.clip_flops
         self._teacher = teacher
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="targets")
         self._clips_computed = 0
@@ -186,6 +190,7 @@ class ReservedTargets:
     """A service with a teacher in this process in reserve, which computes while the service is lost. See Note [circuit]."""
 
     name = "service"
+    clip_flops = 0.0
 
     def __init__(self, service: ServiceTargets, reserve: LocalTargets) -> None:
         """Raises TeacherMismatchError unless both give the same bits."""

@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from typing import Self
 
-from common.config import StudentRun, TrainConfig, VJepaRun
-from common.model.flops import FORWARD_FLOPS, exact_flops, kept_tokens
+from common.config import TrainConfig, VJepaRun
+from common.model.flops import exact_flops, kept_tokens
 from common.model.grid import token_grid
-from common.model.teacher import TeacherSpec
-from student_trainer.run_flops import teacher_architecture
 
 MASK_GROUPS = 64
 """Mask groups whose tokens stand for the run's."""
@@ -23,25 +21,18 @@ class Utilisation:
     """Of all workers together, as ``common.model.compute.matrix_peak`` measures it."""
 
     @classmethod
-    def of(cls, config: TrainConfig, teacher: TeacherSpec | None, *, out_width: int, peak_flops_per_s: float) -> Self:
-        """Of a run. ``out_width``: channels of what is predicted."""
+    def of(cls, config: TrainConfig, *, out_width: int, target_flops: float, peak_flops_per_s: float) -> Self:
+        """Of a run. ``out_width``: channels of what is predicted; ``target_flops``: of a clip's target, where a frozen teacher runs in the workers."""
         grid = token_grid(config.view, config.encoder)
-        in_workers = config.encoder if isinstance(config, VJepaRun) else None
-        foreign_flops = 0.0
-        if isinstance(config, StudentRun) and teacher is not None and config.teacher_ckpt is not None and config.teacher_url is None:
-            in_workers = teacher_architecture(config.teacher_ckpt)
-            if in_workers is None:
-                foreign_flops = FORWARD_FLOPS * teacher.num_parameters * teacher.num_tokens
-        kept = kept_tokens(config.mask, grid, seed=config.seed, batch_size=config.batch_size, num_groups=MASK_GROUPS)
         clip = exact_flops(
-            kept,
+            kept_tokens(config.mask, grid, seed=config.seed, batch_size=config.batch_size, num_groups=MASK_GROUPS),
             num_tokens=grid.num_tokens,
             encoder=config.encoder,
             predictor=config.predictor,
             out_width=out_width,
-            teacher=in_workers,
+            teacher=config.encoder if isinstance(config, VJepaRun) else None,
         )
-        return cls(clip_flops=clip.total + foreign_flops, peak_flops_per_s=peak_flops_per_s)
+        return cls(clip_flops=clip.total + target_flops, peak_flops_per_s=peak_flops_per_s)
 
     def mfu(self, clips_per_s: float) -> float:
         """Share of the measured peak at this speed of the whole run."""

@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from train_tools import tensors_of
 
 import common.plan.cli
 from common.command import run_app
 from common.config import EncoderConfig, FlopsConfig, PlanConfig, StudentRun, TeacherRun, preset_layer
-from common.model.checkpoint import new_predictor, save_checkpoint
+from common.model.checkpoint import save_checkpoint
 from common.model.flops import encoder_forward, exact_flops, kept_tokens
 from common.model.grid import TokenGrid
 from common.plan.arithmetic import (
@@ -289,7 +290,7 @@ def save_nano_teacher(directory):
     config = TeacherRun.model_validate({**preset_layer(TeacherRun, "nano"), "data": "none", "out": "none"})
     torch.manual_seed(0)
     objective, checkpoint = new_objective(config, None)
-    save_checkpoint(directory, checkpoint, objective.encoder, new_predictor(checkpoint), {})
+    save_checkpoint(directory, checkpoint, tensors_of(objective), {})
 
 
 @pytest.mark.parametrize(

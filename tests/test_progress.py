@@ -9,12 +9,15 @@ import torch
 from rich.console import Console
 from train_tools import CPU, SMALL, small_run, train_on_random_clips
 
-from common.config import EncoderConfig, StudentRun, TeacherRun, VJepaRun
+from common.config import EncoderConfig, FrozenConfig, StudentRun, TeacherComputeConfig, TeacherRun, VJepaRun
+from common.model.checkpoint import open_encoder
 from common.model.compute import matrix_peak
 from common.model.flops import FORWARD_FLOPS, encoder_forward
-from common.model.teacher import TeacherSpec
+from common.model.teacher import Teacher
 from student_trainer.progress import PLAIN_LINES, curve, show_progress
 from student_trainer.run_directory import read_metrics
+from student_trainer.service_targets import ServiceTargets
+from student_trainer.target_source import CachedTargets, ReservedTargets, open_source
 from student_trainer.utilisation import Utilisation
 
 NUM_TOKENS = 2 * 4 * 4
@@ -65,7 +68,7 @@ def test_utilisation_is_what_the_workers_compute_over_the_peak_that_was_measured
     train_on_random_clips(config)
     line, environment = read_metrics(out)[-1], json.loads((out / "environment.json").read_text())[-1]
     assert line["tokens_per_s"] == pytest.approx(NUM_TOKENS * line["clips_per_s"])
-    of_clip = Utilisation.of(config, None, out_width=384, peak_flops_per_s=1.0).clip_flops
+    of_clip = Utilisation.of(config, out_width=384, target_flops=0.0, peak_flops_per_s=1.0).clip_flops
     assert line["mfu"] == pytest.approx(line["clips_per_s"] * of_clip / environment["peak_flops_per_s"])
     assert 0 < line["mfu"] < 1
 
@@ -73,18 +76,23 @@ def test_utilisation_is_what_the_workers_compute_over_the_peak_that_was_measured
 def test_a_teacher_counts_where_it_runs_in_the_workers(out):
     train_on_random_clips(small_run(TeacherRun, out=str(out)))
     forward = encoder_forward(EncoderConfig(**SMALL["encoder"]), NUM_TOKENS).total
-    spec = TeacherSpec(name="t", fingerprint="f", compute={}, clip_shape=(4, 32, 32, 3), grid=(2, 4, 4), width=32, num_parameters=1000)
 
-    def clip_flops(run, **values):
-        config = small_run(run, **values)
-        return Utilisation.of(config, spec if run is StudentRun else None, out_width=32, peak_flops_per_s=1.0).clip_flops
+    def clip_flops(run, target_flops=0.0, **values):
+        return Utilisation.of(small_run(run, **values), out_width=32, target_flops=target_flops, peak_flops_per_s=1.0).clip_flops
 
+    source = open_source(small_run(StudentRun, teacher_ckpt=str(out)), run="a")
+    source.close()
+    assert source.clip_flops == forward
     served = clip_flops(StudentRun, teacher_url="http://127.0.0.1:1")
+    assert clip_flops(StudentRun, source.clip_flops, teacher_ckpt=str(out)) - served == pytest.approx(forward)
     assert clip_flops(VJepaRun) - served == pytest.approx(forward)
-    assert clip_flops(StudentRun, teacher_ckpt=str(out)) - served == pytest.approx(forward)
-    foreign = clip_flops(StudentRun, teacher_ckpt="timm:vit_tiny_patch16_224")
-    assert foreign - served == pytest.approx(FORWARD_FLOPS * 1000 * NUM_TOKENS)
-    assert clip_flops(StudentRun, teacher_url="http://127.0.0.1:1", teacher_ckpt=str(out), on_teacher_loss="local") == served
+    assert ServiceTargets.clip_flops == CachedTargets.clip_flops == ReservedTargets.clip_flops == 0, "computed elsewhere"
+
+
+def test_a_teacher_of_others_counts_two_products_of_each_weight_and_token():
+    timm = open_encoder(FrozenConfig(ckpt="timm-random:vit_tiny_patch16_224", num_frames=2, crop_size=32, patch_size=16, tubelet_size=2))
+    teacher = Teacher(timm, TeacherComputeConfig(batch_size=1), CPU)
+    assert teacher.clip_flops == FORWARD_FLOPS * teacher.spec.num_parameters * 4
 
 
 def test_measuring_the_peak_leaves_random_numbers_alone():

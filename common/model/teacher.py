@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from common.config import FrozenConfig, TeacherComputeConfig
+from common.config import EncoderConfig, FrozenConfig, TeacherComputeConfig
 from common.model.checkpoint import open_encoder
 from common.model.compute import compile_blocks, uses_bfloat16
-from common.model.flops import num_parameters
+from common.model.flops import FORWARD_FLOPS, encoder_forward, num_parameters
 from common.model.frozen import FrozenEncoder
 from common.model.pixels import normalise
 
@@ -87,6 +87,13 @@ class Teacher:
             width=encoder.config.width,
             num_parameters=num_parameters(self._module),
         )
+        config, num_tokens = encoder.config, self.spec.num_tokens
+        self.clip_flops: float = (
+            encoder_forward(config, num_tokens).total
+            if isinstance(config, EncoderConfig)
+            else FORWARD_FLOPS * self.spec.num_parameters * num_tokens
+        )
+        """Of the matrix products of a clip's forward; 2ND where the architecture is not ours."""
         if compute.compile:
             compile_blocks(self._module, device, key="teacher.compile")
 
