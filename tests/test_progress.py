@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from rich.console import Console
+from service_tools import wait_until
 from train_tools import CPU, SMALL, small_run, train_on_random_clips
 
 from common.config import EncoderConfig, FrozenConfig, StudentRun, TeacherComputeConfig, TeacherRun, VJepaRun
@@ -107,8 +108,8 @@ def test_weights_and_biases_gets_every_line_of_a_run_and_of_its_continuation(out
     train_on_random_clips(config)
     identity = (out / "wandb_id").read_text().strip()
     [written] = out.glob(f"wandb/offline-run-*-{identity}/run-{identity}.wandb")
-    recorded = written.read_bytes()
-    for line in read_metrics(out):
-        assert json.dumps(line["loss"]).encode() in recorded
+    losses = [json.dumps(line["loss"]).encode() for line in read_metrics(out)]
+    assert len(losses) == 2
+    wait_until(lambda: all(loss in written.read_bytes() for loss in losses))  # its own process writes the file
     train_on_random_clips(config)
     assert (out / "wandb_id").read_text().strip() == identity, "a continuation is the same run there"
