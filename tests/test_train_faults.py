@@ -15,7 +15,7 @@ from serve_tools import descendants, end, start
 
 from common.model.checkpoint import find_checkpoint
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 STEPS = 120
 COMMON = [*SMALL, "--steps", STEPS, "--batch-size", 192, "--keep-every", 5]
