@@ -5,7 +5,13 @@ Pod templates are Kubernetes' own, and are left to its schemas. The whole CRDs a
 
 from typing import Any
 
-TEXT, FLAG, COUNT, NUMBER, ANY = {"type": "string"}, {"type": "boolean"}, {"type": "integer", "minimum": 0}, {"type": "number"}, {"type": "object"}
+TEXT, FLAG, COUNT, NUMBER, ANY = (
+    {"type": "string"},
+    {"type": "boolean"},
+    {"type": "integer", "minimum": 0},
+    {"type": "number"},
+    {"type": "object"},
+)
 TEXTS = {"type": "object", "additionalProperties": TEXT}
 
 

@@ -11,8 +11,8 @@ import urllib.request
 from pathlib import Path
 
 import jsonschema
-import kubernetes_validate
 import kuberay
+import kubernetes_validate
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -162,7 +162,9 @@ def test_ray_serve_runs_the_teacher_from_a_configuration_file(tmp_path):
         ray.init(**ray_arguments)
         port = free_port("127.0.0.1")
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(application(ServeConfig.model_validate({**args, "teacher": {"batch_size": BATCH_SIZE}})), name="teacher", route_prefix="/")
+        serve.run(
+            application(ServeConfig.model_validate({**args, "teacher": {"batch_size": BATCH_SIZE}})), name="teacher", route_prefix="/"
+        )
         assert urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30).status == 200
         asked = urllib.request.Request(f"http://127.0.0.1:{port}/v1/teacher", headers={"Authorization": f"Bearer {'t' * 32}"})
         assert json.load(urllib.request.urlopen(asked, timeout=30))["batch_size"] == BATCH_SIZE

@@ -150,6 +150,7 @@ def inside() -> None:
         "".join((f"root:x:0:0:root:{HOME}:/bin/bash" if line.startswith("root:") else line) + "\n" for line in passwd)
     )
     (WORLD / "hosts").write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in ADDRESSES.items()))
+    (HOME / ".bashrc").touch()
     for name in ("passwd", "hosts"):
         sh("mount", "--bind", WORLD / name, f"/etc/{name}")
     for folder in ("/tmp", "/dev/shm"):
@@ -204,14 +205,15 @@ def tell(head: Host, workers: list[Host], config: Path) -> None:
     say(f"the teacher is ready on {of_teacher.name}")
 
     train = (
-        f"cd {SHARED} && salt-train student {small} --out {SHARED}/student --steps {STEPS} --keep-every 5 --log-every 1 --workers 2 --cpus-per-worker 1.2 {address} "
-        f"--teacher-url http://{head.address}:8000 --teacher-token-file {HOME}/.salt/teacher-token"
+        f"cd {SHARED} && salt-train student {small} --out {SHARED}/student --steps {STEPS} --keep-every 5 --log-every 1 {address} "
+        f"--workers 2 --cpus-per-worker 1.2 --teacher-url http://{head.address}:8000 --teacher-token-file {HOME}/.salt/teacher-token"
     )
     student = SHARED / "student"
     training = subprocess.Popen(head.command(train), stdout=subprocess.PIPE, text=True)
     wait_for("the student has a checkpoint", lambda: (student / "checkpoint").exists() or training.poll() is not None, 180)
     assert training.poll() is None, training.communicate()[0]
-    say("on the hosts: " + "; ".join(f"{host.name}: {sorted({line.split()[0] for line in host.processes() if 'ray::' in line})}" for host in workers))
+    assert all(host.runs("ray::RayTrainWorker") for host in workers), "a worker of the student on each host"
+    assert not head.runs("ray::RayTrainWorker")
     before = len(metrics(student))
     other.kill()
     say(f"{other.name} is dead, after step {before} of {STEPS}")
@@ -232,7 +234,7 @@ def tell(head: Host, workers: list[Host], config: Path) -> None:
 
     head.ssh(f"salt-serve stop --url http://{head.address}:8000 --token-file {HOME}/.salt/teacher-token")
     assert serving.wait(timeout=120) == 0
-    sh("ray", "down", "-y", config)
+    sh("deploy/down.sh", config)
     wait_for("nothing of Ray is left", lambda: not any("ray" in line for host in (head, *workers) for line in host.processes()), 180)
     say("what runs on the hosts: " + ", ".join(sorted({line.split()[0] for host in (head, *workers) for line in host.processes()})))
 
