@@ -41,7 +41,9 @@ def fetched(address: str | Path, below: str = "", *, wanted: Callable[[str], boo
             path = copy / posixpath.relpath(name, below) if name != below else copy
             if not path.is_file() or path.stat().st_size != files[name].size:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                store.copy(name, path)
+                partial = path.with_name(f".partial-{path.name}")
+                store.fetch(name, partial)
+                partial.replace(path)
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(copy_one, files))

@@ -125,12 +125,6 @@ class Folder:
         found = self._retrying(lambda: self._files.get_file_info(selector))
         return {posixpath.relpath(info.path, self._base): info for info in found if info.is_file}
 
-    def copy(self, name: str, to: Path) -> None:
-        """Copies a file to this machine, where it appears whole or not at all. Raises FileNotFoundError."""
-        partial = to.with_name(f".partial-{to.name}")
-        self._retrying(lambda: fs.copy_files(self.path(name), str(partial), source_filesystem=self._files))
-        partial.replace(to)
-
     def close(self) -> None:
         """Ends the waits for another try, in every thread."""
         self._closed.set()
