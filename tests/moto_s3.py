@@ -1,6 +1,7 @@
 """A real S3 server on this machine (moto's), with a fault injector before it."""
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -59,6 +60,7 @@ def _with_faults(app: Callable, store: Store) -> Callable:
 @contextlib.contextmanager
 def moto_store() -> Iterator[Store]:
     """The server, as long as it is needed."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     held: list[Store] = []
     app = DomainDispatcherApplication(create_backend_app)
     server = make_server("127.0.0.1", 0, lambda environ, start: _with_faults(app, held[0])(environ, start), threaded=True)
