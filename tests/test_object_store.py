@@ -2,11 +2,15 @@
 
 import io
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import rich.console
 import torch
+import yaml
 from foreign_tools import random_clip, tokens
 from moto_s3 import Store, moto_store
 from train_tools import ALONE
@@ -118,3 +122,34 @@ def test_what_is_not_in_a_store_is_said(store, teacher, tmp_path):
     with pytest.raises(ValueError, match="no checkpoint has been written there"):
         read_config(store.put(tmp_path / "unfinished", "runs/unfinished"))
     assert read_config(store.put(teacher, "runs/finished")) == read_config(teacher)
+
+
+def test_a_student_resumes_from_its_checkpoint_in_the_store_on_another_machine(store, shards, teacher, tmp_path):
+    """The first machine dies with its disk; the store fails and dawdles while it is read."""
+    addresses = store.put(shards, "toy"), store.put(teacher, "runs/teacher")
+    values = merge(SMALL, {"data": addresses[0], "teacher_ckpt": addresses[1], "steps": 40, "keep_every": 5})
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    program = [
+        str(Path(sys.executable).parent / "salt-train"),
+        "student",
+        "--preset",
+        "nano",
+        "--config",
+        str(tmp_path / "run.yaml"),
+        "--workers",
+        "0",
+    ]
+    subprocess.run([*program, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+    program += ["--storage", "s3://salt/runs/student"]
+    with subprocess.Popen([*program, "--out", str(tmp_path / "first")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not store.files.get_file_info("salt/runs/student/checkpoint").is_file:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+    shutil.rmtree(tmp_path / "first")
+    store.faults, store.stalls = 5, 1
+    subprocess.run([*program, "--out", str(tmp_path / "second"), "--resume"], check=True, capture_output=True)
+    assert (store.faults, store.stalls) == (0, 0)
+    lines = read_metrics(tmp_path / "second")
+    assert [line["step"] for line in lines] == list(range(1, 41))
+    assert [line["loss"] for line in lines] == [line["loss"] for line in read_metrics(tmp_path / "whole")]
