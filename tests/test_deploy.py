@@ -18,9 +18,11 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 from teacher_tools import BATCH_SIZE, save_teacher
+from train_tools import CPU, small_run
 
 from common.config import ServeConfig
 from common.local_ray import ray_to_join
+from student_trainer.run_directory import write_environment
 
 KUBERNETES = "1.34"
 DEPLOY = Path(__file__).parent.parent / "deploy"
@@ -68,6 +70,22 @@ def test_a_misspelt_key_is_refused_by_rays_schema():
     values = cluster("cluster.yaml") | {"setup_comands": []}
     with pytest.raises(Exception, match="setup_comands"):
         validate_config(values)
+
+
+# --- the image ---
+
+
+def test_the_linter_has_nothing_to_say_of_the_image():
+    linter = Path(sys.executable).parent / "hadolint"
+    if not linter.exists():
+        pytest.skip("hadolint is of the extra dev")
+    subprocess.run([linter, DEPLOY / "Dockerfile"], check=True)
+
+
+def test_a_run_needs_no_git(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    write_environment(tmp_path, small_run(out=str(tmp_path)), CPU, "none", world_size=1, after_step=0, peak_flops_per_s=1.0)
+    assert json.loads((tmp_path / "environment.json").read_text())[-1]["git_commit"] is None
 
 
 # --- Kubernetes ---
