@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -147,19 +148,26 @@ def _step_of(line: bytes) -> float:
         return float("inf")
 
 
+def _git_commit() -> str | None:
+    """Of this code; None where it is no checkout, or there is no git, as in an image."""
+    if shutil.which("git") is None:
+        return None
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return git.stdout.strip() or None
+
+
 def write_environment(
     out: Path, config: TrainConfig, device: torch.device, decoder: str, *, world_size: int, after_step: int, peak_flops_per_s: float
 ) -> None:
     """Adds to ``environment.json`` on what the run computes from here on: a list, since a run that is resumed may have moved."""
     path = out / "environment.json"
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     environment = {
         "after_step": after_step,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
         "num_cpus": os.cpu_count(),
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": _git_commit(),
         "world_size": world_size,
         "device": device_kind(device),
         "peak_flops_per_s": peak_flops_per_s,

@@ -12,6 +12,7 @@ from torch import Tensor
 from common.clip import ClipBatch
 from common.config import FrozenConfig, StudentRun, TargetDtype, TrainConfig, ViewConfig, Views
 from common.credentials import access_token
+from common.data.fetched import fetched
 from common.data.video import decoder_name
 from common.model.checkpoint import open_encoder
 from common.model.masking import MaskGroup
@@ -75,7 +76,7 @@ class CachedTargets:
 
     def __init__(self, path: str | Path, dtype: TargetDtype, *, data_seed: int, view: ViewConfig, decoder: str) -> None:
         """``data_seed``, ``view`` and ``decoder`` are the student's own, to explain a miss."""
-        self._cache = TargetCache(path)
+        self._cache = TargetCache(fetched(path))
         cached = self._cache.spec
         if cached.target_dtype != dtype:
             raise ValueError(f"{path} holds {cached.target_dtype} targets, expected {dtype}: pass --target-dtype {cached.target_dtype}")
@@ -307,7 +308,7 @@ def views_of(config: TrainConfig) -> Views:
     """Views per sample of a run: with ``--targets`` the cache's K. Raises ValueError where the run asks for another number."""
     if not isinstance(config, StudentRun) or config.targets is None:
         return config.views
-    views = TargetCache(config.targets).spec.views
+    views = TargetCache(fetched(config.targets)).spec.views
     if views is None:
         raise ValueError(
             f"{config.targets} holds what a service wrote through, which no run's clips are all in: precompute, or use the service"

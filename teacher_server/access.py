@@ -125,9 +125,13 @@ class Tokens:
 
 
 def check_access(config: ServeConfig) -> None:
-    """Raises ValueError for tokens and certificates that a replica could not use."""
+    """Raises ValueError for tokens, certificates and places that a replica could not use."""
     if config.tokens is not None:
         read_tokens(Path(config.tokens))
+    if config.resource is not None and is_private(config.address):
+        raise ValueError(
+            f"got --resource {config.resource} without --address, expected the address of a cluster: this machine alone has none"
+        )
     if config.tls_cert is None:
         return
     if not is_private(config.address):

@@ -7,7 +7,6 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,90 +16,13 @@ from common.config import ServeConfig
 from common.local_ray import is_private, ray_to_join
 from teacher_server.access import check_access
 from teacher_server.board import Ending
+from teacher_server.deployment import ALONE, NAMESPACE, QUIET, bind
 from teacher_server.ingress import free_port, haproxy_environment
 from teacher_server.peers import PASSED
 from teacher_server.placement import SAY_PENDING_S, check_fits, what_is_missing
 from teacher_server.signals import catch_signals, count_signals, ended_by_signals, ignore_signals
 
-_ALONE = "teacher"
-"""Name of the application of a teacher without `--name`."""
-_NAMESPACE = "salt"
-"""Where Ray keeps the boards."""
 _POLL_S = 0.2
-_MAX_ONGOING_REQUESTS = 1000
-"""Requests inside a replica, where they wait for the teacher and for each other. What bounds them is bytes: max_pending_bytes."""
-_QUIET = {"log_level": "ERROR", "enable_access_log": False}
-
-
-class Replica:
-    """One replica: loads the teacher, and is the ASGI app that Ray Serve's ingress calls."""
-
-    def __init__(self, values: dict[str, Any], board_name: str, secret: str) -> None:
-        import ray
-        import torch
-
-        from common.model.checkpoint import open_encoder
-        from common.model.teacher import Teacher
-        from teacher_server.ingress import ingress_here, let_proxy_send_views
-        from teacher_server.listener import Tls, tls_socket
-        from teacher_server.replica import Place
-        from teacher_server.service import board_arguments, build_app
-
-        let_proxy_send_views()
-        config = ServeConfig.model_validate(values)
-        teacher = Teacher(open_encoder(config), config.teacher, torch.device("cuda" if config.gpus else "cpu"))
-        file = None if config.board_file is None else Path(config.board_file)
-        board: Any = _ActorBoard(board_name, {**board_arguments(teacher.spec, config.service), "file": file, "secret": secret})
-        here = ray.get_runtime_context().get_node_id()
-        [host] = [node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here]  # of a private Ray: 127.0.0.1
-        listener = socket.create_server((host, 0))
-        front = None
-        if config.tls_cert is not None and config.tls_key is not None:
-            front = tls_socket(config.host, config.port), Tls(cert=config.tls_cert, key=config.tls_key)
-        place = Place(
-            board=board,
-            url=f"http://{host}:{listener.getsockname()[1]}",
-            listener=listener,
-            front=front,
-            buckets=config.replica_range[1],
-            ingress=ingress_here() if front is None else "direct",
-        )
-        files = {name: None if (value := getattr(config, name)) is None else Path(value) for name in ("cache", "tokens", "request_log")}
-        self._app = build_app(teacher, config.service, place, **files)
-
-    def __serve_build_asgi_app__(self) -> Any:
-        return self._app
-
-    def check_health(self) -> None:
-        """Raises where the batcher has ended; Ray Serve then replaces the replica."""
-        self._app.state.service.check()
-
-    def record_autoscaling_stats(self) -> dict[str, float]:
-        """What the number of replicas follows: see teacher_server.scaling."""
-        return {"waiting_clips": self._app.state.service.batcher.queued_clips}
-
-
-class _ActorBoard:
-    """The board of a teacher's replicas, a Ray actor that whoever comes first starts. Where it dies, another takes its place, with its file."""
-
-    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
-        import ray
-
-        from teacher_server.board import Board
-
-        options: Any = {"name": name, "namespace": _NAMESPACE, "get_if_exists": True, "lifetime": "detached"}
-        self._actor = ray.remote(Board).options(num_cpus=0, max_restarts=-1, max_task_retries=3, **options).remote(**arguments)
-
-    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
-        from ray.exceptions import RayActorError
-
-        async def call(*values: Any, **named: Any) -> Any:
-            try:
-                return await getattr(self._actor, method).remote(*values, **named)
-            except RayActorError as error:
-                raise ConnectionError(f"the board of this teacher does not answer: {error}") from error
-
-        return call
 
 
 def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
@@ -132,9 +54,9 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
                 each = {"cpus": least * config.cpus, "gpus": least * config.gpus}
                 check_fits(ray.cluster_resources(), **each, flags="--cpus, --gpus and --replicas")
             was_running = "SERVE_CONTROLLER_ACTOR" in _named_actors("serve")
-            board_name = f"{config.name or _ALONE}-{time.time_ns():016x}"  # a later command's comes after it
+            board_name = f"{config.name or ALONE}-{time.time_ns():016x}"  # a later command's comes after it
             secret = secrets.token_hex(32)
-            replaces = bool(_boards_of(config.name or _ALONE))
+            replaces = bool(_boards_of(config.name or ALONE))
             url, inside = _deploy(config, board_name, secret)
             try:
                 _wait_until_ready(inside, config, console, replaces=replaces)
@@ -150,7 +72,7 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
             finally:
                 ignore_signals()
                 if not is_private(config.address) or config.cache is not None:  # a private Ray ends with everything in it
-                    _remove(config.name or _ALONE, board_name, serve_too=not was_running)
+                    _remove(config.name or ALONE, board_name, serve_too=not was_running)
         finally:
             ray.shutdown()
 
@@ -162,16 +84,13 @@ def _deploy(config: ServeConfig, board_name: str, secret: str) -> tuple[str, str
     """
     from ray import serve
     from ray.serve.api import RunTarget
-    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
     from ray.serve.context import _get_global_client
-
-    from teacher_server.scaling import WaitingClips
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # its import has set another
     host, port = config.host, config.port or free_port(config.host)
     if config.tls_cert is not None:
         host, port = "127.0.0.1", free_port("127.0.0.1")
-    serve.start(http_options={"host": host, "port": port, "keep_alive_timeout_s": 120}, logging_config=_QUIET)
+    serve.start(http_options={"host": host, "port": port, "keep_alive_timeout_s": 120}, logging_config=QUIET)
     client = _get_global_client()
     assert client is not None, "serve.start connects"
     found = client.http_config
@@ -182,27 +101,9 @@ def _deploy(config: ServeConfig, board_name: str, secret: str) -> tuple[str, str
                 "give those, or --port 0 to take what there is"
             )
         port = found.port
-    least, most = config.replica_range
-    scaling = None
-    if least < most:
-        policy = AutoscalingPolicy(policy_function=WaitingClips, policy_kwargs={"clips_per_replica": config.service.clips_per_replica})
-        scaling = AutoscalingConfig(min_replicas=least, max_replicas=most, policy=policy, upscale_delay_s=10)
-    deployment = serve.deployment(
-        serve.ingress()(Replica),
-        name=_ALONE,
-        num_replicas=None if scaling is not None else least,
-        autoscaling_config=scaling,
-        ray_actor_options={"num_cpus": config.cpus, "num_gpus": config.gpus},
-        max_ongoing_requests=_MAX_ONGOING_REQUESTS,
-        health_check_period_s=10,
-        graceful_shutdown_timeout_s=config.service.drain_s,
-        graceful_shutdown_wait_loop_s=0.1,
-        logging_config=_QUIET,
-    )
-    name, prefix = config.name or _ALONE, "" if config.name is None else f"/{config.name}"
-    target = deployment.bind(config.model_dump(mode="json"), board_name, secret)
+    name, prefix = config.name or ALONE, "" if config.name is None else f"/{config.name}"
     serve.run_many(
-        [RunTarget(target, name=name, route_prefix=prefix or "/", logging_config=_QUIET)],
+        [RunTarget(bind(config, board_name, secret), name=name, route_prefix=prefix or "/", logging_config=QUIET)],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )
@@ -221,7 +122,7 @@ def _remove(name: str, board_name: str, *, serve_too: bool) -> None:
     if not is_replaced:
         serve.delete(name)  # its replicas answer what they have begun
     for board in boards & {board_name} if is_replaced else boards:  # those of commands that were killed too
-        ray.kill(ray.get_actor(board, namespace=_NAMESPACE))
+        ray.kill(ray.get_actor(board, namespace=NAMESPACE))
     if serve_too and not serve.status().applications:
         serve.shutdown()
 
@@ -252,7 +153,7 @@ def _ask_board(board_name: str, method: str) -> Any:
     from ray.exceptions import GetTimeoutError, RayActorError
 
     try:
-        return ray.get(getattr(ray.get_actor(board_name, namespace=_NAMESPACE), method).remote(), timeout=10)
+        return ray.get(getattr(ray.get_actor(board_name, namespace=NAMESPACE), method).remote(), timeout=10)
     except (ValueError, RayActorError, GetTimeoutError):
         return None
 
@@ -267,7 +168,7 @@ def _wait_until_ready(url: str, config: ServeConfig, console: rich.console.Conso
 
     started, said = time.monotonic(), False
     while True:
-        application = serve.status().applications[config.name or _ALONE]
+        application = serve.status().applications[config.name or ALONE]
         if (application.status == "RUNNING" or not replaces) and _answers(f"{url}/readyz"):
             return
         if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
@@ -284,7 +185,7 @@ def _wait_until_ready(url: str, config: ServeConfig, console: rich.console.Conso
 
 def _boards_of(name: str) -> set[str]:
     """The boards of the teachers of this name: the one of the newest command sorts last."""
-    return {actor for actor in _named_actors(_NAMESPACE) if actor.rpartition("-")[0] == name}
+    return {actor for actor in _named_actors(NAMESPACE) if actor.rpartition("-")[0] == name}
 
 
 def _named_actors(namespace: str) -> list[str]:

@@ -16,7 +16,8 @@ class FrozenConfig(Config):
     """A frozen encoder, whoever trained it."""
 
     ckpt: str
-    """Run directory or checkpoint, Hugging Face VJEPA2 directory, V-JEPA 2 `.pt` file, `timm:NAME`, or `timm-random:NAME` for random weights."""
+    """Run directory or checkpoint, Hugging Face VJEPA2 directory, V-JEPA 2 `.pt` file, or the address of one in an object store, such as
+    s3://BUCKET/RUNS/teacher; `timm:NAME`, or `timm-random:NAME` for random weights."""
     num_frames: PositiveInt | None = None
     """Frames of a clip; none: what the checkpoint says, 16 where it says nothing."""
     crop_size: PositiveInt | None = None
@@ -28,7 +29,7 @@ class FrozenConfig(Config):
 
     def absolute(self) -> Self:
         """The same from any working directory."""
-        is_path = not self.ckpt.startswith((TIMM, TIMM_RANDOM))
+        is_path = "://" not in self.ckpt and not self.ckpt.startswith((TIMM, TIMM_RANDOM))
         return self.model_copy(update={"ckpt": str(Path(self.ckpt).resolve())}) if is_path else self
 
 

@@ -59,6 +59,8 @@ class ServeConfig(FrozenConfig):
     """CPUs that Ray sets aside for the teacher; may be a fraction."""
     gpus: float = Field(default=0.0, ge=0)
     """GPUs that Ray sets aside for the teacher; with 0 it runs on the CPU."""
+    resource: str | None = None
+    """Custom resource of Ray that a machine must have for a replica, such as `teacher` of deploy/cluster-aws.yaml; None: any machine."""
     replicas: str = Field(default="1", pattern=r"^[1-9]\d*(:[1-9]\d*)?$")
     """Replicas, each with its own CPUs and GPUs: N, or MIN:MAX to follow the waiting clips. In a YAML file it stands in quotes."""
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")

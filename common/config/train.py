@@ -247,7 +247,7 @@ class StudentRun(TrainConfig):
     teacher_ca: str | None = None
     """Certificates that an https `--teacher-url` may be signed by, a PEM file; None: those that the machine trusts."""
     targets: str | None = None
-    """A target cache, as `salt-serve precompute` writes it."""
+    """A target cache, as `salt-serve precompute` writes it, or its address in an object store: it is then copied to this machine first."""
     teacher_ckpt: str | None = None
     """A frozen encoder, as `salt-serve teacher --ckpt` takes it: the teacher runs in the student's own process, on the student's clips."""
     target_dtype: TargetDtype = "float16"

@@ -40,6 +40,8 @@ class Folder:
 
     def __init__(self, address: str | Path) -> None:
         self.address = str(address)
+        self.place = self.address.partition("?")[0]
+        """The address without options of the file system, which may hold credentials."""
         self.num_retries = 0
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -113,6 +115,16 @@ class Folder:
                 folders[folder] = {info.base_name for info in self._retrying(lambda s=selector: self._files.get_file_info(s))}
         return [name for name in names if posixpath.basename(name) not in folders[posixpath.dirname(self.path(name))]]
 
+    def listing(self, below: str = "") -> dict[str, fs.FileInfo]:
+        """The files in it, or in a folder of it, by name; where the address is a file itself, that one under no name."""
+        path = self.path(below)
+        itself = self._retrying(lambda: self._files.get_file_info(path))
+        if itself.is_file:
+            return {below: itself}
+        selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
+        found = self._retrying(lambda: self._files.get_file_info(selector))
+        return {posixpath.relpath(info.path, self._base): info for info in found if info.is_file}
+
     def close(self) -> None:
         """Ends the waits for another try, in every thread."""
         self._closed.set()
@@ -127,7 +139,7 @@ class Folder:
                 raise
             except OSError as error:
                 spent_s, wait_s = time.monotonic() - started, pause_s * random.uniform(0.5, 1.0)
-                if "://" not in self.address or "ACCESS_DENIED" in str(error):
+                if not is_address(self.address) or "ACCESS_DENIED" in str(error):
                     raise
                 if self._closed.is_set() or spent_s + wait_s > RETRY_BUDGET_S:
                     raise OSError(f"{self.address} failed for {spent_s:.1f} s, and the budget is {RETRY_BUDGET_S:g} s: {error}") from error
@@ -138,9 +150,14 @@ class Folder:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
+def is_address(path: str | Path) -> bool:
+    """Whether it is an address in an object store, not a path of this machine."""
+    return "://" in str(path)
+
+
 def absolute(address: str) -> str:
     """The address, for processes with another working directory too."""
-    return address if "://" in address else str(Path(address).resolve())
+    return address if is_address(address) else str(Path(address).resolve())
 
 
 def _file_system(address: str) -> tuple[fs.FileSystem, str]:

@@ -106,8 +106,11 @@ def point_to(run: Path, checkpoint: Path) -> None:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint directory that a path means: itself, or the newest of a run directory. Raises ValueError where there is none."""
-    directory = Path(path)
+    """The checkpoint directory that a path means: itself, or the newest of a run directory. Raises ValueError where there is none.
+
+    Of an address in an object store: a copy on this machine of what models need.
+    """
+    directory = on_this_machine(path)
     if not directory.is_dir():
         raise ValueError(f"got {directory}, expected a run directory or a checkpoint directory: there is no such directory")
     if (directory / POINTER).is_file():
@@ -117,6 +120,20 @@ def find_checkpoint(path: str | Path) -> Path:
             f"got {directory}, expected a checkpoint (config.json, model.safetensors, manifest.json): no checkpoint has been written there"
         )
     return directory
+
+
+def on_this_machine(path: str | Path) -> Path:
+    """A path of this machine as it is; of an address a copy, without what continues its training: of a run, its newest checkpoint."""
+    if "://" not in str(path):
+        return Path(path)
+    from common.data.fetched import fetched  # brings a video decoder, which models do without
+    from common.data.files import Folder
+
+    try:
+        newest = Folder(path).read(POINTER).decode().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        newest = ""
+    return fetched(path, newest, wanted=lambda name: name != "training.pt")
 
 
 def read_config(path: str | Path) -> CheckpointConfig:
@@ -129,12 +146,11 @@ def read_config(path: str | Path) -> CheckpointConfig:
 
 def open_encoder(choice: FrozenConfig) -> FrozenEncoder:
     """What ``--ckpt`` means: one of our checkpoints, or another's encoder; with the clips that it is to be given."""
-    path = Path(choice.ckpt)
     if choice.ckpt.startswith((TIMM, TIMM_RANDOM)):
         from common.model.timm_encoder import open_timm  # timm takes a second to import
 
         encoder = open_timm(choice)
-    elif not path.exists():
+    elif not (path := on_this_machine(choice.ckpt)).exists():
         raise ValueError(
             f"got {path}, expected a run or checkpoint, a Hugging Face directory, a .pt file or {TIMM}NAME: nothing is there. "
             "A model of the Hugging Face hub is fetched first: hf download NAME --local-dir DIR"

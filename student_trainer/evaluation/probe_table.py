@@ -198,7 +198,7 @@ def _interval(value: Score) -> str:
 
 def _name(path: str) -> str:
     """A run directory's name; a checkpoint's with its run's in front."""
-    resolved = Path(path).resolve()
+    resolved = Path(path.partition("?")[0]).resolve()  # an address may have options
     return f"{resolved.parents[1].name}/{resolved.name}" if resolved.parent.name == "checkpoints" else resolved.name
 
 

@@ -1,0 +1,190 @@
+"""Files of deploy/: what Ray, Kubernetes and a linter say of them."""
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import jsonschema
+import kuberay
+import kubernetes_validate
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve.schema import ServeDeploySchema
+from teacher_tools import BATCH_SIZE, save_teacher
+from train_tools import CPU, small_run
+
+from common.config import ServeConfig
+from common.local_ray import ray_to_join
+from student_trainer.run_directory import write_environment
+
+KUBERNETES = "1.34"
+DEPLOY = Path(__file__).parent.parent / "deploy"
+
+
+def cluster(name: str) -> dict:
+    """A file for ``ray up`` with Ray's defaults for all that it leaves out, as Ray takes it."""
+    logging.disable(logging.CRITICAL)
+    try:
+        values = prepare_config(yaml.safe_load((DEPLOY / name).read_text()))
+    finally:
+        logging.disable(logging.NOTSET)
+    validate_config(values)
+    return values
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "cluster-aws.yaml", "cluster-gcp.yaml"])
+def test_ray_takes_the_file_and_every_node_sets_up_from_the_pinned_files(name):
+    values = cluster(name)
+    assert {"~/salt": ".", "~/.salt": "~/.salt"}.items() <= values["file_mounts"].items()
+    assert "~/salt/deploy/node.sh" in values["head_setup_commands"]
+    assert "~/salt/deploy/node.sh" in values["worker_setup_commands"]
+    assert "pip install --quiet -c constraints.txt" in (DEPLOY / "node.sh").read_text()
+
+
+@pytest.mark.parametrize("name", ["cluster-aws.yaml", "cluster-gcp.yaml"])
+def test_clouds_have_a_head_without_work_spot_students_and_no_public_address(name):
+    values = cluster(name)
+    head, teacher, student = (values["available_node_types"][kind] for kind in ("head", "teacher", "student"))
+    assert head["resources"] == {"CPU": 0, "GPU": 0}
+    assert teacher["resources"]["GPU"] > 0
+    assert teacher["resources"]["teacher"] > 0
+    assert student["resources"]["GPU"] > 0
+    assert values["provider"]["use_internal_ips"]
+    spot = {
+        "cluster-aws.yaml": ("InstanceMarketOptions", "MarketType", "spot"),
+        "cluster-gcp.yaml": ("scheduling", "provisioningModel", "SPOT"),
+    }
+    option, key, value = spot[name]
+    assert student["node_config"][option][key] == value
+    assert key not in teacher["node_config"].get(option, {})
+
+
+def test_a_misspelt_key_is_refused_by_rays_schema():
+    values = cluster("cluster.yaml") | {"setup_comands": []}
+    with pytest.raises(Exception, match="setup_comands"):
+        validate_config(values)
+
+
+# --- the image ---
+
+
+def test_the_linter_has_nothing_to_say_of_the_image():
+    linter = Path(sys.executable).parent / "hadolint"
+    if not linter.exists():
+        pytest.skip("hadolint is of the extra dev")
+    subprocess.run([linter, DEPLOY / "Dockerfile"], check=True)
+
+
+def test_a_run_needs_no_git(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    write_environment(tmp_path, small_run(out=str(tmp_path)), CPU, "none", world_size=1, after_step=0, peak_flops_per_s=1.0)
+    assert json.loads((tmp_path / "environment.json").read_text())[-1]["git_commit"] is None
+
+
+# --- Kubernetes ---
+
+
+def resources(overlay: str) -> list[dict]:
+    """What ``kubectl apply -k`` sends."""
+    if shutil.which("kubectl") is None:
+        if os.environ.get("FAIL_WITHOUT_KUBECTL") == "1":
+            pytest.fail("kubectl is absent")
+        pytest.skip("kubectl is absent")
+    built = subprocess.run(["kubectl", "kustomize", DEPLOY / "kubernetes" / overlay], check=True, capture_output=True, text=True)
+    return list(yaml.safe_load_all(built.stdout))
+
+
+def only(found: list[dict], kind: str, name: str) -> dict:
+    [one] = [resource for resource in found if (resource["kind"], resource["metadata"]["name"]) == (kind, name)]
+    return one
+
+
+def check(resource: dict) -> None:
+    """Raises where Kubernetes' schemas, or KubeRay's fields, do not have it so."""
+    if resource["apiVersion"] != "ray.io/v1":
+        kubernetes_validate.validate(resource, KUBERNETES, strict=True)
+        return
+    spec = resource["spec"]
+    jsonschema.validate(spec, kuberay.SPECS[resource["kind"]])
+    cluster = spec["rayClusterConfig" if resource["kind"] == "RayService" else "rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": group["template"]}
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("overlay", ["small", "large"])
+def test_every_resource_fits_its_schema_and_its_commands_are_ours(overlay):
+    found = resources(overlay)
+    for resource in found:
+        check(resource)
+    config = ServeDeploySchema.model_validate(yaml.safe_load(only(found, "RayService", "salt-teacher")["spec"]["serveConfigV2"]))
+    [teacher] = config.applications
+    serve = ServeConfig.model_validate(teacher.args)
+    assert (serve.tokens, serve.gpus, config.http_options.host) == ("/secrets/tokens.yaml", 1, "0.0.0.0")
+    for name in ("salt-student", "salt-precompute"):
+        command = shlex.split(only(found, "RayJob", name)["spec"]["entrypoint"].partition("&&")[0])
+        program = str(Path(sys.executable).parent / command[0])
+        printed = subprocess.run([program, *command[1:], "--print-config"], check=True, capture_output=True, text=True)
+        assert yaml.safe_load(printed.stdout)["data"] == "s3://BUCKET/shards"
+
+
+def test_teachers_are_probed_budgeted_and_scaled_and_nothing_runs_as_root():
+    for overlay, most in (("small", 2), ("large", 8)):
+        found = resources(overlay)
+        spec = only(found, "RayService", "salt-teacher")["spec"]
+        [group] = spec["rayClusterConfig"]["workerGroupSpecs"]
+        [container] = group["template"]["spec"]["containers"]
+        assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+        assert container["startupProbe"]["httpGet"]["path"] == "/healthz"
+        assert spec["rayClusterConfig"]["enableInTreeAutoscaling"]
+        assert group["maxReplicas"] == most
+        [teacher] = yaml.safe_load(spec["serveConfigV2"])["applications"]
+        assert teacher["args"]["replicas"].endswith(f":{most}")  # as many replicas as there may be machines for
+        budget = only(found, "PodDisruptionBudget", "salt-teacher")["spec"]["selector"]["matchLabels"]
+        assert budget.items() <= group["template"]["metadata"]["labels"].items()
+        assert only(found, "Ingress", "salt-teacher")["spec"]["tls"][0]["secretName"] == "salt-tls"
+        text = json.dumps(found)
+        assert text.count('"runAsNonRoot": true') == text.count('"containers"') == 6
+        assert '"image": "salt"' not in text
+
+
+def test_a_field_that_neither_kuberay_nor_kubernetes_knows_is_refused():
+    for change in (("rayClusterConfig", "workerGroupSpec"), ("rayClusterConfig", "headGroupSpec", "template", "spec", "contaners")):
+        resource = only(resources("small"), "RayService", "salt-teacher")
+        at = resource["spec"]
+        for key in change[:-1]:
+            at = at[key]
+        at[change[-1]] = []
+        with pytest.raises(jsonschema.ValidationError, match=change[-1]):
+            check(resource)
+
+
+@pytest.mark.faults
+def test_ray_serve_runs_the_teacher_from_a_configuration_file(tmp_path):
+    (tmp_path / "tokens.yaml").write_text(f"students: {{token: {'t' * 32}}}\n")
+    args = {"ckpt": str(save_teacher(tmp_path / "teacher")), "tokens": str(tmp_path / "tokens.yaml"), "cpus": 0.5}
+    with ray_to_join(None) as ray_arguments:
+        import ray
+        from ray import serve
+
+        from teacher_server.deployment import application
+        from teacher_server.ingress import free_port
+
+        ray.init(**ray_arguments)
+        port = free_port("127.0.0.1")
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(
+            application(ServeConfig.model_validate({**args, "teacher": {"batch_size": BATCH_SIZE}})), name="teacher", route_prefix="/"
+        )
+        assert urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30).status == 200
+        asked = urllib.request.Request(f"http://127.0.0.1:{port}/v1/teacher", headers={"Authorization": f"Bearer {'t' * 32}"})
+        assert json.load(urllib.request.urlopen(asked, timeout=30))["batch_size"] == BATCH_SIZE
+        serve.shutdown()
+        ray.shutdown()
