@@ -28,8 +28,8 @@ CONFIG = CheckpointConfig(
 FINGERPRINT = "ab" * 32
 
 
-def make_dataset(folder: Path, *, labels: bool = True, num_clips: int = 30, splits: tuple[str, str] = ("train", "test")) -> Path:
-    """A shard of noisy videos: `shade` (3 classes) is their brightness, `side` (2) the lighter half; every third is of the second split."""
+def make_dataset(folder: Path, *, labels: bool = True, num_clips: int = 30, splits: tuple[str, ...] = ("train", "test")) -> Path:
+    """A shard of noisy videos: `shade` (3 classes) is their brightness, `side` (2) the lighter half; every third is of the second split, or of three."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     with tarfile.open(folder / "toy-000000.tar", "w") as tar:
@@ -45,7 +45,7 @@ def make_dataset(folder: Path, *, labels: bool = True, num_clips: int = 30, spli
                 sha256_of(video),
                 probe(video),
                 labels={"shade": shade, "side": side} if labels else {},
-                split=splits[number // 3 % 3 == 2],
+                split=splits[number // 3 % 3] if len(splits) == 3 else splits[number // 3 % 3 == 2],
                 source="toy",
             )
             for suffix, data in ((".mp4", video), (".json", sidecar(facts))):

@@ -19,6 +19,7 @@ from common.config.model import (
 )
 from common.config.plan import GpuName, PlanConfig, PlannedStudent
 from common.config.presets import MASKS, PRESETS, mask_layer, preset_layer
+from common.config.protocols import PROTOCOLS
 from common.config.serve import (
     CacheGcConfig,
     CacheStatsConfig,
@@ -52,6 +53,7 @@ __all__ = [
     "MASKS",
     "MASK_GROUP_SIZE",
     "PRESETS",
+    "PROTOCOLS",
     "TIMM",
     "TIMM_RANDOM",
     "BlockSetConfig",

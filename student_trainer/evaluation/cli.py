@@ -1,7 +1,7 @@
 """`salt-eval`: what a trained encoder is worth."""
 
 from common.command import add_command, console, new_app, run_app
-from common.config import ExportConfig, FidelityConfig, FlopsConfig, PicturesConfig, ProbeConfig, ReportConfig
+from common.config import PROTOCOLS, ExportConfig, FidelityConfig, FlopsConfig, PicturesConfig, ProbeConfig, ReportConfig
 
 
 def _probe(config: ProbeConfig) -> None:
@@ -41,7 +41,15 @@ def _export(config: ExportConfig) -> None:
 
 
 app = new_app("Judges trained encoders, reports on runs, and accounts for the method.")
-add_command(app, "probe", ProbeConfig, _probe, help="Accuracy of frozen encoders on every label of a data set, by an attentive probe.")
+add_command(
+    app,
+    "probe",
+    ProbeConfig,
+    _probe,
+    presets=PROTOCOLS,
+    help="Accuracy of frozen encoders on every label of a data set, by an attentive probe.\n\n"
+    "Example: `salt-eval probe --preset ssv2 --ckpt runs/student-a --data ssv2-shards --out probe.json`",
+)
 add_command(
     app,
     "export",
