@@ -52,12 +52,16 @@ class _HfConfig(BaseModel):
 class VideoMaeEncoder(nn.Module):
     """Normalised clips to tokens."""
 
+    positions: Tensor
+    unturned: Tensor
+    """A rotation by no angle: its blocks are ours."""
+
     def __init__(self, config: VideoMaeConfig) -> None:
         super().__init__()
         self.config = config
         self.patch_embed = nn.Linear(3 * config.tubelet_size * config.patch_size**2, config.width)
         self.register_buffer("positions", sine_table(config.num_tokens, config.width), persistent=False)
-        self.register_buffer("unturned", torch.tensor([1.0, 0.0]).view(2, 1, 1, 1, 1), persistent=False)  # a rotation by no angle
+        self.register_buffer("unturned", torch.tensor([1.0, 0.0]).view(2, 1, 1, 1, 1), persistent=False)
         self.blocks = Stack(Block(config.width, config.num_heads, config.mlp_width, config.block_eps) for _ in range(config.depth))
         self.norm: nn.Module = nn.Identity() if config.norm_eps is None else Norm(config.width, eps=config.norm_eps)
 
