@@ -25,12 +25,14 @@ from common.config import (
     InspectConfig,
     MixConfig,
     PackConfig,
+    PhysicsConfig,
     PicturesConfig,
     PlanConfig,
     PrecomputeConfig,
     ProbeConfig,
     ReportConfig,
     RunsConfig,
+    ScenesConfig,
     ServeConfig,
     StatusConfig,
     StudentRun,
@@ -50,6 +52,7 @@ APPS = {
 RUN = {"data": "shards", "out": "run"}
 COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
     "salt-data synth": (SynthConfig, {"out": "videos"}),
+    "salt-data scenes": (ScenesConfig, {"out": "scenes"}),
     "salt-data pack": (PackConfig, {"src": "videos", "out": "shards"}),
     "salt-data mix": (MixConfig, {"recipe": "recipe.yaml", "out": "mixture"}),
     "salt-data inspect": (InspectConfig, {"data": "shards"}),
@@ -68,6 +71,7 @@ COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
     "salt-train sweep": (SweepConfig, {"file": "sweep.yaml", "out": "sweep"}),
     "salt-eval pictures": (PicturesConfig, {"ckpt": "run", "data": "shards", "out": "pictures"}),
     "salt-eval probe": (ProbeConfig, {"ckpt": "run", "data": "shards", "out": "probe.json"}),
+    "salt-eval physics": (PhysicsConfig, {"ckpt": "run", "data": "scenes", "out": "physics.json"}),
     "salt-eval flops": (FlopsConfig, {}),
     "salt-eval fidelity": (FidelityConfig, {}),
     "salt-eval export": (ExportConfig, {"ckpt": "run", "format": "hf", "out": "exported"}),
@@ -93,6 +97,7 @@ OTHER = {
     "student": "vit-h,runs=3,clips_per_s=20",
     "lr": "7",
     "weight_decay": "7",
+    "context": "4",
 }
 """Values of fields for which a made-up one would not do."""
 REFUSED = {

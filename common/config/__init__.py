@@ -2,8 +2,8 @@
 
 from common.config.access import TokenConfig
 from common.config.base import Config, dump_yaml, explain, load_yaml, merge
-from common.config.data import InspectConfig, MixConfig, MixExclusion, MixRecipe, MixSource, PackConfig, SynthConfig
-from common.config.evaluate import ExportConfig, FidelityConfig, FlopsConfig, PicturesConfig, ProbeConfig, ReportConfig
+from common.config.data import InspectConfig, MixConfig, MixExclusion, MixRecipe, MixSource, PackConfig, ScenesConfig, SynthConfig
+from common.config.evaluate import ExportConfig, FidelityConfig, FlopsConfig, PhysicsConfig, PicturesConfig, ProbeConfig, ReportConfig
 from common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
 from common.config.model import (
     MASK_GROUP_SIZE,
@@ -84,6 +84,7 @@ __all__ = [
     "OnTeacherLoss",
     "OptimConfig",
     "PackConfig",
+    "PhysicsConfig",
     "PicturesConfig",
     "PlanConfig",
     "PlannedStudent",
@@ -92,6 +93,7 @@ __all__ = [
     "ProbeConfig",
     "ReportConfig",
     "RunsConfig",
+    "ScenesConfig",
     "ServeConfig",
     "ServiceClientConfig",
     "ServiceConfig",

@@ -73,6 +73,35 @@ class ProbeConfig(Config):
         return self
 
 
+class PhysicsConfig(Config):
+    """`salt-eval physics`: how surprised a model is by impossible videos (arXiv:2509.24317, Appendix D)."""
+
+    ckpt: str
+    """Run directory or checkpoint of a student (SALT), or of the baseline: its encoder and its predictor."""
+    teacher: str | None = None
+    """The frozen teacher that the student learned from, whatever `salt-serve teacher --ckpt` takes. The baseline's is in its checkpoint."""
+    data: str
+    """Folder of the benchmark, as it is distributed; of InfLevel with the lists of pairs, `continuity.csv`, `gravity.csv` and `solidity.csv`."""
+    benchmark: Literal["intphys", "grasp", "inflevel"] = "intphys"
+    """Whose folders these are; what `salt-data scenes` writes is IntPhys's."""
+    out: str
+    """JSON file of the accuracies and of each video's surprise."""
+    window: PositiveInt | None = None
+    """Frames of a window, context and future; none: those of a clip of the checkpoint, twice as many for InfLevel."""
+    context: tuple[PositiveInt, ...] = ()
+    """Frames of a window that the student sees; none: 1/8, 2/8, 3/8, 4/8 and 5/8 of it."""
+    stride: PositiveInt = 2
+    """Frames that were taken of a video, from one window to the next (the paper's s)."""
+    frame_step: PositiveInt | None = None
+    """Frames of a video from one that is taken to the next; none: 2 for IntPhys, 10 for GRASP, 5 for InfLevel."""
+    crop_size: PositiveInt | None = None
+    """Height and width of a window, in pixels; none: those of a clip of the checkpoint."""
+    batch_size: PositiveInt = 16
+    """Windows of one forward."""
+    num_threads: PositiveInt = 1
+    """CPU threads of the models."""
+
+
 class ExportConfig(Config):
     """`salt-eval export`: a checkpoint in a form that other code loads."""
 

@@ -1,11 +1,17 @@
 """`salt-eval`: what a trained encoder is worth."""
 
 from common.command import add_command, console, new_app, run_app
-from common.config import PROTOCOLS, ExportConfig, FidelityConfig, FlopsConfig, PicturesConfig, ProbeConfig, ReportConfig
+from common.config import PROTOCOLS, ExportConfig, FidelityConfig, FlopsConfig, PhysicsConfig, PicturesConfig, ProbeConfig, ReportConfig
 
 
 def _probe(config: ProbeConfig) -> None:
     from student_trainer.evaluation.probe_table import run
+
+    run(config)
+
+
+def _physics(config: PhysicsConfig) -> None:
+    from student_trainer.evaluation.physics.run import run
 
     run(config)
 
@@ -49,6 +55,14 @@ add_command(
     presets=PROTOCOLS,
     help="Accuracy of frozen encoders on every label of a data set, by an attentive probe.\n\n"
     "Example: `salt-eval probe --preset ssv2 --ckpt runs/student-a --data ssv2-shards --out probe.json`",
+)
+add_command(
+    app,
+    "physics",
+    PhysicsConfig,
+    _physics,
+    help="How often a student is more surprised by the impossible video of a pair: IntPhys, GRASP, InfLevel.\n\n"
+    "Example: `salt-eval physics --ckpt runs/student-a --teacher runs/teacher --data scenes --out physics.json`",
 )
 add_command(
     app,
