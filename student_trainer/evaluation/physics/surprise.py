@@ -1,6 +1,5 @@
 """The surprise of a student and its predictor against the teacher, over the windows of a video (arXiv:2509.24317, Eq. 2)."""
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +90,14 @@ def open_student(ckpt: str, teacher: str | None, *, window: int, crop_size: int 
             "none: its targets are a moving average in the checkpoint" if teacher else "--teacher, the frozen encoder that it learned from"
         )
         raise ValueError(f"{ckpt}: got --teacher {teacher} for a run of {config.objective}, expected {expected}")
-    frozen = Teacher(dataclasses.replace(open_encoder(FrozenConfig(ckpt=teacher or ckpt)), view=view), compute, device)
+    choice = FrozenConfig(
+        ckpt=teacher or ckpt,
+        num_frames=view.num_frames,
+        crop_size=view.crop_size,
+        patch_size=config.encoder.patch_size,
+        tubelet_size=config.encoder.tubelet_size,
+    )
+    frozen = Teacher(open_encoder(choice), compute, device)
     if config.objective == "vjepa":
         load_module(encoder, find_checkpoint(Path(ckpt)), "online.safetensors")  # the encoder that learned
     elif frozen.spec.fingerprint != config.teacher_fingerprint:
