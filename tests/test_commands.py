@@ -30,9 +30,11 @@ from common.config import (
     PlanConfig,
     PrecomputeConfig,
     ProbeConfig,
+    RankConfig,
     ReportConfig,
     RunsConfig,
     ScenesConfig,
+    SelectConfig,
     ServeConfig,
     StatusConfig,
     StudentRun,
@@ -72,6 +74,8 @@ COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
     "salt-eval pictures": (PicturesConfig, {"ckpt": "run", "data": "shards", "out": "pictures"}),
     "salt-eval probe": (ProbeConfig, {"ckpt": "run", "data": "shards", "out": "probe.json"}),
     "salt-eval physics": (PhysicsConfig, {"ckpt": "run", "data": "scenes", "out": "physics.json"}),
+    "salt-eval rank": (RankConfig, {"ckpt": "run", "data": "shards", "out": "rank.json"}),
+    "salt-eval select": (SelectConfig, {"run_dirs": "run", "teacher": "teacher", "data": "shards", "out": "select.json"}),
     "salt-eval flops": (FlopsConfig, {}),
     "salt-eval fidelity": (FidelityConfig, {}),
     "salt-eval export": (ExportConfig, {"ckpt": "run", "format": "hf", "out": "exported"}),
@@ -84,7 +88,7 @@ COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
 }
 """Each command with the fewest values that it accepts."""
 OTHER = {
-    "size": "64",
+    "size": "96",
     "views": "3",
     "preset": "nano",
     "mask": "random-tube",

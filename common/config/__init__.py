@@ -3,7 +3,17 @@
 from common.config.access import TokenConfig
 from common.config.base import Config, dump_yaml, explain, load_yaml, merge
 from common.config.data import InspectConfig, MixConfig, MixExclusion, MixRecipe, MixSource, PackConfig, ScenesConfig, SynthConfig
-from common.config.evaluate import ExportConfig, FidelityConfig, FlopsConfig, PhysicsConfig, PicturesConfig, ProbeConfig, ReportConfig
+from common.config.evaluate import (
+    ExportConfig,
+    FidelityConfig,
+    FlopsConfig,
+    PhysicsConfig,
+    PicturesConfig,
+    ProbeConfig,
+    RankConfig,
+    ReportConfig,
+    SelectConfig,
+)
 from common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
 from common.config.model import (
     MASK_GROUP_SIZE,
@@ -91,9 +101,11 @@ __all__ = [
     "PrecomputeConfig",
     "PredictorConfig",
     "ProbeConfig",
+    "RankConfig",
     "ReportConfig",
     "RunsConfig",
     "ScenesConfig",
+    "SelectConfig",
     "ServeConfig",
     "ServiceClientConfig",
     "ServiceConfig",

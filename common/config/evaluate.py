@@ -102,6 +102,62 @@ class PhysicsConfig(Config):
     """CPU threads of the models."""
 
 
+class RankConfig(Config):
+    """`salt-eval rank`: RankMe and k-NN accuracy, of the mean of a clip's tokens. Nothing is trained."""
+
+    ckpt: tuple[str, ...] = Field(min_length=1)
+    """Frozen encoder to judge: whatever `salt-serve teacher --ckpt` takes."""
+    data: str
+    """Packed data set; where it has labels and a split `train`, k-NN names the clips of `split`."""
+    out: str
+    """JSON file of what was found."""
+    split: str = "test"
+    """Split whose features are ranked: at least as many clips as the widest encoder has channels (the paper's RankMe: 25,600)."""
+    k: PositiveInt = 20
+    """Nearest training clips that vote."""
+    num_frames: PositiveInt | None = None
+    """Frames of a clip; none: what each checkpoint says, 16 where it says nothing."""
+    crop_size: PositiveInt | None = None
+    """Height and width of a clip, in pixels; none: what each checkpoint says, 224 where it says nothing."""
+    encode_batch_size: PositiveInt = 16
+    """Clips of one forward of an encoder."""
+    dtype: ComputeDtype = "auto"
+    """Precision of matrix products, as in `compute.dtype`. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    num_threads: PositiveInt = 1
+    """CPU threads of an encoder."""
+    loader: LoaderConfig = LoaderConfig()
+
+
+class SelectConfig(Config):
+    """`salt-eval select`: which run is best, from what costs no probe."""
+
+    run_dirs: tuple[str, ...] = Field(min_length=1)
+    """Run directories of students."""
+    teacher: tuple[str, ...] = Field(min_length=1)
+    """Frozen teacher that they learned from; only for `--by teacher-loss` and `--by rankme` several."""
+    data: str
+    """Packed data set with clips that no run has learned from."""
+    split: str = "test"
+    """Split that these are."""
+    out: str
+    """JSON file of what was found; a picture is written beside it."""
+    probe: str | None = None
+    """JSON file of `salt-eval probe` with the accuracies of some of the runs or checkpoints; none: losses alone."""
+    label: str | None = None
+    """Label whose accuracy is meant; none: the only one."""
+    by: Literal["student-loss", "teacher-loss", "rankme"] = "student-loss"
+    """What is held against accuracy: a student's loss (Figure 3), or its teacher's, or its teacher's RankMe (Figures 9 and 10)."""
+    max_clips: PositiveInt = 512
+    """Clips that the loss is of."""
+    seed: int = 0
+    """Decides the masks, the same for every checkpoint."""
+    batch_size: PositiveInt = 16
+    """Clips of one forward of a teacher."""
+    num_threads: PositiveInt = 1
+    """CPU threads of the models."""
+    loader: LoaderConfig = LoaderConfig()
+
+
 class ExportConfig(Config):
     """`salt-eval export`: a checkpoint in a form that other code loads."""
 

@@ -1,7 +1,18 @@
 """`salt-eval`: what a trained encoder is worth."""
 
 from common.command import add_command, console, new_app, run_app
-from common.config import PROTOCOLS, ExportConfig, FidelityConfig, FlopsConfig, PhysicsConfig, PicturesConfig, ProbeConfig, ReportConfig
+from common.config import (
+    PROTOCOLS,
+    ExportConfig,
+    FidelityConfig,
+    FlopsConfig,
+    PhysicsConfig,
+    PicturesConfig,
+    ProbeConfig,
+    RankConfig,
+    ReportConfig,
+    SelectConfig,
+)
 
 
 def _probe(config: ProbeConfig) -> None:
@@ -12,6 +23,18 @@ def _probe(config: ProbeConfig) -> None:
 
 def _physics(config: PhysicsConfig) -> None:
     from student_trainer.evaluation.physics.run import run
+
+    run(config)
+
+
+def _rank(config: RankConfig) -> None:
+    from student_trainer.evaluation.rank import run
+
+    run(config)
+
+
+def _select(config: SelectConfig) -> None:
+    from student_trainer.evaluation.select import run
 
     run(config)
 
@@ -63,6 +86,23 @@ add_command(
     _physics,
     help="How often a student is more surprised by the impossible video of a pair: IntPhys, GRASP, InfLevel.\n\n"
     "Example: `salt-eval physics --ckpt runs/student-a --teacher runs/teacher --data scenes --out physics.json`",
+)
+add_command(
+    app,
+    "rank",
+    RankConfig,
+    _rank,
+    help="RankMe and k-NN accuracy of frozen encoders, without training anything.\n\n"
+    "Example: `salt-eval rank --ckpt runs/teacher --ckpt runs/student-a --data shards --out rank.json`",
+)
+add_command(
+    app,
+    "select",
+    SelectConfig,
+    _select,
+    positional=("run_dirs",),
+    help="The loss of every checkpoint on held-out clips against probe accuracy, and the accuracy that it predicts for runs not probed.\n\n"
+    "Example: `salt-eval select runs/student-* --teacher runs/teacher --data shards --probe probe.json --out select.json`",
 )
 add_command(
     app,

@@ -65,16 +65,22 @@ def run(config: ProbeConfig) -> None:
 
 def list_candidates(config: ProbeConfig) -> list[FrozenEncoder]:
     """What to judge, in the order given; ``random-init`` first."""
-    names = [_name(path) for path in config.ckpt]
-    names = [path if names.count(name) > 1 else name for name, path in zip(names, config.ckpt, strict=True)]
-    if len(set(names)) < len(names):
-        raise ValueError(f"got --ckpt {', '.join(config.ckpt)}, expected every checkpoint once")
-    choices = [FrozenConfig(ckpt=path, num_frames=config.num_frames, crop_size=config.crop_size) for path in config.ckpt]
-    candidates = [dataclasses.replace(open_encoder(choice), name=name) for choice, name in zip(choices, names, strict=True)]
-    if config.frame_step is not None:
-        step = {"frame_step": config.frame_step}
-        candidates = [dataclasses.replace(candidate, view=candidate.view.model_copy(update=step)) for candidate in candidates]
+    candidates = open_candidates(config.ckpt, config.num_frames, config.crop_size, config.frame_step)
     return [_with_fresh_weights(candidates[0], config.seed), *candidates] if config.random_init else candidates
+
+
+def open_candidates(paths: Sequence[str], num_frames: int | None, crop_size: int | None, frame_step: int | None) -> list[FrozenEncoder]:
+    """The encoders that these name, each once, on clips that are as asked for; named after their runs."""
+    names = [checkpoint_name(path) for path in paths]
+    names = [path if names.count(name) > 1 else name for name, path in zip(names, paths, strict=True)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"got --ckpt {', '.join(paths)}, expected every checkpoint once")
+    candidates = []
+    for path, name in zip(paths, names, strict=True):
+        found = open_encoder(FrozenConfig(ckpt=path, num_frames=num_frames, crop_size=crop_size))
+        view = found.view.model_copy(update={} if frame_step is None else {"frame_step": frame_step})
+        candidates.append(dataclasses.replace(found, name=name, view=view))
+    return candidates
 
 
 def _with_fresh_weights(like: FrozenEncoder, seed: int) -> FrozenEncoder:
@@ -277,7 +283,7 @@ def _by_view(candidates: Sequence[FrozenEncoder]) -> Iterator[tuple[ViewConfig, 
         yield view, [candidate for candidate in candidates if candidate.view.model_dump_json() == text]
 
 
-def _name(path: str) -> str:
+def checkpoint_name(path: str | Path) -> str:
     """A run directory's name; a checkpoint's with its run's in front."""
     resolved = Path(path.partition("?")[0]).resolve()  # an address may have options
     return f"{resolved.parents[1].name}/{resolved.name}" if resolved.parent.name == "checkpoints" else resolved.name
