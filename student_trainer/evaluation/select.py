@@ -225,7 +225,7 @@ def _table(config: SelectConfig, points: Sequence[Point], line: Line | None) -> 
     for name in ("checkpoint", NAMES[config.by], "accuracy", "predicted"):
         shown.add_column(name, justify="left" if name == "checkpoint" else "right")
     for point in sorted(points, key=lambda point: point.x, reverse=config.by == "rankme"):
-        predicted = "" if line is None else "{:.3f}  [dim]{:.3f}-{:.3f}[/]".format(*line.predict(point.x))
+        predicted = "" if line is None else "{:.3f}  [dim]{:.3f} to {:.3f}[/]".format(*line.predict(point.x))
         shown.add_row(point.name, f"{point.x:.4f}", "-" if point.accuracy is None else f"{point.accuracy:.3f}", predicted)
     return shown
 

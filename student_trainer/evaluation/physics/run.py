@@ -155,21 +155,22 @@ def best_context(found: Mapping[str, Mapping[str, Score]]) -> float:
 
 
 def table(found: Accuracies, protocol: str) -> Table:
-    """Average surprise: a row for each context length; the mean of the properties last."""
+    """A row for each property, a column for each context length: average surprise; then the means, and those of the maximum."""
     rows = found["average"]
-    properties = list(next(iter(rows.values())))
-    shown = Table(title="Relative accuracy, average surprise (chance 0.5)", caption=protocol)
-    for name in ("context", *properties, "mean", "of the maximum"):
-        shown.add_column(name, justify="left" if name == "context" else "right")
-    for name, row in rows.items():
-        shown.add_row(
-            name, *(f"{row[of].accuracy:.3f}" for of in properties), f"[bold]{macro(row):.3f}[/]", f"{macro(found['maximum'][name]):.3f}"
-        )
+    shown = Table(
+        title="Relative accuracy, average surprise (chance 0.5)", caption=f"{protocol}; best: of all contexts, chosen on these pairs"
+    )
+    shown.add_column("property")
+    for name in (*rows, "best"):
+        shown.add_column(name, justify="right")
+    for of, filtered in rows[FILTERED].items():
+        interval = "  [dim]{:.2f}-{:.2f}[/]".format(*filtered.interval)
+        cells = [f"{row[of].accuracy:.3f}{interval if name == FILTERED else ''}" for name, row in rows.items()]
+        shown.add_row(of, *cells, f"{max(row[of].accuracy for row in rows.values()):.3f}")
     shown.add_section()
-    intervals = ["{:.2f}-{:.2f}".format(*rows[FILTERED][of].interval) for of in properties]
-    shown.add_row(f"[dim]95% of {FILTERED}[/]", *(f"[dim]{text}[/]" for text in intervals), "", "")
-    best = [f"{max(row[of].accuracy for row in rows.values()):.3f}" for of in properties]
-    shown.add_row("best of all, chosen on these pairs", *best, f"{best_context(rows):.3f}", f"{best_context(found['maximum']):.3f}")
+    for how, scores in found.items():
+        title = "mean" if how == "average" else "mean, maximum surprise"
+        shown.add_row(title, *(f"[bold]{macro(row):.3f}[/]" for row in scores.values()), f"{best_context(scores):.3f}")
     return shown
 
 
