@@ -66,10 +66,16 @@ def make_models(seed: int = 0) -> tuple[Encoder, Any]:
     return encoder.eval(), predictor.eval()
 
 
+def save(directory: Path, config: CheckpointConfig, encoder: Encoder, predictor: Any, online: Encoder | None = None) -> None:
+    """A checkpoint of these models."""
+    modules = {"model": encoder, "predictor": predictor} | ({} if online is None else {"online": online})
+    save_checkpoint(directory, config, {name: module.state_dict() for name, module in modules.items()}, {})
+
+
 def make_run(run: Path, data: Path, *, source: str | None = None, seed: int = 0) -> Path:
     """A finished run directory with a real checkpoint and made-up metrics: a teacher, or a student where there is a source."""
     encoder, predictor = make_models(seed)
-    save_checkpoint(run / "checkpoints" / "step-3", CONFIG, {"model": encoder.state_dict(), "predictor": predictor.state_dict()}, {})
+    save(run / "checkpoints" / "step-3", CONFIG, encoder, predictor)
     point_to(run, run / "checkpoints" / "step-3")
     values = {
         "data": str(data), "out": str(run), "steps": 3, "batch_size": 5, "seed": seed, "optim": {"warmup_steps": 1},

@@ -7,13 +7,13 @@ import av
 import numpy as np
 import pytest
 import torch
-from eval_tools import CONFIG, ENCODER, make_models
+from eval_tools import CONFIG, ENCODER, make_models, save
 from PIL import Image
 
 from common.config import EmaConfig, FrozenConfig, PhysicsConfig, ScenesConfig, TeacherComputeConfig
 from common.data.encode import encode_mp4
 from common.data.scenes import PROPERTIES, SCREEN, make_scenes, scene
-from common.model.checkpoint import CheckpointConfig, new_predictor, open_encoder, save_checkpoint
+from common.model.checkpoint import CheckpointConfig, new_predictor, open_encoder
 from common.model.teacher import Teacher
 from common.model.vit import Encoder, init_weights
 from student_trainer.evaluation.physics.benchmarks import Film, grasp, inflevel, intphys, read_pair
@@ -212,14 +212,14 @@ def models(tmp_path_factory):
     """A teacher, and a student that names it."""
     folder = tmp_path_factory.mktemp("models")
     encoder, predictor = make_models(1)
-    save_checkpoint(folder / "teacher", CONFIG, encoder, predictor, {})
+    save(folder / "teacher", CONFIG, encoder, predictor)
     teacher = Teacher(open_encoder(FrozenConfig(ckpt=str(folder / "teacher"))), TeacherComputeConfig(), torch.device("cpu"))
     values = {"objective": "salt", "predictor_out_width": ENCODER.width, "teacher_fingerprint": teacher.spec.fingerprint}
     config = CheckpointConfig.model_validate(CONFIG.model_dump() | values)
     student, _ = make_models(2)
     latents = new_predictor(config)
     latents.init_weights(torch.Generator().manual_seed(3), std=0.1)
-    save_checkpoint(folder / "student", config, student, latents, {})
+    save(folder / "student", config, student, latents)
     return folder, teacher
 
 
@@ -253,7 +253,7 @@ def test_the_student_sees_the_context_alone_and_the_teacher_all(models):
 def test_another_teacher_is_refused(tmp_path, models):
     folder, _ = models
     encoder, predictor = make_models(9)
-    save_checkpoint(tmp_path / "other", CONFIG, encoder, predictor, {})
+    save(tmp_path / "other", CONFIG, encoder, predictor)
     settings = {"window": 4, "crop_size": None, "batch_size": 2, "num_threads": 1}
     with pytest.raises(ValueError, match=r"got --teacher .*other with fingerprint .*, which .*student learned from"):
         open_student(str(folder / "student"), str(tmp_path / "other"), **settings)
@@ -273,7 +273,7 @@ def test_the_baseline_has_its_targets_with_it(tmp_path):
         init_weights(encoder, torch.Generator().manual_seed(seed), std=0.1)
     predictor = new_predictor(config)
     predictor.init_weights(torch.Generator().manual_seed(3), std=0.1)
-    save_checkpoint(tmp_path / "ema", config, average, predictor, {}, online=online)
+    save(tmp_path / "ema", config, average, predictor, online=online)
     student = open_student(str(tmp_path / "ema"), None, window=4, crop_size=None, batch_size=2, num_threads=1)
     assert torch.equal(student.encoder.norm.weight, online.norm.weight)
     assert torch.equal(student.encoder.patch_embed.weight, online.patch_embed.weight)

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from eval_tools import CONFIG, ENCODER, MASK, make_dataset, make_run
+from eval_tools import CONFIG, ENCODER, MASK, make_dataset, make_run, save
 from PIL import Image
 from scipy.stats import linregress
 
 from common.config import FrozenConfig, LoaderConfig, SelectConfig, TeacherComputeConfig
-from common.model.checkpoint import CheckpointConfig, load_predictor, load_vit, new_predictor, open_encoder, point_to, save_checkpoint
+from common.model.checkpoint import CheckpointConfig, load_predictor, load_vit, new_predictor, open_encoder, point_to
 from common.model.masking import mask_group
 from common.model.pixels import normalise
 from common.model.teacher import Teacher
@@ -46,7 +46,7 @@ def student(path, data, fingerprint, seed, **changes):
         generator = torch.Generator().manual_seed(100 * seed + step)
         init_weights(encoder, generator, std=0.1)
         predictor.init_weights(generator, std=0.1 * step)
-        save_checkpoint(path / "checkpoints" / f"step-{step}", config, encoder, predictor, {})
+        save(path / "checkpoints" / f"step-{step}", config, encoder, predictor)
     point_to(path, path / "checkpoints" / "step-12")
     return path
 
