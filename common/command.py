@@ -7,7 +7,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import pydantic
@@ -64,16 +64,20 @@ def add_command(
     *,
     help: str,
     default_preset: str | None = None,
+    presets: Mapping[str, dict[str, Any]] = {},
     positional: tuple[str, ...] = (),
 ) -> None:
     """Adds ``name`` to ``app``: resolves preset < mask < ``--config`` file < flags < ``--set`` to a ``config_class`` and runs it.
 
     Every top-level field that is no nested configuration becomes a flag, with its docstring as help; so a flag that changes nothing
     cannot exist. The fields in ``positional`` are arguments instead. ``--print-config`` prints the resolved configuration instead of running.
+    ``presets``: what ``--preset`` chooses from; PRESETS where only ``default_preset`` is given, and no such flag where neither is.
     """
+    if default_preset is not None and not presets:
+        presets = PRESETS
 
     def command(**values: Any) -> None:
-        config = resolve(config_class, default_preset=default_preset, **values)
+        config = resolve(config_class, default_preset=default_preset, presets=presets, **values)
         if values["print_config"]:
             print(dump_yaml(config), end="")
         else:
@@ -84,9 +88,12 @@ def add_command(
         for field_name, field in config_class.model_fields.items()
         if not is_nested(field.annotation)
     ]
-    if default_preset is not None:
-        presets = typer.Option(help=f"Sizes and schedules: {', '.join(PRESETS)}.", rich_help_panel="Configuration")
-        parameters.append(_parameter("preset", str, presets, default_preset))
+    if presets:
+        what = "Sizes and schedules" if presets is PRESETS else "Protocols"
+        option = typer.Option(
+            help=f"{what}: {', '.join(presets)}.", rich_help_panel="Configuration", show_default=default_preset is not None
+        )
+        parameters.append(_parameter("preset", str | None, option, default_preset))
     if "mask" in config_class.model_fields:
         masks = typer.Option(help=f"Masking strategy: {', '.join(MASKS)}.", rich_help_panel="Configuration", show_default=False)
         parameters.append(_parameter("mask", str | None, masks, None))
@@ -107,6 +114,7 @@ def resolve(
     config_class: type[C],
     *,
     default_preset: str | None = None,
+    presets: Mapping[str, dict[str, Any]] = {},
     preset: str | None = None,
     mask: str | None = None,
     config: str | None = None,
@@ -115,7 +123,8 @@ def resolve(
     **flags: Any,
 ) -> C:
     """The configuration that a command line means. Raises pydantic.ValidationError or ValueError with the key that is wrong."""
-    layers = [preset_layer(config_class, preset or default_preset)] if default_preset is not None else []
+    chosen = preset or default_preset
+    layers = [preset_layer(config_class, chosen, presets)] if chosen is not None else []
     if mask is not None:
         layers.append(mask_layer(mask))
     if config is not None:

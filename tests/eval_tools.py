@@ -28,8 +28,8 @@ CONFIG = CheckpointConfig(
 FINGERPRINT = "ab" * 32
 
 
-def make_dataset(folder: Path, *, labels: bool = True, num_clips: int = 30, splits: tuple[str, str] = ("train", "test")) -> Path:
-    """A shard of noisy videos: `shade` (3 classes) is their brightness, `side` (2) the lighter half; every third is of the second split."""
+def make_dataset(folder: Path, *, labels: bool = True, num_clips: int = 30, splits: tuple[str, ...] = ("train", "test")) -> Path:
+    """A shard of noisy videos: `shade` (3 classes) is their brightness, `side` (2) the lighter half; every third is of the second split, or of three."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     with tarfile.open(folder / "toy-000000.tar", "w") as tar:
@@ -45,7 +45,7 @@ def make_dataset(folder: Path, *, labels: bool = True, num_clips: int = 30, spli
                 sha256_of(video),
                 probe(video),
                 labels={"shade": shade, "side": side} if labels else {},
-                split=splits[number // 3 % 3 == 2],
+                split=splits[number // 3 % 3] if len(splits) == 3 else splits[number // 3 % 3 == 2],
                 source="toy",
             )
             for suffix, data in ((".mp4", video), (".json", sidecar(facts))):
@@ -66,10 +66,16 @@ def make_models(seed: int = 0) -> tuple[Encoder, Any]:
     return encoder.eval(), predictor.eval()
 
 
+def save(directory: Path, config: CheckpointConfig, encoder: Encoder, predictor: Any, online: Encoder | None = None) -> None:
+    """A checkpoint of these models."""
+    modules = {"model": encoder, "predictor": predictor} | ({} if online is None else {"online": online})
+    save_checkpoint(directory, config, {name: module.state_dict() for name, module in modules.items()}, {})
+
+
 def make_run(run: Path, data: Path, *, source: str | None = None, seed: int = 0) -> Path:
     """A finished run directory with a real checkpoint and made-up metrics: a teacher, or a student where there is a source."""
     encoder, predictor = make_models(seed)
-    save_checkpoint(run / "checkpoints" / "step-3", CONFIG, {"model": encoder.state_dict(), "predictor": predictor.state_dict()}, {})
+    save(run / "checkpoints" / "step-3", CONFIG, encoder, predictor)
     point_to(run, run / "checkpoints" / "step-3")
     values = {
         "data": str(data), "out": str(run), "steps": 3, "batch_size": 5, "seed": seed, "optim": {"warmup_steps": 1},

@@ -2,17 +2,34 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import VJEPA2Config, VJEPA2ForVideoClassification
 
-from student_trainer.evaluation.probe import AttentiveProbe, Score, score, train_probes
+from student_trainer.evaluation.features import KeptTokens
+from student_trainer.evaluation.probe import AttentiveProbe
+from student_trainer.evaluation.probe_training import ProbeGrid, Setting
+from student_trainer.evaluation.score import Score, confusion, score_of, vote
 
-SETTINGS = {"num_heads": 2, "epochs": 20, "lr": 3e-3, "weight_decay": 0.01, "batch_size": 32, "seed": 0}
+SETTING = Setting(lr=3e-3, weight_decay=0.01)
+GRID = {"num_heads": 2, "depth": 1, "epochs": 20, "batch_size": 32, "micro_batch_size": None, "seed": 0}
 
 
-def random_probe(width: int, num_heads: int, num_classes: int) -> AttentiveProbe:
-    probe = AttentiveProbe(width, num_heads, num_classes)
+def kept(tokens: torch.Tensor) -> KeptTokens:
+    return KeptTokens(np.ones(len(tokens), bool), tokens[:, None])
+
+
+def train(tokens, labels, num_classes, settings=(SETTING,), **changes) -> ProbeGrid:
+    grid = ProbeGrid(num_classes, list(settings), width=tokens.shape[-1], device=torch.device("cpu"), bfloat16=False, **GRID | changes)
+    for _ in range(grid.epochs):
+        grid.train_epoch(kept(tokens), {name: label.numpy() for name, label in labels.items()})
+    return grid
+
+
+def random_probe(width: int, num_heads: int, num_classes: int, depth: int = 1) -> AttentiveProbe:
+    probe = AttentiveProbe(width, num_heads, num_classes, depth)
     generator = torch.Generator().manual_seed(1)
     for parameter in probe.parameters():
         torch.nn.init.normal_(parameter, std=0.4, generator=generator)
@@ -20,11 +37,13 @@ def random_probe(width: int, num_heads: int, num_classes: int) -> AttentiveProbe
 
 
 def slow_logits(probe: AttentiveProbe, tokens: torch.Tensor) -> torch.Tensor:
-    """The same block written out: keys and values of every token, one clip, one head and one token at a time."""
+    """The same written out: queries, keys and values of every token, one clip, one head and one token at a time."""
     width = tokens.shape[-1]
     head = width // probe.num_heads
     rows = []
     for clip in tokens:
+        for block in probe.blocks:
+            clip = slow_block(block, clip, probe.num_heads)
         x = F.layer_norm(clip, (width,), probe.token_norm.weight, probe.token_norm.bias, 1e-5)
         query = probe.w_query.weight @ probe.query + probe.w_query.bias
         attended = torch.zeros(width, dtype=tokens.dtype)
@@ -40,6 +59,26 @@ def slow_logits(probe: AttentiveProbe, tokens: torch.Tensor) -> torch.Tensor:
     return torch.stack(rows)
 
 
+def slow_block(block: torch.nn.Module, clip: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """A pre-norm block without positions, one head and one token at a time."""
+    n, width = clip.shape
+    head = width // num_heads
+    x = F.layer_norm(clip, (width,), block.norm1.weight, block.norm1.bias, 1e-5)
+    w_query, w_key, w_value = block.self_attn.in_proj_weight.split(width)
+    b_query, b_key, b_value = block.self_attn.in_proj_bias.split(width)
+    attended = torch.zeros_like(clip)
+    for number in range(num_heads):
+        own = slice(number * head, (number + 1) * head)
+        for row in range(n):
+            query = w_query[own] @ x[row] + b_query[own]
+            scores = torch.stack([query @ (w_key[own] @ token + b_key[own]) for token in x]) / math.sqrt(head)
+            weights = scores.exp() / scores.exp().sum()
+            attended[row, own] = sum(weight * (w_value[own] @ token + b_value[own]) for weight, token in zip(weights, x, strict=True))
+    clip = clip + attended @ block.self_attn.out_proj.weight.T + block.self_attn.out_proj.bias
+    x = F.layer_norm(clip, (width,), block.norm2.weight, block.norm2.bias, 1e-5)
+    return clip + F.gelu(x @ block.linear1.weight.T + block.linear1.bias) @ block.linear2.weight.T + block.linear2.bias
+
+
 def separable(num_clips: int, num_classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens in which one token of the clip, at any place, points in its class's direction."""
     generator = torch.Generator().manual_seed(seed)
@@ -50,38 +89,105 @@ def separable(num_clips: int, num_classes: int, seed: int = 0) -> tuple[torch.Te
     return tokens, label
 
 
-def test_the_block_equals_a_slow_reference():
-    probe = random_probe(width=12, num_heads=3, num_classes=5)
+@pytest.mark.parametrize("depth", [1, 4])
+def test_the_probe_equals_a_slow_reference(depth):
+    probe = random_probe(width=12, num_heads=3, num_classes=5, depth=depth)
     tokens = torch.randn(4, 7, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(probe(tokens), slow_logits(probe, tokens), rtol=1e-9, atol=1e-9)
 
 
-def test_every_parameter_of_the_probe_gets_a_gradient():
-    probe = random_probe(width=12, num_heads=3, num_classes=5)
+@pytest.mark.parametrize("depth", [1, 4])
+def test_every_parameter_of_the_probe_gets_a_gradient(depth):
+    probe = random_probe(width=12, num_heads=3, num_classes=5, depth=depth)
     probe(torch.randn(4, 7, 12, dtype=torch.float64)).square().sum().backward()
     assert [name for name, parameter in probe.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
 
 
-def test_it_learns_what_can_be_learned_and_nothing_else():
+@pytest.mark.parametrize(("width", "depth", "millions"), [(1024, 1, 11.73), (1024, 4, 49.51), (768, 4, 27.90)])
+def test_parameters_are_as_many_as_in_the_reference(width, depth, millions):
+    """V-JEPA's own probes with 174 classes; they have a key bias more, which changes nothing."""
+    with torch.device("meta"):
+        probe = AttentiveProbe(width, 16, 174, depth)
+    assert round((sum(parameter.numel() for parameter in probe.parameters()) + width) / 1e6, 2) == millions
+
+
+def test_weights_of_transformers_give_its_logits():
+    config = VJEPA2Config(
+        hidden_size=48, num_hidden_layers=1, num_attention_heads=4, patch_size=8, crop_size=32, frames_per_clip=4, num_pooler_layers=3,
+        layer_norm_eps=1e-5, num_labels=5, pred_hidden_size=24, pred_num_attention_heads=2, pred_num_hidden_layers=1,
+    )  # fmt: skip
+    model = VJEPA2ForVideoClassification(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.1)
+    probe = AttentiveProbe(48, 4, 5, depth=4)
+    probe.load_state_dict(from_transformers(model))
+    clip = torch.randn(2, 4, 3, 32, 32)
+    with torch.no_grad():
+        tokens = model.vjepa2(clip, skip_predictor=True).last_hidden_state
+        assert (probe(tokens) - model(clip).logits).abs().max() < 1e-5
+
+
+def from_transformers(model: VJEPA2ForVideoClassification) -> dict[str, torch.Tensor]:
+    """The pooler and the classifier under our names, without the key bias."""
+    theirs = model.state_dict()
+    cross = "pooler.cross_attention_layer."
+    names = {
+        "token_norm": f"{cross}layer_norm1", "w_query": f"{cross}cross_attn.q_proj", "w_key": f"{cross}cross_attn.k_proj",
+        "w_value": f"{cross}cross_attn.v_proj", "mlp_norm": f"{cross}layer_norm2", "w_up": f"{cross}mlp.fc1", "w_down": f"{cross}mlp.fc2",
+        "classifier": "classifier",
+    }  # fmt: skip
+    for number in range(3):
+        layer = f"pooler.self_attention_layers.{number}."
+        names |= {
+            f"blocks.{number}.self_attn.out_proj": f"{layer}self_attn.out_proj", f"blocks.{number}.norm1": f"{layer}layer_norm1",
+            f"blocks.{number}.norm2": f"{layer}layer_norm2", f"blocks.{number}.linear1": f"{layer}mlp.fc1",
+            f"blocks.{number}.linear2": f"{layer}mlp.fc2",
+        }  # fmt: skip
+    ours = {f"{name}.{kind}": theirs[f"{other}.{kind}"] for name, other in names.items() for kind in ("weight", "bias")}
+    del ours["w_key.bias"]
+    for number in range(3):
+        for kind in ("weight", "bias"):
+            parts = [theirs[f"pooler.self_attention_layers.{number}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            ours[f"blocks.{number}.self_attn.in_proj_{kind}"] = torch.cat(parts)
+    return ours | {"query": theirs["pooler.query_tokens"].flatten()}
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_it_learns_what_can_be_learned_and_nothing_else(depth):
     tokens, label = separable(500, num_classes=4)
     held_out, held_out_label = separable(300, num_classes=4, seed=1)
     shuffled = label[torch.randperm(500, generator=torch.Generator().manual_seed(3))]
-    probes = train_probes(tokens, {"real": label, "shuffled": shuffled}, {"real": 4, "shuffled": 4}, **SETTINGS)
-    assert score(probes["real"], held_out, held_out_label, 64).accuracy > 0.9
-    low, high = score(probes["shuffled"], held_out, held_out_label, 64).interval
+    grid = train(tokens, {"real": label, "shuffled": shuffled}, {"real": 4, "shuffled": 4}, depth=depth, epochs=20 if depth == 1 else 8)
+    counts = grid.confusions(kept(held_out), {"real": held_out_label.numpy(), "shuffled": held_out_label.numpy()}, 64)
+    assert score_of(counts["real", SETTING]).accuracy > 0.9
+    low, high = score_of(counts["shuffled", SETTING]).interval
     assert low - 0.05 < 0.25 < high + 0.05
 
 
-def test_a_label_does_not_change_another_and_the_seed_decides():
+def test_a_probe_does_not_change_another_and_the_seed_decides():
     tokens, label = separable(100, num_classes=4)
-    other = torch.arange(100) % 3
-    settings = SETTINGS | {"epochs": 3}
-    alone = train_probes(tokens, {"class": label}, {"class": 4}, **settings)["class"]
-    together = train_probes(tokens, {"aaa": other, "class": label}, {"aaa": 3, "class": 4}, **settings)["class"]
-    another_seed = train_probes(tokens, {"class": label}, {"class": 4}, **settings | {"seed": 1})["class"]
+    other, fast = torch.arange(100) % 3, Setting(lr=1e-2, weight_decay=0.5)
+    alone = train(tokens, {"class": label}, {"class": 4}, epochs=3).probes["class", SETTING]
+    together = train(tokens, {"aaa": other, "class": label}, {"aaa": 3, "class": 4}, (fast, SETTING), epochs=3).probes
+    another_seed = train(tokens, {"class": label}, {"class": 4}, epochs=3, seed=1).probes["class", SETTING]
     for name, value in alone.state_dict().items():
-        assert torch.equal(value, together.state_dict()[name]), name
+        assert torch.equal(value, together["class", SETTING].state_dict()[name]), name
     assert not torch.equal(alone.query, another_seed.query)
+    assert not torch.equal(alone.query, together["class", fast].query)
+
+
+def test_micro_batches_add_up_to_the_step():
+    tokens, label = separable(50, num_classes=4)
+    whole, parts = (train(tokens, {"class": label}, {"class": 4}, epochs=1, micro_batch_size=size) for size in (None, 7))
+    for name, value in whole.probes["class", SETTING].state_dict().items():
+        assert (value - parts.probes["class", SETTING].state_dict()[name]).abs().max() < 1e-4, name
+
+
+def test_views_vote_with_their_probabilities():
+    outvoted = torch.tensor([[4.0, 0.0], [0.0, 1.0], [0.0, 1.0]])  # two of three say class 1
+    outshouted = torch.tensor([[10.0, 0.0], [0.0, 3.0], [0.0, 3.0]])  # the mean logit says class 0
+    assert vote(torch.stack([outvoted, outshouted])).tolist() == [0, 1]
+    assert confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2).tolist() == [[1, 1], [0, 1]]
 
 
 def test_the_interval_is_wilsons():

@@ -163,7 +163,7 @@ def test_a_directory_that_does_not_fit_is_refused(ours, tmp_path, change, senten
         ("num_hidden_layers", 3, "encoder.layer.2.norm1.weight is missing"),
         ("num_hidden_layers", 1, "encoder.layer.1.*is not expected"),
         ("hidden_size", 64, r"got \(128, 3, 2, 16, 16\), expected \(64, 3, 2, 16, 16\)"),
-        ("model_type", "videomae", "model_type.*vjepa2.*got 'videomae'"),
+        ("model_type", "dinov2", "model_type.*vjepa2.*got 'dinov2'"),
         ("hidden_act", "silu", "hidden_act.*gelu.*got 'silu'"),
         ("qkv_bias", False, "qkv_bias.*got False"),
     ],

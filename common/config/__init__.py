@@ -2,8 +2,18 @@
 
 from common.config.access import TokenConfig
 from common.config.base import Config, dump_yaml, explain, load_yaml, merge
-from common.config.data import InspectConfig, MixConfig, MixExclusion, MixRecipe, MixSource, PackConfig, SynthConfig
-from common.config.evaluate import ExportConfig, FidelityConfig, FlopsConfig, PicturesConfig, ProbeConfig, ReportConfig
+from common.config.data import InspectConfig, MixConfig, MixExclusion, MixRecipe, MixSource, PackConfig, ScenesConfig, SynthConfig
+from common.config.evaluate import (
+    ExportConfig,
+    FidelityConfig,
+    FlopsConfig,
+    PhysicsConfig,
+    PicturesConfig,
+    ProbeConfig,
+    RankConfig,
+    ReportConfig,
+    SelectConfig,
+)
 from common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
 from common.config.model import (
     MASK_GROUP_SIZE,
@@ -19,6 +29,7 @@ from common.config.model import (
 )
 from common.config.plan import GpuName, PlanConfig, PlannedStudent
 from common.config.presets import MASKS, PRESETS, mask_layer, preset_layer
+from common.config.protocols import PROTOCOLS
 from common.config.serve import (
     CacheGcConfig,
     CacheStatsConfig,
@@ -52,6 +63,7 @@ __all__ = [
     "MASKS",
     "MASK_GROUP_SIZE",
     "PRESETS",
+    "PROTOCOLS",
     "TIMM",
     "TIMM_RANDOM",
     "BlockSetConfig",
@@ -82,14 +94,18 @@ __all__ = [
     "OnTeacherLoss",
     "OptimConfig",
     "PackConfig",
+    "PhysicsConfig",
     "PicturesConfig",
     "PlanConfig",
     "PlannedStudent",
     "PrecomputeConfig",
     "PredictorConfig",
     "ProbeConfig",
+    "RankConfig",
     "ReportConfig",
     "RunsConfig",
+    "ScenesConfig",
+    "SelectConfig",
     "ServeConfig",
     "ServiceClientConfig",
     "ServiceConfig",

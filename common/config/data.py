@@ -28,6 +28,21 @@ class SynthConfig(Config):
     """Frames per second."""
 
 
+class ScenesConfig(Config):
+    """`salt-data scenes`: pairs of possible and impossible videos made here, in IntPhys's folders."""
+
+    out: str
+    """Folder for the scenes."""
+    num_scenes: PositiveInt = 10
+    """Scenes of each property, with two possible and two impossible videos each."""
+    seed: int = 0
+    """Decides every video."""
+    size: int = Field(default=64, ge=32)
+    """Height and width of a video, in pixels."""
+    num_frames: int = Field(default=100, ge=8)
+    """Frames of a video."""
+
+
 class PackConfig(Config):
     """`salt-data pack`: videos to WebDataset shards with an index."""
 

@@ -2,47 +2,159 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from common.config.base import Config
 from common.config.model import EncoderConfig, MaskConfig, PredictorConfig, ViewConfig, require_whole_cubes
 from common.config.presets import PRESETS
-from common.config.train import LoaderConfig
+from common.config.train import ComputeDtype, LoaderConfig
 
 
 class ProbeConfig(Config):
-    """The attentive probe on frozen encoders: one clip, one view, one setting chosen beforehand (Table 7, the fast protocol)."""
+    """The attentive probe on frozen encoders. Without a preset: the cross-attention block alone, one clip, one view, one setting (Table 7)."""
 
     ckpt: tuple[str, ...] = Field(min_length=1)
     """Frozen encoder to judge: whatever `salt-serve teacher --ckpt` takes."""
     data: str
-    """Packed data set with labels: the probe learns on its split `train` and is scored on `test`."""
+    """Packed data set with labels: the probe learns on its split `train`, chooses among settings on `val`, and is scored on `test`."""
     out: str
-    """JSON file of the accuracies."""
+    """JSON file of the accuracies; tables and pictures of the classes are written beside it."""
     num_frames: PositiveInt | None = None
     """Frames of a clip; none: what each checkpoint says, 16 where it says nothing."""
     crop_size: PositiveInt | None = None
     """Height and width of a clip, in pixels; none: what each checkpoint says, 224 where it says nothing."""
+    frame_step: PositiveInt | None = None
+    """Frames of the video from one frame of a clip to the next; none: what each checkpoint says, 4 where it says nothing."""
+    segments: PositiveInt = 1
+    """Equal parts of a video, each of which gives a clip; the probe reads the tokens of all together."""
+    views: PositiveInt = 1
+    """Squares, spread along a frame's longer side, that are scored; their class probabilities are averaged. The probe learns on the middle one."""
+    square: float = Field(default=1.0, gt=0, le=1)
+    """Side of a square, as a share of the frame's shorter side (V-JEPA 2: 0.875 with one view, 1 with three)."""
+    augment: bool = False
+    """Learn on other clips in every epoch, starting anywhere in their segments, cropped to 8 to 100% of the frame (V-JEPA 2, but for its colour
+    changes and erasing). Every epoch then costs a forward; without it, the tokens of each training clip are computed once."""
     random_init: bool = False
     """Also judge the first checkpoint's architecture with fresh weights."""
-    epochs: PositiveInt = 20
-    """Passes over the training clips. A data set of a few thousand clips wants more, or a smaller batch: 20 passes are then few steps."""
-    lr: PositiveFloat = 1e-3
-    """Learning rate at the first step; a cosine takes it to 0."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """AdamW's weight decay, on every parameter of the probe."""
-    batch_size: PositiveInt = 256
-    """Clips of one step of the probe."""
+    depth: PositiveInt = 1
+    """Blocks of the probe: the last is the cross-attention of one learned query, those before it are self-attention over all tokens (V-JEPA 2: 4)."""
     num_heads: PositiveInt | None = None
     """Attention heads of the probe; none: as many as the encoder has."""
+    epochs: PositiveInt = 20
+    """Passes over the training clips. A data set of a few thousand clips wants more, or a smaller batch: 20 passes are then few steps."""
+    lr: tuple[PositiveFloat, ...] = Field(default=(1e-3,), min_length=1)
+    """Learning rate at the first step; a cosine takes it to 0. A probe is trained for each pair of one and of `weight_decay`."""
+    weight_decay: tuple[NonNegativeFloat, ...] = Field(default=(0.01,), min_length=1)
+    """AdamW's weight decay, on every parameter of the probe."""
+    batch_size: PositiveInt = 256
+    """Videos of one step of the probe."""
+    micro_batch_size: PositiveInt | None = None
+    """Videos whose tokens the probe reads at a time; a step adds up their gradients. None: all of a step."""
     seed: int = 0
     """Decides the probe's initial weights, the order of its clips and the weights of `--random-init`."""
     encode_batch_size: PositiveInt = 16
     """Clips of one forward of a frozen encoder."""
+    dtype: ComputeDtype = "auto"
+    """Precision of matrix products, as in `compute.dtype`. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    features: str | None = None
+    """Folder that keeps the tokens of frozen encoders, in float16, for the next probe; it then costs no forward. None: they are kept in memory."""
     max_feature_bytes: PositiveInt = 16_000_000_000
     """Most memory that the clips and tokens of one encoder may take, in bytes."""
+    resume: bool = False
+    """Continue a probe that was killed, with its `out`, after the last epoch that it ended."""
     num_threads: PositiveInt = 1
     """CPU threads of encoder and probe."""
+    loader: LoaderConfig = LoaderConfig()
+
+    @model_validator(mode="after")
+    def _keeps_what_stays(self) -> Self:
+        if self.augment and self.features is not None:
+            raise ValueError("got --features with --augment, expected one of them: tokens of clips that change are of no use later")
+        return self
+
+
+class PhysicsConfig(Config):
+    """`salt-eval physics`: how surprised a model is by impossible videos (arXiv:2509.24317, Appendix D)."""
+
+    ckpt: str
+    """Run directory or checkpoint of a student (SALT), or of the baseline: its encoder and its predictor."""
+    teacher: str | None = None
+    """The frozen teacher that the student learned from, whatever `salt-serve teacher --ckpt` takes. The baseline's is in its checkpoint."""
+    data: str
+    """Folder of the benchmark, as it is distributed; of InfLevel with the lists of pairs, `continuity.csv`, `gravity.csv` and `solidity.csv`."""
+    benchmark: Literal["intphys", "grasp", "inflevel"] = "intphys"
+    """Whose folders these are; what `salt-data scenes` writes is IntPhys's."""
+    out: str
+    """JSON file of the accuracies and of each video's surprise."""
+    window: PositiveInt | None = None
+    """Frames of a window, context and future; none: those of a clip of the checkpoint, twice as many for InfLevel."""
+    context: tuple[PositiveInt, ...] = ()
+    """Frames of a window that the student sees; none: 1/8, 2/8, 3/8, 4/8 and 5/8 of it."""
+    stride: PositiveInt = 2
+    """Frames that were taken of a video, from one window to the next (the paper's s)."""
+    frame_step: PositiveInt | None = None
+    """Frames of a video from one that is taken to the next; none: 2 for IntPhys, 10 for GRASP, 5 for InfLevel."""
+    crop_size: PositiveInt | None = None
+    """Height and width of a window, in pixels; none: those of a clip of the checkpoint."""
+    batch_size: PositiveInt = 16
+    """Windows of one forward."""
+    num_threads: PositiveInt = 1
+    """CPU threads of the models."""
+
+
+class RankConfig(Config):
+    """`salt-eval rank`: RankMe and k-NN accuracy, of the mean of a clip's tokens. Nothing is trained."""
+
+    ckpt: tuple[str, ...] = Field(min_length=1)
+    """Frozen encoder to judge: whatever `salt-serve teacher --ckpt` takes."""
+    data: str
+    """Packed data set; where it has labels and a split `train`, k-NN names the clips of `split`."""
+    out: str
+    """JSON file of what was found."""
+    split: str = "test"
+    """Split whose features are ranked: at least as many clips as the widest encoder has channels (the paper's RankMe: 25,600)."""
+    k: PositiveInt = 20
+    """Nearest training clips that vote."""
+    num_frames: PositiveInt | None = None
+    """Frames of a clip; none: what each checkpoint says, 16 where it says nothing."""
+    crop_size: PositiveInt | None = None
+    """Height and width of a clip, in pixels; none: what each checkpoint says, 224 where it says nothing."""
+    encode_batch_size: PositiveInt = 16
+    """Clips of one forward of an encoder."""
+    dtype: ComputeDtype = "auto"
+    """Precision of matrix products, as in `compute.dtype`. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    num_threads: PositiveInt = 1
+    """CPU threads of an encoder."""
+    loader: LoaderConfig = LoaderConfig()
+
+
+class SelectConfig(Config):
+    """`salt-eval select`: which run is best, from what costs no probe."""
+
+    run_dirs: tuple[str, ...] = Field(min_length=1)
+    """Run directories of students."""
+    teacher: tuple[str, ...] = Field(min_length=1)
+    """Frozen teacher that they learned from; only for `--by teacher-loss` and `--by rankme` several."""
+    data: str
+    """Packed data set with clips that no run has learned from."""
+    split: str = "test"
+    """Split that these are."""
+    out: str
+    """JSON file of what was found; a picture is written beside it."""
+    probe: str | None = None
+    """JSON file of `salt-eval probe` with the accuracies of some of the runs or checkpoints; none: losses alone."""
+    label: str | None = None
+    """Label whose accuracy is meant; none: the only one."""
+    by: Literal["student-loss", "teacher-loss", "rankme"] = "student-loss"
+    """What is held against accuracy: a student's loss (Figure 3), or its teacher's, or its teacher's RankMe (Figures 9 and 10)."""
+    max_clips: PositiveInt = 512
+    """Clips that the loss is of."""
+    seed: int = 0
+    """Decides the masks, the same for every checkpoint."""
+    batch_size: PositiveInt = 16
+    """Clips of one forward of a teacher."""
+    num_threads: PositiveInt = 1
+    """CPU threads of the models."""
     loader: LoaderConfig = LoaderConfig()
 
 

@@ -16,7 +16,7 @@ class FrozenConfig(Config):
     """A frozen encoder, whoever trained it."""
 
     ckpt: str
-    """Run directory or checkpoint, Hugging Face VJEPA2 directory, V-JEPA 2 `.pt` file, or the address of one in an object store, such as
+    """Run directory or checkpoint, Hugging Face VJEPA2 or VideoMAE directory, V-JEPA 2 `.pt` file, or the address of one in an object store, such as
     s3://BUCKET/RUNS/teacher; `timm:NAME`, or `timm-random:NAME` for random weights."""
     num_frames: PositiveInt | None = None
     """Frames of a clip; none: what the checkpoint says, 16 where it says nothing."""

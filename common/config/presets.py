@@ -1,5 +1,6 @@
 """Sizes and masking strategies by name: arXiv:2509.24317, Tables 3 and 4, section 5.2; the sizes below vit-b are ours, for CPUs and small GPUs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from common.config.base import Config, merge
@@ -50,12 +51,12 @@ MASKS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def preset_layer(config_class: type[Config], preset: str) -> dict[str, Any]:
+def preset_layer(config_class: type[Config], preset: str, presets: Mapping[str, dict[str, Any]] = PRESETS) -> dict[str, Any]:
     """The values that a preset sets for a kind of run: of those that it has."""
-    if preset not in PRESETS:
-        raise ValueError(f"got preset {preset!r}, expected one of {', '.join(PRESETS)}")
+    if preset not in presets:
+        raise ValueError(f"got preset {preset!r}, expected one of {', '.join(presets)}")
     steps = {"steps": _PAPER_STEPS[config_class.__name__]} if config_class.__name__ in _PAPER_STEPS else {}
-    return merge(steps, {key: value for key, value in PRESETS[preset].items() if key in config_class.model_fields})
+    return merge(steps, {key: value for key, value in presets[preset].items() if key in config_class.model_fields})
 
 
 def mask_layer(mask: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The command line ``salt-data``."""
 
 from common.command import add_command, console, new_app, run_app
-from common.config import InspectConfig, MixConfig, PackConfig, SynthConfig
+from common.config import InspectConfig, MixConfig, PackConfig, ScenesConfig, SynthConfig
 
 app = new_app(
     "Videos as a data set: `synth` makes labelled ones, `pack` turns any folder into WebDataset shards, `mix` selects from several, "
@@ -13,6 +13,12 @@ def _synth(config: SynthConfig) -> None:
     from common.data.synth import synthesise
 
     synthesise(config)
+
+
+def _scenes(config: ScenesConfig) -> None:
+    from common.data.scenes import make_scenes
+
+    make_scenes(config)
 
 
 def _pack(config: PackConfig) -> None:
@@ -41,6 +47,14 @@ add_command(
     positional=("out",),
     help="Write labelled videos: handwritten digits (label `digit`) that drift in one of eight directions (label `motion`).\n\n"
     "Example: `salt-data synth VIDEOS`",
+)
+add_command(
+    app,
+    "scenes",
+    ScenesConfig,
+    _scenes,
+    positional=("out",),
+    help="Write pairs of possible and impossible videos, in IntPhys's folders, for `salt-eval physics`.\n\nExample: `salt-data scenes SCENES`",
 )
 add_command(
     app,

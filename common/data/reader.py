@@ -15,6 +15,7 @@ from common.data.facts import BadVideoError
 from common.data.order import Mixture
 from common.data.pool import DecodePool
 from common.data.sample import Sample, sha256_of
+from common.data.segments import SegmentCut
 from common.data.shard_cache import ShardCache
 from common.data.shards import open_dataset
 from common.data.tasks import AllFrames, Clip, Cut, Decoder, Slice, Task
@@ -68,18 +69,27 @@ class Reader:
         """
         passes, shard_idx, sample_idx = zip(*(self.order.locate(slot) for slot in slots), strict=True)
         rows = np.array([self.samples[shard].rows[place] for shard, place in zip(shard_idx, sample_idx, strict=True)], np.int32)
-        return self._batch(self.dataset.take(rows), [view_of.view_number(self._views, number) for number in passes])
+        samples, views = self.dataset.take(rows), [view_of.view_number(self._views, number) for number in passes]
+        return self._batch(samples, [self._cut(sample, view) for sample, view in zip(samples, views, strict=True)], views)
 
     def evaluation(self, samples: Sequence[Sample]) -> ClipBatch:
         """The centre view of each sample: middle frames, largest centred square, no flip. Bad videos as in ``clips``."""
-        return self._batch(samples, [CENTRE_VIEW] * len(samples))
+        return self.segments(samples, [self._cut(sample, CENTRE_VIEW) for sample in samples])
+
+    def segments(self, samples: Sequence[Sample], cuts: Sequence[Cut | SegmentCut]) -> ClipBatch:
+        """What each sample's own cut takes, all of one shape. Bad videos as in ``clips``."""
+        return self._batch(samples, cuts, [CENTRE_VIEW] * len(samples))
 
     def submit(self, sample: Sample, view_number: int) -> Future[Clip]:
         """One view of one sample, and its digest, or BadVideoError."""
+        return self._submit(sample, self._cut(sample, view_number))
+
+    def _cut(self, sample: Sample, view_number: int) -> Cut:
         if view_number == CENTRE_VIEW:
-            cut = Cut(view_of.evaluation_view(self._view), view_of.CENTRE)
-        else:
-            cut = Cut(self._view, view_of.draw(self._data_seed, sample.key, view_number))
+            return Cut(view_of.evaluation_view(self._view), view_of.CENTRE)
+        return Cut(self._view, view_of.draw(self._data_seed, sample.key, view_number))
+
+    def _submit(self, sample: Sample, cut: Cut | SegmentCut) -> Future[Clip]:
         on_this_machine = self._videos is None and self.dataset.folder.local is not None
         if on_this_machine and not self._may_keep(sample):
             return self._pool.submit(Task(self.dataset.encoded(sample), sample.num_frames, cut))
@@ -96,11 +106,11 @@ class Reader:
         with self._counts_lock:
             return self._counts | {"store_retries": self.dataset.folder.num_retries}
 
-    def _batch(self, samples: Sequence[Sample], views: Sequence[int]) -> ClipBatch:
-        pixels = np.zeros((len(samples), *self._view.clip_shape), np.uint8)
+    def _batch(self, samples: Sequence[Sample], cuts: Sequence[Cut | SegmentCut], views: Sequence[int]) -> ClipBatch:
+        pixels = np.zeros((len(samples), *cuts[0].clip_shape), np.uint8)
         good = np.ones(len(samples), bool)
         digests = []
-        pending = deque(self.submit(sample, view) for sample, view in zip(samples, views, strict=True))
+        pending = deque(self._submit(sample, cut) for sample, cut in zip(samples, cuts, strict=True))
         try:
             for row, sample in enumerate(samples):
                 try:
@@ -121,7 +131,7 @@ class Reader:
     def _may_keep(self, sample: Sample) -> bool:
         return self._frames.get(sample.key) is not None or self._frames.has_room(_num_bytes(sample))
 
-    def _clip(self, sample: Sample, cut: Cut) -> Clip:
+    def _clip(self, sample: Sample, cut: Cut | SegmentCut) -> Clip:
         """The clip, by a thread that may wait for a store, or that finds the video's frames in memory."""
         kept = self._frames.get(sample.key)
         if kept is None:

@@ -10,6 +10,7 @@ from common.clip import clip_digest
 from common.config import ViewConfig
 from common.data import views
 from common.data.facts import BadVideoError
+from common.data.segments import SegmentCut
 from common.data.video import decoder_name, open_video
 
 Clip = tuple[UInt8[np.ndarray, "t h w 3"], bytes]
@@ -52,6 +53,11 @@ class Cut:
     view: ViewConfig
     draw: views.Draw
 
+    @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        """Of what ``clip`` gives."""
+        return self.view.clip_shape
+
     def frame_idx(self, num_frames: int, times: Int64[np.ndarray, " n"] | None) -> list[int]:
         """The frames it needs."""
         return views.frame_idx(self.view, num_frames, self.draw.start, times)
@@ -68,7 +74,7 @@ class Task:
 
     encoded: Slice | bytes
     num_frames: int
-    cut: Cut | None
+    cut: Cut | SegmentCut | None
     """None: all frames."""
 
 

@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common.config import TIMM, TIMM_RANDOM, Config, EncoderConfig, FrozenConfig, MaskConfig, PredictorConfig, ViewConfig
-from common.model.foreign import is_hf, open_hf, open_pt
+from common.model.foreign import hf_model_type, open_hf, open_pt
 from common.model.frozen import FrozenEncoder
 from common.model.grid import TokenGrid, token_grid
 from common.model.layouts import require_fit
 from common.model.pixels import IMAGENET_MEAN, IMAGENET_STD
 from common.model.predictor import Predictor
+from common.model.videomae import open_videomae
 from common.model.vit import Encoder
 
 FORMAT = 1
@@ -157,8 +158,8 @@ def open_encoder(choice: FrozenConfig) -> FrozenEncoder:
         )
     elif path.is_file():
         encoder = open_pt(path)
-    elif is_hf(path):
-        encoder = open_hf(path)
+    elif (model_type := hf_model_type(path)) is not None:
+        encoder = open_videomae(path) if model_type == "videomae" else open_hf(path)
     else:
         encoder = _open_own(path)
     tubelet, patch = encoder.config.tubelet_size, encoder.config.patch_size

@@ -60,7 +60,7 @@ class _HfConfig(BaseModel):
     hidden_act: Literal["gelu"] = "gelu"
 
 
-class _HfProcessor(BaseModel):
+class HfProcessor(BaseModel):
     """The normalisation that stands beside a model."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -69,15 +69,15 @@ class _HfProcessor(BaseModel):
     image_std: tuple[float, float, float] = IMAGENET_STD
 
 
-def is_hf(directory: Path) -> bool:
-    """Whether a directory is a Hugging Face model's."""
+def hf_model_type(directory: Path) -> str | None:
+    """What kind of Hugging Face model a directory holds; None: it holds none."""
     path = directory / "config.json"
-    return path.is_file() and "model_type" in json.loads(path.read_text())
+    return json.loads(path.read_text()).get("model_type") if path.is_file() else None
 
 
 def open_hf(directory: Path) -> FrozenEncoder:
     """The encoder of a VJEPA2 directory, with a classifier around it or without."""
-    found = _validated(_HfConfig, directory / "config.json")
+    found = validated(_HfConfig, directory / "config.json")
     config = EncoderConfig(
         width=found.hidden_size,
         depth=found.num_hidden_layers,
@@ -88,8 +88,7 @@ def open_hf(directory: Path) -> FrozenEncoder:
         rope="vjepa2_tiled",
         norm_eps=found.layer_norm_eps,
     )
-    processors = (directory / name for name in ("video_preprocessor_config.json", "preprocessor_config.json"))
-    processor = next((_validated(_HfProcessor, path) for path in processors if path.is_file()), _HfProcessor())
+    processor = hf_processor(directory)
     return FrozenEncoder(
         name=directory.resolve().name,
         config=config,
@@ -100,7 +99,13 @@ def open_hf(directory: Path) -> FrozenEncoder:
     )
 
 
-def _validated(kind: type[M], path: Path) -> M:
+def hf_processor(directory: Path) -> HfProcessor:
+    """What a directory says about its inputs, or the format's defaults."""
+    paths = (directory / name for name in ("video_preprocessor_config.json", "preprocessor_config.json"))
+    return next((validated(HfProcessor, path) for path in paths if path.is_file()), HfProcessor())
+
+
+def validated(kind: type[M], path: Path) -> M:
     try:
         return kind.model_validate_json(path.read_text())
     except pydantic.ValidationError as error:
@@ -109,15 +114,20 @@ def _validated(kind: type[M], path: Path) -> M:
 
 def _load_hf(directory: Path, config: EncoderConfig) -> Encoder:
     """Only the encoder's tensors are read. The predictor and a classifier's head may be there; anything else may not."""
-    others = ("predictor.", "pooler.", "classifier.")
+    found = hf_tensors(directory, "vjepa2.", others=("predictor.", "pooler.", "classifier."))
+    return _encoder_of(found, config, hf_encoder(config), f"{directory} does not fit its config.json")
+
+
+def hf_tensors(directory: Path, prefix: str, *, others: tuple[str, ...]) -> dict[str, Tensor]:
+    """Tensors by name, without ``prefix`` and without those whose name begins with one of ``others``."""
     found: dict[str, Tensor] = {}
     for file in _hf_files(directory):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - the file is no mapping
-                plain = name.removeprefix("vjepa2.")
+                plain = name.removeprefix(prefix)
                 if not plain.startswith(others):
                     found[plain] = tensors.get_tensor(name)
-    return _encoder_of(found, config, hf_encoder(config), f"{directory} does not fit its config.json")
+    return found
 
 
 def _hf_files(directory: Path) -> list[Path]:

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
 from common.config import Config, EncoderConfig, ViewConfig
@@ -28,13 +29,38 @@ class TimmConfig(Config):
     """Epsilon of the final norm; none where the last block gives the tokens."""
 
 
+class VideoMaeConfig(Config):
+    """VideoMAE's ViT; the rest of what a fingerprint says of an encoder."""
+
+    positions: Literal["sine"] = "sine"
+    """Added to the tokens: sines of a token's number."""
+    width: PositiveInt
+    """Channels of a token."""
+    depth: PositiveInt
+    """Transformer blocks."""
+    num_heads: PositiveInt
+    """Attention heads."""
+    mlp_width: PositiveInt
+    """Hidden channels of a block's MLP."""
+    patch_size: PositiveInt
+    """Side of a patch, in pixels."""
+    tubelet_size: PositiveInt
+    """Frames of a patch."""
+    num_tokens: PositiveInt
+    """Of a clip: positions are numbers, so they mean nothing on another grid."""
+    block_eps: PositiveFloat
+    """Epsilon of the LayerNorms of its blocks."""
+    norm_eps: float | None
+    """Epsilon of the final norm; none where the last block gives the tokens."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrozenEncoder:
     """What an encoder is; its weights stay where they are until ``load``."""
 
     name: str
     """For people."""
-    config: EncoderConfig | TimmConfig
+    config: EncoderConfig | TimmConfig | VideoMaeConfig
     view: ViewConfig
     """The clips that it is given."""
     mean: tuple[float, float, float] = IMAGENET_MEAN

@@ -1,11 +1,40 @@
 """`salt-eval`: what a trained encoder is worth."""
 
 from common.command import add_command, console, new_app, run_app
-from common.config import ExportConfig, FidelityConfig, FlopsConfig, PicturesConfig, ProbeConfig, ReportConfig
+from common.config import (
+    PROTOCOLS,
+    ExportConfig,
+    FidelityConfig,
+    FlopsConfig,
+    PhysicsConfig,
+    PicturesConfig,
+    ProbeConfig,
+    RankConfig,
+    ReportConfig,
+    SelectConfig,
+)
 
 
 def _probe(config: ProbeConfig) -> None:
     from student_trainer.evaluation.probe_table import run
+
+    run(config)
+
+
+def _physics(config: PhysicsConfig) -> None:
+    from student_trainer.evaluation.physics.run import run
+
+    run(config)
+
+
+def _rank(config: RankConfig) -> None:
+    from student_trainer.evaluation.rank import run
+
+    run(config)
+
+
+def _select(config: SelectConfig) -> None:
+    from student_trainer.evaluation.select import run
 
     run(config)
 
@@ -41,7 +70,40 @@ def _export(config: ExportConfig) -> None:
 
 
 app = new_app("Judges trained encoders, reports on runs, and accounts for the method.")
-add_command(app, "probe", ProbeConfig, _probe, help="Accuracy of frozen encoders on every label of a data set, by an attentive probe.")
+add_command(
+    app,
+    "probe",
+    ProbeConfig,
+    _probe,
+    presets=PROTOCOLS,
+    help="Accuracy of frozen encoders on every label of a data set, by an attentive probe.\n\n"
+    "Example: `salt-eval probe --preset ssv2 --ckpt runs/student-a --data ssv2-shards --out probe.json`",
+)
+add_command(
+    app,
+    "physics",
+    PhysicsConfig,
+    _physics,
+    help="How often a student is more surprised by the impossible video of a pair: IntPhys, GRASP, InfLevel.\n\n"
+    "Example: `salt-eval physics --ckpt runs/student-a --teacher runs/teacher --data scenes --out physics.json`",
+)
+add_command(
+    app,
+    "rank",
+    RankConfig,
+    _rank,
+    help="RankMe and k-NN accuracy of frozen encoders, without training anything.\n\n"
+    "Example: `salt-eval rank --ckpt runs/teacher --ckpt runs/student-a --data shards --out rank.json`",
+)
+add_command(
+    app,
+    "select",
+    SelectConfig,
+    _select,
+    positional=("run_dirs",),
+    help="The loss of every checkpoint on held-out clips against probe accuracy, and the accuracy that it predicts for runs not probed.\n\n"
+    "Example: `salt-eval select runs/student-* --teacher runs/teacher --data shards --probe probe.json --out select.json`",
+)
 add_command(
     app,
     "export",

@@ -1,28 +1,25 @@
-"""Frozen features: the tokens that an encoder gives for the evaluation view of labelled clips."""
+"""Frozen features: the tokens that an encoder gives for the clips of labelled videos, from memory, from disk, or computed when needed."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from einops import rearrange
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from common.config import LoaderConfig, ViewConfig
 from common.data.reader import Reader
-from common.data.shards import Sample, open_dataset
+from common.data.sample import Sample
+from common.data.segments import SegmentCut
+from common.data.shards import open_dataset
+from common.model.frozen import FrozenEncoder
 from common.model.pixels import normalise
 
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledClips:
-    """The evaluation view (middle of the video, centre crop, no flip) of samples that can be decoded."""
-
-    pixels: UInt8[np.ndarray, "b t h w 3"]
-    labels: dict[str, Int[np.ndarray, " b"]]
-    """Class number of each clip."""
-    skipped: dict[str, str]
-    """Key -> reason, of the samples that could not be decoded; they have no row."""
+_AHEAD = 2
+"""Batches that are decoded while one is computed."""
 
 
 def labelled_samples(data: str) -> dict[str, list[Sample]]:
@@ -41,28 +38,98 @@ def common_labels(samples: Sequence[Sample]) -> tuple[list[str], list[str]]:
     return sorted(everywhere), sorted(set[str]().union(*names) - everywhere)
 
 
-def load_clips(data: str, samples: Sequence[Sample], view: ViewConfig, loader: LoaderConfig, labels: Sequence[str]) -> LabelledClips:
-    """Decodes the evaluation view of ``samples``. Raises ValueError above ``loader.max_bad_fraction``."""
-    reader = Reader(data, data_seed=0, views=1, view=view, split="all", loader=loader)
-    batch = reader.evaluation(samples)
-    reader.close()
-    classes = {name: np.array([sample.labels[name] for sample in samples], dtype=np.int64)[batch.good] for name in labels}
-    return LabelledClips(
-        pixels=batch.pixels if batch.good.all() else batch.pixels[batch.good], labels=classes, skipped=dict(reader.skipped)
-    )
+class Clips:
+    """The clips of a split's samples, decoded in the order asked for, a few batches ahead."""
+
+    def __init__(self, reader: Reader, samples: Sequence[Sample], cut: Callable[[Sample, int], SegmentCut]) -> None:
+        """``cut``: what is taken of a sample in an epoch, of one shape throughout."""
+        self.samples = samples
+        self.cut = cut
+        self._reader = reader
+
+    def batches(self, idx: Sequence[Int[np.ndarray, " b"]], epoch: int = 0) -> Iterator[tuple[Bool[np.ndarray, " b"], np.ndarray]]:
+        """For each list of samples: which could be decoded, and those samples' clips, uint8 ``[b, clips, t, h, w, 3]``.
+
+        Raises ValueError above ``loader.max_bad_fraction``.
+        """
+
+        def decode(rows: Int[np.ndarray, " b"]) -> tuple[Bool[np.ndarray, " b"], np.ndarray]:
+            samples = [self.samples[row] for row in rows]
+            batch = self._reader.segments(samples, [self.cut(sample, epoch) for sample in samples])
+            pixels = batch.pixels if batch.good.all() else batch.pixels[batch.good]
+            return batch.good, rearrange(pixels, "b (c t) h w rgb -> b c t h w rgb", t=self.num_frames)
+
+        with ThreadPoolExecutor(1, thread_name_prefix="decode-ahead") as thread:
+            pending = deque(thread.submit(decode, rows) for rows in idx[:_AHEAD])
+            for rows in [*idx[_AHEAD:], *[None] * min(_AHEAD, len(idx))]:
+                ready = pending.popleft()
+                if rows is not None:
+                    pending.append(thread.submit(decode, rows))
+                yield ready.result()
+
+    @property
+    def num_frames(self) -> int:
+        """Of one clip."""
+        return self.cut(self.samples[0], 0).view.num_frames
 
 
-@torch.inference_mode()
-def frozen_tokens(
-    encoder: nn.Module,
-    pixels: UInt8[np.ndarray, "b t h w 3"],
-    *,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    batch_size: int,
-    device: torch.device,
-) -> Float[Tensor, "b n e"]:
-    """The final-norm tokens of every clip, float32, on ``device``: one forward a clip, in eval mode, without gradient."""
-    encoder = encoder.to(device).eval()
-    batches = [torch.from_numpy(pixels[first : first + batch_size]).to(device) for first in range(0, len(pixels), batch_size)]
-    return torch.cat([encoder(normalise(batch, mean, std)).float() for batch in batches])
+class Frozen:
+    """An encoder on its device, in eval mode, without gradient."""
+
+    def __init__(self, encoder: FrozenEncoder, module: nn.Module, device: torch.device, *, batch_size: int, bfloat16: bool) -> None:
+        self.module = module.to(device).eval().requires_grad_(False)
+        self.device, self.bfloat16 = device, bfloat16
+        self._mean, self._std, self._batch_size = encoder.mean, encoder.std, batch_size
+
+    @torch.no_grad()
+    def tokens(self, pixels: UInt8[np.ndarray, "b c t h w 3"], num_views: int) -> Float[Tensor, "b v n e"]:
+        """The final-norm tokens in float32: those of a view's segments one after the other."""
+        clips = torch.from_numpy(rearrange(pixels, "b c t h w rgb -> (b c) t h w rgb"))
+        clips = clips.pin_memory() if self.device.type == "cuda" else clips
+        found = []
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
+            for batch in clips.split(self._batch_size):
+                found.append(self.module(normalise(batch.to(self.device, non_blocking=True), self._mean, self._std)).float())
+        return rearrange(torch.cat(found), "(b v s) n e -> b v (s n) e", b=len(pixels), v=num_views)
+
+
+class Tokens(Protocol):
+    """The tokens of a split, wherever they come from."""
+
+    kept: Bool[np.ndarray, " samples"]
+    """The samples that have any, which are numbered without the others: False where a video is known to be bad."""
+
+    def batches(self, idx: Sequence[Int[np.ndarray, " b"]], epoch: int) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b v n e"]]]:
+        """For each list of numbers: those that have tokens after all, and their tokens, on the encoder's device."""
+        ...
+
+
+class KeptTokens:
+    """Tokens in memory, all of which were computed before."""
+
+    def __init__(self, kept: Bool[np.ndarray, " samples"], tokens: Float[Tensor, "k v n e"]) -> None:
+        self.kept, self._tokens = kept, tokens
+
+    def batches(self, idx: Sequence[Int[np.ndarray, " b"]], epoch: int) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b v n e"]]]:
+        """As in ``Tokens``; the same in every epoch."""
+        for numbers in idx:
+            yield numbers, self._tokens[torch.from_numpy(numbers).to(self._tokens.device)]
+
+
+class FreshTokens:
+    """Tokens of clips that are taken anew in every epoch."""
+
+    def __init__(self, frozen: Frozen, clips: Clips) -> None:
+        self.kept = np.ones(len(clips.samples), bool)
+        self._frozen, self._clips = frozen, clips
+
+    def batches(self, idx: Sequence[Int[np.ndarray, " b"]], epoch: int) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b v n e"]]]:
+        """As in ``Tokens``."""
+        num_views = self._clips.cut(self._clips.samples[0], epoch).num_views
+        for numbers, (good, pixels) in zip(idx, self._clips.batches(idx, epoch), strict=True):
+            yield numbers[good], self._frozen.tokens(pixels, num_views) if good.any() else torch.empty(0, 0, 0, 0)
+
+
+def in_batches(num_samples: int, batch_size: int) -> list[Int[np.ndarray, " b"]]:
+    """All samples, in order."""
+    return np.split(np.arange(num_samples), range(batch_size, num_samples, batch_size))

@@ -16,7 +16,7 @@ from common.model.pixels import normalise
 from common.model.teacher import Teacher
 from common.pictures import describe, tint_masks, token_roles
 from student_trainer.evaluation.feature_pictures import agreement, paint, paint_agreement, pca_colours
-from student_trainer.evaluation.features import frozen_tokens
+from student_trainer.evaluation.features import Frozen
 from student_trainer.evaluation.pictures import reconstruct
 
 
@@ -32,7 +32,7 @@ class Panel:
 def components(encoder: FrozenEncoder, clips: UInt8[np.ndarray, "b t h w 3"]) -> Iterator[Panel]:
     """For each clip the principal components of an encoder's tokens over time; those of all clips together."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokens = frozen_tokens(encoder.load(), clips, mean=encoder.mean, std=encoder.std, batch_size=1, device=device).cpu()
+    tokens = Frozen(encoder, encoder.load(), device, batch_size=1, bfloat16=False).tokens(clips[:, None], 1)[:, 0].cpu()
     for clip, colours in zip(clips, pca_colours(tokens), strict=True):
         yield Panel(
             title=f"{encoder.name}: first three principal components",

@@ -1,0 +1,1 @@
+"""Intuitive physics: how surprised a model is by what cannot be."""
