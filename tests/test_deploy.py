@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import jsonschema
@@ -21,7 +20,6 @@ from teacher_tools import BATCH_SIZE, save_teacher
 from train_tools import CPU, small_run
 
 from common.config import ServeConfig
-from common.local_ray import ray_to_join
 from student_trainer.run_directory import write_environment
 
 KUBERNETES = "1.34"
@@ -169,22 +167,32 @@ def test_a_field_that_neither_kuberay_nor_kubernetes_knows_is_refused():
 @pytest.mark.faults
 def test_ray_serve_runs_the_teacher_from_a_configuration_file(tmp_path):
     (tmp_path / "tokens.yaml").write_text(f"students: {{token: {'t' * 32}}}\n")
-    args = {"ckpt": str(save_teacher(tmp_path / "teacher")), "tokens": str(tmp_path / "tokens.yaml"), "cpus": 0.5}
+    args = {
+        "ckpt": str(save_teacher(tmp_path / "teacher")),
+        "tokens": str(tmp_path / "tokens.yaml"),
+        "cpus": 0.5,
+        "teacher": {"batch_size": BATCH_SIZE},
+    }
+    subprocess.run([sys.executable, "-c", SERVED, json.dumps(args)], check=True, cwd=DEPLOY.parent, timeout=200)
+
+
+SERVED = """if True:  # a process of its own: a private Ray's token is read where Ray is imported first
+    import json, sys, urllib.request
+    from common.config import ServeConfig
+    from common.local_ray import ray_to_join
     with ray_to_join(None) as ray_arguments:
         import ray
         from ray import serve
-
         from teacher_server.deployment import application
         from teacher_server.ingress import free_port
-
         ray.init(**ray_arguments)
         port = free_port("127.0.0.1")
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(
-            application(ServeConfig.model_validate({**args, "teacher": {"batch_size": BATCH_SIZE}})), name="teacher", route_prefix="/"
-        )
+        config = ServeConfig.model_validate_json(sys.argv[1])
+        serve.run(application(config), name="teacher", route_prefix="/")
         assert urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30).status == 200
         asked = urllib.request.Request(f"http://127.0.0.1:{port}/v1/teacher", headers={"Authorization": f"Bearer {'t' * 32}"})
-        assert json.load(urllib.request.urlopen(asked, timeout=30))["batch_size"] == BATCH_SIZE
+        assert json.load(urllib.request.urlopen(asked, timeout=30))["batch_size"] == config.teacher.batch_size
         serve.shutdown()
         ray.shutdown()
+"""
