@@ -283,7 +283,7 @@ def _by_view(candidates: Sequence[FrozenEncoder]) -> Iterator[tuple[ViewConfig, 
         yield view, [candidate for candidate in candidates if candidate.view.model_dump_json() == text]
 
 
-def checkpoint_name(path: str | Path) -> str:
+def checkpoint_name(path: str) -> str:
     """A run directory's name; a checkpoint's with its run's in front."""
     resolved = Path(str(path).partition("?")[0]).resolve()  # an address may have options
     return f"{resolved.parents[1].name}/{resolved.name}" if resolved.parent.name == "checkpoints" else resolved.name

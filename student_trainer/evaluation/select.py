@@ -98,7 +98,7 @@ def run(config: SelectConfig) -> None:
     points = []
     for one, checkpoint, x in measured(config, runs, configs, teachers):
         is_newest = checkpoint.resolve() == find_checkpoint(one.path).resolve()
-        names = [checkpoint_name(checkpoint), *([one.name] if is_newest else [])]
+        names = [checkpoint_name(str(checkpoint)), *([one.name] if is_newest else [])]
         accuracy = next((accuracies[name] for name in names if name in accuracies), None)
         points.append(Point(name=names[-1], x=x, accuracy=accuracy))
     probed = [(point.x, point.accuracy) for point in points if point.accuracy is not None]
