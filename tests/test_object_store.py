@@ -124,6 +124,7 @@ def test_what_is_not_in_a_store_is_said(store, teacher, tmp_path):
     assert read_config(store.put(teacher, "runs/finished")) == read_config(teacher)
 
 
+@pytest.mark.faults
 def test_a_student_resumes_from_its_checkpoint_in_the_store_on_another_machine(store, shards, teacher, tmp_path):
     """The first machine dies with its disk; the store fails and dawdles while it is read."""
     addresses = store.put(shards, "toy"), store.put(teacher, "runs/teacher")

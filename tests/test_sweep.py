@@ -47,6 +47,7 @@ def write(tmp_path):
     return write
 
 
+@pytest.mark.faults
 def test_runs_share_one_teacher_and_one_that_fails_is_named(shards, tmp_path, write):
     teacher_run = TeacherRun.model_validate(SMALL | {"data": str(shards), "out": str(tmp_path / "teacher"), "steps": 2})
     open_run(teacher_run)

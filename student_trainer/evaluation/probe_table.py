@@ -285,7 +285,7 @@ def _by_view(candidates: Sequence[FrozenEncoder]) -> Iterator[tuple[ViewConfig, 
 
 def checkpoint_name(path: str) -> str:
     """A run directory's name; a checkpoint's with its run's in front."""
-    resolved = Path(str(path).partition("?")[0]).resolve()  # an address may have options
+    resolved = Path(path.partition("?")[0]).resolve()  # an address may have options
     return f"{resolved.parents[1].name}/{resolved.name}" if resolved.parent.name == "checkpoints" else resolved.name
 
 
