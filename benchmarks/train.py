@@ -9,15 +9,13 @@ import resource
 import statistics
 import tempfile
 import time
-from concurrent.futures import Future
 from pathlib import Path
 
-import numpy as np
 import torch
+from in_memory import ClipsInMemory, TargetsInMemory
 from serving import make_clips
 from torch import nn
 
-from common.clip import ClipBatch
 from common.config import MASK_GROUP_SIZE, EncoderConfig, StudentRun, preset_layer
 from common.config.base import merge
 from common.model.compute import matrix_peak, set_up, uses_bfloat16, wait_for
@@ -263,46 +261,6 @@ def reading(data, config):
         reader.clips(range(first, first + config.batch_size))
 
     return read
-
-
-class ClipsInMemory:
-    """A ``Reader`` over clips that are there already."""
-
-    decoder = "none"
-    num_samples = 0
-
-    def __init__(self, clips):
-        self._clips, self.skipped = clips, {}
-
-    def counters(self):
-        return {}
-
-    def clips(self, slots):
-        rows = np.array(slots) % len(self._clips.digests)
-        return ClipBatch(
-            pixels=self._clips.pixels[rows],
-            digests=tuple(self._clips.digests[row] for row in rows),
-            keys=tuple(self._clips.keys[row] for row in rows),
-            views=(0,) * len(rows),
-            good=np.ones(len(rows), bool),
-        )
-
-
-class TargetsInMemory(CachedTargets):
-    """The same targets, decoded before the run: a step asks for rows of one tensor."""
-
-    name = "in memory"
-
-    def hold(self, clips):
-        self._targets = self._read(clips)
-        self._row_of = {digest: row for row, digest in enumerate(clips.digests)}
-        return self
-
-    def request(self, batch, *, masks=(), slot=0):
-        first = self._row_of[batch.digests[0]]
-        done = Future()
-        done.set_result(self._targets[first : first + len(batch.digests)])  # batches are whole runs of rows: a view, no copy
-        return done
 
 
 def clips_and_targets(arguments, config, folder):

@@ -20,6 +20,7 @@ from common.model.checkpoint import POINTER, find_checkpoint
 from common.model.compute import uses_bfloat16
 from common.model.flops import num_parameters
 from common.model.teacher import device_kind
+from common.whole import write_whole
 from student_trainer.objective import Objective
 from student_trainer.storage import fetch_newer, stored_config
 from student_trainer.target_source import TargetSource
@@ -177,9 +178,7 @@ def write_environment(
         "decoder": decoder,
     }
     before = json.loads(path.read_text()) if path.exists() else []
-    partial = out / ".environment.json"
-    partial.write_text(json.dumps([*before, environment], indent=2) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps([*before, environment], indent=2) + "\n")
 
 
 def write_summary(
@@ -212,9 +211,7 @@ def write_summary(
         "reader": counters,
         "skipped": dict(sorted(skipped.items())),
     }
-    partial = out / ".summary.json"
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    partial.replace(out / "summary.json")
+    write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:

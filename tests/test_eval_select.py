@@ -15,7 +15,8 @@ from common.model.masking import mask_group
 from common.model.pixels import normalise
 from common.model.teacher import Teacher
 from common.model.vit import Encoder, init_weights
-from student_trainer.evaluation.held_out import checkpoints, held_out_clips, student_loss, targets_of, vpixel_loss
+from student_trainer.evaluation.features import first_clips
+from student_trainer.evaluation.held_out import checkpoints, student_loss, targets_of, vpixel_loss
 from student_trainer.evaluation.runs import find_runs
 from student_trainer.evaluation.select import fit, run
 
@@ -54,7 +55,7 @@ def student(path, data, fingerprint, seed, **changes):
 def test_a_held_out_loss_is_the_training_loss(made):
     """Written out, a clip at a time: 30 clips are a whole mask group and a part of one."""
     data, (teacher, _), (path, *_) = made
-    clips = held_out_clips(str(data), "test", CONFIG.view, LOADER, 100)
+    _, clips = first_clips(str(data), "test", CONFIG.view, LOADER, 100)
     assert len(clips) == 30
     ckpt, device = path / "checkpoints" / "step-3", torch.device("cpu")
     found = student_loss(ckpt, clips, seed=5, targets=targets_of(frozen(teacher), clips, 8), device=device)

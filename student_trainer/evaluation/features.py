@@ -1,5 +1,7 @@
 """Frozen features: the tokens that an encoder gives for the clips of labelled videos, from memory, from disk, or computed when needed."""
 
+import contextlib
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +13,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from common.command import console
+from common.config import LoaderConfig, ViewConfig
 from common.data.reader import Reader
 from common.data.sample import Sample
 from common.data.segments import SegmentCut
@@ -133,3 +137,20 @@ class FreshTokens:
 def in_batches(num_samples: int, batch_size: int) -> list[Int[np.ndarray, " b"]]:
     """All samples, in order."""
     return np.split(np.arange(num_samples), range(batch_size, num_samples, batch_size))
+
+
+def first_clips(
+    data: str, split: str, view: ViewConfig, loader: LoaderConfig, number: int
+) -> tuple[list[str], UInt8[np.ndarray, "b t h w 3"]]:
+    """Keys and evaluation views of a split's first ``number`` samples, without those that can't be decoded, which are named.
+
+    Raises ValueError where none is left.
+    """
+    with contextlib.closing(Reader(data, data_seed=0, views=1, view=view, split=split, loader=loader)) as reader:
+        samples = list(itertools.islice(itertools.chain.from_iterable(reader.samples), number))
+        batch = reader.evaluation(samples)
+    for key, reason in reader.skipped.items():
+        console.print(f"left out: {key}: {reason}", highlight=False, markup=False, soft_wrap=True)
+    if not batch.good.any():
+        raise ValueError(f"{data}: none of the first {number} clips of split {split!r} can be decoded")
+    return [sample.key for sample, good in zip(samples, batch.good, strict=True) if good], batch.pixels[batch.good]

@@ -1,6 +1,5 @@
 """`salt-eval pictures`: what encoders make of clips, as a picture and a short video for each clip."""
 
-import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 from operator import add
@@ -15,11 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
 from common.command import console
-from common.config import FrozenConfig, PicturesConfig, ViewConfig
+from common.config import FrozenConfig, PicturesConfig
 from common.data.encode import encode_mp4
-from common.data.reader import Reader
 from common.model.checkpoint import open_encoder, read_config
 from common.pictures import GAP, png_bytes, strip
+from student_trainer.evaluation.features import first_clips
 from student_trainer.evaluation.panels import Panel, components, masks, paintings, predictions
 from student_trainer.evaluation.pictures import masks_of
 
@@ -35,7 +34,7 @@ def run(config: PicturesConfig) -> None:
     """Writes ``clip-NNN.png`` and ``clip-NNN.mp4`` into ``config.out``."""
     torch.set_num_threads(config.num_threads)
     encoders = [open_encoder(FrozenConfig(ckpt=path, num_frames=config.num_frames, crop_size=config.crop_size)) for path in config.ckpt]
-    keys, clips = _clips(config, encoders[0].view)
+    keys, clips = first_clips(config.data, config.split, encoders[0].view, config.loader, config.num_clips)
     for encoder in encoders:
         if encoder.view.clip_shape != encoders[0].view.clip_shape:
             raise ValueError(
@@ -69,19 +68,6 @@ def video(panels: Sequence[Panel]) -> bytes:
     height, width = frames[0].shape[:2]
     made = (av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24") for frame in frames)
     return encode_mp4(made, width=width, height=height, fps=VIDEO_FPS, crf=18)
-
-
-def _clips(config: PicturesConfig, view: ViewConfig) -> tuple[list[str], UInt8[np.ndarray, "b t h w 3"]]:
-    """Keys and evaluation views of the first samples that can be decoded."""
-    reader = Reader(config.data, data_seed=0, views=1, view=view, split=config.split, loader=config.loader)
-    samples = list(itertools.islice(itertools.chain.from_iterable(reader.samples), config.num_clips))
-    batch = reader.evaluation(samples)
-    reader.close()
-    for key, reason in reader.skipped.items():
-        console.print(f"left out: {key}: {reason}", highlight=False, markup=False, soft_wrap=True)
-    if not batch.good.any():
-        raise ValueError(f"{config.data}: none of the first {config.num_clips} clips of split {config.split!r} can be decoded")
-    return [sample.key for sample, good in zip(samples, batch.good, strict=True) if good], batch.pixels[batch.good]
 
 
 def _own(path: Path, name: str, clips: UInt8[np.ndarray, "b t h w 3"], config: PicturesConfig) -> Iterator[list[Panel]]:

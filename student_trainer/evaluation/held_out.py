@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from common.config import MASK_GROUP_SIZE, LoaderConfig, ViewConfig
-from common.data.reader import Reader
+from common.config import MASK_GROUP_SIZE
 from common.model.checkpoint import CheckpointConfig, load_predictor, load_vit, read_config
 from common.model.masking import MaskGroup, MaskSet, mask_group
 from common.model.teacher import Teacher
@@ -23,15 +22,6 @@ from student_trainer.vpixel import VPixel
 def checkpoints(run: Run) -> list[Path]:
     """A run's checkpoints, oldest first."""
     return sorted((run.path / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-
-
-def held_out_clips(data: str, split: str, view: ViewConfig, loader: LoaderConfig, max_clips: int) -> UInt8[np.ndarray, "b t h w 3"]:
-    """The evaluation views of a split's first videos that can be decoded."""
-    reader = Reader(data, data_seed=0, views=1, view=view, split=split, loader=loader)
-    samples = [sample for shard in reader.samples for sample in shard][:max_clips]
-    batch = reader.evaluation(samples)
-    reader.close()
-    return batch.pixels[batch.good]
 
 
 def targets_of(teacher: Teacher, clips: UInt8[np.ndarray, "b t h w 3"], batch_size: int) -> Float[Tensor, "b n d"]:

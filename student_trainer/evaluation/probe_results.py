@@ -1,7 +1,6 @@
 """What a probe found, for people and programs: the table, its JSON, the classes, and who is taken for whom."""
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from rich.table import Table
 from torch import Tensor
 
 from common.config import ProbeConfig
+from common.whole import write_whole
 from student_trainer.evaluation.probe_training import Setting
 from student_trainer.evaluation.score import Score, score_of
 
@@ -93,7 +93,7 @@ def write(config: ProbeConfig, results: Results, facts: Mapping[str, Any], split
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     if results:
-        _replace(out.with_name(f"{out.stem}.classes.tsv"), _classes(results, facts))
+        write_whole(out.with_name(f"{out.stem}.classes.tsv"), _classes(results, facts))
         for name, row in results.items():
             for label, found in row.items():
                 slug = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{name.strip('/')}-{label}")
@@ -108,7 +108,7 @@ def write(config: ProbeConfig, results: Results, facts: Mapping[str, Any], split
         "reported_on": split,
         "protocol": protocol(config, split),
     }
-    _replace(out, json.dumps(result, indent=2) + "\n")
+    write_whole(out, json.dumps(result, indent=2) + "\n")
 
 
 def _setting(found: Found) -> dict[str, float | None]:
@@ -153,12 +153,6 @@ def _draw(path: Path, found: Found, class_names: Sequence[str], title: str) -> N
     figure.colorbar(image, label="share of the class's clips", fraction=0.046)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _interval(value: Score) -> str:

@@ -1,7 +1,6 @@
 """`salt-eval rank`: RankMe and k-NN accuracy of frozen encoders, from the mean of a clip's tokens. Nothing is trained."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from common.data.segments import SegmentCut
 from common.data.shards import open_dataset
 from common.model.compute import uses_bfloat16
 from common.model.frozen import FrozenEncoder
+from common.whole import write_whole
 from student_trainer.evaluation.features import Clips, Frozen, common_labels, in_batches, labelled_samples
 from student_trainer.evaluation.probe_table import open_candidates
 from student_trainer.evaluation.score import Score
@@ -129,6 +129,4 @@ def _table(found: dict[str, Any], protocol: str) -> Table:
 
 def _write(out: Path, result: dict[str, Any]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(partial, out)
+    write_whole(out, json.dumps(result, indent=2) + "\n")

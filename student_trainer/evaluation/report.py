@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.config import ReportConfig
+from common.whole import write_whole
 from student_trainer.evaluation import page, sections
 from student_trainer.evaluation.lineage import teachers_among
 from student_trainer.evaluation.runs import Run, find_runs, is_run, read_json, read_seconds
@@ -35,9 +36,8 @@ def run(config: ReportConfig) -> None:
     seconds = read_seconds(folder and folder / "steps.tsv")
 
     html, missing = build(runs, unfinished, probe, shared, seconds)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _write(out, html)
-    _write(out.parent / "summary.json", json.dumps(summarise(runs, probe, shared, seconds), indent=2) + "\n")
+    write_whole(out, html)
+    write_whole(out.parent / "summary.json", json.dumps(summarise(runs, probe, shared, seconds), indent=2) + "\n")
     _print(runs, probe, missing, out)
 
 
@@ -68,8 +68,7 @@ def build(
     elif runs[0].objective != "vpixel":
         missing.append("No reconstruction: there is no stage 1 run among these.")
     if why_not is None:
-        latents, _ = sections.latents(runs, teachers)
-        parts += [] if latents is None else [latents]
+        parts.append(sections.latents(runs, teachers))
     if seconds:
         parts.append(sections.seconds_per_step(seconds))
     else:
@@ -99,12 +98,6 @@ def summarise(runs: Sequence[Run], probe: dict[str, Any] | None, shared: Sharing
         },
         "seconds": seconds,
     }
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def _print(runs: Sequence[Run], probe: dict[str, Any] | None, missing: Sequence[str], out: Path) -> None:

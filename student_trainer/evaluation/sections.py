@@ -149,11 +149,10 @@ def accuracy_and_compute(runs: Sequence[Run], probe: Mapping[str, Any], teachers
     )
 
 
-def latents(runs: Sequence[Run], teachers: Mapping[str, Run | None]) -> tuple[str | None, str | None]:
-    """What encoders make of a clip: components over time, and where students' predictions agree with their teachers; or why there is none."""
+def latents(runs: Sequence[Run], teachers: Mapping[str, Run | None]) -> str:
+    """What encoders make of a clip, which the first run has: components over time, and where students' predictions agree with their teachers."""
     found = _shown_clip(runs[0])
-    if isinstance(found, str):
-        return None, found
+    assert not isinstance(found, str), "its masks are shown on it before"
     key, clip, config = found
     same = [run for run in runs if read_config(run.path).view.clip_shape == clip.shape]
     shown = [page.figure(pictures.png(strip(clip, config.encoder.tubelet_size)), f"The clip {key}")]
@@ -182,7 +181,7 @@ def latents(runs: Sequence[Run], teachers: Mapping[str, Run | None]) -> tuple[st
             ),
             page.columns(agreements),
         ]
-    return page.section("Latents", *parts), None
+    return page.section("Latents", *parts)
 
 
 def sharing(shared: Sharing, runs: Sequence[Run]) -> str:

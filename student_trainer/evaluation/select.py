@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,9 @@ from common.config import FrozenConfig, SelectConfig, TeacherComputeConfig
 from common.data.shards import open_dataset
 from common.model.checkpoint import CheckpointConfig, find_checkpoint, open_encoder, read_config
 from common.model.teacher import Teacher
-from student_trainer.evaluation.held_out import checkpoints, held_out_clips, student_loss, targets_of, vpixel_loss
+from common.whole import write_whole
+from student_trainer.evaluation.features import first_clips
+from student_trainer.evaluation.held_out import checkpoints, student_loss, targets_of, vpixel_loss
 from student_trainer.evaluation.probe_table import checkpoint_name
 from student_trainer.evaluation.rank import pooled, rankme
 from student_trainer.evaluation.runs import Run, find_runs, read_json
@@ -157,7 +158,7 @@ def _student_losses(
 ) -> Measured:
     """Of every checkpoint."""
     own = configs[runs[0].name]
-    clips = held_out_clips(config.data, config.split, own.view, config.loader, config.max_clips)
+    _, clips = first_clips(config.data, config.split, own.view, config.loader, config.max_clips)
     _, teacher = teachers[own.teacher_fingerprint or ""]
     targets = targets_of(teacher, clips, config.batch_size)
     todo = [(one, path) for one in runs for path in checkpoints(one)]
@@ -193,7 +194,7 @@ def _loss_of(config: SelectConfig, teacher: str) -> float:
     if not (path / "config.yaml").is_file() or read_config(path).objective != "vpixel":
         raise ValueError(f"got --teacher {teacher} with --by teacher-loss, expected the run directory of a V-Pixel teacher: it has a loss")
     (of_teacher,), _ = find_runs([teacher], None)
-    clips = held_out_clips(config.data, config.split, read_config(path).view, config.loader, config.max_clips)
+    _, clips = first_clips(config.data, config.split, read_config(path).view, config.loader, config.max_clips)
     norm = of_teacher.config["pixel_norm"]
     return vpixel_loss(find_checkpoint(path), clips, pixel_norm=norm, seed=config.seed, device=_device())
 
@@ -248,9 +249,7 @@ def _write(config: SelectConfig, points: Sequence[Point], line: Line | None) -> 
     out.parent.mkdir(parents=True, exist_ok=True)
     if line is not None:
         _draw(out.with_suffix(".png"), config, points, line)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(partial, out)
+    write_whole(out, json.dumps(result, indent=2) + "\n")
 
 
 def _draw(path: Path, config: SelectConfig, points: Sequence[Point], line: Line) -> None:

@@ -1,7 +1,6 @@
 """`salt-eval physics`: how often a model is more surprised by the impossible video of a pair."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from common.command import console
 from common.config import PhysicsConfig
 from common.data.facts import BadVideoError
 from common.model.checkpoint import read_config
+from common.whole import write_whole
 from student_trainer.evaluation.physics.benchmarks import FRAME_STEP, LAYOUTS, Pair, read_pair
 from student_trainer.evaluation.physics.surprise import Model, open_student, surprise
 from student_trainer.evaluation.score import Score
@@ -202,6 +202,4 @@ def _write(
         "skipped": dict(skipped),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(partial, out)
+    write_whole(out, json.dumps(result, indent=2) + "\n")
