@@ -11,8 +11,8 @@ from service_tools import Caller, GatedTeacher, clips_by_digest, wait_until
 from teacher_tools import VIEW, load_teacher, serving
 from train_tools import small_run
 
-from common.config import StudentRun
-from student_trainer.board import _SHOWN
+from common.config import StudentRun, TeacherRun, VJepaRun
+from student_trainer.board import _SHOWN, shown_config
 from student_trainer.target_source import open_source
 from teacher_server import board_file
 from teacher_server.board import Board, Ending
@@ -188,7 +188,11 @@ def test_one_run_by_its_route(service):
 
 def test_a_student_shows_what_it_learns_and_no_place(service):
     caller, _ = service
-    assert set(StudentRun.model_fields) >= _SHOWN
+    fields = {kind: set(kind.model_fields) for kind in (TeacherRun, StudentRun, VJepaRun)}  # a tracker shows all three
+    assert set().union(*fields.values()) >= _SHOWN
+    source_of = {TeacherRun: {}, StudentRun: {"teacher_url": "http://127.0.0.1:1"}, VJepaRun: {}}
+    for kind, names in fields.items():
+        assert set(shown_config(small_run(kind, **source_of[kind]))) == (names & _SHOWN) | {"data"}
     url = f"http://{caller.parts.netloc}"
     values = {"data": "s3://key:secret@bucket/toy", "teacher_url": url, "out": "/home/me/a", "view": VIEW.model_dump(), "seed": 7}
     source = open_source(small_run(StudentRun, **values, loader={"shard_cache_dir": "/home/me/cache"}), run="a")

@@ -128,5 +128,4 @@ def _table(found: dict[str, Any], protocol: str) -> Table:
 
 
 def _write(out: Path, result: dict[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, json.dumps(result, indent=2) + "\n")

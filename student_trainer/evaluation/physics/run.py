@@ -201,5 +201,4 @@ def _write(
         },
         "skipped": dict(skipped),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, json.dumps(result, indent=2) + "\n")
