@@ -1,12 +1,17 @@
-# Two commands do everything on a machine with Python, make and pip: `make demo` and `make test`.
+# Two commands do everything on a machine with Python, make and pip: `make demo` and `make test`. `make study` tries the paper's claims.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-faults lint clean
+.PHONY: demo study test test-faults lint clean
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo.sh
+
+# Claims of the paper at small scale, into docs/study.md, in 45 minutes on 2 cores. STUDY=large: all of them, in a night; STUDY_MINUTES=9 ends it in
+# time. What is there already, in runs/study, is not run again.
+study: $(STAMP)
+	$(BIN)/python -m benchmarks.study $(if $(filter large,$(STUDY)),--large) $(if $(STUDY_MINUTES),--minutes $(STUDY_MINUTES))
 
 # Two files of tests at a time, the longest first: those wait for their Rays most of the time.
 test: $(STAMP)
