@@ -85,10 +85,8 @@ class Experiment:
         if teacher is not None:
             targets = f"{teacher}-targets"
             before.append(targets)
-            if targets not in {job.name for job in self.jobs}:
-                self.jobs.append(
-                    Job(name=targets, needs=(shards, teacher), goes_on=True, command=_precompute(teacher, shards, targets, self.seed))
-                )
+            precompute = _precompute(teacher, shards, targets, self.seed)
+            self.jobs.append(Job(name=targets, needs=(shards, teacher), goes_on=True, command=precompute))
 
         def command(root: Path) -> list[object]:
             length = steps if isinstance(steps, int) else steps(root)
@@ -214,7 +212,8 @@ def steps_of_equal_flops(root: Path, base: str) -> int:
 
 def study(lengths: Lengths, *, labelled: Path | None, is_large: bool) -> list[Job]:
     """All jobs, in an order in which they may run. ``labelled``: the folder with the pen strokes, where there is one."""
-    return [*_data(lengths, labelled, is_large), *_runs(lengths, labelled, is_large)]
+    jobs = [*_data(lengths, labelled, is_large), *_runs(lengths, labelled, is_large)]
+    return list({job.name: job for job in jobs}.values())  # students of one teacher share its latents
 
 
 def _runs(lengths: Lengths, labelled: Path | None, is_large: bool) -> Iterator[Job]:

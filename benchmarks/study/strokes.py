@@ -60,7 +60,7 @@ def read_strokes(text: str) -> list[Stroke]:
 def draw(strokes: list[Stroke]) -> UInt8[np.ndarray, "t h w 3"]:
     """The pen at work: each frame holds what is written up to its time, the last one all."""
     first, last = strokes[0][0, 2], strokes[-1][-1, 2]
-    scale = SIZE * FINER / CANVAS
+    scale, half = SIZE * FINER / CANVAS, PEN * FINER / 2
     frames = np.empty((NUM_FRAMES, SIZE, SIZE, 3), np.uint8)
     for number in range(NUM_FRAMES):
         until = first + (last - first) * (number + 1) / NUM_FRAMES
@@ -68,10 +68,8 @@ def draw(strokes: list[Stroke]) -> UInt8[np.ndarray, "t h w 3"]:
         pen = ImageDraw.Draw(image)
         for stroke in strokes:
             written = stroke[stroke[:, 2] <= until, :2] * scale
-            if len(written):
-                pen.line([tuple(point) for point in written], fill=INK, width=round(PEN * FINER), joint="curve")
-                x, y = written[-1]
-                half = PEN * FINER / 2
+            pen.line([tuple(point) for point in written], fill=INK, width=round(PEN * FINER))
+            for x, y in written:
                 pen.ellipse((x - half, y - half, x + half, y + half), fill=INK)
         frames[number] = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))[..., None]
     return frames

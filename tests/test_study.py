@@ -1,0 +1,158 @@
+"""The study: what it runs, how it goes on, and what it says of what it found."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.study.findings import Findings, difference
+from benchmarks.study.jobs import Job, Lengths, steps_of_equal_flops, study
+from benchmarks.study.page import write_page
+from benchmarks.study.runner import JobError, read_ended, run
+from benchmarks.study.strokes import ARCHIVE, GROUND, LONGEST_LIFT_MS, NUM_FRAMES, TEST_DRAWERS, draw, drawings, read_strokes
+
+ROOT = Path(__file__).parent.parent
+LABELLED = ROOT.parent / "shared/data/labelled"
+TWO_STROKES = "START\n10,-10,0\n90,-10,400\nBREAK\nSTART\n50,-20,5400\n50,-90,5800\nBREAK\n"
+
+
+def test_a_pen_only_adds_ink_and_the_last_frame_has_all_of_it():
+    strokes = read_strokes(TWO_STROKES)
+    frames = draw(strokes).astype(int)
+    assert frames.shape == (NUM_FRAMES, 40, 40, 3)
+    assert (np.diff(frames, axis=0) >= 0).all()
+    written = (frames > GROUND).any(axis=-1)
+    assert written[0].sum() < written[7].sum() < written[-1].sum()
+    assert written[-1][4, 4:34].all()  # the first stroke, 10 to 90 of 105, at a row of 10 of 105
+    assert written[-1][8:34, 19].all()
+
+
+def test_a_lifted_pen_that_waits_is_cut_short():
+    first, second = read_strokes(TWO_STROKES)
+    assert second[0, 2] - first[-1, 2] == LONGEST_LIFT_MS
+    assert second[-1, 2] - second[0, 2] == 400
+
+
+@pytest.mark.parametrize("text", ["", "START\n1,-1,0\n", "START\nBREAK\n"])
+def test_a_drawing_without_whole_strokes_is_an_error(text):
+    with pytest.raises(ValueError, match="expected one or more, each ended by BREAK"):
+        read_strokes(text)
+
+
+@pytest.mark.needs_data
+def test_drawings_are_of_136_characters_by_20_people():
+    found = list(drawings(LABELLED / ARCHIVE))
+    assert len(found) == len({name for name, *_ in found}) == 2720
+    assert len({character for _, _, character, _, _ in found}) == 136
+    assert sum(drawer in TEST_DRAWERS for *_, drawer, _ in found) == 136 * 6
+    assert all(len(read_strokes(text)) >= 1 for *_, text in found)
+
+
+def test_differences_have_the_interval_of_a_paired_t_test():
+    from scipy.stats import ttest_rel
+
+    better, worse = [0.9, 0.8, 0.85], [0.7, 0.72, 0.6]
+    found = difference(better, worse)
+    expected = ttest_rel(better, worse).confidence_interval(0.95)
+    assert found.interval == pytest.approx((expected.low, expected.high))
+    assert found.verdict == "**holds**" if expected.low > 0 else "open: the interval has 0 in it"
+    assert difference([0.1, 0.11, 0.1], [0.5, 0.5, 0.52]).verdict == "**does not hold**"
+    assert difference([0.9], [0.1]).verdict == "one seed, no verdict"
+
+
+@pytest.mark.parametrize("labelled", [None, Path("labelled")])
+@pytest.mark.parametrize("is_large", [False, True])
+def test_every_job_comes_after_what_it_needs(labelled, is_large):
+    made: set[str] = set()
+    for job in study(Lengths(), labelled=labelled, is_large=is_large):
+        assert made.issuperset(job.needs), job
+        assert job.name not in made
+        made.add(job.name)
+    assert any("strokes" in name for name in made) == (labelled is not None)
+    assert ("digits/seed-2/chain-probe.json" in made) == is_large
+
+
+def test_equal_flops_are_those_of_teacher_and_student_together(tmp_path):
+    for name, flops, steps in (("teacher", 300.0, 10), ("student", 500.0, 10), ("ema", 640.0, 20)):
+        (tmp_path / "base" / name).mkdir(parents=True)
+        (tmp_path / "base" / name / "summary.json").write_text(json.dumps({"flops": flops, "steps": steps}))
+    assert steps_of_equal_flops(tmp_path, "base") == 25
+
+
+def python(name: str, program: str, **values) -> Job:
+    return Job(name=name, command=lambda root: ["python", "-c", program, root / name], **values)
+
+
+MAKE = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.mkdir(); (p / 'made').write_text('x')"
+
+
+def test_jobs_run_once_in_the_order_of_their_needs(tmp_path):
+    needs_first = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); assert (p.parent / 'first/made').exists(); p.mkdir()"
+    jobs = [python("first", f"import time; time.sleep(0.5); {MAKE}"), python("second", needs_first, needs=("first",))]
+    assert run(jobs, tmp_path, at_once=2, minutes=None)
+    assert set(read_ended(tmp_path)) == {"first", "second"}
+    assert read_ended(tmp_path)["first"].wall_s >= 0.5
+    assert run([python("first", "raise SystemExit(1)"), *jobs[1:]], tmp_path, at_once=2, minutes=None)
+
+
+def test_what_time_ran_out_for_starts_again_from_nothing_or_goes_on(tmp_path):
+    slow = (
+        "import sys, pathlib, time; p = pathlib.Path(sys.argv[1]); p.mkdir(exist_ok=EXIST); (p / 'made').write_text('x'); time.sleep(WAIT)"
+    )
+    anew, on = slow.replace("EXIST", "False"), slow.replace("EXIST", "True")
+    started = time.monotonic()
+    jobs = [python("anew", anew.replace("WAIT", "60")), python("on", on.replace("WAIT", "60"), goes_on=True)]
+    assert not run(jobs, tmp_path, at_once=2, minutes=2 / 60)
+    assert time.monotonic() - started < 30
+    assert (tmp_path / "anew/made").exists()
+    assert read_ended(tmp_path) == {}
+    (tmp_path / "on/kept").write_text("x")
+    assert run(
+        [python("anew", anew.replace("WAIT", "0")), python("on", on.replace("WAIT", "0"), goes_on=True)], tmp_path, at_once=2, minutes=None
+    )
+    assert (tmp_path / "on/kept").exists()
+
+
+def test_a_job_that_fails_ends_the_study_with_what_it_said(tmp_path):
+    jobs = [python("bad", "raise SystemExit('no such shards')"), python("long", "import time; time.sleep(60)")]
+    started = time.monotonic()
+    with pytest.raises(JobError, match=r"(?s)bad ended with exit status 1; .*logs/bad.txt has all.*no such shards"):
+        run(jobs, tmp_path, at_once=2, minutes=None)
+    assert time.monotonic() - started < 30
+    assert read_ended(tmp_path) == {}
+
+
+def test_the_page_says_what_was_not_run(tmp_path):
+    write_page(tmp_path / "page/study.md", tmp_path / "runs", Lengths(), has_strokes=False)
+    page = (tmp_path / "page/study.md").read_text()
+    assert "pen strokes: the drawings were not there" in page
+    assert page.count("\n- ") == 7
+    assert "holds**" not in page
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1200)
+def test_the_whole_study_at_toy_length_in_pieces(tmp_path):
+    lengths = ["--seeds", 1, "--steps", 8, "--videos", 160, "--probe-epochs", 1]
+    command = [
+        *(sys.executable, "-m", "benchmarks.study", "--large", "--out", tmp_path / "runs", "--page", tmp_path / "page/study.md"),
+        *lengths,
+    ]
+    pieces = []
+    for minutes in (0.7, 30):
+        ended = subprocess.run([*map(str, command), "--minutes", str(minutes)], cwd=ROOT, capture_output=True, text=True, check=False)
+        pieces.append(ended.returncode)
+        assert ended.returncode in (0, 3), ended.stderr
+    assert pieces == [3, 0]
+    page = (tmp_path / "page/study.md").read_text()
+    found = Findings(root=tmp_path / "runs", num_seeds=1)
+    accuracy = found.accuracies("digits", "student-third", "motion", "chain")[0]
+    assert f"| student-third | {accuracy:.3f}" in page
+    assert len(found.selections()[0]["checkpoints"]) == 12
+    summary = json.loads((tmp_path / "runs/digits/seed-0/ema-equal-flops/summary.json").read_text())
+    assert summary["flops"] == pytest.approx(found.flops("digits", "teacher", "student"), rel=0.1)
+    assert "SALT and the EMA baseline at equal FLOPs\n\nMoving digits" in page
