@@ -197,7 +197,7 @@ class ReportConfig(Config):
     run_dirs: tuple[str, ...] = ()
     """Run directories."""
     runs: str | None = None
-    """Folder of run directories; its probe.json, server.json and steps.tsv are read where they exist."""
+    """Folder of run directories; its probe.json, select.json, server.json and steps.tsv are read where they exist."""
     out: str | None = None
     """The page; summary.json is written beside it. None: report.html in the folder of `--runs`."""
 
