@@ -9,9 +9,10 @@ from eval_tools import FINGERPRINT, make_dataset, make_run
 from scipy.stats import linregress
 
 from common.config import ReportConfig
-from student_trainer.evaluation import page
+from student_trainer.evaluation import page, predictions
 from student_trainer.evaluation.figures import Curve, loss_curves
 from student_trainer.evaluation.report import run
+from student_trainer.evaluation.runs import find_runs
 from student_trainer.evaluation.selection import Measured, Selection
 from student_trainer.evaluation.sharing import read_sharing
 
@@ -120,6 +121,7 @@ def test_a_whole_report(demo, capsys):
         "Seconds: 22 in all",
     ):
         assert f"<h2>{title}</h2>" in text
+    assert predictions.section(SELECTION, find_runs((), demo)[0]) in text
     assert "Not in this report" not in text
     assert f"Stage 2, teacher {FINGERPRINT[:12]}: student-a, student-b, student-c" in text
     assert "mean and the deviation of each cube are taken from the input" in text
@@ -171,14 +173,9 @@ def test_an_empty_probe_is_left_out(demo):
     assert json.loads((demo / "summary.json").read_text())["probe"] == {}
 
 
-def section_of(text: str, title: str) -> str:
-    return text[text.index(f"<h2>{title}</h2>") :].partition("</section>")[0]
-
-
 def test_what_is_predicted_for_runs_without_a_probe(demo):
     """Every checkpoint is drawn once: filled where it was probed; open, with its interval, where it was not."""
-    run(ReportConfig(runs=str(demo)))
-    shown = section_of((demo / "report.html").read_text(), "Held-out loss against accuracy")
+    shown = predictions.section(SELECTION, find_runs((), demo)[0])
     oracle = linregress(*zip(*(pair for pair in LOSSES.values() if pair[1] is not None), strict=True))
     assert f"<b>{oracle.rvalue**2:.3f}</b><span>R\u00b2 of 5 probed checkpoints</span>" in shown
     assert f"<b>{oracle.intercept:.3f} - {-oracle.slope:.3g} x</b>" in shown
@@ -198,9 +195,7 @@ def test_what_is_predicted_for_runs_without_a_probe(demo):
 def test_a_selection_without_a_line_is_a_table(demo):
     points = [Measured(name="student-a", x=0.4, accuracy=None), Measured(name="student-b", x=0.3, accuracy=None)]
     alone = Selection.of(by="student-loss", split="test", label=None, points=points)
-    (demo / "select.json").write_text(json.dumps(alone.as_json()))
-    run(ReportConfig(runs=str(demo)))
-    shown = section_of((demo / "report.html").read_text(), "Held-out loss against accuracy")
+    shown = predictions.section(Selection.from_json(alone.as_json()), find_runs((), demo)[0])
     assert "<td>student-b</td><td>0.3000</td><td>-</td><td>-</td>" in shown
     assert "needs 3 checkpoints with a probe" in shown
     assert "<svg" not in shown
