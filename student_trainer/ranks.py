@@ -86,8 +86,14 @@ class Worker:
         """What this rank's work comes to, when every rank's has. Raises the error of the first rank that has one."""
         if self.world_size == 1:
             return work()  # in this thread, which a Ctrl-C ends
+
+        def on_device() -> T:
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)  # of this thread; it starts with the machine's first
+            return work()
+
         with ThreadPoolExecutor(1, thread_name_prefix="together") as thread:
-            return self.ranks.result(thread.submit(work))[0]
+            return self.ranks.result(thread.submit(on_device))[0]
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """The value summed over the ranks, in place and on the device."""
