@@ -1,17 +1,22 @@
-"""The Ray Train edge: the same loop in Ray's workers."""
+"""The Ray Train edge: what a process does alone, in Ray's workers."""
 
 import logging
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from common.config import StudentRun, TeacherRun, TrainConfig, VJepaRun
+from common.config import ProbeConfig, StudentRun, TeacherRun, TrainConfig, VJepaRun
 from common.local_ray import ray_to_join
 
+if TYPE_CHECKING:
+    from student_trainer.ranks import Worker
+
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _RUNS = {run.__name__: run for run in (TeacherRun, StudentRun, VJepaRun)}
@@ -28,18 +33,41 @@ ENVIRONMENT = {
 
 def run_job(config: TrainConfig) -> None:
     """Trains in Ray Train workers. Raises what a worker raised, or ValueError where the workers find no place."""
+    values = {"run": type(config).__name__, "config": config.model_dump(mode="json")}
+    in_workers(_train, values, config, folder=Path(config.out), max_failures=config.max_failures)
+
+
+def in_workers(
+    work: "Callable[[Worker, dict[str, Any]], T]",
+    values: dict[str, Any],
+    config: TrainConfig | ProbeConfig,
+    *,
+    folder: Path,
+    max_failures: int = 0,
+) -> T:
+    """What ``work`` of ``values`` comes to on rank 0, when it is done on all ranks: as many Ray Train workers as ``config`` asks for.
+
+    ``folder``: where Ray Train keeps its own files. ``max_failures``: times that lost workers are replaced, and the work begun again. Raises as
+    ``run_job`` does.
+    """
     os.environ.update(ENVIRONMENT)
     with ray_to_join(config.address, environment=ENVIRONMENT) as ray_arguments:
         import ray
 
         ray.init(**ray_arguments)
         try:
-            _fit(config)
+            return _fit(work, values, config, folder, max_failures)
         finally:
             ray.shutdown()
 
 
-def _fit(config: TrainConfig) -> None:
+def _fit(
+    work: "Callable[[Worker, dict[str, Any]], T]",
+    values: dict[str, Any],
+    config: TrainConfig | ProbeConfig,
+    folder: Path,
+    max_failures: int,
+) -> T:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -55,8 +83,8 @@ def _fit(config: TrainConfig) -> None:
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is said by the worker's own error
     trainer = TorchTrainer(
-        _work,
-        train_loop_config={"run": type(config).__name__, "config": config.model_dump(mode="json")},
+        lambda values: work(_worker(), values),
+        train_loop_config=values,
         torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.workers if isinstance(config.workers, int) else (config.fewest_workers, config.most_workers),
@@ -64,17 +92,18 @@ def _fit(config: TrainConfig) -> None:
             resources_per_worker=_resources(config),
         ),
         run_config=RunConfig(
-            storage_path=str(Path(config.out).resolve()),
+            storage_path=str(folder.resolve()),
             name="ray_train",
-            failure_config=FailureConfig(max_failures=config.max_failures),
+            failure_config=FailureConfig(max_failures=max_failures),
             callbacks=[StopAtOwnErrors()],
         ),
     )
+    found: list[T] = []
     failures: list[BaseException] = []
 
     def fit() -> None:
         try:
-            trainer.fit()
+            found.append(trainer.fit().return_value)  # type: ignore[arg-type]
         except BaseException as error:  # noqa: BLE001 - handed to the command's thread, which raises it
             failures.append(error)
 
@@ -90,29 +119,36 @@ def _fit(config: TrainConfig) -> None:
             placement.look()
     if failures:
         raise _cause(failures[0])
+    return found[0]
 
 
-def _work(values: dict[str, Any]) -> None:
-    """A worker's whole work, each time that Ray starts it: from the newest checkpoint that there is by then."""
+def _worker() -> "Worker":
+    """Where this process stands, as Ray Train says."""
     import ray.train
     import torch
     from ray.train.torch import get_device
 
-    from student_trainer.loop import Worker, train
-    from student_trainer.run_directory import claimed
+    from student_trainer.ranks import Worker
 
     context = ray.train.get_context()
-    config = _RUNS[values["run"]].model_validate(values["config"])
     device = get_device()
     assert isinstance(device, torch.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # what gathers and scatters takes the current one
-    worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
+    return Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
+
+
+def _train(worker: "Worker", values: dict[str, Any]) -> None:
+    """A worker's whole training, each time that Ray starts it: from the newest checkpoint that there is by then."""
+    from student_trainer.loop import train
+    from student_trainer.run_directory import claimed
+
+    config = _RUNS[values["run"]].model_validate(values["config"])
     with claimed(config) if worker.rank == 0 else nullcontext() as checkpoint:
         train(config, worker, checkpoint)
 
 
-def _resources(config: TrainConfig) -> dict[str, float]:
+def _resources(config: TrainConfig | ProbeConfig) -> dict[str, float]:
     """What Ray sets aside for a worker."""
     return {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
 
@@ -120,7 +156,7 @@ def _resources(config: TrainConfig) -> dict[str, float]:
 class _Placement:
     """Says what is missing where the workers find no place. A run that had one waits for another, since nodes may come back."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig | ProbeConfig) -> None:
         self._config = config
         self._had_one = False
         self._waits_since: float | None = None

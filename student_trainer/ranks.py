@@ -3,7 +3,8 @@
 import concurrent.futures
 import pickle
 import time
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -80,6 +81,19 @@ class Worker:
     def ranks(self) -> Ranks:
         """This rank and the others; all ask for it first at one place."""
         return Ranks(self.world_size)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What this rank's work comes to, when every rank's has. Raises the error of the first rank that has one."""
+        if self.world_size == 1:
+            return work()  # in this thread, which a Ctrl-C ends
+
+        def on_device() -> T:
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)  # of this thread; it starts with the machine's first
+            return work()
+
+        with ThreadPoolExecutor(1, thread_name_prefix="together") as thread:
+            return self.ranks.result(thread.submit(on_device))[0]
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """The value summed over the ranks, in place and on the device."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from train_tools import ALONE
 from transformers import VJEPA2Config, VJEPA2ForVideoClassification
 
 from student_trainer.evaluation.features import KeptTokens
@@ -22,7 +23,7 @@ def kept(tokens: torch.Tensor) -> KeptTokens:
 
 
 def train(tokens, labels, num_classes, settings=(SETTING,), **changes) -> ProbeGrid:
-    grid = ProbeGrid(num_classes, list(settings), width=tokens.shape[-1], device=torch.device("cpu"), bfloat16=False, **GRID | changes)
+    grid = ProbeGrid(num_classes, list(settings), width=tokens.shape[-1], worker=ALONE, bfloat16=False, **GRID | changes)
     for _ in range(grid.epochs):
         grid.train_epoch(kept(tokens), {name: label.numpy() for name, label in labels.items()})
     return grid

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from eval_tools import CONFIG, make_dataset, make_models, make_run
 from PIL import Image
+from train_tools import ALONE
 
 from common.config import FrozenConfig, LoaderConfig, ProbeConfig
 from common.data.reader import Reader
@@ -176,9 +178,9 @@ def test_features_belong_to_weights_and_clips(tmp_path, data, monkeypatch):
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     path.write_bytes(damaged)
-    found = FileTokens(path, [], torch.device("cpu"))
+    found = FileTokens(path, [], ALONE)
     with pytest.raises(ValueError, match="are not those that were written: delete the file"):
-        list(found.batches(in_batches(30, 8), 0))
+        list(found.batches(in_batches(np.arange(30), 8), 0))
 
 
 def test_segments_and_views_reach_the_probe(tmp_path, data, monkeypatch):
@@ -228,7 +230,7 @@ def test_features_are_a_function_of_the_clip_alone(tmp_path, data):
     samples = list(open_dataset(data).samples("test")[0])
     reader = Reader(str(data), data_seed=0, views=1, view=CONFIG.view, split="all", loader=LoaderConfig(decode_processes=0))
     clips = features.Clips(reader, samples, lambda sample, epoch: SegmentCut(CONFIG.view, 1, 1, 1.0))
-    ((good, pixels),) = clips.batches(in_batches(15, 15))
+    ((good, pixels),) = clips.batches(in_batches(np.arange(15), 15))
     evaluated = reader.evaluation(samples)
     reader.close()
     assert good.all()

@@ -6,11 +6,14 @@ from html.parser import HTMLParser
 
 import pytest
 from eval_tools import FINGERPRINT, make_dataset, make_run
+from scipy.stats import linregress
 
 from common.config import ReportConfig
-from student_trainer.evaluation import page
+from student_trainer.evaluation import page, predictions
 from student_trainer.evaluation.figures import Curve, loss_curves
 from student_trainer.evaluation.report import run
+from student_trainer.evaluation.runs import find_runs
+from student_trainer.evaluation.selection import Measured, Selection
 from student_trainer.evaluation.sharing import read_sharing
 
 STATUS = {
@@ -35,6 +38,18 @@ PROBE = {
     },
     "protocol": "a protocol",
 }
+
+LOSSES = {  # of three students with three checkpoints each: the loss, and the probe's accuracy where there is one
+    "student-a/step-1": (0.62, 0.21), "student-a/step-2": (0.50, 0.38), "student-a": (0.41, 0.52),
+    "student-b/step-1": (0.60, None), "student-b/step-2": (0.47, None), "student-b": (0.39, 0.50),
+    "student-c/step-1": (0.66, None), "student-c/step-2": (0.52, 0.33), "student-c": (0.44, None),
+}  # fmt: skip
+SELECTION = Selection.of(
+    by="student-loss",
+    split="test",
+    label="motion",
+    points=[Measured(name=name, x=x, accuracy=accuracy) for name, (x, accuracy) in LOSSES.items()],
+)
 
 
 class Page(HTMLParser):
@@ -80,6 +95,7 @@ def demo(tmp_path, data):
     make_run(folder / "student-b", data, source="service", seed=1)
     make_run(folder / "student-c", data, source="cache")
     (folder / "probe.json").write_text(json.dumps(PROBE))
+    (folder / "select.json").write_text(json.dumps(SELECTION.as_json()))
     (folder / "server.json").write_text(json.dumps(STATUS))
     (folder / "steps.tsv").write_text("pack\t1.5\nteacher\t20.25\n")
     return folder
@@ -98,12 +114,14 @@ def test_a_whole_report(demo, capsys):
         "Runs",
         "Losses",
         "Frozen-backbone probe",
+        "Held-out loss against accuracy",
         "The teacher service",
         "Masks",
         "V-Pixel reconstruction",
         "Seconds: 22 in all",
     ):
         assert f"<h2>{title}</h2>" in text
+    assert predictions.section(SELECTION, find_runs((), demo)[0]) in text
     assert "Not in this report" not in text
     assert f"Stage 2, teacher {FINGERPRINT[:12]}: student-a, student-b, student-c" in text
     assert "mean and the deviation of each cube are taken from the input" in text
@@ -131,7 +149,7 @@ def test_what_is_missing_is_said_and_not_made_up(tmp_path, data, capsys):
     run(ReportConfig(run_dirs=(str(tmp_path / "student"), str(unfinished)), out=str(tmp_path / "out" / "page.html")))
     text = (tmp_path / "out" / "page.html").read_text()
     shown = " ".join(capsys.readouterr().out.split())
-    for sentence in ("the run has not finished", "No probe", "No counters", "No reconstruction", "No seconds"):
+    for sentence in ("the run has not finished", "No probe", "No held-out losses", "No counters", "No reconstruction", "No seconds"):
         assert sentence in text
         assert sentence in shown
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -153,6 +171,37 @@ def test_an_empty_probe_is_left_out(demo):
     run(ReportConfig(runs=str(demo)))
     assert "No probe: the data set has no labels" in (demo / "report.html").read_text()
     assert json.loads((demo / "summary.json").read_text())["probe"] == {}
+
+
+def test_what_is_predicted_for_runs_without_a_probe(demo):
+    """Every checkpoint is drawn once: filled where it was probed; open, with its interval, where it was not."""
+    shown = predictions.section(SELECTION, find_runs((), demo)[0])
+    oracle = linregress(*zip(*(pair for pair in LOSSES.values() if pair[1] is not None), strict=True))
+    assert f"<b>{oracle.rvalue**2:.3f}</b><span>R\u00b2 of 5 probed checkpoints</span>" in shown
+    assert f"<b>{oracle.intercept:.3f} - {-oracle.slope:.3g} x</b>" in shown
+    assert SELECTION.line is not None
+    value, low, high = SELECTION.line.predict(0.44)
+    assert f"<td>student-c</td><td>0.4400</td><td>-</td><td>{value:.3f}  [{low:.3f}, {high:.3f}]</td>" in shown
+    assert shown.index("<td>student-b</td>") < shown.index("<td>student-a</td>") < shown.index("<td>student-c/step-1</td>")
+    drawn = re.findall(r'<use [^>]*style="([^"]*)"', shown)
+    colours = [f"var(--s{number})" for number in (1, 2, 3)]  # as in the other charts: the teacher is the first run
+    dots = [style for style in drawn if any(f"stroke: {colour}" in style for colour in colours)]
+    assert sum("fill: none" in style or "fill-opacity: 0" in style for style in dots) == 4
+    assert sum("fill: var(--s" in style for style in dots) == 5 + 3  # and the legend's
+    assert "#1d2327" not in shown  # no colour that dark would not change
+    assert "#626c74" not in shown
+
+
+def test_a_selection_without_a_line_is_a_table(demo):
+    points = [Measured(name="student-a", x=0.4, accuracy=None), Measured(name="student-b", x=0.3, accuracy=None)]
+    alone = Selection.of(by="student-loss", split="test", label=None, points=points)
+    shown = predictions.section(Selection.from_json(alone.as_json()), find_runs((), demo)[0])
+    assert "<td>student-b</td><td>0.3000</td><td>-</td><td>-</td>" in shown
+    assert "needs 3 checkpoints with a probe" in shown
+    assert "<svg" not in shown
+    (demo / "select.json").write_text(json.dumps({"r2": None}))
+    with pytest.raises(ValueError, match="got no 'checkpoints', expected what `salt-eval select` of this version writes: run it again"):
+        run(ReportConfig(runs=str(demo)))
 
 
 def test_what_sharing_saved():

@@ -18,7 +18,8 @@ from common.model.vit import Encoder, init_weights
 from student_trainer.evaluation.features import first_clips
 from student_trainer.evaluation.held_out import checkpoints, student_loss, targets_of, vpixel_loss
 from student_trainer.evaluation.runs import find_runs
-from student_trainer.evaluation.select import fit, run
+from student_trainer.evaluation.select import run
+from student_trainer.evaluation.selection import fit
 
 LOADER = LoaderConfig(decode_processes=0)
 
@@ -130,6 +131,7 @@ def test_accuracy_is_predicted_for_what_was_not_probed(tmp_path, made):
     (tmp_path / "probe.json").write_text(json.dumps({"accuracy": accuracy, "labels": {"shade": {}, "side": {}}}))
     found = select(tmp_path, made, [a, b], teachers[:1], probe=str(tmp_path / "probe.json"), label="shade")
     assert (found["r2"], found["slope"], found["num_probed"]) == (pytest.approx(1), pytest.approx(-0.1), 3)
+    assert found["label"] == "shade"
     last = found["checkpoints"][-1]
     assert (last["name"], last["accuracy"]) == ("b", None)
     assert last["predicted"]["accuracy"] == pytest.approx(0.9 - losses["b"] / 10)

@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from common.config.base import Config
 from common.config.model import EncoderConfig, MaskConfig, PredictorConfig, ViewConfig, require_whole_cubes
@@ -59,12 +59,30 @@ class ProbeConfig(Config):
     features: str | None = None
     """Folder that keeps the tokens of frozen encoders, in float16, for the next probe; it then costs no forward. None: they are kept in memory."""
     max_feature_bytes: PositiveInt = 16_000_000_000
-    """Most memory that the clips and tokens of one encoder may take, in bytes."""
+    """Most memory that the clips and tokens of one encoder may take on a worker, in bytes."""
     resume: bool = False
     """Continue a probe that was killed, with its `out`, after the last epoch that it ended."""
+    workers: NonNegativeInt = 0
+    """Ray Train workers, which share the forwards and the probe's batches; 0 runs in this process, without Ray."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """CPUs that Ray sets aside for a worker; may be a fraction."""
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    """GPUs that Ray sets aside for a worker; with 0 it runs on the CPU. `--workers 0` takes a GPU if there is one."""
+    address: str | None = None
+    """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the command."""
     num_threads: PositiveInt = 1
-    """CPU threads of encoder and probe."""
+    """CPU threads of encoder and probe, on each worker."""
     loader: LoaderConfig = LoaderConfig()
+
+    @property
+    def fewest_workers(self) -> int:
+        """As many as are asked for."""
+        return self.workers
+
+    @property
+    def most_workers(self) -> int:
+        """As many as are asked for."""
+        return self.workers
 
     @model_validator(mode="after")
     def _keeps_what_stays(self) -> Self:
@@ -179,7 +197,7 @@ class ReportConfig(Config):
     run_dirs: tuple[str, ...] = ()
     """Run directories."""
     runs: str | None = None
-    """Folder of run directories; its probe.json, server.json and steps.tsv are read where they exist."""
+    """Folder of run directories; its probe.json, select.json, server.json and steps.tsv are read where they exist."""
     out: str | None = None
     """The page; summary.json is written beside it. None: report.html in the folder of `--runs`."""
 

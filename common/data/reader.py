@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -166,12 +166,18 @@ class Reader:
             self._counts["clips"] += num_clips
             self._counts["bad_clips"] += num_bad
             clips, bad = self._counts["clips"], self._counts["bad_clips"]
-        if num_bad and bad > self._max_bad_fraction * max(clips, 100):
-            key, reason = next(iter(self.skipped.items()))
-            raise ValueError(
-                f"got {bad} clips that cannot be decoded among {clips}, expected at most loader.max_bad_fraction="
-                f"{self._max_bad_fraction:g} of them; {len(self.skipped)} videos are bad, the first is {key}: {reason}"
-            )
+        if num_bad:
+            require_few_bad(clips, bad, self.skipped, self._max_bad_fraction)
+
+
+def require_few_bad(num_clips: int, num_bad: int, skipped: Mapping[str, str], max_bad_fraction: float) -> None:
+    """Raises ValueError where more than a share of the clips, counted as at least 100, were bad. ``skipped``: key -> reason."""
+    if num_bad > max_bad_fraction * max(num_clips, 100):
+        key, reason = next(iter(skipped.items()))
+        raise ValueError(
+            f"got {num_bad} clips that cannot be decoded among {num_clips}, expected at most loader.max_bad_fraction="
+            f"{max_bad_fraction:g} of them; {len(skipped)} videos are bad, the first is {key}: {reason}"
+        )
 
 
 def _num_bytes(sample: Sample) -> int:

@@ -76,7 +76,7 @@ add_command(
     ProbeConfig,
     _probe,
     presets=PROTOCOLS,
-    help="Accuracy of frozen encoders on every label of a data set, by an attentive probe.\n\n"
+    help="Accuracy of frozen encoders on every label of a data set, by an attentive probe; in this process, or shared by `--workers` of Ray.\n\n"
     "Example: `salt-eval probe --preset ssv2 --ckpt runs/student-a --data ssv2-shards --out probe.json`",
 )
 add_command(
@@ -118,7 +118,7 @@ add_command(
     ReportConfig,
     _report,
     positional=("run_dirs",),
-    help="One self-contained HTML page about a set of runs: curves, probes, sharing, pictures.",
+    help="One self-contained HTML page about a set of runs: curves, probes, predicted accuracies, sharing, pictures.",
 )
 add_command(
     app,

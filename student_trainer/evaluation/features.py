@@ -21,6 +21,7 @@ from common.data.segments import SegmentCut
 from common.data.shards import open_dataset
 from common.model.frozen import FrozenEncoder
 from common.model.pixels import normalise
+from student_trainer.ranks import Worker
 
 _AHEAD = 2
 """Batches that are decoded while one is computed."""
@@ -101,7 +102,11 @@ class Tokens(Protocol):
     """The tokens of a split, wherever they come from."""
 
     kept: Bool[np.ndarray, " samples"]
-    """The samples that have any, which are numbered without the others: False where a video is known to be bad."""
+    """The samples that have any, which are numbered without the others: False where a video is known to be bad. The same on every rank."""
+
+    def share(self, numbers: Int[np.ndarray, " b"]) -> Int[np.ndarray, " k"]:
+        """Those of a global batch that are this rank's, in order; each is one rank's."""
+        ...
 
     def batches(self, idx: Sequence[Int[np.ndarray, " b"]], epoch: int) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b v n e"]]]:
         """For each list of numbers: those that have tokens after all, and their tokens, on the encoder's device."""
@@ -109,23 +114,32 @@ class Tokens(Protocol):
 
 
 class KeptTokens:
-    """Tokens in memory, all of which were computed before."""
+    """Tokens in memory, all of which were computed before, each on one rank."""
 
-    def __init__(self, kept: Bool[np.ndarray, " samples"], tokens: Float[Tensor, "k v n e"]) -> None:
-        self.kept, self._tokens = kept, tokens
+    def __init__(self, kept: Bool[np.ndarray, " samples"], tokens: Float[Tensor, "k v n e"], first: int = 0) -> None:
+        """``tokens``: this rank's, of the numbers from ``first`` on."""
+        self.kept, self._tokens, self._first = kept, tokens, first
+
+    def share(self, numbers: Int[np.ndarray, " b"]) -> Int[np.ndarray, " k"]:
+        """Those whose tokens are here."""
+        return numbers[(numbers >= self._first) & (numbers < self._first + len(self._tokens))]
 
     def batches(self, idx: Sequence[Int[np.ndarray, " b"]], epoch: int) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b v n e"]]]:
         """As in ``Tokens``; the same in every epoch."""
         for numbers in idx:
-            yield numbers, self._tokens[torch.from_numpy(numbers).to(self._tokens.device)]
+            yield numbers, self._tokens[torch.from_numpy(numbers - self._first).to(self._tokens.device)]
 
 
 class FreshTokens:
     """Tokens of clips that are taken anew in every epoch."""
 
-    def __init__(self, frozen: Frozen, clips: Clips) -> None:
+    def __init__(self, frozen: Frozen, clips: Clips, worker: Worker) -> None:
         self.kept = np.ones(len(clips.samples), bool)
-        self._frozen, self._clips = frozen, clips
+        self._frozen, self._clips, self._worker = frozen, clips, worker
+
+    def share(self, numbers: Int[np.ndarray, " b"]) -> Int[np.ndarray, " k"]:
+        """As many as every other rank's, or one more or less."""
+        return part_of(numbers, self._worker)
 
     def batches(self, idx: Sequence[Int[np.ndarray, " b"]], epoch: int) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b v n e"]]]:
         """As in ``Tokens``."""
@@ -134,9 +148,14 @@ class FreshTokens:
             yield numbers[good], self._frozen.tokens(pixels, num_views) if good.any() else torch.empty(0, 0, 0, 0)
 
 
-def in_batches(num_samples: int, batch_size: int) -> list[Int[np.ndarray, " b"]]:
-    """All samples, in order."""
-    return np.split(np.arange(num_samples), range(batch_size, num_samples, batch_size))
+def part_of(numbers: Int[np.ndarray, " n"], worker: Worker) -> Int[np.ndarray, " k"]:
+    """A rank's part of the numbers: those of all ranks one after the other are all of them."""
+    return np.array_split(numbers, worker.world_size)[worker.rank]
+
+
+def in_batches(numbers: Int[np.ndarray, " n"], batch_size: int) -> list[Int[np.ndarray, " b"]]:
+    """All numbers, in order; none gives no batch."""
+    return [numbers[first : first + batch_size] for first in range(0, len(numbers), batch_size)]
 
 
 def first_clips(

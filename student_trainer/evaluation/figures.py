@@ -4,18 +4,22 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+
+from student_trainer.evaluation.selection import NAMES, Selection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NUM_SERIES_COLOURS = 6
-_INK, _MUTED, _LINE = "#010101", "#020202", "#030303"
+_INK, _MUTED, _LINE = "#1d2327", "#626c74", "#e1e5e6"
+_SERIES = ["#0f766e", "#b45309", "#4f46e5", "#be185d", "#4d7c0f", "#0369a1"]
 _VARIABLES = {_INK: "var(--ink)", _MUTED: "var(--muted)", _LINE: "var(--line)"}
-_SERIES = [f"#0404{number:02x}" for number in range(NUM_SERIES_COLOURS)]
 _VARIABLES |= {colour: f"var(--s{number})" for number, colour in enumerate(_SERIES)}
-"""matplotlib knows only fixed colours: these stand for the page's variables, and are replaced in the SVG."""
+"""matplotlib knows only fixed colours: these, the page's light ones, stand for the page's variables, and are replaced in the SVG."""
 _DASHES = ["-", (0, (6, 2)), (0, (2.5, 1.5))]
 """So that curves that lie on each other are both seen."""
 
@@ -60,8 +64,8 @@ def loss_curves(curves: Sequence[Curve], *, chart_id: str, loss_name: str) -> st
     figure = _figure(9.2, 3.0)
     by_steps, by_flops = figure.subplots(1, 2, sharey=True)
     for curve in curves:
-        style = {"color": _SERIES[curve.colour % NUM_SERIES_COLOURS], "linewidth": 1.8, "label": curve.name}
-        style["linestyle"] = _DASHES[(curve.colour + curve.colour // NUM_SERIES_COLOURS) % len(_DASHES)]
+        style = {"color": _SERIES[curve.colour % len(_SERIES)], "linewidth": 1.8, "label": curve.name}
+        style["linestyle"] = _DASHES[(curve.colour + curve.colour // len(_SERIES)) % len(_DASHES)]
         by_steps.plot(curve.steps, curve.losses, **style)
         by_flops.plot(curve.flops, curve.losses, **style)
     by_steps.set_xlabel("step")
@@ -81,7 +85,7 @@ def accuracy_bars(panels: Mapping[str, Sequence[Bar]], chance: Mapping[str, floa
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (label, bars) in zip(all_axes, panels.items(), strict=True):
         rows = range(len(bars))
-        colours = [_MUTED if bar.colour is None else _SERIES[bar.colour % NUM_SERIES_COLOURS] for bar in bars]
+        colours = [_MUTED if bar.colour is None else _SERIES[bar.colour % len(_SERIES)] for bar in bars]
         axes.barh(rows, [bar.value for bar in bars], height=0.62, color=colours)
         for row, bar in zip(rows, bars, strict=True):
             axes.plot(bar.interval, (row, row), color=_INK, linewidth=1.1, solid_capstyle="butt")
@@ -122,7 +126,7 @@ def accuracy_against_flops(panels: Mapping[str, Sequence[Point]], *, chart_id: s
         front = pareto(points)
         axes.step([p.flops for p in front], [p.value for p in front], where="post", color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
         for point in points:
-            colour = _SERIES[point.colour % NUM_SERIES_COLOURS]
+            colour = _SERIES[point.colour % len(_SERIES)]
             axes.plot((point.flops, point.flops), point.interval, color=colour, linewidth=1.1)
             axes.plot(point.flops, point.value, "o", color=colour, markersize=6)
         middle = (min(p.flops for p in points) + max(p.flops for p in points)) / 2
@@ -136,6 +140,59 @@ def accuracy_against_flops(panels: Mapping[str, Sequence[Point]], *, chart_id: s
         _quiet(axes, grid_axis="y")
     all_axes[0].set_ylabel("accuracy")
     return _svg(figure, chart_id)
+
+
+def accuracy_by_line(selection: Selection, colours: Mapping[str, int], *, chart_id: str) -> str:
+    """Accuracy against what predicts it: every checkpoint, the line through those that were probed, and the 95% interval of the others.
+
+    ``colours``: of the runs. The selection has a line.
+    """
+    return _svg(_accuracy_by_line(selection, colours), chart_id)
+
+
+def save_accuracy_by_line(selection: Selection, path: Path) -> None:
+    """The same as a PNG."""
+    runs = dict.fromkeys(point.run for point in selection.points)
+    figure = _accuracy_by_line(selection, {name: number for number, name in enumerate(runs)})
+    figure.axes[0].set_title(f"{selection.verdict} (open)", fontsize=10, color=_INK, loc="left")
+    figure.savefig(path, dpi=110)
+
+
+def _accuracy_by_line(selection: Selection, colours: Mapping[str, int]) -> "Figure":
+    line = selection.line
+    assert line is not None, "nothing is drawn without one"
+    figure = _figure(9.2, 3.6)
+    axes = figure.subplots()
+    xs = [point.x for point in selection.points]
+    room = 0.04 * (max(xs) - min(xs))
+    ends = np.linspace(min(xs) - room, max(xs) + room, 60)
+    centre, low, high = zip(*(line.predict(x) for x in ends), strict=True)
+    axes.fill_between(ends, low, high, color=_MUTED, alpha=0.13, linewidth=0)
+    axes.plot(ends, centre, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+    runs = dict.fromkeys(point.run for point in selection.points)
+    shown = {name: _SERIES[colours[name] % len(_SERIES)] if name in colours else _MUTED for name in runs}
+    for name, colour in shown.items():
+        axes.plot([], [], "o", color=colour, markersize=6, label=name)
+    for point in selection.points:
+        colour, (value, *interval) = shown[point.run], line.predict(point.x)
+        if point.accuracy is None:
+            axes.plot((point.x, point.x), interval, color=colour, linewidth=1.1)
+        axes.plot(
+            point.x,
+            value if point.accuracy is None else point.accuracy,
+            "o",
+            color=colour,
+            markersize=6,
+            markerfacecolor="none" if point.accuracy is None else colour,
+        )
+    axes.set_xlim(ends[0], ends[-1])
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(bottom, -0.02), min(top, 1.02))  # where few were probed, the interval knows nothing of what an accuracy can be
+    axes.set_xlabel(f"{NAMES[selection.by]}, {selection.split} split")
+    axes.set_ylabel(f"accuracy, {selection.label}")
+    _quiet(axes, grid_axis="y")
+    axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+    return figure
 
 
 def _names_at(points: Sequence[Point]) -> dict[tuple[float, float], list[str]]:

@@ -1,6 +1,7 @@
 """Training a grid of probes on frozen tokens: every label with every setting, in one pass."""
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from common.draws import uniforms, words
 from student_trainer.evaluation.features import Tokens, in_batches
 from student_trainer.evaluation.probe import AttentiveProbe
 from student_trainer.evaluation.score import confusion, vote
+from student_trainer.ranks import Worker
 
 
 class Setting(NamedTuple):
@@ -30,7 +32,8 @@ class ProbeGrid:
     """Probes that read the same tokens: AdamW, cosine to 0, no warm-up, decay on every parameter.
 
     A probe shares nothing with its neighbours: its weights start from (seed, label), it has its own optimizer, and the order of the clips
-    comes from the seed alone. So a label's probe of one setting is the same whichever other labels and settings are there.
+    comes from the seed alone. So a label's probe of one setting is the same whichever other labels and settings are there. Every rank has all
+    probes and calls all methods; a step is of the global batch, whatever part of it each rank has, so the number of ranks changes rounding alone.
     """
 
     def __init__(
@@ -45,21 +48,21 @@ class ProbeGrid:
         batch_size: int,
         micro_batch_size: int | None,
         seed: int,
-        device: torch.device,
+        worker: Worker,
         bfloat16: bool,
     ) -> None:
         self.epoch = 0
         """Passes behind it."""
         self.epochs = epochs
         self._batch_size, self._micro_batch_size, self._seed = batch_size, micro_batch_size or batch_size, seed
-        self._device, self._bfloat16 = device, bfloat16
+        self._worker, self._device, self._bfloat16 = worker, worker.device, bfloat16
         self._num_classes = num_classes
         self.probes: dict[tuple[str, Setting], AttentiveProbe] = {}
         self._optimizers: dict[tuple[str, Setting], torch.optim.Optimizer] = {}
         for label, count in num_classes.items():
             for setting in settings:
-                probe = AttentiveProbe(width, num_heads, count, depth).to(device)
-                probe.init_weights(torch.Generator(device).manual_seed(int(words(seed, f"probe {label}", 0, 1)[0] >> np.uint64(1))))
+                probe = AttentiveProbe(width, num_heads, count, depth).to(worker.device)
+                probe.init_weights(torch.Generator(worker.device).manual_seed(int(words(seed, f"probe {label}", 0, 1)[0] >> np.uint64(1))))
                 self.probes[label, setting] = probe
                 self._optimizers[label, setting] = torch.optim.AdamW(
                     probe.parameters(), lr=setting.lr, weight_decay=setting.weight_decay, fused=True
@@ -70,30 +73,41 @@ class ProbeGrid:
         num_clips = int(tokens.kept.sum())
         classes = {name: torch.from_numpy(label).to(self._device) for name, label in labels.items()}
         order = np.argsort(uniforms(self._seed, "probe order", self.epoch, num_clips), kind="stable")
-        steps = [
-            [order[rows][part] for part in in_batches(len(rows), self._micro_batch_size)]
-            for rows in in_batches(num_clips, self._batch_size)
-        ]
+        shares = [tokens.share(numbers) for numbers in in_batches(order, self._batch_size)]
+        steps = [in_batches(share, self._micro_batch_size) for share in shares]
         found = tokens.batches([part for parts in steps for part in parts], self.epoch)
         for step, parts in enumerate(steps, start=self.epoch * len(steps)):
             for (_, setting), optimizer in self._optimizers.items():
                 for group in optimizer.param_groups:
                     group["lr"] = 0.5 * setting.lr * (1 + math.cos(math.pi * step / (self.epochs * len(steps))))
                 optimizer.zero_grad()
-            for part in parts:
+            num_good = 0
+            for _ in parts:
                 numbers, batch = next(found)
-                if len(numbers):  # a clip that proves bad just now counts as a loss of 0
-                    self._backward(batch, {name: label[numbers] for name, label in classes.items()}, len(part) / sum(map(len, parts)))
-            for optimizer in self._optimizers.values():
+                if len(numbers):
+                    self._backward(batch, {name: label[numbers] for name, label in classes.items()})
+                num_good += len(numbers)
+            for name, optimizer in self._optimizers.items():
+                self._average(self.probes[name], num_good)
                 optimizer.step()
         self.epoch += 1
 
-    def _backward(self, batch: Float[Tensor, "b 1 n e"], classes: Mapping[str, Int[Tensor, " b"]], share: float) -> None:
-        """Adds ``share`` of the gradients of the mean loss."""
+    def _backward(self, batch: Float[Tensor, "b 1 n e"], classes: Mapping[str, Int[Tensor, " b"]]) -> None:
+        """Adds the gradients of the clips' losses."""
         for (label, _), probe in self.probes.items():
             with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
                 logits = probe(batch.squeeze(1))
-            (F.cross_entropy(logits.float(), classes[label]) * share).backward()
+            F.cross_entropy(logits.float(), classes[label], reduction="sum").backward()
+
+    def _average(self, probe: AttentiveProbe, num_good: int) -> None:
+        """Makes the gradients those of the mean loss over the global batch; ``num_good``: this rank's clips, without those that proved bad."""
+        parameters = list(probe.parameters())
+        gradients = [torch.zeros_like(own) if own.grad is None else own.grad for own in parameters]
+        together = torch.cat([torch.tensor([float(num_good)], device=self._device), *(gradient.flatten() for gradient in gradients)])
+        count, means = self._worker.sum(together).split([1, len(together) - 1])
+        means /= count.clamp(min=1)
+        for own, mean in zip(parameters, means.split([own.numel() for own in parameters]), strict=True):
+            own.grad = mean.view_as(own)
 
     @torch.no_grad()
     def confusions(
@@ -102,17 +116,22 @@ class ProbeGrid:
         """For each probe how many clips of each class, a row, it took for each, a column; the probabilities of a clip's views are averaged."""
         counts = {name: torch.zeros(2 * (self._num_classes[name[0]],), dtype=torch.int64, device=self._device) for name in self.probes}
         classes = {name: torch.from_numpy(label).to(self._device) for name, label in labels.items()}
-        for numbers, batch in tokens.batches(in_batches(int(tokens.kept.sum()), batch_size), 0):
+        share = tokens.share(np.arange(int(tokens.kept.sum())))
+        for numbers, batch in tokens.batches(in_batches(share, batch_size), 0):
+            if len(numbers) == 0:
+                continue
             views = batch.flatten(0, 1)
             for (label, setting), probe in self.probes.items():
                 with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
                     logits = probe(views)
                 predicted = vote(logits.unflatten(0, batch.shape[:2]))
                 counts[label, setting] += confusion(predicted, classes[label][numbers], self._num_classes[label])
-        return {name: count.cpu() for name, count in counts.items()}
+        return {name: self._worker.sum(count).cpu() for name, count in counts.items()}
 
     def save(self, path: Path, identity: dict[str, Any]) -> None:
-        """Writes what ``load`` continues from; it appears whole."""
+        """Writes what ``load`` continues from, on rank 0; it appears whole."""
+        if self._worker.rank > 0:
+            return
         state = {
             "identity": identity,
             "epoch": self.epoch,
@@ -120,7 +139,7 @@ class ProbeGrid:
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers.values()],
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # a killed probe's workers may outlive it by a moment
         torch.save(state, partial)
         partial.replace(path)
 

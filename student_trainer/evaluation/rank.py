@@ -94,7 +94,7 @@ def pooled(
     reader = Reader(data, data_seed=0, views=1, view=candidate.view, split="all", loader=loader)
     clips = Clips(reader, samples, lambda sample, epoch: SegmentCut(candidate.view, 1, 1, 1.0))
     means, kept = [], []
-    idx = in_batches(len(samples), batch_size)
+    idx = in_batches(np.arange(len(samples)), batch_size)
     for rows, (good, pixels) in zip(idx, clips.batches(idx), strict=True):
         kept += [samples[row] for row in rows[good]]
         if good.any():

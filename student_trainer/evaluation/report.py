@@ -11,9 +11,10 @@ from rich.table import Table
 
 from common.config import ReportConfig
 from common.whole import write_whole
-from student_trainer.evaluation import page, sections
+from student_trainer.evaluation import page, predictions, sections
 from student_trainer.evaluation.lineage import teachers_among
 from student_trainer.evaluation.runs import Run, find_runs, is_run, read_json, read_seconds
+from student_trainer.evaluation.selection import Selection
 from student_trainer.evaluation.sharing import Sharing, read_sharing
 
 SUMMARY_NAMES = {"digit": "appearance"}
@@ -33,16 +34,23 @@ def run(config: ReportConfig) -> None:
     probe = read_json(folder and folder / "probe.json")
     status = read_json(folder and folder / "server.json")
     shared = None if status is None else read_sharing(status)
+    selected = read_json(folder and folder / "select.json")
+    selection = None if selected is None else Selection.from_json(selected)
     seconds = read_seconds(folder and folder / "steps.tsv")
 
-    html, missing = build(runs, unfinished, probe, shared, seconds)
+    html, missing = build(runs, unfinished, probe, selection, shared, seconds)
     write_whole(out, html)
     write_whole(out.parent / "summary.json", json.dumps(summarise(runs, probe, shared, seconds), indent=2) + "\n")
     _print(runs, probe, missing, out)
 
 
 def build(
-    runs: Sequence[Run], unfinished: Sequence[Path], probe: dict[str, Any] | None, shared: Sharing | None, seconds: dict[str, float]
+    runs: Sequence[Run],
+    unfinished: Sequence[Path],
+    probe: dict[str, Any] | None,
+    selection: Selection | None,
+    shared: Sharing | None,
+    seconds: dict[str, float],
 ) -> tuple[str, list[str]]:
     """The page, and a sentence for everything that could not be shown."""
     teachers = teachers_among(runs)
@@ -57,6 +65,10 @@ def build(
         parts.append(sections.probe_bars(runs, probe))
         compared = sections.accuracy_and_compute(runs, probe, teachers)
         parts += [] if compared is None else [compared]
+    if selection is None:
+        missing.append("No held-out losses: there is no select.json beside the runs (salt-eval select writes it).")
+    else:
+        parts.append(predictions.section(selection, runs))
     if shared is None:
         missing.append("No counters of a teacher service: there is no server.json beside the runs (salt-serve status prints it).")
     else:

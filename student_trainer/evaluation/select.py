@@ -1,13 +1,9 @@
 """`salt-eval select`: which run is best, from its loss on held-out clips (arXiv:2509.24317, Figure 3), or from its teacher's (Figures 9 and 10)."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -20,69 +16,12 @@ from common.model.checkpoint import CheckpointConfig, find_checkpoint, open_enco
 from common.model.teacher import Teacher
 from common.whole import write_whole
 from student_trainer.evaluation.features import first_clips
+from student_trainer.evaluation.figures import save_accuracy_by_line
 from student_trainer.evaluation.held_out import checkpoints, student_loss, targets_of, vpixel_loss
 from student_trainer.evaluation.probe_table import checkpoint_name
 from student_trainer.evaluation.rank import pooled, rankme
 from student_trainer.evaluation.runs import Run, find_runs, read_json
-
-NAMES = {"student-loss": "held-out loss", "teacher-loss": "the teacher's held-out loss", "rankme": "the teacher's RankMe"}
-_FEWEST = 3
-"""Probed checkpoints that make a line with something left over."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """Accuracy = intercept + slope x, by least squares."""
-
-    intercept: float
-    slope: float
-    r2: float
-    num_points: int
-    residual: float
-    """Standard deviation of what is left, with n - 2 degrees of freedom."""
-    mean_x: float
-    spread_x: float
-    """Sum of the squared distances from ``mean_x``."""
-
-    def predict(self, x: float) -> tuple[float, float, float]:
-        """Accuracy at ``x``, and the ends of the interval in which 95% of new points would lie."""
-        from scipy.stats import t
-
-        centre = self.intercept + self.slope * x
-        widening = math.sqrt(1 + 1 / self.num_points + (x - self.mean_x) ** 2 / self.spread_x)
-        half = float(t.ppf(0.975, self.num_points - 2)) * self.residual * widening
-        return centre, centre - half, centre + half
-
-
-def fit(xs: Sequence[float], accuracies: Sequence[float]) -> Line | None:
-    """The line through probed checkpoints; None where they are fewer than three, or at one place."""
-    x, y = np.array(xs, np.float64), np.array(accuracies, np.float64)
-    if len(x) < _FEWEST or not np.ptp(x):
-        return None
-    spread = float(((x - x.mean()) ** 2).sum())
-    slope = float(((x - x.mean()) * (y - y.mean())).sum() / spread)
-    intercept = float(y.mean() - slope * x.mean())
-    left = float(((y - intercept - slope * x) ** 2).sum())
-    total = float(((y - y.mean()) ** 2).sum())
-    return Line(
-        intercept=intercept,
-        slope=slope,
-        r2=1 - left / total if total else 0.0,
-        num_points=len(x),
-        residual=math.sqrt(left / (len(x) - 2)),
-        mean_x=float(x.mean()),
-        spread_x=spread,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """A checkpoint."""
-
-    name: str
-    x: float
-    accuracy: float | None
-    """None where it was not probed."""
+from student_trainer.evaluation.selection import NAMES, Measured, Selection
 
 
 def run(config: SelectConfig) -> None:
@@ -94,18 +33,21 @@ def run(config: SelectConfig) -> None:
     configs = {one.name: read_config(one.path) for one in runs}
     teachers = {teacher.spec.fingerprint: (path, teacher) for path, teacher in _teachers(config, next(iter(configs.values())))}
     _require_comparable(config, runs, configs, list(teachers))
-    accuracies = _accuracies(config)
+    label, accuracies = _accuracies(config)
     measured = _student_losses if config.by == "student-loss" else _of_teachers
     points = []
     for one, checkpoint, x in measured(config, runs, configs, teachers):
         is_newest = checkpoint.resolve() == find_checkpoint(one.path).resolve()
         names = [checkpoint_name(str(checkpoint)), *([one.name] if is_newest else [])]
         accuracy = next((accuracies[name] for name in names if name in accuracies), None)
-        points.append(Point(name=names[-1], x=x, accuracy=accuracy))
-    probed = [(point.x, point.accuracy) for point in points if point.accuracy is not None]
-    line = fit([x for x, _ in probed], [accuracy for _, accuracy in probed])
-    _write(config, points, line)
-    Console().print(_table(config, points, line))
+        points.append(Measured(name=names[-1], x=x, accuracy=accuracy))
+    selection = Selection.of(by=config.by, split=config.split, label=label, points=points)
+    out = Path(config.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if selection.line is not None:
+        save_accuracy_by_line(selection, out.with_suffix(".png"))
+    write_whole(out, json.dumps(selection.as_json(), indent=2) + "\n")
+    Console().print(_table(selection))
 
 
 def _teachers(config: SelectConfig, own: CheckpointConfig) -> list[tuple[str, Teacher]]:
@@ -149,13 +91,13 @@ def _require_comparable(
             raise ValueError(f"got {one.name} with other clips or masks than {runs[0].name}, expected the same: its task would be another")
 
 
-Measured = Iterator[tuple[Run, Path, float]]
+Measurements = Iterator[tuple[Run, Path, float]]
 """A run, one of its checkpoints, and the number that is held against its accuracy."""
 
 
 def _student_losses(
     config: SelectConfig, runs: Sequence[Run], configs: Mapping[str, CheckpointConfig], teachers: Mapping[str, tuple[str, Teacher]]
-) -> Measured:
+) -> Measurements:
     """Of every checkpoint."""
     own = configs[runs[0].name]
     _, clips = first_clips(config.data, config.split, own.view, config.loader, config.max_clips)
@@ -168,7 +110,7 @@ def _student_losses(
 
 def _of_teachers(
     config: SelectConfig, runs: Sequence[Run], configs: Mapping[str, CheckpointConfig], teachers: Mapping[str, tuple[str, Teacher]]
-) -> Measured:
+) -> Measurements:
     """What each run's teacher is worth by itself, for the run's newest checkpoint."""
     worth: dict[str, float] = {}
     for one in runs:
@@ -203,10 +145,10 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _accuracies(config: SelectConfig) -> dict[str, float]:
-    """The probed accuracies by name."""
+def _accuracies(config: SelectConfig) -> tuple[str | None, dict[str, float]]:
+    """The label that is meant, and its probed accuracies by name."""
     if config.probe is None:
-        return {}
+        return None, {}
     probe = read_json(Path(config.probe))
     if probe is None:
         raise ValueError(f"got --probe {config.probe}, expected the JSON file of `salt-eval probe`: it is not there")
@@ -214,59 +156,15 @@ def _accuracies(config: SelectConfig) -> dict[str, float]:
     if config.label not in labels and not (config.label is None and len(labels) == 1):
         raise ValueError(f"got --label {config.label}, expected one of {', '.join(labels)}, which {config.probe} has")
     label = config.label or labels[0]
-    return {name: row[label] for name, row in probe["accuracy"].items()}
+    return label, {name: row[label] for name, row in probe["accuracy"].items()}
 
 
-def _table(config: SelectConfig, points: Sequence[Point], line: Line | None) -> Table:
-    if line is None:
-        caption = f"R\u00b2 needs {_FEWEST} checkpoints with a probe (--probe) at different places"
-    else:
-        caption = f"R\u00b2 {line.r2:.3f} of {line.num_points} probed checkpoints; predictions with 95% intervals for new points"
-    shown = Table(title=f"{NAMES[config.by]} on {config.split!r}", caption=caption)
-    for name in ("checkpoint", NAMES[config.by], "accuracy", "predicted"):
+def _table(selection: Selection) -> Table:
+    what, line = NAMES[selection.by], selection.line
+    shown = Table(title=f"{what} on {selection.split!r}", caption=selection.verdict)
+    for name in ("checkpoint", what, "accuracy", "predicted"):
         shown.add_column(name, justify="left" if name == "checkpoint" else "right")
-    for point in sorted(points, key=lambda point: point.x, reverse=config.by == "rankme"):
+    for point in selection.in_order:
         predicted = "" if line is None else "{:.3f}  [dim]{:.3f} to {:.3f}[/]".format(*line.predict(point.x))
         shown.add_row(point.name, f"{point.x:.4f}", "-" if point.accuracy is None else f"{point.accuracy:.3f}", predicted)
     return shown
-
-
-def _write(config: SelectConfig, points: Sequence[Point], line: Line | None) -> None:
-    rows: list[dict[str, Any]] = []
-    for point in points:
-        predicted = None if line is None else dict(zip(("accuracy", "low", "high"), line.predict(point.x), strict=True))
-        rows.append({"name": point.name, "x": point.x, "accuracy": point.accuracy, "predicted": predicted})
-    result = {
-        "by": config.by,
-        "split": config.split,
-        "r2": None if line is None else line.r2,
-        "num_probed": sum(point.accuracy is not None for point in points),
-        "slope": None if line is None else line.slope,
-        "intercept": None if line is None else line.intercept,
-        "checkpoints": rows,
-    }
-    out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if line is not None:
-        _draw(out.with_suffix(".png"), config, points, line)
-    write_whole(out, json.dumps(result, indent=2) + "\n")
-
-
-def _draw(path: Path, config: SelectConfig, points: Sequence[Point], line: Line) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4.2), layout="constrained")
-    axes = figure.subplots()
-    ends = np.linspace(min(point.x for point in points), max(point.x for point in points), 50)
-    centre, low, high = zip(*(line.predict(x) for x in ends), strict=True)
-    axes.fill_between(ends, low, high, alpha=0.15, label="95% of new points")
-    axes.plot(ends, centre, linewidth=1.2)
-    for point in points:
-        at = line.predict(point.x)[0] if point.accuracy is None else point.accuracy
-        axes.plot(point.x, at, "o", color="C0", fillstyle="none" if point.accuracy is None else "full")
-        axes.annotate(point.name, (point.x, at), fontsize=7, xytext=(4, 4), textcoords="offset points")
-    axes.set_xlabel(NAMES[config.by])
-    axes.set_ylabel("probe accuracy (open: predicted)")
-    axes.set_title(f"R\u00b2 = {line.r2:.3f}, {line.num_points} probed checkpoints", fontsize=10)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
