@@ -28,7 +28,7 @@ class CacheFolder:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every file, by its name in the cache."""
-        with self._reached("listed"):
+        with self._reached("its files could not be listed"):
             return {name: info.size for name, info in sorted(self._folder.listing().items()) if name}
 
     @contextlib.contextmanager
@@ -39,14 +39,14 @@ class CacheFolder:
             return
         with _workplace() as place:
             path = place / posixpath.basename(name)
-            with self._reached(f"{name} read"), contextlib.suppress(FileNotFoundError):
+            with self._reached(f"{name} could not be read"), contextlib.suppress(FileNotFoundError):
                 self._folder.fetch(name, path)
             yield path
 
     def put(self, name: str, path: Path) -> None:
         """Takes a whole file that was made ``at_hand``, in place of one of that name."""
         if self.local is None:
-            with self._reached(f"{name} written"):
+            with self._reached(f"{name} could not be written"):
                 self._folder.write(name, path)
 
     def manifest(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class CacheFolder:
             yield
 
     @contextlib.contextmanager
-    def _reached(self, done: str) -> Iterator[None]:
+    def _reached(self, failure: str) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError:
@@ -76,7 +76,7 @@ class CacheFolder:
             if self.local is not None:
                 raise
             raise ConnectionError(
-                f"{self.place}: {done} in vain: {error}. The files that are there are whole: repeat the command when the store answers"
+                f"{self.place}: {failure}: {error}. The files that are there are whole: put that right, and repeat the command"
             ) from error
 
 

@@ -38,7 +38,7 @@ def precompute(config: PrecomputeConfig, console: rich.console.Console) -> None:
             worker = Worker(config, device=None)
             spec, tasks = worker.spec(), worker.tasks()
             listed = _listed(cache, spec, tasks)
-            _say_estimate(cache, spec, tasks, worker.rate, lambda: [worker.free_bytes()], console)
+            _say_estimate(cache, spec, tasks, worker.rate, lambda: [worker.room()], console)
             _collect(cache, spec, tasks, map(worker.make, tasks, listed), console)
         else:
             _run_actors(config, cache, console)
@@ -74,7 +74,7 @@ def _run_actors(config: PrecomputeConfig, cache: CacheFolder, console: rich.cons
                 return sum(ray.get([actor.rate.remote() for actor in actors]))
 
             def rooms() -> list[tuple[str, int]]:
-                return ray.get([actor.free_bytes.remote() for actor in actors])
+                return ray.get([actor.room.remote() for actor in actors])
 
             _say_estimate(cache, spec, tasks, rate, rooms, console)
             work = list(zip(tasks, listed, strict=True))

@@ -99,7 +99,7 @@ class Worker:
         codec.encode(self._teacher.forward(clips), self._spec.target_dtype)
         return self._batch_size / (time.perf_counter() - started)
 
-    def free_bytes(self) -> tuple[str, int]:
+    def room(self) -> tuple[str, int]:
         """This machine, and the room on its disk for what is made."""
         return socket.gethostname(), self._cache.free_bytes()
 

@@ -216,9 +216,11 @@ def test_a_disk_without_room_for_a_file_and_a_store_that_is_gone_are_said(store,
     monkeypatch.setattr(shutil, "disk_usage", lambda path: used)
     monkeypatch.setattr("common.data.files.RETRY_BUDGET_S", 0.3)
     store.faults = 10**6
-    with pytest.raises(ConnectionError, match=r"s3://salt/gone: listed in vain: .* repeat the command when the store answers"):
+    with pytest.raises(ConnectionError, match=r"s3://salt/gone: its files could not be listed: .* put that right, and repeat the command"):
         written(shards, teacher, "s3://salt/gone")
     store.faults = 0
+    with pytest.raises(ConnectionError, match=r"s3://none/x: \S+\.arrow could not be written: .*NO_SUCH_BUCKET"):
+        written(shards, teacher, "s3://none/x")
 
 
 @pytest.mark.parametrize("form", ["ours", "as_hf", "as_pt"])
@@ -251,6 +253,17 @@ def test_what_is_not_in_a_store_is_said(store, teacher, tmp_path):
     with pytest.raises(ValueError, match="no checkpoint has been written there"):
         read_config(store.put(tmp_path / "unfinished", "runs/unfinished"))
     assert read_config(store.put(teacher, "runs/finished")) == read_config(teacher)
+
+
+@pytest.mark.faults
+def test_several_actors_write_to_a_store_that_fails_and_dawdles(store, shards, teacher, targets, tmp_path):
+    program = [str(Path(sys.executable).parent / "salt-serve"), "precompute", "--ckpt", str(teacher), "--data", str(shards), "--views", "2"]
+    program += ["--workers", "2", "--cpus-per-worker", "0.5", "--out", "s3://salt/actors"]
+    store.faults, store.stalls = 5, 1
+    subprocess.run(program, check=True, capture_output=True)
+    assert (store.faults, store.stalls) == (0, 0)
+    assert in_store(store, "actors") == on_disk(targets)
+    assert not list((tmp_path / "xdg" / "salt" / "making").iterdir())
 
 
 @pytest.mark.faults
