@@ -20,7 +20,6 @@ _SAY_PENDING_S = 30.0
 ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths of the configuration are relative to where the command was given
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
 }
 """What a Ray that trains is started with."""
@@ -56,7 +55,7 @@ def _fit(config: TrainConfig) -> None:
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is said by the worker's own error
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"run": type(config).__name__, "config": config.model_dump(mode="json")},
+        train_loop_config={"run": type(config).__name__, "config": config.absolute().model_dump(mode="json")},
         torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.workers if isinstance(config.workers, int) else (config.fewest_workers, config.most_workers),

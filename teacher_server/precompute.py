@@ -13,7 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from common.config import PrecomputeConfig
 from common.data.fetched import copies
-from common.data.files import absolute
 from common.local_ray import is_private, ray_to_join
 from common.targets import codec, store
 from common.targets.codec import CorruptTargetError
@@ -30,8 +29,7 @@ _ROW_BYTES = 200
 
 def precompute(config: PrecomputeConfig, console: rich.console.Console) -> None:
     """Writes the cache. A command that was killed goes on after its last whole file when it is repeated."""
-    paths = {name: absolute(getattr(config, name)) for name in ("data", "out")}
-    config = config.absolute().model_copy(update=paths)  # a worker may have another working directory
+    config = config.absolute()  # a worker may have another working directory
     cache = CacheFolder(config.out)
     with cache.alone():
         if config.workers == 0:

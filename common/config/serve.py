@@ -49,6 +49,8 @@ class ServiceConfig(Config):
 class ServeConfig(FrozenConfig):
     """`salt-serve teacher`: a frozen teacher behind Ray Serve."""
 
+    paths = (*FrozenConfig.paths, "board_file", "cache", "tokens", "tls_cert", "tls_key", "request_log")
+
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in."""
     port: int = Field(default=8000, ge=0, le=65535)
@@ -111,6 +113,8 @@ class ServeConfig(FrozenConfig):
 
 class PrecomputeConfig(FrozenConfig):
     """`salt-serve precompute`: a frozen teacher's targets on disk or in an object store."""
+
+    paths = (*FrozenConfig.paths, "data", "out")
 
     data: str
     """Folder of WebDataset shards with an index, as `salt-data pack` writes it, or its address in an object store, such as s3://BUCKET/SHARDS."""

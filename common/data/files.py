@@ -157,11 +157,6 @@ def is_address(path: str | Path) -> bool:
     return "://" in str(path)
 
 
-def absolute(address: str) -> str:
-    """The address, for processes with another working directory too."""
-    return address if is_address(address) else str(Path(address).resolve())
-
-
 def _file_system(address: str) -> tuple[fs.FileSystem, str]:
     """The file system of an address, and the path in it."""
     scheme, separator, _ = address.partition("://")
