@@ -26,7 +26,7 @@ from common.model.pixels import normalise
 from common.model.teacher import Teacher, device_kind
 from common.model.vit import Encoder, init_weights
 from common.targets import codec
-from common.targets.store import CacheRow, CacheSpec, file_path, write_file, write_manifest
+from common.targets.store import CacheRow, CacheSpec, file_path, listing, write_file, write_manifest
 from student_trainer.batches import Batch
 from student_trainer.loop import Worker, new_objective, train_on, update
 from student_trainer.optim import new_optimizer, set_schedule
@@ -290,7 +290,8 @@ def clips_and_targets(arguments, config, folder):
 
     root = folder / "targets"
     name = file_path(spec, 0, "random-000000.tar")
-    write_manifest(root, spec, {name: write_file(root / name, spec, rows())}, [])
+    num_rows = write_file(root / name, spec, rows())
+    write_manifest(root, spec, {name: listing(root / name, num_rows)}, skipped=[])
     return ClipsInMemory(clips), open_cache(root, config, TargetsInMemory).hold(clips), root
 
 

@@ -25,7 +25,6 @@ _SAY_PENDING_S = 30.0
 ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths of the configuration are relative to where the command was given
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
 }
 """What a Ray that trains is started with."""
@@ -33,7 +32,7 @@ ENVIRONMENT = {
 
 def run_job(config: TrainConfig) -> None:
     """Trains in Ray Train workers. Raises what a worker raised, or ValueError where the workers find no place."""
-    values = {"run": type(config).__name__, "config": config.model_dump(mode="json")}
+    values = {"run": type(config).__name__, "config": config.absolute().model_dump(mode="json")}
     in_workers(_train, values, config, folder=Path(config.out), max_failures=config.max_failures)
 
 

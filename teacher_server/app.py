@@ -35,9 +35,7 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
     check_access(config)
     if config.board_file is not None:
         BoardFile(Path(config.board_file), fingerprint(encoder, encoder.load()))  # another teacher's too
-    files = ("board_file", "cache", "tokens", "tls_cert", "tls_key", "request_log")
-    paths = {name: str(Path(value).absolute()) for name in files if (value := getattr(config, name)) is not None}
-    config = config.absolute().model_copy(update=paths)  # a replica may have another working directory
+    config = config.absolute()  # a replica may have another working directory
     if config.port and is_private(config.address):
         _require_free(config.host, config.port)
     environment = haproxy_environment()

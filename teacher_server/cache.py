@@ -18,36 +18,45 @@ from common.targets.codec import CorruptTargetError
 from common.targets.locks import writer
 from common.targets.segments import SEGMENTS
 from common.targets.store import CacheFile, CacheSpec
+from teacher_server.cache_folder import CacheFolder
 
 
 def verify(config: CacheVerifyConfig, console: rich.console.Console) -> None:
     """Reads the whole cache and names what is wrong; puts it right with ``repair``, else raises CorruptTargetError."""
-    root = _existing(config.targets)
-    damage, spec = _damage(root, console)
+    cache = _existing(config.targets)
+    if config.repair and cache.local is None:
+        raise ValueError(
+            f"got --repair with {cache.place}, expected a folder of this machine: repeat the `salt-serve precompute` that made it, with the same flags. It "
+            "checks every file, and makes what is damaged again"
+        )
+    damage, spec = _damage(cache, console)
     for reason in (reason for reasons in damage.values() for reason in reasons):
         console.print(f"damaged: {rich.markup.escape(reason)}", highlight=False, soft_wrap=True)
     if not damage:
-        console.print(f"{root}: nothing is damaged", highlight=False)
+        console.print(f"{cache.place}: nothing is damaged", highlight=False)
         return
     if not config.repair:
-        raise CorruptTargetError(f"{root}: {len(damage)} of its files are damaged: add --repair, and students may use it again")
+        how = "add --repair" if cache.local is not None else "repeat its `salt-serve precompute`"
+        raise CorruptTargetError(f"{cache.place}: {len(damage)} of its files are damaged: {how}, and students may use it again")
+    root = _of_this_machine(cache)
     if spec is None:
         raise CorruptTargetError(f"{root}: no file in it says what it held: delete it, and precompute again")
     with writer(root, alone=True):
         if spec.views is None:
             console.print(f"{root}: {_repair_segments(root, spec, damage)} segments are left, without what was damaged", highlight=False)
         else:
-            console.print(f"{root}: {_repair_precomputed(root, spec, damage, config)} targets computed again", highlight=False)
-    left, _ = _damage(root, console)
+            console.print(f"{root}: {_repair_precomputed(root, spec, config)} targets computed again", highlight=False)
+    left, _ = _damage(cache, console)
     if left:
         raise CorruptTargetError(f"{root}: still damaged after the repair: {next(iter(left.values()))[0]}")
 
 
 def show_stats(config: CacheStatsConfig) -> None:
     """Prints what the cache holds on standard output."""
-    root = _existing(config.targets)
-    spec, listed = _read(root)
-    sizes = {name: (root / name).stat().st_size for name in _files(root)}
+    cache = _existing(config.targets)
+    manifest = cache.manifest()
+    spec, listed = _spec(manifest), manifest["files"]
+    sizes = {name: size for name, size in cache.sizes().items() if name != store.MANIFEST}
     facts = {
         "teacher": spec.teacher["name"],
         "fingerprint": spec.fingerprint,
@@ -58,7 +67,7 @@ def show_stats(config: CacheStatsConfig) -> None:
         "views": spec.views,
         "data_seed": spec.data_seed,
         "split": spec.split,
-        "skipped": len(store.read_manifest(root)["skipped"]),
+        "skipped": len(manifest["skipped"]),
         "files": len(listed),
         "bytes": sum(sizes[name] for name in listed),
         "unlisted_files": len(sizes.keys() - listed.keys()),
@@ -76,7 +85,7 @@ def show_stats(config: CacheStatsConfig) -> None:
 
 def collect_garbage(config: CacheGcConfig, console: rich.console.Console) -> None:
     """Removes what no student would find: files that no manifest lists, partial ones, and the oldest segments beyond ``max_bytes``."""
-    root = _existing(config.targets)
+    root = _of_this_machine(_existing(config.targets))
     with writer(root, alone=True):
         manifest = store.read_manifest(root)
         unlisted = [name for name in _files(root) if name not in manifest["files"]]
@@ -94,11 +103,20 @@ def collect_garbage(config: CacheGcConfig, console: rich.console.Console) -> Non
         console.print(f"{root}: {decimal(freed)} {'would be freed' if config.dry_run else 'freed'}", highlight=False)
 
 
-def _existing(targets: str) -> Path:
-    root = Path(targets)
-    if not root.is_dir():
-        raise ValueError(f"got {root}, expected the folder of a target cache, as `salt-serve precompute` writes it")
-    return root
+def _existing(targets: str) -> CacheFolder:
+    cache = CacheFolder(targets)
+    if not (cache.sizes() if cache.local is None else cache.local.is_dir()):
+        raise ValueError(f"got {cache.place}, expected the folder of a target cache, as `salt-serve precompute` writes it")
+    return cache
+
+
+def _of_this_machine(cache: CacheFolder) -> Path:
+    if cache.local is None:
+        raise ValueError(
+            f"got {cache.place}, expected a folder of this machine: nothing is written through to an object store, and what its manifest does not list "
+            "is removed with the store's own tools"
+        )
+    return cache.local
 
 
 def _files(root: Path) -> list[str]:
@@ -106,8 +124,8 @@ def _files(root: Path) -> list[str]:
     return [path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file() and path != root / store.MANIFEST]
 
 
-def _whole_files(root: Path) -> list[str]:
-    return [name for name in _files(root) if name.endswith(".arrow") and not Path(name).name.startswith(store.PARTIAL)]
+def _whole_files(cache: CacheFolder) -> list[str]:
+    return [name for name in cache.sizes() if name.endswith(".arrow") and not Path(name).name.startswith(store.PARTIAL)]
 
 
 def _oldest_segments(root: Path, listed: dict[str, Any], max_bytes: int | None) -> list[str]:
@@ -123,53 +141,57 @@ def _oldest_segments(root: Path, listed: dict[str, Any], max_bytes: int | None) 
     return old
 
 
-def _read(root: Path) -> tuple[CacheSpec, dict[str, Any]]:
-    """What all files should be, and what the manifest says of each."""
-    manifest = store.read_manifest(root)
-    return CacheSpec.from_json({name: value for name, value in manifest.items() if name not in ("files", "skipped")}), manifest["files"]
+def _spec(manifest: dict[str, Any]) -> CacheSpec:
+    """What all files should be."""
+    return CacheSpec.from_json({name: value for name, value in manifest.items() if name not in ("files", "skipped")})
 
 
-def _damage(root: Path, console: rich.console.Console) -> tuple[dict[str, list[str]], CacheSpec | None]:
+def _damage(cache: CacheFolder, console: rich.console.Console) -> tuple[dict[str, list[str]], CacheSpec | None]:
     """What is wrong, by file, and what all files should be; None where nobody knows."""
     damage: dict[str, list[str]] = {}
     try:
-        spec, listed = _read(root)
+        manifest = cache.manifest()
+        spec, listed = _spec(manifest), manifest["files"]
     except CorruptTargetError as error:
         damage[store.MANIFEST] = [str(error)]
-        listed = dict.fromkeys(_whole_files(root))
-        spec = next((spec for name in listed if (spec := _spec_of(root / name)) is not None), None)
+        listed = dict.fromkeys(_whole_files(cache))
+        spec = next((spec for name in listed if (spec := _spec_of(cache, name)) is not None), None)
     columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         for name, facts in progress.track(listed.items(), description="files"):
-            if spec is not None and (reasons := _damage_of(root / name, spec, facts)):
-                damage[name] = reasons
+            if spec is not None:
+                with cache.at_hand(name) as path:
+                    reasons = _damage_of(path, f"{cache.place}/{name}", spec, facts)
+                if reasons:
+                    damage[name] = reasons
     return damage, spec
 
 
-def _damage_of(path: Path, spec: CacheSpec, facts: dict[str, Any] | None) -> list[str]:
+def _damage_of(path: Path, called: str, spec: CacheSpec, facts: dict[str, Any] | None) -> list[str]:
     """``facts``: what the manifest says of the file, where there is one."""
     if not path.is_file():
-        return [f"{path} is missing"]
+        return [f"{called} is missing"]
     try:
-        rows, damage = CacheFile(path, spec).check()
+        rows, damage = CacheFile(path, spec, called).check()
     except ValueError as error:
         return [str(error)]
     found = [str(error) for error in damage]
     if facts is not None and not found and (now := store.listing(path, len(rows))) != facts:
-        found.append(f"{path}: got {now['rows']} rows with sha256 {now['sha256']}, expected {facts['rows']} with {facts['sha256']}")
+        found.append(f"{called}: {store.difference(now, facts)}")
     return found
 
 
-def _spec_of(path: Path) -> CacheSpec | None:
+def _spec_of(cache: CacheFolder, name: str) -> CacheSpec | None:
     """What a file says of itself, where it can be read."""
-    try:
-        metadata = pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata or {}
-        return CacheSpec.from_json(json.loads(metadata[b"salt.cache"]))
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
-        return None  # whoever asks what is wrong with it names it
+    with cache.at_hand(name) as path:
+        try:
+            metadata = pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata or {}
+            return CacheSpec.from_json(json.loads(metadata[b"salt.cache"]))
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+            return None  # whoever asks what is wrong with it names it
 
 
-def _repair_precomputed(root: Path, spec: CacheSpec, damaged: Iterable[str], config: CacheVerifyConfig) -> int:
+def _repair_precomputed(root: Path, spec: CacheSpec, config: CacheVerifyConfig) -> int:
     """Makes the damaged files again, from videos and teacher; what is whole in them stays. The number of targets computed."""
     from teacher_server.target_files import Worker
 
@@ -188,11 +210,14 @@ def _repair_precomputed(root: Path, spec: CacheSpec, damaged: Iterable[str], con
     for name, value in spec.to_json().items():
         if made[name] != value:
             raise ValueError(f"{root} holds targets with {name}={value}, expected {made[name]}, which --ckpt and --data give here")
-    files, skipped, num_computed = dict[str, int](), set[str](), 0
+    try:
+        listed = store.read_manifest(root)["files"]
+    except CorruptTargetError:
+        listed = {}
+    files, skipped, num_computed = dict[str, dict[str, Any]](), set[str](), 0
     for task in worker.tasks():
-        name = store.file_path(spec, task.view, task.shard)
-        done = worker.make(task, anew=name in damaged)
-        files[name] = done.num_rows
+        done = worker.make(task, listed.get(store.file_path(spec, task.view, task.shard)))
+        files[done.name] = done.listed
         skipped.update(done.skipped)
         num_computed += done.num_computed
     store.write_manifest(root, spec, files, skipped)
@@ -202,7 +227,7 @@ def _repair_precomputed(root: Path, spec: CacheSpec, damaged: Iterable[str], con
 def _repair_segments(root: Path, spec: CacheSpec, damaged: Iterable[str]) -> int:
     """Drops the targets that are damaged: whoever asks for one has it computed again. How many segments are left."""
     files = {}
-    for name in _whole_files(root):
+    for name in _whole_files(CacheFolder(str(root))):
         try:
             rows = CacheFile(root / name, spec).check()[0]
         except ValueError:
@@ -212,6 +237,6 @@ def _repair_segments(root: Path, spec: CacheSpec, damaged: Iterable[str]) -> int
         elif name in damaged:
             (root / name).unlink()
         if rows:
-            files[name] = len(rows)
+            files[name] = store.listing(root / name, len(rows))
     store.write_manifest(root, spec, files, skipped=[])
     return len(files)

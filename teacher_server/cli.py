@@ -82,7 +82,8 @@ add_command(
     "precompute",
     PrecomputeConfig,
     _precompute,
-    help="Write a frozen teacher's targets to disk, for students with `--targets`. Repeat the command to continue one that was killed.\n\n"
+    help="Write a frozen teacher's targets to disk or to an object store, for students with `--targets`. Repeat the command to continue one that was "
+    "killed.\n\n"
     "Example: `salt-serve precompute --ckpt runs/teacher --data SHARDS --views 4 --out TARGETS`",
 )
 add_command(

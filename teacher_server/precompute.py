@@ -1,9 +1,8 @@
-"""``salt-serve precompute``: a frozen teacher's targets on disk, a file for each view of each shard."""
+"""``salt-serve precompute``: a frozen teacher's targets on disk or in an object store, a file for each view of each shard."""
 
 import datetime
-import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import rich.console
@@ -13,12 +12,12 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.config import PrecomputeConfig
-from common.data.files import absolute
+from common.data.fetched import copies
 from common.local_ray import is_private, ray_to_join
 from common.targets import codec, store
 from common.targets.codec import CorruptTargetError
-from common.targets.locks import writer
 from common.targets.store import CacheSpec
+from teacher_server.cache_folder import CacheFolder
 from teacher_server.placement import SAY_PENDING_S, check_fits, what_is_missing
 from teacher_server.target_files import FileDone, FileTask, Worker
 
@@ -30,20 +29,20 @@ _ROW_BYTES = 200
 
 def precompute(config: PrecomputeConfig, console: rich.console.Console) -> None:
     """Writes the cache. A command that was killed goes on after its last whole file when it is repeated."""
-    paths = {name: absolute(getattr(config, name)) for name in ("data", "out")}
-    config = config.absolute().model_copy(update=paths)  # a worker may have another working directory
-    with writer(Path(config.out), alone=True):
+    config = config.absolute()  # a worker may have another working directory
+    cache = CacheFolder(config.out)
+    with cache.alone():
         if config.workers == 0:
             worker = Worker(config, device=None)
-            tasks = worker.tasks()
-            check_manifest(Path(config.out), worker.spec())
-            _say_estimate(config, worker.spec(), tasks, worker.rate, console)
-            _collect(config, worker.spec(), tasks, (worker.make(task) for task in tasks), console)
+            spec, tasks = worker.spec(), worker.tasks()
+            listed = _listed(cache, spec, tasks)
+            _say_estimate(cache, spec, tasks, worker.rate, lambda: [worker.room()], console)
+            _collect(cache, spec, tasks, map(worker.make, tasks, listed), console)
         else:
-            _run_actors(config, console)
+            _run_actors(config, cache, console)
 
 
-def _run_actors(config: PrecomputeConfig, console: rich.console.Console) -> None:
+def _run_actors(config: PrecomputeConfig, cache: CacheFolder, console: rich.console.Console) -> None:
     """The same with Ray actors, each of which makes one file at a time."""
     with ray_to_join(config.address) as ray_arguments:
         import ray
@@ -67,22 +66,27 @@ def _run_actors(config: PrecomputeConfig, console: rich.console.Console) -> None
             if waiting and missing is not None:
                 console.print(f"{len(waiting)} of {len(actors)} workers wait for a place: {missing} free", highlight=False)
             spec, tasks = ray.get([actors[0].spec.remote(), actors[0].tasks.remote()])
-            check_manifest(Path(config.out), spec)
-            _say_estimate(config, spec, tasks, lambda: sum(ray.get([actor.rate.remote() for actor in actors])), console)
-            done: Any = ActorPool(actors).map(lambda actor, task: actor.make.remote(task), tasks)
-            _collect(config, spec, tasks, done, console)
+            listed = _listed(cache, spec, tasks)
+
+            def rate() -> float:
+                return sum(ray.get([actor.rate.remote() for actor in actors]))
+
+            def rooms() -> list[tuple[str, int]]:
+                return ray.get([actor.room.remote() for actor in actors])
+
+            _say_estimate(cache, spec, tasks, rate, rooms, console)
+            work = list(zip(tasks, listed, strict=True))
+            done: Any = ActorPool(actors).map(lambda actor, arguments: actor.make.remote(*arguments), work)
+            _collect(cache, spec, tasks, done, console)
         except RayTaskError as error:
             raise error.cause from error  # what went wrong there, as it would be said here
         finally:
             ray.shutdown()
 
 
-def _collect(
-    config: PrecomputeConfig, spec: CacheSpec, tasks: list[FileTask], done: Iterator[FileDone], console: rich.console.Console
-) -> None:
+def _collect(cache: CacheFolder, spec: CacheSpec, tasks: list[FileTask], done: Iterator[FileDone], console: rich.console.Console) -> None:
     """Follows the files as they come, then writes the manifest."""
-    root = Path(config.out)
-    files, skipped = dict[str, int](), dict[str, str]()
+    files, skipped = dict[str, dict[str, Any]](), dict[str, str]()
     total = sum(task.num_samples for task in tasks)
     columns = (
         TextColumn("[bold]{task.description}"),
@@ -96,7 +100,7 @@ def _collect(
         bar = progress.add_task("targets", total=total, rate="", size="")
         finished, printed, num_bytes = 0, 0, 0
         for file in done:
-            files[file.name] = file.num_rows
+            files[file.name] = file.listed
             for key, reason in file.skipped.items():
                 if key not in skipped:
                     console.print(f"left out {rich.markup.escape(key)}: {rich.markup.escape(reason)}", highlight=False)
@@ -104,53 +108,80 @@ def _collect(
             if file.remark is not None:
                 console.print(rich.markup.escape(file.remark), highlight=False)
             finished += file.num_samples
-            num_bytes += (root / file.name).stat().st_size
+            num_bytes += file.num_bytes
             speed = progress.tasks[0].speed
             progress.update(bar, completed=finished, rate="" if speed is None else f"{speed:.0f} clips/s", size=decimal(num_bytes))
             if not console.is_terminal and (finished - printed >= total / PLAIN_LINES or finished == total):
                 printed = finished
                 console.print(f"targets: {finished}/{total} clips, {decimal(num_bytes)}", highlight=False)
-    store.write_manifest(root, spec, files, skipped)
-    console.print(f"{config.out}: {sum(files.values())} targets of teacher {spec.fingerprint[:12]} in {len(files)} files", highlight=False)
+    with cache.at_hand(store.MANIFEST) as path:
+        store.write_manifest(path.parent, spec, files, skipped)
+        cache.put(store.MANIFEST, path)
+    num_rows = sum(listed["rows"] for listed in files.values())
+    console.print(f"{cache.place}: {num_rows} targets of teacher {spec.fingerprint[:12]} in {len(files)} files", highlight=False)
 
 
 def _say_estimate(
-    config: PrecomputeConfig, spec: CacheSpec, tasks: Sequence[FileTask], measure: Callable[[], float], console: rich.console.Console
+    cache: CacheFolder,
+    spec: CacheSpec,
+    tasks: Sequence[FileTask],
+    measure: Callable[[], float],
+    rooms: Callable[[], list[tuple[str, int]]],
+    console: rich.console.Console,
 ) -> None:
-    """Says what is to come. Raises ValueError where the disk is too small for it.
+    """Says what is to come. Raises ValueError where a disk is too small for it.
 
-    ``measure``: clips per second of the teachers alone; where decoding is slower than they are, it takes longer.
+    ``measure``: clips per second of the teachers alone; where decoding is slower than they are, it takes longer. ``rooms``: each worker's machine,
+    and the free bytes there.
     """
-    root = Path(config.out)
-    missing = sum(task.num_samples for task in tasks if not (root / store.file_path(spec, task.view, task.shard)).exists())
-    total = sum(task.num_samples for task in tasks)
-    num_bytes = missing * (codec.num_bytes(spec.target_dtype, *spec.shape) + _ROW_BYTES)
-    free = shutil.disk_usage(root).free
-    if num_bytes > free:
-        raise ValueError(
-            f"got {decimal(free)} free in {root}, expected {decimal(num_bytes)} for {missing} targets of {spec.shape[0]} tokens of width {spec.shape[1]} in "
-            f"{spec.target_dtype}: free the disk, choose another --out, fewer --views, or --target-dtype int8"
-        )
+    there = cache.sizes()
+    to_come = [task.num_samples for task in tasks if store.file_path(spec, task.view, task.shard) not in there]
+    missing, total = sum(to_come), sum(task.num_samples for task in tasks)
     if not missing:
         console.print(f"all {total} targets are there, and are checked", highlight=False)
         return
+    row_bytes = codec.num_bytes(spec.target_dtype, *spec.shape) + _ROW_BYTES
+    num_bytes = missing * row_bytes
+    if cache.local is None:
+        _check_rooms(cache, max(to_come) * row_bytes, rooms())
+        room = f"to {cache.place}"
+    else:
+        free = cache.free_bytes()
+        if num_bytes > free:
+            raise ValueError(
+                f"got {decimal(free)} free in {cache.place}, expected {decimal(num_bytes)} for {missing} targets of {spec.shape[0]} tokens of width "
+                f"{spec.shape[1]} in {spec.target_dtype}: free the disk, choose another --out, fewer --views, or --target-dtype int8"
+            )
+        room = f"of {decimal(free)} free"
     clips_per_s = measure()
     duration = datetime.timedelta(seconds=round(missing / clips_per_s))
-    there = f", {total - missing} more are there" if missing < total else ""
+    more = f", {total - missing} more are there" if missing < total else ""
     console.print(
-        f"{missing} targets to come{there}: {decimal(num_bytes)} of {decimal(free)} free, at least {duration} at {clips_per_s:.3g} clips/s",
-        highlight=False,
+        f"{missing} targets to come{more}: {decimal(num_bytes)} {room}, at least {duration} at {clips_per_s:.3g} clips/s", highlight=False
     )
 
 
-def check_manifest(root: Path, spec: CacheSpec) -> None:
-    """Raises ValueError where the folder holds a finished cache of another kind."""
-    if not (root / store.MANIFEST).is_file():
-        return
+def _check_rooms(cache: CacheFolder, file_bytes: int, rooms: list[tuple[str, int]]) -> None:
+    """Raises ValueError where a machine has no room for the files that its workers make, on their way to a store."""
+    free = dict(rooms)
+    for machine, num_workers in Counter(machine for machine, _ in rooms).items():
+        if num_workers * file_bytes > free[machine]:
+            raise ValueError(
+                f"got {decimal(free[machine])} free on {machine} under {copies()}, expected {decimal(num_workers * file_bytes)} for {num_workers} files at a "
+                f"time on their way to {cache.place}: free the disk, set XDG_CACHE_HOME to a larger one, or give fewer --workers or --target-dtype int8"
+            )
+
+
+def _listed(cache: CacheFolder, spec: CacheSpec, tasks: Sequence[FileTask]) -> list[dict[str, Any] | None]:
+    """What the manifest says of each file, where there is a whole one. Raises ValueError where it is of a finished cache of another kind."""
+    unknown: list[dict[str, Any] | None] = [None] * len(tasks)
+    if store.MANIFEST not in cache.sizes():
+        return unknown
     try:
-        found = store.read_manifest(root)
+        found = cache.manifest()
     except CorruptTargetError:
-        return  # the files say what they are, and it is written anew
+        return unknown  # the files say what they are, and it is written anew
     for name, value in spec.to_json().items():
         if found.get(name) != value:
-            raise ValueError(f"{root}: got a cache with {name}={found.get(name)}, expected {value}: precompute into an empty folder")
+            raise ValueError(f"{cache.place}: got a cache with {name}={found.get(name)}, expected {value}: precompute into an empty folder")
+    return [found["files"].get(store.file_path(spec, task.view, task.shard)) for task in tasks]

@@ -1,11 +1,13 @@
 """Files of a target cache made from a data set: a file for each view of each shard."""
 
+import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from common.model.teacher import Teacher
 from common.targets import codec, store
 from common.targets.codec import CorruptTargetError, EncodedTarget
 from common.targets.store import CacheFile, CacheRow, CacheSpec
+from teacher_server.cache_folder import CacheFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,9 @@ class FileDone:
 
     name: str
     """Relative to the cache."""
-    num_rows: int
+    listed: dict[str, Any]
+    """What the manifest is to say of it."""
+    num_bytes: int
     num_samples: int
     skipped: dict[str, str]
     """Samples that do not decode, with the reason where this command met it."""
@@ -53,7 +58,7 @@ class Worker:
     """A teacher and a reader that make files of the cache. Each file is a pure function of the configuration."""
 
     def __init__(self, config: PrecomputeConfig, device: torch.device | None) -> None:
-        self._root, self._batch_size, self._views = Path(config.out), config.teacher.batch_size, config.views
+        self._cache, self._batch_size, self._views = CacheFolder(config.out), config.teacher.batch_size, config.views
         encoder = open_encoder(config)
         view = config.view.over(encoder.view)
         self._teacher = Teacher(encoder, config.teacher, device)
@@ -94,28 +99,41 @@ class Worker:
         codec.encode(self._teacher.forward(clips), self._spec.target_dtype)
         return self._batch_size / (time.perf_counter() - started)
 
-    def make(self, task: FileTask, *, anew: bool = False) -> FileDone:
-        """Makes a file, unless it is there and undamaged; of one that is damaged, or made ``anew``, whole targets are kept.
+    def room(self) -> tuple[str, int]:
+        """This machine, and the room on its disk for what is made."""
+        return socket.gethostname(), self._cache.free_bytes()
+
+    def make(self, task: FileTask, listed: dict[str, Any] | None = None) -> FileDone:
+        """Makes a file, unless it is there, undamaged and as a manifest has ``listed`` it; of one that is not, whole targets are kept.
 
         Raises ValueError where it is another command's.
         """
-        samples = self._reader.samples[task.shard_idx]
-        name = store.file_path(self._spec, task.view, task.shard)
-        remark, kept = None, dict[bytes, EncodedTarget]()
-        if (self._root / name).exists():
-            try:
-                rows, damage = CacheFile(self._root / name, self._spec).check()
-            except CorruptTargetError as error:
-                rows, damage = [], [error]
-            if not damage and not anew:
-                keys = {row.key for row in rows}
-                skipped = {sample.key: "left out before" for sample in samples if sample.key not in keys}
-                return FileDone(name=name, num_rows=len(rows), num_samples=len(samples), skipped=skipped, remark=None, num_computed=0)
-            kept = {row.clip_digest: row.encoded for row in rows}
-            remark = f"{damage[0]}; {len(damage)} such, which are computed again" if damage else None
-        skipped, computed = dict[str, str](), set[bytes]()
-        num_rows = store.write_file(self._root / name, self._spec, self._rows(samples, task.view, kept, skipped, computed))
-        return FileDone(name=name, num_rows=num_rows, num_samples=len(samples), skipped=skipped, remark=remark, num_computed=len(computed))
+        samples, name = self._reader.samples[task.shard_idx], store.file_path(self._spec, task.view, task.shard)
+        kept, skipped, computed = dict[bytes, EncodedTarget](), dict[str, str](), set[bytes]()
+        remark = None
+        with self._cache.at_hand(name) as path:
+            if path.exists():
+                rows, damage = self._check(path, name, listed)
+                if not damage:
+                    keys = {row.key for row in rows}
+                    skipped.update({sample.key: "left out before" for sample in samples if sample.key not in keys})
+                    return _done(name, path, len(rows), samples, skipped)
+                kept = {row.clip_digest: row.encoded for row in rows}
+                remark = f"{damage[0]}; {len(damage)} such, which are computed again"
+            num_rows = store.write_file(path, self._spec, self._rows(samples, task.view, kept, skipped, computed))
+            self._cache.put(name, path)
+            return _done(name, path, num_rows, samples, skipped, remark, len(computed))
+
+    def _check(self, path: Path, name: str, listed: dict[str, Any] | None) -> tuple[list[CacheRow], list[CorruptTargetError]]:
+        """The whole rows of a file that is there, and what is wrong with it."""
+        called = f"{self._cache.place}/{name}"
+        try:
+            rows, damage = CacheFile(path, self._spec, called).check()
+        except CorruptTargetError as error:
+            return [], [error]
+        if not damage and listed is not None and (now := store.listing(path, len(rows))) != listed:
+            damage = [CorruptTargetError(f"{called}: {store.difference(now, listed)}")]
+        return rows, damage
 
     def _rows(
         self, samples: Sequence[Sample], view: int, kept: Mapping[bytes, EncodedTarget], skipped: dict[str, str], computed: set[bytes]
@@ -156,3 +174,23 @@ def _clip(clip: Future[Clip]) -> Clip | BadVideoError:
         return clip.result()
     except BadVideoError as error:
         return error
+
+
+def _done(
+    name: str,
+    path: Path,
+    num_rows: int,
+    samples: Sequence[Sample],
+    skipped: dict[str, str],
+    remark: str | None = None,
+    num_computed: int = 0,
+) -> FileDone:
+    return FileDone(
+        name=name,
+        listed=store.listing(path, num_rows),
+        num_bytes=path.stat().st_size,
+        num_samples=len(samples),
+        skipped=skipped,
+        remark=remark,
+        num_computed=num_computed,
+    )

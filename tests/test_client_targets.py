@@ -64,7 +64,8 @@ def write_cache(root, teacher, batch, dtype, **changes):
         if batch.good[number]
     ]
     name = store.file_path(spec, 0, "train-000000.tar")
-    store.write_manifest(root, spec, {name: store.write_file(root / name, spec, rows)}, skipped=[])
+    num_rows = store.write_file(root / name, spec, rows)
+    store.write_manifest(root, spec, {name: store.listing(root / name, num_rows)}, skipped=[])
     return root
 
 

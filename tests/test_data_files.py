@@ -19,7 +19,7 @@ from s3_server import CREDENTIALS, S3Server, s3_server
 from common.config import LoaderConfig, MixConfig
 from common.data import files
 from common.data.facts import BadVideoError
-from common.data.files import Folder, absolute
+from common.data.files import Folder
 from common.data.mix import mix
 from common.data.reader import Reader
 from common.data.shard_cache import ShardCache
@@ -116,12 +116,6 @@ def test_an_index_is_not_made_in_a_store(bucket: S3Server):
     (bucket.folder / "toy" / "dataset.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"toy.*: got no dataset\.json in it, expected a folder that `salt-data pack` wrote"):
         new_reader(bucket.address("toy"))
-
-
-def test_addresses_do_not_depend_on_the_working_directory(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert absolute("shards") == str(tmp_path / "shards")
-    assert absolute("s3://bucket/shards") == "s3://bucket/shards"
 
 
 # --- failures ---

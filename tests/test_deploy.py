@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import jsonschema
-import kuberay
 import kubernetes_validate
 import pytest
 import yaml
@@ -24,6 +23,7 @@ from student_trainer.run_directory import write_environment
 
 KUBERNETES = "1.34"
 DEPLOY = Path(__file__).parent.parent / "deploy"
+KUBERAY = yaml.safe_load((Path(__file__).parent / "kuberay.yaml").read_text())
 
 
 def cluster(name: str) -> dict:
@@ -104,13 +104,20 @@ def only(found: list[dict], kind: str, name: str) -> dict:
     return one
 
 
+def strict(schema: dict) -> dict:
+    """The same, with no fields but those that it has."""
+    below = {name: strict(value) for name, value in schema.get("properties", {}).items()}
+    closed = {"properties": below, "additionalProperties": False} if below else {}
+    return {**schema, **closed, **({"items": strict(schema["items"])} if "items" in schema else {})}
+
+
 def check(resource: dict) -> None:
-    """Raises where Kubernetes' schemas, or KubeRay's fields, do not have it so."""
+    """Raises where Kubernetes' schemas, or KubeRay's, do not have it so."""
     if resource["apiVersion"] != "ray.io/v1":
         kubernetes_validate.validate(resource, KUBERNETES, strict=True)
         return
     spec = resource["spec"]
-    jsonschema.validate(spec, kuberay.SPECS[resource["kind"]])
+    jsonschema.validate(spec, strict(KUBERAY[resource["kind"]]))
     cluster = spec["rayClusterConfig" if resource["kind"] == "RayService" else "rayClusterSpec"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": group["template"]}
@@ -154,7 +161,12 @@ def test_teachers_are_probed_budgeted_and_scaled_and_nothing_runs_as_root():
 
 
 def test_a_field_that_neither_kuberay_nor_kubernetes_knows_is_refused():
-    for change in (("rayClusterConfig", "workerGroupSpec"), ("rayClusterConfig", "headGroupSpec", "template", "spec", "contaners")):
+    for change in (
+        ("serveConfig",),
+        ("rayClusterConfig", "workerGroupSpec"),
+        ("rayClusterConfig", "workerGroupSpecs", 0, "maxReplica"),
+        ("rayClusterConfig", "headGroupSpec", "template", "spec", "contaners"),
+    ):
         resource = only(resources("small"), "RayService", "salt-teacher")
         at = resource["spec"]
         for key in change[:-1]:

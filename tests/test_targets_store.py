@@ -35,7 +35,8 @@ def write_cache(root):
     files = {}
     for view in range(2):
         name = store.file_path(SPEC, view, "train-000000.tar")
-        files[name] = store.write_file(root / name, SPEC, rows_of(view))
+        num_rows = store.write_file(root / name, SPEC, rows_of(view))
+        files[name] = store.listing(root / name, num_rows)
     store.write_manifest(root, SPEC, files, skipped=["source/bad"])
     return files
 

@@ -1,7 +1,8 @@
 """What every configuration class is, and configuration as layers, YAML and error messages."""
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import pydantic
 import yaml
@@ -12,6 +13,24 @@ class Config(BaseModel):
     """Frozen; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    paths: ClassVar[tuple[str, ...]] = ()
+    """Fields that hold a path, or several, which are relative to where the command was given; or an address, or a name such as timm's."""
+
+    def absolute(self) -> Self:
+        """The same for processes with another working directory, such as workers on other machines."""
+        own = {name: _from_anywhere(value) for name in self.paths if (value := getattr(self, name)) is not None}
+        return self.model_copy(update=own | {name: value.absolute() for name, value in self if isinstance(value, Config)})
+
+
+_WITH_SCHEME = re.compile(r"[a-z][a-z0-9+-]*:")
+"""How ``s3://BUCKET`` and ``timm:NAME`` begin."""
+
+
+def _from_anywhere(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    if isinstance(value, tuple):
+        return tuple(str(_from_anywhere(one)) for one in value)
+    return value if _WITH_SCHEME.match(value) else str(Path(value).absolute())  # links stay: what they lead to may change
 
 
 def merge(*layers: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from common.config.train import ComputeDtype, LoaderConfig
 class ProbeConfig(Config):
     """The attentive probe on frozen encoders. Without a preset: the cross-attention block alone, one clip, one view, one setting (Table 7)."""
 
+    paths = ("ckpt", "data", "out", "features")
+
     ckpt: tuple[str, ...] = Field(min_length=1)
     """Frozen encoder to judge: whatever `salt-serve teacher --ckpt` takes."""
     data: str

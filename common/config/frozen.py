@@ -1,8 +1,5 @@
 """Which frozen encoder, and which clips it is given."""
 
-from pathlib import Path
-from typing import Self
-
 from pydantic import PositiveFloat, PositiveInt
 
 from common.config.base import Config
@@ -15,6 +12,8 @@ TIMM, TIMM_RANDOM = "timm:", "timm-random:"
 class FrozenConfig(Config):
     """A frozen encoder, whoever trained it."""
 
+    paths = ("ckpt",)
+
     ckpt: str
     """Run directory or checkpoint, Hugging Face VJEPA2 or VideoMAE directory, V-JEPA 2 `.pt` file, or the address of one in an object store, such as
     s3://BUCKET/RUNS/teacher; `timm:NAME`, or `timm-random:NAME` for random weights."""
@@ -26,11 +25,6 @@ class FrozenConfig(Config):
     """Side of the square of pixels that gives a token, for `timm:` only (16): the student's. Frames are resized to as many patches of its own."""
     tubelet_size: PositiveInt | None = None
     """Frames that give a token, for `timm:` only (2): the student's. A token is the mean of its frames' tokens."""
-
-    def absolute(self) -> Self:
-        """The same from any working directory."""
-        is_path = "://" not in self.ckpt and not self.ckpt.startswith((TIMM, TIMM_RANDOM))
-        return self.model_copy(update={"ckpt": str(Path(self.ckpt).resolve())}) if is_path else self
 
 
 class DrawConfig(Config):

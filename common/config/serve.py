@@ -49,6 +49,8 @@ class ServiceConfig(Config):
 class ServeConfig(FrozenConfig):
     """`salt-serve teacher`: a frozen teacher behind Ray Serve."""
 
+    paths = (*FrozenConfig.paths, "board_file", "cache", "tokens", "tls_cert", "tls_key", "request_log")
+
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in."""
     port: int = Field(default=8000, ge=0, le=65535)
@@ -110,12 +112,15 @@ class ServeConfig(FrozenConfig):
 
 
 class PrecomputeConfig(FrozenConfig):
-    """`salt-serve precompute`: a frozen teacher's targets on disk."""
+    """`salt-serve precompute`: a frozen teacher's targets on disk or in an object store."""
+
+    paths = (*FrozenConfig.paths, "data", "out")
 
     data: str
     """Folder of WebDataset shards with an index, as `salt-data pack` writes it, or its address in an object store, such as s3://BUCKET/SHARDS."""
     out: str
-    """The cache: arrow files and, last, manifest.json. A command that was killed continues when it is repeated."""
+    """The cache: a folder or an address such as s3://BUCKET/TARGETS. Arrow files and, last, manifest.json. A command that was killed continues when it is
+    repeated."""
     views: PositiveInt
     """Pinned views per sample: the K of the student's `--views`."""
     data_seed: int = 0
@@ -180,9 +185,10 @@ class CacheVerifyConfig(Config):
     """`salt-serve cache verify`: whether every target of a cache is what was written."""
 
     targets: str
-    """The cache, as `salt-serve precompute` or `--cache` writes it."""
+    """The cache, as `salt-serve precompute` or `--cache` writes it: a folder, or an address such as s3://BUCKET/TARGETS."""
     repair: bool = False
-    """Compute again what is damaged, with `--ckpt` and `--data`, and leave the rest. In a cache that was written through it is dropped."""
+    """Compute again what is damaged, with `--ckpt` and `--data`, and leave the rest. In a cache that was written through it is dropped; in an object store
+    `salt-serve precompute` repairs."""
     ckpt: str | None = None
     """The teacher that the targets are of, for `--repair`."""
     data: str | None = None
@@ -201,7 +207,7 @@ class CacheStatsConfig(Config):
     """`salt-serve cache stats`: what a cache holds."""
 
     targets: str
-    """The cache, as `salt-serve precompute` or `--cache` writes it."""
+    """The cache, as `salt-serve precompute` or `--cache` writes it: a folder, or an address such as s3://BUCKET/TARGETS."""
     json_: bool = False
     """JSON instead of a table."""
 
@@ -210,7 +216,7 @@ class CacheGcConfig(Config):
     """`salt-serve cache gc`: remove from a cache what no student would find."""
 
     targets: str
-    """The cache, as `salt-serve precompute` or `--cache` writes it."""
+    """The cache, as `salt-serve precompute` or `--cache` writes it: a folder of this machine."""
     max_bytes: PositiveInt | None = None
     """Drop the oldest segments of a cache that was written through until it has this size, in bytes; none: keep all."""
     dry_run: bool = False

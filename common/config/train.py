@@ -75,6 +75,8 @@ class EmaConfig(Config):
 class LoaderConfig(Config):
     """How a rank reads and decodes."""
 
+    paths = ("shard_cache_dir",)
+
     decode_processes: NonNegativeInt = 2
     """Processes that decode ahead of the step, on this rank; 0 decodes in the rank's own process, which a broken video may then take along."""
     decode_timeout_s: PositiveFloat = 60.0
@@ -128,6 +130,7 @@ class ServiceClientConfig(Config):
 class TrainConfig(Config):
     """What every training run has. The top level holds the flags of ``salt-train``; the rest is reached by ``--set``."""
 
+    paths = ("data", "out", "storage")
     objective: ClassVar[str]
     """What checkpoints and summaries call it."""
 
@@ -238,6 +241,7 @@ class TeacherRun(TrainConfig):
 class StudentRun(TrainConfig):
     """Stage 2, SALT: predict a frozen teacher's latents. One of the three sources of targets; beside a service, a teacher in reserve."""
 
+    paths = (*TrainConfig.paths, "targets", "teacher_ckpt", "cache", "teacher_token_file", "teacher_ca")
     objective = "salt"
 
     teacher_url: str | None = None

@@ -30,7 +30,7 @@ def fetched(address: str | Path, below: str = "", *, wanted: Callable[[str], boo
     if not files:
         raise ValueError(f"got {address}, expected a folder or a file of an object store: nothing is there")
     facts = [[store.path(name), info.size, info.mtime_ns] for name, info in sorted(files.items())]
-    kept = _folder() / hashlib.sha256(repr([store.place, facts]).encode()).hexdigest()[:16]
+    kept = copies() / hashlib.sha256(repr([store.place, facts]).encode()).hexdigest()[:16]
     copy = kept / posixpath.basename(store.path(below))
     kept.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(kept, os.O_RDONLY)
@@ -52,5 +52,6 @@ def fetched(address: str | Path, below: str = "", *, wanted: Callable[[str], boo
     return copy
 
 
-def _folder() -> Path:
+def copies() -> Path:
+    """The folder for what is in an object store and is needed on this machine."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "salt"

@@ -24,6 +24,8 @@ T = TypeVar("T")
 RETRY_BUDGET_S = 120.0
 """How long a request to an object store is tried again before it is an error, in seconds."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+_REFUSALS = ("ACCESS_DENIED", "NO_SUCH_BUCKET")
+"""In an error of an object store: that is its answer, however often it is asked."""
 _COPY_BYTES = 8_000_000
 """Of a file that is copied, in memory at a time."""
 _MAX_OPEN = 128
@@ -139,7 +141,7 @@ class Folder:
                 raise
             except OSError as error:
                 spent_s, wait_s = time.monotonic() - started, pause_s * random.uniform(0.5, 1.0)
-                if not is_address(self.address) or "ACCESS_DENIED" in str(error):
+                if not is_address(self.address) or any(refusal in str(error) for refusal in _REFUSALS):
                     raise
                 if self._closed.is_set() or spent_s + wait_s > RETRY_BUDGET_S:
                     raise OSError(f"{self.address} failed for {spent_s:.1f} s, and the budget is {RETRY_BUDGET_S:g} s: {error}") from error
@@ -153,11 +155,6 @@ class Folder:
 def is_address(path: str | Path) -> bool:
     """Whether it is an address in an object store, not a path of this machine."""
     return "://" in str(path)
-
-
-def absolute(address: str) -> str:
-    """The address, for processes with another working directory too."""
-    return address if is_address(address) else str(Path(address).resolve())
 
 
 def _file_system(address: str) -> tuple[fs.FileSystem, str]:

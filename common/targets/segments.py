@@ -33,7 +33,7 @@ class SegmentStore:
         with one_at_a_time(root / SEGMENTS):
             path = root / store.MANIFEST
             if not path.exists():
-                store.write_manifest(root, spec, {}, [])
+                store.write_manifest(root, spec, {}, skipped=[])
             found = store.read_manifest(root)
             for name, value in spec.to_json().items():
                 if found.get(name) != value:

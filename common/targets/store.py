@@ -114,9 +114,8 @@ def write_file(path: Path, spec: CacheSpec, rows: Iterable[CacheRow]) -> int:
     return num_rows
 
 
-def write_manifest(root: Path, spec: CacheSpec, files: dict[str, int], skipped: Iterable[str]) -> None:
-    """Writes ``manifest.json``, the last file of a cache. ``files``: rows of each; ``skipped``: samples that do not decode."""
-    listed = {name: listing(root / name, rows) for name, rows in sorted(files.items())}
+def write_manifest(root: Path, spec: CacheSpec, listed: dict[str, dict[str, Any]], skipped: Iterable[str]) -> None:
+    """Writes ``manifest.json``, the last file of a cache. ``listed``: ``listing`` of each file; ``skipped``: samples that do not decode."""
     replace_manifest(root, {**spec.to_json(), "files": listed, "skipped": sorted(skipped)})
 
 
@@ -131,18 +130,23 @@ def replace_manifest(root: Path, manifest: dict[str, Any]) -> None:
     _fsync_directory(root)
 
 
-def read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest of a cache. Raises ValueError where there is none, CorruptTargetError where it is not as it was written."""
-    path = root / MANIFEST
+def read_manifest(root: Path, place: str | None = None) -> dict[str, Any]:
+    """The manifest of a cache. Raises ValueError where there is none, CorruptTargetError where it is not as it was written.
+
+    ``place``: where the cache is, if ``root`` only has a copy of the manifest.
+    """
+    path, called = root / MANIFEST, f"{place or root}/{MANIFEST}"
     if not path.is_file():
-        raise ValueError(f"got {root}, expected a target cache with a {MANIFEST}: `salt-serve precompute` writes it last, so let it finish")
+        raise ValueError(
+            f"got {place or root}, expected a target cache with a {MANIFEST}: `salt-serve precompute` writes it last, so let it finish"
+        )
     try:
         manifest = json.loads(path.read_text())
         checksum = manifest.pop(_CHECKSUM, None)
     except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError) as error:
-        raise CorruptTargetError(f"{path} is damaged: {error}. `salt-serve cache verify --repair` restores it") from error
+        raise CorruptTargetError(f"{called} is damaged: {error}. `salt-serve cache verify --repair` restores it") from error
     if checksum != _checksum(manifest):
-        raise CorruptTargetError(f"{path} is damaged: it is not what was written. `salt-serve cache verify --repair` restores it")
+        raise CorruptTargetError(f"{called} is damaged: it is not what was written. `salt-serve cache verify --repair` restores it")
     return manifest
 
 
@@ -151,27 +155,33 @@ def listing(path: Path, num_rows: int) -> dict[str, Any]:
     return {"rows": num_rows, "sha256": sha256_of_file(path)}
 
 
+def difference(found: dict[str, Any], listed: dict[str, Any]) -> str:
+    """How a file is not what a manifest says of it."""
+    return f"got {found['rows']} rows with sha256 {found['sha256']}, expected {listed['rows']} with {listed['sha256']}"
+
+
 class CacheFile:
     """A memory-mapped cache file. Raises CorruptTargetError where it cannot be opened, ValueError where it holds targets of another spec."""
 
-    def __init__(self, path: Path, spec: CacheSpec) -> None:
+    def __init__(self, path: Path, spec: CacheSpec, called: str | None = None) -> None:
+        """``called``: where the file is, if ``path`` only has a copy of it."""
+        self._called, self._spec = called or str(path), spec
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             read = [reader.get_batch_with_custom_metadata(number) for number in range(reader.num_record_batches)]
         except (pa.ArrowException, OSError) as error:
-            raise CorruptTargetError(f"{path}: got no readable cache file ({error}): {_REPAIR}") from error
+            raise CorruptTargetError(f"{self._called}: got no readable cache file ({error}): {_REPAIR}") from error
         self._batches = [batch for batch, _ in read]
         self._hashes = [(metadata or {}).get(_DIGESTS, b"none").decode() for _, metadata in read]
         if reader.schema.names != [field.name for field in _FIELDS] or reader.schema.types != [field.type for field in _FIELDS]:
-            raise ValueError(f"{path}: got the columns {reader.schema.names}, expected {[field.name for field in _FIELDS]}")
+            raise ValueError(f"{self._called}: got the columns {reader.schema.names}, expected {[field.name for field in _FIELDS]}")
         found = json.loads((reader.schema.metadata or {}).get(b"salt.cache", b"{}"))
         if different := [name for name, value in spec.to_json().items() if found.get(name) != value]:
             name = different[0]
             raise ValueError(
-                f"{path}: got targets with {name}={found.get(name)}, expected {spec.to_json()[name]}: "
+                f"{self._called}: got targets with {name}={found.get(name)}, expected {spec.to_json()[name]}: "
                 "precompute into an empty folder, or repeat the command that began this one"
             )
-        self._path, self._spec = path, spec
         self._ends = np.cumsum([len(batch) for batch in self._batches])
 
     def __len__(self) -> int:
@@ -184,7 +194,7 @@ class CacheFile:
         for number, (digests, written) in enumerate(zip(cells, self._hashes, strict=True)):
             if (found := xxhash.xxh3_64_hexdigest(digests.data)) != written:
                 raise CorruptTargetError(
-                    f"{self._path}, record batch {number}: got clip digests with hash {found}, expected {written}: {_REPAIR}"
+                    f"{self._called}, record batch {number}: got clip digests with hash {found}, expected {written}: {_REPAIR}"
                 )
         return np.concatenate(cells) if cells else np.zeros((0, 32), dtype=np.uint8)
 
@@ -210,7 +220,7 @@ class CacheFile:
             try:
                 codec.verify(row.encoded, self._spec.target_dtype, num_tokens=self._spec.shape[0], width=self._spec.shape[1])
             except CorruptTargetError as error:
-                damage.append(CorruptTargetError(f"{self._path}, row {number}, sample {row.key}, view {row.view}: {error}"))
+                damage.append(CorruptTargetError(f"{self._called}, row {number}, sample {row.key}, view {row.view}: {error}"))
             else:
                 rows.append(row)
         return rows, damage

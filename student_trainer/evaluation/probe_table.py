@@ -51,14 +51,15 @@ def run(config: ProbeConfig) -> None:
         from student_trainer.job import in_workers
 
         state.mkdir(parents=True, exist_ok=True)
-        values = {"config": config.model_dump(mode="json"), "state": str(state)}
+        values = {"config": config.absolute().model_dump(mode="json"), "state": str(state)}
         said, verdict = in_workers(_judge_in_worker, values, config, folder=state)
         for sentence in said:
             _say(sentence)
-    write(config, verdict.found, verdict.facts, exam.split)
+    found = dict(zip((candidate.name for candidate in candidates), verdict.found.values(), strict=True))  # workers know other paths
+    write(config, found, verdict.facts, exam.split)
     shutil.rmtree(state, ignore_errors=True)
     caption = f"{protocol(config, exam.split)}; {time.monotonic() - started:.0f} s"
-    Console().print(table(verdict.found, verdict.facts, split=exam.split, caption=caption))
+    Console().print(table(found, verdict.facts, split=exam.split, caption=caption))
 
 
 def _judge_in_worker(worker: Worker, values: dict[str, Any]) -> tuple[list[str], Verdict]:
