@@ -24,12 +24,16 @@ ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
 }
 """What a Ray that trains is started with."""
+_ELASTIC = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
+"""Of an elastic run. What Ray Train believes of the cluster is up to 20 s old, so after a node's loss it asks for a place that is no longer there;
+only when that took too long does it ask for fewer workers."""
 
 
 def run_job(config: TrainConfig) -> None:
     """Trains in Ray Train workers. Raises what a worker raised, or ValueError where the workers find no place."""
-    os.environ.update(ENVIRONMENT)
-    with ray_to_join(config.address, environment=ENVIRONMENT) as ray_arguments:
+    environment = ENVIRONMENT | ({} if config.fewest_workers == config.most_workers else _ELASTIC)
+    os.environ.update(environment)
+    with ray_to_join(config.address, environment=environment) as ray_arguments:
         import ray
 
         ray.init(**ray_arguments)

@@ -29,7 +29,7 @@ class Cells:
         if self._is_valid is not None and not self._is_valid[row_idx]:
             return None
         start, end = self._offsets[row_idx : row_idx + 2].tolist()
-        return self._data[start:end] if 0 <= start and end <= len(self._data) else self._data[:0]
+        return self._data[start:end] if start >= 0 and end <= len(self._data) else self._data[:0]
 
 
 def cell(column: pa.Array, row_idx: int) -> pa.Buffer | None:
