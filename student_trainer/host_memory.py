@@ -15,5 +15,6 @@ def new_targets(batch: ClipBatch, spec: TeacherSpec) -> Float[Tensor, "b n d"]:
     when the copies from them are through: a run allocates as many as its prefetch needs, once.
     """
     out = torch.empty(len(batch.good), spec.num_tokens, spec.width, pin_memory=torch.cuda.is_available())
-    out[torch.from_numpy(~batch.good)] = 0
+    if not batch.good.all():
+        out[torch.from_numpy(~batch.good)] = 0
     return out

@@ -28,6 +28,9 @@ ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
 }
 """What a Ray that trains is started with."""
+_ELASTIC = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
+"""Of an elastic run. What Ray Train believes of the cluster is up to 20 s old, so after a node's loss it asks for a place that is no longer there;
+only when that took too long does it ask for fewer workers."""
 
 
 def run_job(config: TrainConfig) -> None:
@@ -49,8 +52,9 @@ def in_workers(
     ``folder``: where Ray Train keeps its own files. ``max_failures``: times that lost workers are replaced, and the work begun again. Raises as
     ``run_job`` does.
     """
-    os.environ.update(ENVIRONMENT)
-    with ray_to_join(config.address, environment=ENVIRONMENT) as ray_arguments:
+    environment = ENVIRONMENT | ({} if isinstance(config.workers, int) else _ELASTIC)
+    os.environ.update(environment)
+    with ray_to_join(config.address, environment=environment) as ray_arguments:
         import ray
 
         ray.init(**ray_arguments)

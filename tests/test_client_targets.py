@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from teacher_tools import VIEW, batch_of, load_teacher, random_clips, runs_on_board, serving
@@ -316,6 +317,27 @@ def test_a_damaged_cache_is_refused(teacher, tmp_path, open_source):
     path.write_bytes(data)
     with pytest.raises(codec.CorruptTargetError, match="sample source/1, view 0"):
         open_source(cached(tmp_path, "int8")).request(batch).result()
+
+
+@pytest.mark.parametrize("what", ["target", "offset"])
+def test_a_cache_that_is_damaged_while_it_is_read_is_refused(what, teacher, tmp_path, open_source):
+    batch = batch_of(random_clips(3))
+    write_cache(tmp_path, teacher, batch, "float16")
+    [path] = tmp_path.rglob("*.arrow")
+    encoded = [codec.encode(teacher.forward(batch.pixels[row : row + 1]), "float16")[0] for row in range(3)]
+    ends = np.cumsum([0] + [one.num_bytes for one in encoded])
+    part = {"target": bytes(encoded[2].target), "offset": ends.astype("<i8").tobytes()}[what]
+    place = path.read_bytes().index(part) + {"target": len(part) - 1, "offset": 8 * 3 + 1}[what]
+    source = open_source(cached(tmp_path, "float16"))
+    source.request(batch).result()
+    with path.open("r+b") as file:  # in place: the source has the file open
+        file.seek(place)
+        [byte] = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(codec.CorruptTargetError, match=r"sample source/2, view 0: got .*, expected"):
+        source.request(batch).result()
+    source.request(batch_of(batch.pixels[:2])).result()  # the others are whole
 
 
 def test_a_cache_of_another_rounding_is_refused(teacher, tmp_path):

@@ -84,6 +84,18 @@ def test_encoding_does_not_depend_on_the_batch(dtype):
     assert len({encoded.checksum for encoded in together}) == 3
 
 
+@pytest.mark.parametrize("together_bytes", [1, 2 * 5 * 16, 10**6])  # one at a time, a few, all
+@pytest.mark.parametrize("dtype", codec.TARGET_DTYPES)
+def test_a_batch_is_decoded_to_the_bits_of_its_rows(dtype, together_bytes, monkeypatch):
+    monkeypatch.setattr(codec, "_TOGETHER_BYTES", together_bytes)
+    encoded = [*codec.encode(layer_normed(b=4), dtype), None, codec.encode(layer_normed(b=1, seed=1), dtype)[0], None]
+    out = torch.full((7, 5, 16), float("nan"))
+    codec.decode_whole(iter(encoded), out, dtype)
+    zeros = torch.zeros(5, 16)
+    rows = [zeros if one is None else codec.decode(one, dtype, num_tokens=5, width=16) for one in encoded]
+    assert out.numpy().tobytes() == torch.stack(rows).numpy().tobytes()
+
+
 @pytest.mark.parametrize("dtype", codec.TARGET_DTYPES)
 def test_some_tokens_of_a_target_are_the_same_values(dtype):
     [encoded] = codec.encode(layer_normed(b=1), dtype)

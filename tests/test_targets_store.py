@@ -70,6 +70,13 @@ def test_many_record_batches_are_one_file(tmp_path, monkeypatch):
     assert pa.ipc.open_file(tmp_path / store.file_path(SPEC, 0, "train-000000.tar")).num_record_batches == 4
     cache = store.TargetCache(tmp_path)
     assert [cache.find(row.clip_digest).key for row in rows_of(1)] == [row.key for row in rows_of(1)]
+    wanted = [rows_of(1)[5], rows_of(0)[6], rows_of(1)[0], rows_of(0)[6]]
+    digests = [row.clip_digest for row in wanted]
+    found = cache.targets([*digests[:2], bytes(32), *digests[2:]])
+    assert [one and (bytes(one.target), bytes(one.scale), one.checksum) for one in found] == [
+        None if row is None else (bytes(row.encoded.target), bytes(row.encoded.scale), row.encoded.checksum)
+        for row in (*wanted[:2], None, *wanted[2:])
+    ]
 
 
 def test_plain_pyarrow_reads_it_and_the_manifest_lists_it(cache_root):

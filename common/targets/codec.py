@@ -1,5 +1,7 @@
 """Targets as bytes: the rounding and layout that wire, cache and in-process teachers share (DESIGN section 4, Target)."""
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +17,11 @@ from common.config import TargetDtype
 TARGET_DTYPES: tuple[TargetDtype, ...] = ("float16", "bfloat16", "int8")
 
 _STORAGE = {"float16": pa.float16(), "bfloat16": pa.uint16(), "int8": pa.int8()}
+_VALUES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 _BYTES_PER_VALUE = {"float16": 2, "bfloat16": 2, "int8": 1}
 _SCALE_BYTES = 4
+_TOGETHER_BYTES = 1_000_000
+"""Targets that are widened at once, in bytes: small ones many at a time, and no more than a processor still has near from checking them."""
 
 
 class CorruptTargetError(ValueError):
@@ -64,12 +69,29 @@ def decode(encoded: EncodedTarget, dtype: TargetDtype, *, num_tokens: int, width
 def decode_into(out: Float[Tensor, "n d"], encoded: EncodedTarget, dtype: TargetDtype) -> None:
     """Fills ``out``, one row of a batch that the caller owns, without a copy in between. Raises CorruptTargetError."""
     verify(encoded, dtype, num_tokens=out.shape[0], width=out.shape[1])
-    values = _tensor(encoded.target, _STORAGE[dtype]).view(out.shape)
-    if encoded.scale is not None:  # numpy: multiplying int8 by float32 takes torch five times as long
-        scales = np.frombuffer(memoryview(encoded.scale), dtype="<f4")
-        np.multiply(values.numpy(), scales[:, None], out=out.numpy())
-    else:
-        out.copy_(values.view(torch.bfloat16) if dtype == "bfloat16" else values)
+    values = _tensor(encoded.target, _STORAGE[dtype]).view(_VALUES[dtype]).view(out.shape)
+    _widen(values, None if encoded.scale is None else _floats(encoded.scale), out)
+
+
+def decode_whole(encoded: Iterable[EncodedTarget | None], out: Float[Tensor, "b n d"], dtype: TargetDtype) -> None:
+    """Fills ``out`` with a batch of targets that ``verify`` has found whole, with zeros where there is None.
+
+    The bits are those of ``decode_into``. A target of some kilobytes costs more in calls than in bytes, so such targets are gathered and widened
+    together.
+    """
+    _, num_tokens, width = out.shape
+    target_bytes = num_tokens * width * _BYTES_PER_VALUE[dtype]
+    size = max(1, min(len(out), _TOGETHER_BYTES // target_bytes))
+    gathered = np.empty((size, target_bytes), dtype=np.uint8)
+    scales = np.empty((size, num_tokens), dtype=np.float32) if dtype == "int8" else None
+    values = torch.from_numpy(gathered).view(_VALUES[dtype]).view(size, num_tokens, width)
+    left = iter(encoded)
+    for rows in out.split(size):
+        for number, one in enumerate(itertools.islice(left, len(rows))):
+            gathered[number] = 0 if one is None else np.frombuffer(memoryview(one.target), dtype=np.uint8)
+            if scales is not None:
+                scales[number] = 0 if one is None or one.scale is None else _floats(one.scale)
+        _widen(values[: len(rows)], None if scales is None else scales[: len(rows)], rows)
 
 
 def verify(encoded: EncodedTarget, dtype: TargetDtype, *, num_tokens: int, width: int) -> None:
@@ -106,6 +128,18 @@ def _encoded(target: np.ndarray, scale: np.ndarray | None) -> EncodedTarget:
     scale_bytes = None if scale is None else np.ascontiguousarray(scale).data.cast("B")
     target_bytes = np.ascontiguousarray(target).data.cast("B")
     return EncodedTarget(target=target_bytes, scale=scale_bytes, checksum=checksum_of(target_bytes, scale_bytes))
+
+
+def _widen(values: Tensor, scales: Float[np.ndarray, "*b n"] | None, out: Float[Tensor, "*b n d"]) -> None:
+    """Fills ``out`` with values times the scales of their tokens."""
+    if scales is None:
+        out.copy_(values)
+    else:  # numpy: multiplying int8 by float32 takes torch five times as long
+        np.multiply(values.numpy(), scales[..., None], out=out.numpy())
+
+
+def _floats(scale: Buffer) -> Float[np.ndarray, " n"]:
+    return np.frombuffer(memoryview(scale), dtype="<f4")
 
 
 def _tensor(data: Buffer, storage: pa.DataType) -> Tensor:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +16,7 @@ from typing_extensions import Buffer
 
 from common.config import TargetDtype
 from common.targets import codec
-from common.targets.cells import cell
+from common.targets.cells import Cells
 from common.targets.codec import CorruptTargetError, EncodedTarget
 
 FORMAT = 1
@@ -160,6 +161,19 @@ def difference(found: dict[str, Any], listed: dict[str, Any]) -> str:
     return f"got {found['rows']} rows with sha256 {found['sha256']}, expected {listed['rows']} with {listed['sha256']}"
 
 
+class _Encoded:
+    """The targets of a record batch, where they lie in the file."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self._targets, self._scales = Cells(batch.column("target")), Cells(batch.column("scale"))
+        self._checksums = np.frombuffer(batch.column("checksum").buffers()[1], dtype="<u8", count=len(batch))
+
+    def __getitem__(self, row_idx: int) -> EncodedTarget:
+        target = self._targets[row_idx]
+        assert target is not None, "the schema has no null targets"
+        return EncodedTarget(target=target, scale=self._scales[row_idx], checksum=int(self._checksums[row_idx]))
+
+
 class CacheFile:
     """A memory-mapped cache file. Raises CorruptTargetError where it cannot be opened, ValueError where it holds targets of another spec."""
 
@@ -182,10 +196,12 @@ class CacheFile:
                 f"{self._called}: got targets with {name}={found.get(name)}, expected {spec.to_json()[name]}: "
                 "precompute into an empty folder, or repeat the command that began this one"
             )
-        self._ends = np.cumsum([len(batch) for batch in self._batches])
+        self._starts: list[int] = np.cumsum([0] + [len(batch) for batch in self._batches]).tolist()
+        self._encoded = dict[int, _Encoded]()
+        """Of the record batches that were read from: a file has many, and a run may need few."""
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._starts[-1]
 
     def digests(self) -> np.ndarray:
         """The clip digest of each row: uint8 [rows, 32]. Raises CorruptTargetError where they are not those that were written."""
@@ -200,13 +216,22 @@ class CacheFile:
 
     def row(self, number: int) -> CacheRow:
         """One row; its bytes stay in the file. Its checksum is not checked."""
-        batch_idx = int(np.searchsorted(self._ends, number, side="right"))
+        batch_idx, row_idx = self._place(number)
         batch = self._batches[batch_idx]
-        row_idx = number - int(self._ends[batch_idx]) + len(batch)
-        digest, key, view, checksum = (batch.column(name)[row_idx].as_py() for name in ("clip_digest", "key", "view", "checksum"))
-        target, scale = (cell(batch.column(name), row_idx) for name in ("target", "scale"))
-        assert target is not None, "the schema has no null targets"
-        return CacheRow(clip_digest=digest, key=key, view=view, encoded=EncodedTarget(target=target, scale=scale, checksum=checksum))
+        digest, key, view = (batch.column(name)[row_idx].as_py() for name in ("clip_digest", "key", "view"))
+        return CacheRow(clip_digest=digest, key=key, view=view, encoded=self.encoded(number))
+
+    def encoded(self, number: int) -> EncodedTarget:
+        """The target of one row; its bytes stay in the file. Its checksum is not checked."""
+        batch_idx, row_idx = self._place(number)
+        if batch_idx not in self._encoded:
+            self._encoded[batch_idx] = _Encoded(self._batches[batch_idx])
+        return self._encoded[batch_idx][row_idx]
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """The record batch of a row, and the row in it."""
+        batch_idx = bisect_right(self._starts, number) - 1
+        return batch_idx, number - self._starts[batch_idx]
 
     def check(self) -> tuple[list[CacheRow], list[CorruptTargetError]]:
         """After reading all of it: the rows whose targets are whole, and what is wrong with the others and with the digests."""
@@ -248,12 +273,31 @@ class TargetCache:
 
     def rows(self, clip_digest: bytes) -> Iterator[CacheRow]:
         """Every row of a clip: more than one where a damaged one was computed again, or two writers met the same clip."""
-        prefix = np.frombuffer(clip_digest, dtype="<u8", count=1)[0]
-        first, end = (np.searchsorted(self._prefixes, prefix, side=side) for side in ("left", "right"))
-        for number in self._order[first:end]:
-            if self._digests[number].tobytes() == clip_digest:
-                file_idx = int(np.searchsorted(self._starts, number, side="right")) - 1
-                yield self._opened[file_idx].row(int(number - self._starts[file_idx]))
+        for numbers in self._numbers([clip_digest]):
+            for number in numbers:
+                file, row_number = self._place(number)
+                yield file.row(row_number)
+
+    def targets(self, clip_digests: Sequence[bytes]) -> Iterator[EncodedTarget | None]:
+        """What ``find`` has of each clip but for sample and view, at less cost: most of the lookup is done for all clips at once."""
+        for numbers in self._numbers(clip_digests):
+            if not numbers:
+                yield None
+            else:
+                file, row_number = self._place(numbers[0])
+                yield file.encoded(row_number)
+
+    def _numbers(self, clip_digests: Sequence[bytes]) -> Iterator[list[int]]:
+        """The rows of each clip, counted over all files."""
+        prefixes = np.frombuffer(b"".join(clip_digests), dtype="<u8").reshape(len(clip_digests), 4)[:, 0]
+        first, end = (np.searchsorted(self._prefixes, prefixes, side=side).tolist() for side in ("left", "right"))
+        for digest, begin, stop in zip(clip_digests, first, end, strict=True):
+            yield [number for number in self._order[begin:stop].tolist() if self._digests[number].tobytes() == digest]
+
+    def _place(self, number: int) -> tuple[CacheFile, int]:
+        """The file of a row, and the row in it."""
+        file_idx = bisect_right(self._starts, number) - 1
+        return self._opened[file_idx], number - self._starts[file_idx]
 
     def _load(self, manifest: dict[str, Any]) -> None:
         listed = manifest.pop("files")
@@ -262,7 +306,7 @@ class TargetCache:
         self.spec = CacheSpec.from_json(manifest)
         self._files = {name: self._files.get(name) or self._open(name, facts["rows"]) for name, facts in listed.items()}
         self._opened = list(self._files.values())
-        self._starts = np.cumsum([0] + [len(file) for file in self._opened])
+        self._starts: list[int] = np.cumsum([0] + [len(file) for file in self._opened]).tolist()
         digests = [file.digests() for file in self._opened]
         self._digests = np.concatenate(digests) if digests else np.zeros((0, 32), dtype=np.uint8)
         # 16 bytes a row, where a dictionary of digests takes ten times that; full digests are compared where prefixes are equal
