@@ -17,15 +17,15 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AW
 class Store:
     """A server and its bucket ``salt``."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self.environment = {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
+    def __init__(self, port: int) -> None:
+        self.environment = {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
         """What a process needs to reach it by addresses such as ``s3://salt/shards``."""
         self.files = fs.S3FileSystem(
             access_key="test",
             secret_key="test",
             region="us-east-1",
             scheme="http",
-            endpoint_override=f"{host}:{port}",
+            endpoint_override=f"127.0.0.1:{port}",
             allow_bucket_creation=True,
         )
         self.faults = 0
@@ -58,13 +58,13 @@ def _with_faults(app: Callable, store: Store) -> Callable:
 
 
 @contextlib.contextmanager
-def moto_store(host: str = "127.0.0.1", port: int = 0) -> Iterator[Store]:
-    """The server, as long as it is needed; at a port of its own choice where none is given."""
+def moto_store() -> Iterator[Store]:
+    """The server, as long as it is needed."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     held: list[Store] = []
     app = DomainDispatcherApplication(create_backend_app)
-    server = make_server(host, port, lambda environ, start: _with_faults(app, held[0])(environ, start), threaded=True)
-    held.append(Store(host, server.server_port))
+    server = make_server("127.0.0.1", 0, lambda environ, start: _with_faults(app, held[0])(environ, start), threaded=True)
+    held.append(Store(server.server_port))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -14,13 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow.fs as fs
 import yaml
 
 ROOT = Path(__file__).parent.parent.parent
-sys.path.append(str(ROOT / "tests"))
-from moto_s3 import CREDENTIALS, Store, moto_store  # noqa: E402
-
 CANNOT = 77
 NAMESPACES = ["--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
 PACKAGES = {"sshd": "openssh-server", "ssh": "openssh-client", "ip": "iproute2", "rsync": "rsync", "openssl": "openssl", "ps": "procps"}
@@ -29,8 +25,6 @@ WORLD = Path("/mnt")
 SHARED, HOME = WORLD / "shared", WORLD / "home"
 """What every host sees, as of an NFS server; and the home of whoever is on a host."""
 ADDRESSES = {"head": "10.77.0.10", "one": "10.77.0.11", "two": "10.77.0.12"}
-BUCKETS, PORT = "10.77.0.1", 9000
-"""Where the hosts find an object store: outside of them, on their bridge."""
 STEPS = 60
 
 
@@ -67,12 +61,7 @@ class Host:
         (home / ".ssh").mkdir(parents=True)
         (home / "salt").mkdir()
         (home / "salt" / ".venv").symlink_to(sys.prefix)  # so that deploy/node.sh finds an environment, and downloads nothing
-        variables = {
-            "PYTHONPATH": "$HOME/salt",
-            **CREDENTIALS,
-            "AWS_ENDPOINT_URL": f"http://{BUCKETS}:{PORT}",
-        }  # the project is another copy
-        (home / ".bashrc").write_text("".join(f"export {name}={value}\n" for name, value in variables.items()))
+        (home / ".bashrc").write_text("export PYTHONPATH=$HOME/salt\n")  # the environment's own project is another copy
         shutil.copy(HOME / ".ssh" / "id_ed25519.pub", home / ".ssh" / "authorized_keys")
         sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.disk / "host_key")
         (self.disk / "sshd_config").write_text(
@@ -180,8 +169,7 @@ def inside() -> None:
     sh("deploy/secrets.sh")
     config = configuration()
     try:
-        with moto_store(BUCKETS, PORT) as store:
-            tell(head, workers, config, store)
+        tell(head, workers, config)
     except BaseException:
         for host in hosts.values():
             print(f"--- {host.name}", (host.disk / "sshd.log").read_text()[-500:], *host.processes(), sep="\n")
@@ -192,35 +180,19 @@ def inside() -> None:
         raise
 
 
-def precompute(head: Host, workers: list[Host], on_cluster: str, store: Store) -> None:
-    """Targets into a bucket by a worker on each of two hosts: the files that one process writes to a disk."""
-    command = "salt-serve precompute --ckpt teacher --data shards --views 8"
-    head.ssh(f"cd {SHARED} && {command} --workers 0 --out targets")
-    written = {path.relative_to(SHARED).as_posix(): path.read_bytes() for path in (SHARED / "targets").rglob("*") if path.is_file()}
-    command = f"cd {SHARED} && {command} --out s3://salt/targets --workers 2 --cpus-per-worker 1.2 {on_cluster}"
-    with subprocess.Popen(head.command(command), stdout=subprocess.PIPE, text=True) as process:
-        wait_for("a worker of precompute is on each host", lambda: all(host.runs("ray::Worker") for host in workers), 120)
-        output, _ = process.communicate()
-    assert process.returncode == 0, output
-    infos = store.files.get_file_info(fs.FileSelector("salt", recursive=True))
-    stored = {info.path.removeprefix("salt/"): store.files.open_input_file(info.path).read() for info in infos if info.is_file}
-    assert stored == written
-    say(f"{len(stored)} files of targets are in the bucket, those of one process to the byte")
-
-
-def tell(head: Host, workers: list[Host], config: Path, store: Store) -> None:
-    """Up, targets in a bucket, a teacher, a student, a host that dies and comes back, down."""
+def tell(head: Host, workers: list[Host], config: Path) -> None:
+    """Up, a teacher, a student, a host that dies and comes back, down."""
     started = time.monotonic()
     sh("ray", "up", "-y", "--no-config-cache", config)
     say(f"ray up took {time.monotonic() - started:.0f} s")
     wait_for("both workers have joined", lambda: all(host.runs("raylet/raylet") for host in workers), 240)
 
-    small = "--preset nano --data shards --batch-size 48 --set optim.warmup_steps=5"
+    small = f"--preset nano --data {SHARED}/shards --batch-size 48 --set optim.warmup_steps=5"
     head.ssh(f"cd {SHARED} && salt-data synth videos --num-train 48 --num-test 8 && salt-data pack videos shards")
     head.ssh(f"cd {SHARED} && salt-train teacher {small} --out teacher --steps 10 --workers 0")
+    say("data and a teacher are there")
     address = f"--address {head.address}:6379"
-    precompute(head, workers, address, store)
-    serve = f"cd {SHARED} && exec salt-serve teacher --ckpt teacher {address} --host 0.0.0.0 --tokens {HOME}/.salt/tokens.yaml --cpus 0.5"
+    serve = f"cd {SHARED} && exec salt-serve teacher --ckpt {SHARED}/teacher {address} --host 0.0.0.0 --tokens {HOME}/.salt/tokens.yaml --cpus 0.5"
     serving = subprocess.Popen(head.command(serve), stdout=subprocess.PIPE, text=True)
     assert serving.stdout is not None
     said = [serving.stdout.readline()]
@@ -233,7 +205,7 @@ def tell(head: Host, workers: list[Host], config: Path, store: Store) -> None:
     say(f"the teacher is ready on {of_teacher.name}")
 
     train = (
-        f"cd {SHARED} && salt-train student {small} --out student --steps {STEPS} --keep-every 5 --log-every 1 {address} "
+        f"cd {SHARED} && salt-train student {small} --out {SHARED}/student --steps {STEPS} --keep-every 5 --log-every 1 {address} "
         f"--workers 2 --cpus-per-worker 1.2 --teacher-url http://{head.address}:8000 --teacher-token-file {HOME}/.salt/teacher-token"
     )
     student = SHARED / "student"
