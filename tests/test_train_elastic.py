@@ -101,6 +101,9 @@ def test_a_run_takes_a_node_that_comes_later(student, cluster, tmp_path):
     workers = ["--workers", "1:2", "--cpus-per-worker", 1, "--max-failures", 1, "--address", cluster.address]
     process = begun(run, KEEP_EVERY, *student, *workers, "--steps", 100_000, environment=cluster.environment)
     nodes[1].kill()
+    while len(starts(run)) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.5)
     cluster.add()
     while [start["world_size"] for start in starts(run)] != [2, 1, 2] or num_lines(run) <= starts(run)[2]["after_step"]:
         assert process.poll() is None, process.communicate()
