@@ -15,6 +15,9 @@ STUDENTS = {
     "student-narrow": ("--set", "encoder.width=48", "--set", "encoder.num_heads=2", "--set", "encoder.mlp_width=192"),
 }
 """Students of one teacher, whose losses are held against their accuracies (Figure 3). The first has its teacher's size, as the teachers of the claims."""
+MEMORIES = 180
+"""Steps of a baseline's run over those in which its moving average forgets: V-JEPA 2's (1 - 0.99925) x 240,000. A short run keeps the ratio: with
+0.99925 itself its targets would stay close to the weights that it began with."""
 DEEP, SHALLOW = ("--set", "encoder.depth=8"), ("--set", "encoder.depth=2")
 
 
@@ -141,7 +144,7 @@ def small(data: str, seed: int, lengths: Lengths) -> list[Job]:
         experiment.train("student", name, *flags, steps=steps, teacher=teacher, checkpoints=seen if data == "digits" else ())
         for name, flags in sizes.items()
     ]
-    experiment.train("vjepa", "ema", steps=2 * steps, checkpoints=[steps, 2 * steps])
+    experiment.train("vjepa", "ema", *momentum(2 * steps), steps=2 * steps, checkpoints=[steps, 2 * steps])
     probe = experiment.judge()
     if data == "digits":
         out = f"{experiment.folder}/select.json"
@@ -164,7 +167,13 @@ def large(seed: int, lengths: Lengths, *, strokes: bool) -> list[Job]:
         return Experiment(data="digits", seed=seed, lengths=lengths, name=name)
 
     equal = experiment("flops")
-    equal.train("vjepa", "ema-equal-flops", steps=lambda root: steps_of_equal_flops(root, base), needs=(teacher, student, f"{base}/ema"))
+    equal.train(
+        "vjepa",
+        "ema-equal-flops",
+        *momentum(2 * steps),
+        steps=lambda root: steps_of_equal_flops(root, base),
+        needs=(teacher, student, f"{base}/ema"),
+    )
     equal.judge()
 
     sizes = experiment("sizes")
@@ -202,6 +211,12 @@ def large(seed: int, lengths: Lengths, *, strokes: bool) -> list[Job]:
     for one in (equal, sizes, data, masks, split, chain):
         jobs += one.jobs
     return jobs
+
+
+def momentum(steps: int) -> tuple[str, ...]:
+    """Flags of a baseline whose moving average forgets after as large a part of the run as V-JEPA 2's."""
+    value = max(0.0, 1 - MEMORIES / steps)
+    return ("--set", f"ema.start={value}", "--set", f"ema.end={value}")
 
 
 def steps_of_equal_flops(root: Path, base: str) -> int:

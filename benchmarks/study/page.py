@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.study.findings import LABELS, RANDOM, Difference, Findings, difference
-from benchmarks.study.jobs import Lengths
+from benchmarks.study.jobs import MEMORIES, Lengths
 from benchmarks.study.runner import read_ended
 from common.whole import write_whole
 
@@ -72,7 +72,8 @@ def _opening(root: Path, lengths: Lengths) -> Iterator[str]:
         f"{len(ended)} commands, {cpu_s / 60:.0f} minutes of a core ({wall_s / 60:.0f} minutes one after the other), {date.today():%Y-%m-%d}, ",
         f"{os.cpu_count()} cores ({platform.machine()}), {_device()}, torch {torch.__version__}. {lengths.seeds} seeds, each of weights, masks and ",
         f"order of clips; all runs of a seed see the same clips. Teacher and student train {lengths.of('digits')} steps of 24 clips on digits, ",
-        f"{lengths.of('strokes')} on strokes, the EMA baseline as many as both together; {lengths.videos} training videos of digits, one pinned view. ",
+        f"{lengths.of('strokes')} on strokes, the EMA baseline as many as both together, with a momentum of 1 - {MEMORIES}/steps, ",
+        f"which forgets in as large a part of the run as V-JEPA 2's 0.99925 in 240,000 steps; {lengths.videos} training videos of digits, one pinned view. ",
         f"Accuracy: attentive probe on frozen tokens, {lengths.probe_epochs} passes, nothing selected.",
     )
 
