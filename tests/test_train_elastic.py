@@ -99,7 +99,7 @@ def test_a_run_takes_a_node_that_comes_later(student, cluster, tmp_path):
     run = tmp_path / "run"
     nodes = [cluster.add(), cluster.add()]
     workers = ["--workers", "1:2", "--cpus-per-worker", 1, "--max-failures", 1, "--address", cluster.address]
-    process = begun(run, KEEP_EVERY, *student, *workers, "--steps", 100_000, environment=cluster.environment)
+    process = begun(run, 3 * KEEP_EVERY, *student, *workers, "--steps", 100_000, environment=cluster.environment)
     nodes[1].kill()
     while len(starts(run)) < 2:
         assert process.poll() is None, process.communicate()

@@ -273,7 +273,7 @@ def _mixture(name: str, counts: dict[str, int | None]) -> Job:
     def command(root: Path) -> list[object]:
         recipe = root / f"{name}.yaml"
         sources = [
-            {"path": str((root / source / "shards").resolve())} | ({} if count is None else {"count": count})
+            {"name": source, "path": str((root / source / "shards").resolve())} | ({} if count is None else {"count": count})
             for source, count in counts.items()
         ]
         recipe.write_text(json.dumps({"name": name, "sources": sources}))  # JSON is YAML
