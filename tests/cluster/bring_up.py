@@ -98,7 +98,7 @@ class Host:
 
     def processes(self) -> list[str]:
         """Command lines of what runs there."""
-        listed = sh("ps", "--no-headers", "-eo", "pidns,args").splitlines()
+        listed = sh("ps", "-ww", "--no-headers", "-eo", "pidns,args").splitlines()
         children = sh("ps", "--no-headers", "-o", "pidns", "--ppid", self.process.pid).split() if self.process.poll() is None else []
         return [line.split(maxsplit=1)[1] for line in listed if children and line.split(maxsplit=1)[0] == children[0]]
 
