@@ -27,7 +27,9 @@ class Difference(NamedTuple):
             return "one seed, no verdict"
         if self.interval[0] > 0:
             return "**holds**"
-        return "**does not hold**" if self.interval[1] < 0 else "open: the interval has 0 in it"
+        if self.interval[1] < 0:
+            return "**does not hold**"
+        return "open: above 0 in each seed, but the interval has 0 in it" if min(self.by_seed) > 0 else "open: the interval has 0 in it"
 
 
 def difference(better: Sequence[float], worse: Sequence[float]) -> Difference:

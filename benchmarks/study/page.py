@@ -37,7 +37,7 @@ def write_page(path: Path, root: Path, lengths: Lengths, *, has_strokes: bool) -
     if data_sets:
         picture = path.with_name(f"{path.stem}-accuracy.png")
         _draw_accuracies(picture, findings, data_sets, lengths)
-        lines += ["", f"![accuracy of each run, a dot for each seed]({picture.name})"]
+        lines += ["", f"![accuracy of each run, a dot for each seed]({picture.name})", "", "A line: the mean; dotted: chance."]
     if findings.selections():
         picture = path.with_name(f"{path.stem}-loss.png")
         _draw_losses(picture, findings)
@@ -92,7 +92,7 @@ def _claims(findings: Findings, data_sets: Sequence[str], lengths: Lengths) -> I
     yield ""
     yield _paragraph(
         "Differences of accuracy, seed by seed, with the 95% interval of their mean over seeds. *Holds*: all of it is above 0; *does not hold*: ",
-        "all of it is below.",
+        "all of it is below. Where a teacher is not above random weights, the claims about its students say little.",
     )
     yield ""
     yield "| claim | data | difference (95% interval) | each seed | |"
@@ -212,7 +212,7 @@ def _draw_accuracies(path: Path, findings: Findings, data_sets: Sequence[str], l
         axes.set_yticks(range(len(rows)), [title for _, title, _ in rows], fontsize=8)
         axes.axvline(next(iter(findings.probes(data).values()))["labels"][LABELS[data]]["chance"], color="grey", linestyle=":")
         axes.invert_yaxis()
-        axes.set_xlabel(f"accuracy on {LABELS[data]} ({data}); dotted: chance", fontsize=8)
+        axes.set_xlabel(f"{data}: accuracy on {LABELS[data]}", fontsize=8)
         axes.set_xlim(left=0)
     figure.savefig(path, dpi=110)
 
