@@ -137,12 +137,12 @@ def test_the_report_compares_accuracy_with_compute_and_shows_latents(runs):
         "protocol": "a protocol",
     }
     found, _ = find_runs((), runs)
-    html, _ = build(found, [], probe, None, {})
+    html, _ = build(found, [], probe, None, None, {})
     assert "Accuracy against compute" in html
     assert "Without" not in html[html.index("Accuracy against compute") :].split("</section>")[0]
     latents = html[html.index("<h2>Latents") :].split("</section>")[0]
     assert latents.count("<img") == 1 + 3 + 2, "the clip, three encoders, a student under two mask sets"
-    html, _ = build([run for run in found if run.name != "teacher"], [], probe, None, {})
+    html, _ = build([run for run in found if run.name != "teacher"], [], probe, None, None, {})
     assert "Accuracy against compute" not in html, "one run with a known cost compares with nothing"
 
 
