@@ -1,8 +1,10 @@
 """Who is served when: turns between runs, room in bytes, deadlines, clients that leave, groups that keep together."""
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from service_tools import ARROW, Caller, GatedTeacher, clips_by_digest, wait_until
@@ -58,14 +60,16 @@ def test_a_slow_run_beside_a_greedy_one(teacher):
     gated = GatedTeacher(teacher)
     with serving(gated) as (url, inside), ThreadPoolExecutor(2) as pool:
         caller, many, few = Caller(url), clips_by_digest(10 * BATCH_SIZE), clips_by_digest(BATCH_SIZE, seed=1)
-        gated.gate.clear()
+        forwards = threading.Semaphore(0)
+        gated.gate = SimpleNamespace(wait=lambda longest_s: forwards.acquire(timeout=longest_s))
         greedy = pool.submit(caller.statuses, list(many), many, run="greedy")
         wait_until(lambda: inside.batcher.queued_clips == 9 * BATCH_SIZE)  # one batch is before the gate
         slow = pool.submit(caller.statuses, list(few), few, run="slow")
         wait_until(lambda: inside.batcher.queued_clips == 10 * BATCH_SIZE)
-        gated.gate.set()
-        assert slow.result() == ["ok"] * BATCH_SIZE
-        assert inside.batcher.counters.clips_computed <= 5 * BATCH_SIZE  # 1 batch before it came, 2 of both, 2 under way meanwhile
+        forwards.release(3)  # one batch before it came, two of both runs
+        assert slow.result(timeout=20) == ["ok"] * BATCH_SIZE
+        assert not greedy.done()
+        forwards.release(8)
         assert greedy.result() == ["ok"] * 10 * BATCH_SIZE
         shown = {run["id"]: (run["clips_served"], run["clips_computed"]) for run in caller.json("/v1/runs")}
         assert shown == {"greedy": (40, 40), "slow": (4, 4)}
