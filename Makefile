@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo.sh
 
-# Claims of the paper at small scale, into docs/study.md, in 45 minutes on 2 cores. STUDY=large: all of them, in a night; STUDY_MINUTES=9 ends it in
+# Claims of the paper at small scale, into docs/study.md: an hour of a core's work. STUDY=large: all of them, in a night; STUDY_MINUTES=9 ends it in
 # time. What is there already, in runs/study, is not run again.
 study: $(STAMP)
 	$(BIN)/python -m benchmarks.study $(if $(filter large,$(STUDY)),--large) $(if $(STUDY_MINUTES),--minutes $(STUDY_MINUTES))

@@ -18,7 +18,7 @@ from common.model.checkpoint import open_encoder
 from common.model.masking import MaskGroup
 from common.model.teacher import Teacher, TeacherSpec
 from common.targets import codec
-from common.targets.store import TargetCache
+from common.targets.target_cache import TargetCache
 from student_trainer.board import shown_config
 from student_trainer.host_memory import new_targets
 from student_trainer.retry import TeacherUnavailableError

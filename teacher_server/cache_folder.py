@@ -60,11 +60,9 @@ class CacheFolder:
         folder.mkdir(parents=True, exist_ok=True)
         return shutil.disk_usage(folder).free
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> contextlib.AbstractContextManager[None]:
         """A block in which no other command writes here. Raises ValueError where one does. A store knows no locks, so there it is the user's part."""
-        with contextlib.nullcontext() if self.local is None else writer(self.local, alone=True):
-            yield
+        return contextlib.nullcontext() if self.local is None else writer(self.local, alone=True)
 
     @contextlib.contextmanager
     def _reached(self, failure: str) -> Iterator[None]:

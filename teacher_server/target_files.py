@@ -113,27 +113,32 @@ class Worker:
         remark = None
         with self._cache.at_hand(name) as path:
             if path.exists():
-                rows, damage = self._check(path, name, listed)
-                if not damage:
+                rows, damage, now = self._check(path, name, listed)
+                if now is not None:
                     keys = {row.key for row in rows}
                     skipped.update({sample.key: "left out before" for sample in samples if sample.key not in keys})
-                    return _done(name, path, len(rows), samples, skipped)
+                    return _done(name, path, now, samples, skipped)
                 kept = {row.clip_digest: row.encoded for row in rows}
                 remark = f"{damage[0]}; {len(damage)} such, which are computed again"
             num_rows = store.write_file(path, self._spec, self._rows(samples, task.view, kept, skipped, computed))
             self._cache.put(name, path)
-            return _done(name, path, num_rows, samples, skipped, remark, len(computed))
+            return _done(name, path, store.listing(path, num_rows), samples, skipped, remark, len(computed))
 
-    def _check(self, path: Path, name: str, listed: dict[str, Any] | None) -> tuple[list[CacheRow], list[CorruptTargetError]]:
-        """The whole rows of a file that is there, and what is wrong with it."""
+    def _check(
+        self, path: Path, name: str, listed: dict[str, Any] | None
+    ) -> tuple[list[CacheRow], list[CorruptTargetError], dict[str, Any] | None]:
+        """The whole rows of a file that is there, what is wrong with it, and where nothing is, what a manifest is to say of it."""
         called = f"{self._cache.place}/{name}"
         try:
             rows, damage = CacheFile(path, self._spec, called).check()
         except CorruptTargetError as error:
-            return [], [error]
-        if not damage and listed is not None and (now := store.listing(path, len(rows))) != listed:
-            damage = [CorruptTargetError(f"{called}: {store.difference(now, listed)}")]
-        return rows, damage
+            return [], [error], None
+        if damage:
+            return rows, damage, None
+        now = store.listing(path, len(rows))
+        if listed in (None, now):
+            return rows, [], now
+        return rows, [CorruptTargetError(f"{called}: {store.difference(now, listed)}")], None
 
     def _rows(
         self, samples: Sequence[Sample], view: int, kept: Mapping[bytes, EncodedTarget], skipped: dict[str, str], computed: set[bytes]
@@ -179,7 +184,7 @@ def _clip(clip: Future[Clip]) -> Clip | BadVideoError:
 def _done(
     name: str,
     path: Path,
-    num_rows: int,
+    listed: dict[str, Any],
     samples: Sequence[Sample],
     skipped: dict[str, str],
     remark: str | None = None,
@@ -187,7 +192,7 @@ def _done(
 ) -> FileDone:
     return FileDone(
         name=name,
-        listed=store.listing(path, num_rows),
+        listed=listed,
         num_bytes=path.stat().st_size,
         num_samples=len(samples),
         skipped=skipped,

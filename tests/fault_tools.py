@@ -14,8 +14,12 @@ Fault = Callable[[bytes, bytes], bytes | None]
 """Head and body of an answer -> the bytes to send instead, after which the link is cut unless they are a whole answer; None: nothing at all."""
 
 
+class SparedError(Exception):
+    """There is nothing in an answer that a fault could harm."""
+
+
 class Link:
-    """Stands between a client and a service. Every ``every``-th answer of ``POST /v1/targets`` goes through ``fault``."""
+    """Stands between a client and a service. Every ``every``-th answer of ``POST /v1/targets`` goes through ``fault``; for one that it spares, the next."""
 
     def __init__(self, url: str) -> None:
         self.target = url
@@ -23,6 +27,7 @@ class Link:
         self.every = 1
         self.is_down: Callable[[], bool] = lambda: False
         self.num_spoilt = self.num_answers = 0
+        self._num_spared = 0
         self._lock = threading.Lock()
         self._server = socket.create_server(("127.0.0.1", 0))
         self._sockets: set[socket.socket] = set()
@@ -74,10 +79,18 @@ class Link:
     def _spoil(self, head: bytes, body: bytes) -> tuple[bytes | None, bool]:
         with self._lock:
             self.num_answers += 1
-            if self.fault is None or self.num_answers % self.every:
+            instead = min(self._num_spared, 1)
+            if self.fault is None or not (instead or self.num_answers % self.every == 0):
                 return head + body, True
+            self._num_spared -= instead
+        try:
+            answer = self.fault(head, body)
+        except SparedError:
+            with self._lock:
+                self._num_spared += 1
+            return head + body, True
+        with self._lock:
             self.num_spoilt += 1
-        answer = self.fault(head, body)
         sent = b"" if answer is None else answer.partition(b"\r\n\r\n")[2]
         return answer, answer is not None and len(sent) == _length(answer.partition(b"\r\n\r\n")[0])
 
@@ -162,7 +175,11 @@ def rewritten(change: Callable[[wire.ResponseHeader, list[wire.ResponseRow]], tu
     """An answer that is whole, and another one."""
 
     def rewrite(head: bytes, body: bytes) -> bytes:
-        other = b"".join(wire.write_response(*change(*wire.read_response(body))))
+        before = wire.read_response(body)
+        after = change(*before)
+        if after == before:
+            raise SparedError
+        other = b"".join(wire.write_response(*after))
         return with_length(head, len(other)) + other
 
     return rewrite

@@ -6,7 +6,7 @@ from teacher_tools import batch_of, load_teacher, random_clips, serving
 
 from common.config import ServiceClientConfig, StudentRun
 from common.targets import codec
-from common.targets.store import TargetCache
+from common.targets.target_cache import TargetCache
 from student_trainer.service_targets import ServiceTargets
 from student_trainer.target_source import LocalTargets, source_order
 

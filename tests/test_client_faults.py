@@ -69,7 +69,7 @@ def test_a_damaged_answer_changes_no_loss(fault, teacher, undisturbed, tmp_path)
         with closing(open_source(config, run="a")) as source:
             assert train(config, source) == undisturbed(6)
             counters = source.counters()
-            assert counters["retries"] + counters["reconnects"] > 0  # an answer without targets may be spoilt without harm
+            assert counters["retries"] + counters["reconnects"] > 1
             assert link.num_spoilt > 2
 
 

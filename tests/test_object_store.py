@@ -30,7 +30,8 @@ from common.config import (
 from common.data.fetched import fetched
 from common.model.checkpoint import read_config
 from common.targets.codec import CorruptTargetError
-from common.targets.store import CacheFile, TargetCache
+from common.targets.store import CacheFile
+from common.targets.target_cache import TargetCache
 from student_trainer.loop import train
 from student_trainer.run_directory import open_run, read_metrics
 from teacher_server.cache import collect_garbage, show_stats, verify

@@ -12,7 +12,7 @@ from teacher_tools import BATCH_SIZE, save_teacher
 from common.config import CacheGcConfig, CacheStatsConfig, CacheVerifyConfig, PrecomputeConfig, TeacherComputeConfig
 from common.targets import codec, store
 from common.targets.segments import SegmentStore
-from common.targets.store import TargetCache
+from common.targets.target_cache import TargetCache
 from teacher_server.cache import collect_garbage, show_stats, verify
 from teacher_server.precompute import precompute
 

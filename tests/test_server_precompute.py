@@ -22,7 +22,7 @@ from common.data.encode import encode_mp4
 from common.data.reader import Reader
 from common.data.shards import open_dataset
 from common.model.teacher import Teacher
-from common.targets.store import TargetCache
+from common.targets.target_cache import TargetCache
 from student_trainer.target_source import CachedTargets, LocalTargets, views_of
 from teacher_server.precompute import precompute
 

@@ -15,7 +15,7 @@ from teacher_tools import BATCH_SIZE, batch_of, load_teacher, random_clips
 from common.config import FrozenConfig, ServiceClientConfig, TeacherComputeConfig
 from common.model.checkpoint import open_encoder
 from common.model.teacher import Teacher
-from common.targets.store import TargetCache
+from common.targets.target_cache import TargetCache
 from student_trainer.service_targets import ServiceTargets
 from student_trainer.target_source import LocalTargets
 

@@ -14,7 +14,8 @@ from teacher_tools import BATCH_SIZE, load_teacher, serving
 from common.config import ServiceConfig
 from common.targets import codec
 from common.targets.segments import SegmentStore
-from common.targets.store import CacheSpec, TargetCache
+from common.targets.store import CacheSpec
+from common.targets.target_cache import TargetCache
 from teacher_server.board import Board
 from teacher_server.replica import Place
 from teacher_server.service import board_arguments

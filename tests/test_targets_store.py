@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from common.targets import codec, store
+from common.targets.target_cache import TargetCache
 
 SPEC = store.CacheSpec(
     teacher={"fingerprint": "f" * 64, "width": 8},
@@ -48,7 +49,7 @@ def cache_root(tmp_path):
 
 
 def test_every_row_is_found_by_its_digest(cache_root):
-    cache = store.TargetCache(cache_root)
+    cache = TargetCache(cache_root)
     assert (len(cache), cache.spec, cache.skipped) == (14, SPEC, ["source/bad"])
     for row in rows_of(0) + rows_of(1):
         found = cache.find(row.clip_digest)
@@ -57,7 +58,7 @@ def test_every_row_is_found_by_its_digest(cache_root):
 
 
 def test_other_digests_are_misses_even_with_a_common_prefix(cache_root):
-    cache = store.TargetCache(cache_root)
+    cache = TargetCache(cache_root)
     known = rows_of(0)[0].clip_digest
     assert cache.find(known[:31] + bytes([known[31] ^ 1])) is None
     assert cache.find(bytes(32)) is None
@@ -68,7 +69,7 @@ def test_many_record_batches_are_one_file(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "_BATCH_BYTES", 2 * codec.num_bytes("int8", 5, 8))
     write_cache(tmp_path)
     assert pa.ipc.open_file(tmp_path / store.file_path(SPEC, 0, "train-000000.tar")).num_record_batches == 4
-    cache = store.TargetCache(tmp_path)
+    cache = TargetCache(tmp_path)
     assert [cache.find(row.clip_digest).key for row in rows_of(1)] == [row.key for row in rows_of(1)]
     wanted = [rows_of(1)[5], rows_of(0)[6], rows_of(1)[0], rows_of(0)[6]]
     digests = [row.clip_digest for row in wanted]
@@ -106,7 +107,7 @@ def test_no_file_is_seen_before_it_is_whole(tmp_path):
         store.write_file(tmp_path / "a.arrow", SPEC, dies())
     assert not (tmp_path / "a.arrow").exists()
     with pytest.raises(ValueError, match=r"expected a target cache with a manifest\.json"):
-        store.TargetCache(tmp_path)
+        TargetCache(tmp_path)
 
 
 def flip(path, found_at, skip=3):
@@ -127,7 +128,7 @@ def test_a_flipped_byte_of_a_target_or_a_scale_is_named(cache_root):
         True,
     ]
     for row in rows[4:6]:
-        found = store.TargetCache(cache_root).find(row.clip_digest)
+        found = TargetCache(cache_root).find(row.clip_digest)
         with pytest.raises(codec.CorruptTargetError):
             codec.decode(found.encoded, "int8", num_tokens=5, width=8)
 
@@ -136,7 +137,7 @@ def test_a_flipped_byte_of_a_digest_is_refused(cache_root):
     path = cache_root / store.file_path(SPEC, 0, "train-000000.tar")
     flip(path, rows_of(0)[4].clip_digest)
     with pytest.raises(codec.CorruptTargetError, match=r"train-000000.arrow, record batch 0: got clip digests with hash"):
-        store.TargetCache(cache_root)
+        TargetCache(cache_root)
     whole, damage = store.CacheFile(path, SPEC).check()
     assert (len(whole), len(damage)) == (7, 1)
 
@@ -145,17 +146,17 @@ def test_a_flipped_byte_of_a_digest_is_refused(cache_root):
 def test_a_flipped_byte_of_the_manifest_is_refused(cache_root, part):
     flip(cache_root / store.MANIFEST, part)
     with pytest.raises(codec.CorruptTargetError, match=r"manifest\.json is damaged"):
-        store.TargetCache(cache_root)
+        TargetCache(cache_root)
 
 
 def test_a_cut_or_missing_file_is_refused(cache_root):
     path = cache_root / store.file_path(SPEC, 1, "train-000000.tar")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="no readable cache file"):
-        store.TargetCache(cache_root)
+        TargetCache(cache_root)
     path.unlink()
     with pytest.raises(ValueError, match="is missing, expected 7 targets"):
-        store.TargetCache(cache_root)
+        TargetCache(cache_root)
 
 
 def test_a_file_of_another_teacher_or_seed_is_refused(cache_root):

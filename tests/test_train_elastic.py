@@ -70,17 +70,27 @@ def num_lines(run: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def begun(run: Path, steps: int, *arguments: object, environment: dict[str, str] | None = None) -> subprocess.Popen:
-    """A command that has trained until ``steps`` steps of the run are done, or a few more."""
-    program = [str(Path(sys.executable).parent / "salt-train"), *map(str, arguments), "--out", str(run)]
-    process = subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    while num_lines(run) < steps:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    return process
+@pytest.fixture
+def begun():
+    """Starts a command that trains, and waits until ``steps`` steps of the run are done, or a few more; none outlives its test."""
+    processes = []
+
+    def start(run: Path, steps: int, *arguments: object, environment: dict[str, str] | None = None) -> subprocess.Popen:
+        program = [str(Path(sys.executable).parent / "salt-train"), *map(str, arguments), "--out", str(run)]
+        process = subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        processes.append(process)
+        while num_lines(run) < steps:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
-def test_a_run_that_loses_a_node_goes_on_with_one_worker(student, whole, cluster, tmp_path):
+def test_a_run_that_loses_a_node_goes_on_with_one_worker(student, whole, cluster, begun, tmp_path):
     run = tmp_path / "run"
     nodes = [cluster.add(), cluster.add()]
     workers = ["--workers", "1:2", "--cpus-per-worker", 1, "--max-failures", 1, "--address", cluster.address]
@@ -94,7 +104,7 @@ def test_a_run_that_loses_a_node_goes_on_with_one_worker(student, whole, cluster
     assert_same_to_rounding(run, whole)
 
 
-def test_a_run_takes_a_node_that_comes_later(student, cluster, tmp_path):
+def test_a_run_takes_a_node_that_comes_later(student, cluster, begun, tmp_path):
     """Ray looks a minute after a start; a run of many steps is still there, and is ended when it has gone on."""
     run = tmp_path / "run"
     nodes = [cluster.add(), cluster.add()]
@@ -114,7 +124,7 @@ def test_a_run_takes_a_node_that_comes_later(student, cluster, tmp_path):
     assert len(losses(run)) > starts(run)[2]["after_step"]
 
 
-def test_a_run_is_stopped_and_started_with_another_number_of_workers(student, whole, tmp_path):
+def test_a_run_is_stopped_and_started_with_another_number_of_workers(student, whole, begun, tmp_path):
     """Stopped in order with two workers, killed with three, ended with one."""
     run = tmp_path / "run"
     share = ["--cpus-per-worker", 0.5]

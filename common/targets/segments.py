@@ -8,7 +8,8 @@ from pathlib import Path
 from common.targets import codec, store
 from common.targets.codec import CorruptTargetError, EncodedTarget
 from common.targets.locks import one_at_a_time, writer
-from common.targets.store import CacheRow, CacheSpec, TargetCache
+from common.targets.store import CacheRow, CacheSpec
+from common.targets.target_cache import TargetCache
 
 SEGMENTS = "segments"
 """Their folder in the cache."""
