@@ -1,4 +1,5 @@
-"""Clips of a data set over bare decoders on the same files, and packing over decoding, in one run. `python benchmarks/data.py --help`."""
+"""Clips of a data set over bare decoders on the same files, and packing over decoding, in one run. `python
+benchmarks/data.py --help`."""
 
 import argparse
 import contextlib
@@ -17,26 +18,34 @@ import numpy as np
 import pyarrow as pa
 import rich.console
 
-from common.clip import clip_digest
-from common.config import LoaderConfig, PackConfig, ViewConfig
-from common.data import views
-from common.data.encode import encode_mp4
-from common.data.facts import BadVideoError
-from common.data.index import SCHEMA, write_dataset
-from common.data.pack import pack
-from common.data.reader import Reader
-from common.data.video import VIDEO_SUFFIXES, open_video, probe
+from salt_distill.common.clip import BadVideoError, clip_digest
+from salt_distill.common.config import LoaderConfig, PackConfig, ViewConfig
+from salt_distill.common.data import views
+from salt_distill.common.data.encode import encode_mp4
+from salt_distill.common.data.index import SCHEMA, write_dataset
+from salt_distill.common.data.making.pack import pack
+from salt_distill.common.data.reader import Reader
+from salt_distill.common.data.video import VIDEO_SUFFIXES, open_video, probe
 
 VIEW = ViewConfig()
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--videos", help="folder of videos; else eight are made: 320 x 256, 10 s, 30 frames a second")
+    parser.add_argument(
+        "--videos", help="folder of videos; else eight are made: 320 x 256, 10 s, 30 frames a second"
+    )
     parser.add_argument("--clips", type=int, default=48, help="clips of one round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--processes", type=int, default=1, help="decoding processes of the reader, and workers of the packing")
-    parser.add_argument("--samples", type=int, help="instead: opens a made data set of so many samples, 1000 in a shard")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="decoding processes of the reader, and workers of the packing",
+    )
+    parser.add_argument(
+        "--samples", type=int, help="instead: opens a made data set of so many samples, 1000 in a shard"
+    )
     arguments = parser.parse_args()
     if arguments.samples is not None:
         return opening(arguments.samples)
@@ -53,11 +62,19 @@ def make_videos(folder: Path):
     folder.mkdir()
     for number in range(8):
         rng = np.random.default_rng(number)
-        octaves = [np.kron(rng.normal(size=(512 // size, 640 // size, 3)), np.ones((size, size, 1))) for size in (4, 8, 16, 32)]
+        octaves = [
+            np.kron(rng.normal(size=(512 // size, 640 // size, 3)), np.ones((size, size, 1)))
+            for size in (4, 8, 16, 32)
+        ]
         texture, noise = 128 + 22 * sum(octaves), rng.normal(scale=4, size=(8, 256, 320, 3))
         down, along = rng.integers(-3, 4, 2)
-        pictures = (np.roll(texture, (down * i, along * i), (0, 1))[:256, :320] + noise[i % 8] for i in range(300))
-        frames = (av.VideoFrame.from_ndarray(picture.clip(0, 255).astype(np.uint8), format="rgb24") for picture in pictures)
+        pictures = (
+            np.roll(texture, (down * i, along * i), (0, 1))[:256, :320] + noise[i % 8] for i in range(300)
+        )
+        frames = (
+            av.VideoFrame.from_ndarray(picture.clip(0, 255).astype(np.uint8), format="rgb24")
+            for picture in pictures
+        )
         (folder / f"{number}.mp4").write_bytes(encode_mp4(frames, width=320, height=256, fps=30, crf=18))
 
 
@@ -72,12 +89,20 @@ def packing(videos: Path, scratch: str, arguments):
         num_frames = sum(frames_of(path) for path in paths)
         seconds["decoding"].append(time.perf_counter() - started)
         started = time.perf_counter()
-        config = PackConfig(src=str(videos), out=f"{scratch}/{number}", workers=arguments.processes, max_bad_fraction=0.9)
+        config = PackConfig(
+            src=str(videos), out=f"{scratch}/{number}", workers=arguments.processes, max_bad_fraction=0.9
+        )
         pack(config, rich.console.Console(quiet=True))
         seconds["packing"].append(time.perf_counter() - started)
-    for name, title in (("decoding", "decoding, 1 process"), ("packing", f"packing, {arguments.processes} workers")):
+    for name, title in (
+        ("decoding", "decoding, 1 process"),
+        ("packing", f"packing, {arguments.processes} workers"),
+    ):
         median = np.median(seconds[name])
-        print(f"{title:32} {megabytes / median:8.2f} MB/s {len(paths) / median:8.1f} videos/s {num_frames / median:8.0f} frames/s")
+        print(
+            f"{title:32} {megabytes / median:8.2f} MB/s {len(paths) / median:8.1f} videos/s"
+            f" {num_frames / median:8.0f} frames/s"
+        )
 
 
 def reading(shards: str, arguments):
@@ -89,7 +114,10 @@ def reading(shards: str, arguments):
     samples, numbers = clips_of(readers["reader, in this process"], arguments.clips)
     encoded = [readers["reader, in this process"].dataset.read(sample) for sample in samples]
     draws = [views.draw(0, sample.key, number) for sample, number in zip(samples, numbers, strict=True)]
-    wanted = [wanted_of(data, sample.num_frames, draw) for data, sample, draw in zip(encoded, samples, draws, strict=True)]
+    wanted = [
+        wanted_of(data, sample.num_frames, draw)
+        for data, sample, draw in zip(encoded, samples, draws, strict=True)
+    ]
     for reader in readers.values():
         reader.clips(range(2 * arguments.processes))  # starts the processes
     bare = {"bare decoder, from the start": from_the_start, "bare decoder, that seeks": seeking}
@@ -103,12 +131,20 @@ def reading(shards: str, arguments):
         for name, reader in readers.items():
             with timed(wall[name], cpu[name], workers_of(reader)):
                 reader.clips(range(arguments.clips))
-    num_videos, sizes = len({sample.key for sample in samples}), {(sample.width, sample.height) for sample in samples}
+    num_videos, sizes = (
+        len({sample.key for sample in samples}),
+        {(sample.width, sample.height) for sample in samples},
+    )
     print(f"clips of {num_videos} videos of {len(sizes)} sizes, decoded by {reader.decoder}")
     for name in wall:
         seconds, cores = np.median(wall[name]), np.median(cpu[name])
-        share = " ".join(f"{np.median(cpu[other]) / cores:6.2f} of the one {other.split(', ')[1]}" for other in bare)
-        print(f"{name:32} {arguments.clips / seconds:7.1f} clips/s {arguments.clips / cores:7.1f} clips/s of a core: {share}")
+        share = " ".join(
+            f"{np.median(cpu[other]) / cores:6.2f} of the one {other.split(', ')[1]}" for other in bare
+        )
+        print(
+            f"{name:32} {arguments.clips / seconds:7.1f} clips/s {arguments.clips / cores:7.1f} clips/s of a"
+            f" core: {share}"
+        )
     for number, pid in enumerate(workers_of(reader)):
         print(f"memory of decoding process {number}: {memory_mb(pid):.0f} MB of its own")
     stages(encoded, samples, draws)
@@ -142,7 +178,8 @@ def wanted_of(data: bytes, num_frames: int, draw: views.Draw):
 
 
 def from_the_start(data: bytes, frame_idx: list[int], times) -> np.ndarray:
-    """What a short program would do: decode from the start to the last frame of the clip, and convert the clip's frames to RGB."""
+    """What a short program would do: decode from the start to the last frame of the clip, and convert the
+    clip's frames to RGB."""
     wanted, last, frames = set(frame_idx), max(frame_idx), {}
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.best("video")
@@ -156,7 +193,8 @@ def from_the_start(data: bytes, frame_idx: list[int], times) -> np.ndarray:
 
 
 def seeking(data: bytes, frame_idx: list[int], times) -> np.ndarray:
-    """What a better one would do, that somebody told the times: seek to the key frame before the clip. It may get other frames, unnoticed."""
+    """What a better one would do, that somebody told the times: seek to the key frame before the clip. It may
+    get other frames, unnoticed."""
     if times is None:
         return from_the_start(data, frame_idx, times)
     wanted, frames = set(times[frame_idx].tolist()), {}
@@ -175,16 +213,25 @@ def seeking(data: bytes, frame_idx: list[int], times) -> np.ndarray:
 def opening(num_samples: int):
     """What a rank needs to open a data set and to find samples in it, in a process of its own."""
     numbers = np.arange(num_samples)
-    values = {"labels": pa.MapArray.from_arrays(np.arange(num_samples + 1, dtype=np.int32), ["class"] * num_samples, numbers % 400)}
+    values = {
+        "labels": pa.MapArray.from_arrays(
+            np.arange(num_samples + 1, dtype=np.int32), ["class"] * num_samples, numbers % 400
+        )
+    }
     values |= {name: [name] * num_samples for name in ("split", "codec", "source")}
     values |= {name: numbers for name in ("num_frames", "width", "height", "offset", "size")}
     values |= {name: numbers.astype(float) for name in ("fps", "duration_s")}
-    values |= {"key": [f"source/videos/{number:012d}.mp4" for number in numbers], "sha256": [f"{number:064x}" for number in numbers]}
+    values |= {
+        "key": [f"source/videos/{number:012d}.mp4" for number in numbers],
+        "sha256": [f"{number:064x}" for number in numbers],
+    }
     values |= {"tar": [f"made-{number // 1000:06d}.tar" for number in numbers]}
     with tempfile.TemporaryDirectory() as scratch:
         for tar in set(values["tar"]):
             (Path(scratch) / tar).touch()
-        write_dataset(Path(scratch), pa.table(values, SCHEMA), name="made", kind="packed", class_names={}, more={})
+        write_dataset(
+            Path(scratch), pa.table(values, SCHEMA), name="made", kind="packed", class_names={}, more={}
+        )
         code = f"import benchmarks.data; benchmarks.data.report_opening({scratch!r})"
         subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=True)
 
@@ -193,7 +240,10 @@ def report_opening(data: str):
     before, started = memory_mb(os.getpid(), "VmRSS"), time.perf_counter()
     reader = Reader(data, data_seed=0, views="fresh", view=VIEW, split="all", loader=LoaderConfig())
     opened = time.perf_counter()
-    print(f"{reader.num_samples} samples: opened in {opened - started:.1f} s, kept in {memory_mb(os.getpid(), 'VmRSS') - before:.0f} MB")
+    print(
+        f"{reader.num_samples} samples: opened in {opened - started:.1f} s, kept in"
+        f" {memory_mb(os.getpid(), 'VmRSS') - before:.0f} MB"
+    )
     slots = np.random.default_rng(0).integers(0, 10**12, 100).tolist()
     for title, chosen in (("anywhere", slots), ("in order", range(slots[0], slots[0] + 10_000))):
         started = time.perf_counter()
@@ -246,7 +296,10 @@ def stages(encoded, samples, draws):
         marks.append(time.process_time())
         for name, (first, second) in zip(spent, itertools.pairwise(marks), strict=True):
             spent[name] += second - first
-    print("ms a clip: " + ", ".join(f"{name} {1000 * seconds / len(samples):.1f}" for name, seconds in spent.items()))
+    print(
+        "ms a clip: "
+        + ", ".join(f"{name} {1000 * seconds / len(samples):.1f}" for name, seconds in spent.items())
+    )
 
 
 if __name__ == "__main__":

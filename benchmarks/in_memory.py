@@ -4,8 +4,8 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from common.clip import ClipBatch
-from student_trainer.target_source import CachedTargets
+from salt_distill.common.clip import ClipBatch
+from salt_distill.student_trainer.targets.source import CachedTargets
 
 
 class ClipsInMemory:
@@ -44,5 +44,7 @@ class TargetsInMemory(CachedTargets):
     def request(self, batch, *, masks=(), slot=0):
         first = self._row_of[batch.digests[0]]
         done = Future()
-        done.set_result(self._targets[first : first + len(batch.digests)])  # batches are whole runs of rows: a view, no copy
+        done.set_result(
+            self._targets[first : first + len(batch.digests)]
+        )  # batches are whole runs of rows: a view, no copy
         return done

@@ -1,7 +1,9 @@
-"""LitServe and BentoML at the job of `benchmarks/service.py transport`: eight targets out of memory, in one body.
+"""LitServe and BentoML at the job of `benchmarks/service.py transport`: eight targets out of memory, in one
+body.
 
-Not part of the project. Each runs in a virtual environment of its own: `PYTHON benchmarks/peers.py litserve|bentoml PORT`. They look nothing up,
-check nothing and make no Arrow: they send a body that is there already.
+Not part of the project. Each runs in a virtual environment of its own: `PYTHON benchmarks/peers.py
+litserve|bentoml PORT`. They look nothing up, check nothing and make no Arrow: they send a body that is there
+already.
 """
 
 import importlib.util

@@ -1,9 +1,9 @@
-"""What `salt-plan` predicts over what real runs take: served to one and two students, cached, in process. `python benchmarks/plan.py`; results are
-in docs/planning.md.
+"""What `salt-plan` predicts over what real runs take: served to one and two students, cached, in process.
+`python benchmarks/plan.py`; results are in docs/planning.md.
 
-The machine is one core, of which everything takes turns (`--gpus 1`), and its clock is CPU time, user and system, of all processes involved: by the
-wall's clock a machine that others use too would be measured instead. Reading a clip takes its time from the same core, so it counts as part of
-the student's step.
+The machine is one core, of which everything takes turns (`--gpus 1`), and its clock is CPU time, user and
+system, of all processes involved: by the wall's clock a machine that others use too would be measured
+instead. Reading a clip takes its time from the same core, so it counts as part of the student's step.
 """
 
 import argparse
@@ -22,13 +22,17 @@ from types import SimpleNamespace
 
 import torch
 
-import student_trainer.estimate
-from common.config import LoaderConfig, PlanConfig, StudentRun, preset_layer
-from common.data.reader import Reader
-from common.plan.facts import gather
-from common.plan.show import plan
+import salt_distill.student_trainer.estimate
+from salt_distill.common.config import LoaderConfig, PlanConfig, StudentRun, preset_layer
+from salt_distill.common.data.reader import Reader
+from salt_distill.common.plan.facts import gather
+from salt_distill.common.plan.show import plan
 
-MAINS = {"salt-data": "common.data.cli", "salt-train": "student_trainer.cli", "salt-serve": "teacher_server.cli"}
+MAINS = {
+    "salt-data": "salt_distill.common.data.making.cli",
+    "salt-train": "salt_distill.student_trainer.cli",
+    "salt-serve": "salt_distill.teacher_server.cli",
+}
 NUM_VIDEOS = 480
 WARM_UP_STEPS = 30
 """The first pass decodes; later ones have the frames in memory."""
@@ -38,8 +42,8 @@ RUNS = {
     "cached": (1, "cache", 1),
     "in process": (1, "in-process", 1),
 }
-"""Student runs, what the planner calls the choice, and how many processes compute at a time on the two cores: speeds are measured as many at a time,
-since one beside another is slower."""
+"""Student runs, what the planner calls the choice, and how many processes compute at a time on the two cores:
+speeds are measured as many at a time, since one beside another is slower."""
 
 
 def main():
@@ -52,15 +56,33 @@ def main():
         salt("salt-data", "synth", "videos", "--num-train", NUM_VIDEOS, "--num-test", 8)
         salt("salt-data", "pack", "videos", "shards")
         salt("salt-train", "teacher", "--data", "shards", "--out", "teacher", *flags(12))
-        salt("salt-serve", "precompute", "--ckpt", "teacher", "--data", "shards", "--views", 1, "--out", "targets")
+        salt(
+            "salt-serve",
+            "precompute",
+            "--ckpt",
+            "teacher",
+            "--data",
+            "shards",
+            "--views",
+            1,
+            "--out",
+            "targets",
+        )
         ratios = {name: [] for name in RUNS}
         for number in range(arguments.rounds):
             rates = {at_once: measure_together(at_once) for at_once in (1, 2)}
             print(json.dumps({"load": os.getloadavg()[0], "clips per core second": rates}), flush=True)
             for name, of_round in ratios.items():
-                predicted, measured = predict(name, rates[RUNS[name][2]]), run(name, arguments.steps, f"{number}-{name}")
+                predicted, measured = (
+                    predict(name, rates[RUNS[name][2]]),
+                    run(name, arguments.steps, f"{number}-{name}"),
+                )
                 of_round.append(predicted / measured)
-                print(f"{name}: predicted {1000 * predicted:.2f} ms of a core per slot, measured {1000 * measured:.2f}", flush=True)
+                print(
+                    f"{name}: predicted {1000 * predicted:.2f} ms of a core per slot, measured"
+                    f" {1000 * measured:.2f}",
+                    flush=True,
+                )
     print("predicted over measured, median of the rounds (least to most)")
     for name, of_round in ratios.items():
         print(f"{name}: {statistics.median(of_round):.2f} ({min(of_round):.2f} to {max(of_round):.2f})")
@@ -74,18 +96,27 @@ def measure_together(at_once):
 
 
 def measure():
-    """Clips per core second of teacher, student and reader: `--estimate` and a pass over the data, by CPU time."""
+    """Clips per core second of teacher, student and reader: `--estimate` and a pass over the data, by CPU
+    time."""
     preset = preset_layer(StudentRun, "nano")
-    config = StudentRun.model_validate({**preset, "data": "shards", "out": "none", "teacher_ckpt": "teacher", "workers": 0})
-    student_trainer.estimate.time = SimpleNamespace(perf_counter=time.process_time)
-    found = student_trainer.estimate.estimate(config, torch.device("cpu"))
+    config = StudentRun.model_validate(
+        {**preset, "data": "shards", "out": "none", "teacher_ckpt": "teacher", "workers": 0}
+    )
+    salt_distill.student_trainer.estimate.time = SimpleNamespace(perf_counter=time.process_time)
+    found = salt_distill.student_trainer.estimate.estimate(config, torch.device("cpu"))
     loader = LoaderConfig.model_validate(preset["loader"])
-    with contextlib.closing(Reader("shards", data_seed=0, views=1, view=config.view, split="train", loader=loader)) as reader:
+    with contextlib.closing(
+        Reader("shards", data_seed=0, views=1, view=config.view, split="train", loader=loader)
+    ) as reader:
         reader.clips(range(NUM_VIDEOS))
         started = time.process_time()
         reader.clips(range(NUM_VIDEOS, 3 * NUM_VIDEOS))
         reader_rate = 2 * NUM_VIDEOS / (time.process_time() - started)
-    return {"teacher": found["teacher"]["clips_per_s"], "student": found["student"]["clips_per_s"], "reader": reader_rate}
+    return {
+        "teacher": found["teacher"]["clips_per_s"],
+        "student": found["student"]["clips_per_s"],
+        "reader": reader_rate,
+    }
 
 
 def predict(name, rates):
@@ -101,7 +132,13 @@ def predict(name, rates):
                 "samples": NUM_VIDEOS,
                 "views": 1,
             },
-            "student": [{"preset": "nano", "runs": runs, "clips_per_s": 1 / (1 / rates["student"] + 1 / rates["reader"])}],
+            "student": [
+                {
+                    "preset": "nano",
+                    "runs": runs,
+                    "clips_per_s": 1 / (1 / rates["student"] + 1 / rates["reader"]),
+                }
+            ],
             **{"link_gbps": 100, "decode_clips_per_s": 1e6, "disk_gb_per_s": 10},  # not what binds here
         }
     )
@@ -120,9 +157,16 @@ def run(name, steps, out):
             stack.callback(lambda: (server.terminate(), server.wait()))
             url = next(line.strip() for line in server.stdout if line.startswith("http"))
             processes.append(server)
-        source = {"serve": ["--group", "plan", "--teacher-url"], "cache": ["--targets"], "in-process": ["--teacher-ckpt"]}[choice]
+        source = {
+            "serve": ["--group", "plan", "--teacher-url"],
+            "cache": ["--targets"],
+            "in-process": ["--teacher-ckpt"],
+        }[choice]
         where = {"serve": lambda: url, "cache": lambda: "targets", "in-process": lambda: "teacher"}[choice]()
-        students = [start("salt-train", "student", *source, where, "--data", "shards", "--out", to, *flags(steps)) for to in outs]
+        students = [
+            start("salt-train", "student", *source, where, "--data", "shards", "--out", to, *flags(steps))
+            for to in outs
+        ]
         processes += students
         before = when(outs, WARM_UP_STEPS, processes)
         after = when(outs, steps - 10, processes)
@@ -159,7 +203,18 @@ def cpu_seconds(pids):
 
 
 def flags(steps):
-    return ["--preset", "nano", "--steps", steps, "--views", 1, "--workers", 0, "--set", "optim.warmup_steps=5"]
+    return [
+        "--preset",
+        "nano",
+        "--steps",
+        steps,
+        "--views",
+        1,
+        "--workers",
+        0,
+        "--set",
+        "optim.warmup_steps=5",
+    ]
 
 
 def salt(*command):

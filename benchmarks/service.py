@@ -1,4 +1,5 @@
-"""What serving costs and sharing saves, as ratios of one run. `python benchmarks/service.py --help`; results are in benchmarks/README.md."""
+"""What serving costs and sharing saves, as ratios of one run. `python benchmarks/service.py --help`; results
+are in benchmarks/README.md."""
 
 import argparse
 import json
@@ -14,29 +15,39 @@ import torch
 from serving import CostlessTeacher, make_clips, real_teacher, served, served_by_ray
 from transport import PEERS, transport_rates
 
-from common.config import MaskConfig, ServiceClientConfig
-from common.model.grid import TokenGrid
-from common.model.masking import mask_group
-from student_trainer.service_targets import ServiceTargets
-from student_trainer.target_source import LocalTargets
-from teacher_server.ingress import haproxy_environment
+from salt_distill.common.config import MaskConfig, ServiceClientConfig
+from salt_distill.common.model.grid import TokenGrid
+from salt_distill.common.model.masking import mask_group
+from salt_distill.student_trainer.targets.service import ServiceTargets
+from salt_distill.student_trainer.targets.source import LocalTargets
+from salt_distill.teacher_server.ray_serve.ingress import haproxy_environment
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["teacher", "transport", "students", "masks", "memory"])
-    parser.add_argument("--width", type=int, default=192, help="teacher width; depth 12, 16 frames of --crop-size pixels")
+    parser.add_argument(
+        "--width", type=int, default=192, help="teacher width; depth 12, 16 frames of --crop-size pixels"
+    )
     parser.add_argument("--crop-size", type=int, default=96)
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-ray", action="store_true", help="of `teacher`: under uvicorn only, for a machine without Ray")
+    parser.add_argument(
+        "--no-ray", action="store_true", help="of `teacher`: under uvicorn only, for a machine without Ray"
+    )
     parser.add_argument("--minutes", type=float, default=2, help="length of `memory`")
     parser.add_argument("--rate", type=float, default=200, help="most clips a second of `memory`")
     for name in PEERS:
-        parser.add_argument(f"--{name.lower()}", metavar="PYTHON", help=f"of `transport`: the Python of an environment with {name}")
+        parser.add_argument(
+            f"--{name.lower()}",
+            metavar="PYTHON",
+            help=f"of `transport`: the Python of an environment with {name}",
+        )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    {"teacher": teacher, "transport": transport, "students": students, "masks": masks, "memory": memory}[arguments.what](arguments)
+    {"teacher": teacher, "transport": transport, "students": students, "masks": masks, "memory": memory}[
+        arguments.what
+    ](arguments)
 
 
 def teacher(arguments):
@@ -47,8 +58,13 @@ def teacher(arguments):
         stack.callback(in_process.close)
         urls = {"uvicorn": stack.enter_context(served(real_teacher, *size))[0]}
         if not arguments.no_ray:
-            urls["Ray Serve, HAProxy"] = stack.enter_context(served_by_ray(haproxy_environment(), real_teacher, *size))[0]
-        sources = {name: ServiceTargets(url, "float16", ServiceClientConfig(), "benchmark") for name, url in urls.items()}
+            urls["Ray Serve, HAProxy"] = stack.enter_context(
+                served_by_ray(haproxy_environment(), real_teacher, *size)
+            )[0]
+        sources = {
+            name: ServiceTargets(url, "float16", ServiceClientConfig(), "benchmark")
+            for name, url in urls.items()
+        }
         ways = {"in-process": in_process}
         for name, source in sources.items():
             stack.callback(source.close)
@@ -73,7 +89,10 @@ def transport(arguments):
     for name, python in pythons.items():
         if python is None:
             package = name.lower()
-            print(f"{name}: not at hand. python3 -m venv X && X/bin/pip install {package}, then --{package} X/bin/python")
+            print(
+                f"{name}: not at hand. python3 -m venv X && X/bin/pip install {package}, then --{package}"
+                " X/bin/python"
+            )
 
 
 def students(arguments):
@@ -81,7 +100,10 @@ def students(arguments):
     bytes_of_one = None
     for count in (1, 2, 4):
         with served(real_teacher, 64, 64) as (url, _):
-            sources = [ServiceTargets(url, "float16", ServiceClientConfig(), f"student-{number}") for number in range(count)]
+            sources = [
+                ServiceTargets(url, "float16", ServiceClientConfig(), f"student-{number}")
+                for number in range(count)
+            ]
             shape = sources[0].spec.clip_shape
             with ThreadPoolExecutor(count) as pool:
                 for number in range(arguments.rounds):
@@ -93,22 +115,30 @@ def students(arguments):
             for source in sources:
                 source.close()
         distinct = arguments.clips * arguments.rounds
-        ratios = f"{counters['clips_computed'] / distinct:.2f} forwards per distinct clip, {bytes_up / bytes_of_one:.3f} of the bytes up"
+        ratios = (
+            f"{counters['clips_computed'] / distinct:.2f} forwards per distinct clip,"
+            f" {bytes_up / bytes_of_one:.3f} of the bytes up"
+        )
         print(f"{count} students: {ratios}, {counters['clips_served']} targets")
 
 
 def masks(arguments):
-    """Share of a target that travels where a request names the masked tokens: the union of the paper's mask sets."""
+    """Share of a target that travels where a request names the masked tokens: the union of the paper's mask
+    sets."""
     grid = TokenGrid(8, 14, 14)
     shares = []
     for step in range(100):
         group = mask_group(MaskConfig(), grid, seed=0, step=step, group=0, batch_size=24)
         shares += [len(token_idx) / grid.num_tokens for token_idx in group.hidden_by_any(grid.num_tokens)]
-    print(f"masked tokens of both mask sets: {np.mean(shares):.3f} of {grid.num_tokens} tokens, over 100 steps of 24 clips")
+    print(
+        f"masked tokens of both mask sets: {np.mean(shares):.3f} of {grid.num_tokens} tokens, over 100 steps"
+        " of 24 clips"
+    )
 
 
 def memory(arguments):
-    """Resident memory of a service whose every clip is new, from a teacher that costs nothing; a quarter of the time is warm-up."""
+    """Resident memory of a service whose every clip is new, from a teacher that costs nothing; a quarter of
+    the time is warm-up."""
     with served(CostlessTeacher, (2, 4, 4), 64, memory_bytes=4_000_000) as (url, pid):
         source = ServiceTargets(url, "float16", ServiceClientConfig(), "load")
         at_start = resident_bytes(pid)
@@ -122,8 +152,14 @@ def memory(arguments):
     each = len(samples) // 12
     warm, end = (np.mean(part, axis=0) for part in (samples[len(samples) // 4 :][:each], samples[-each:]))
     growth = (end[1] - warm[1]) / (end[0] - warm[0])  # bytes a clip, and so MB a million clips
-    print(f"{num_clips} clips in {arguments.minutes:g} minutes, {num_clips / 60 / arguments.minutes:.0f} a second")
-    print(f"resident: {at_start / 1e6:.1f} MB at the start, {warm[1] / 1e6:.1f} after warm-up, {end[1] / 1e6:.1f} at the end")
+    print(
+        f"{num_clips} clips in {arguments.minutes:g} minutes, {num_clips / 60 / arguments.minutes:.0f} a"
+        " second"
+    )
+    print(
+        f"resident: {at_start / 1e6:.1f} MB at the start, {warm[1] / 1e6:.1f} after warm-up,"
+        f" {end[1] / 1e6:.1f} at the end"
+    )
     print(f"growth after warm-up: {growth:.1f} MB per million clips")
 
 
@@ -140,7 +176,10 @@ def show(rates, base):
     """Medians; the ratio is the median of those of each round, in which all ways had their turn."""
     for name, values in rates.items():
         ratio = np.median(np.divide(values, rates[base]))
-        print(f"{name:32} {np.median(values):8.1f} clips/s ({min(values):.1f}-{max(values):.1f})   {ratio:5.2f} of {base}")
+        print(
+            f"{name:32} {np.median(values):8.1f} clips/s ({min(values):.1f}-{max(values):.1f})   {ratio:5.2f}"
+            f" of {base}"
+        )
 
 
 if __name__ == "__main__":

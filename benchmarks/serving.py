@@ -1,4 +1,5 @@
-"""Teachers, and ways to serve them, each in a process of its own: what the benchmarks of the service share."""
+"""Teachers, and ways to serve them, each in a process of its own: what the benchmarks of the service
+share."""
 
 import http.client
 import multiprocessing
@@ -15,24 +16,32 @@ import numpy as np
 import torch
 import uvicorn
 
-from common.clip import ClipBatch, clip_digest
-from common.config import EncoderConfig, ServiceConfig, TeacherComputeConfig, ViewConfig
-from common.local_ray import ray_to_join
-from common.model.frozen import FrozenEncoder
-from common.model.teacher import Teacher, TeacherSpec
-from common.model.vit import Encoder, init_weights
-from teacher_server.ingress import free_port, let_proxy_send_views
-from teacher_server.service import build_app
+from salt_distill.common.clip import ClipBatch, clip_digest
+from salt_distill.common.config import EncoderConfig, ServiceConfig, TeacherComputeConfig, ViewConfig
+from salt_distill.common.local_ray import ray_to_join
+from salt_distill.common.model.frozen import FrozenEncoder
+from salt_distill.common.model.teacher import Teacher, TeacherSpec
+from salt_distill.common.model.vit import Encoder, init_weights
+from salt_distill.teacher_server.http.service import build_app
+from salt_distill.teacher_server.ray_serve.ingress import free_port, let_proxy_send_views
 
 BODY_CLIPS = 8
-BARE_BODY = b"\1" * (BODY_CLIPS * 1568 * 1024 * 2)  # not zeros: those would be one page of memory, read again and again
+BARE_BODY = b"\1" * (
+    BODY_CLIPS * 1568 * 1024 * 2
+)  # not zeros: those would be one page of memory, read again and again
 
 
 class CostlessTeacher:
     """Targets that cost nothing; of a ViT-L's size unless told otherwise."""
 
     def __init__(self, grid: tuple[int, int, int] = (8, 14, 14), width: int = 1024) -> None:
-        compute = {"device": "none", "dtype": "float32", "batch_size": BODY_CLIPS, "torch": torch.__version__, "compiled": False}
+        compute = {
+            "device": "none",
+            "dtype": "float32",
+            "batch_size": BODY_CLIPS,
+            "torch": torch.__version__,
+            "compiled": False,
+        }
         self.spec = TeacherSpec(
             name="costless",
             fingerprint="0" * 64,
@@ -54,7 +63,9 @@ def real_teacher(width: int, crop_size: int) -> Teacher:
     config = EncoderConfig(width=width, depth=12, num_heads=width // 64, mlp_width=4 * width)
     encoder = Encoder(config)
     init_weights(encoder, torch.Generator().manual_seed(0), std=0.02)
-    frozen = FrozenEncoder(name="benchmark", config=config, view=ViewConfig(crop_size=crop_size), load=lambda: encoder)
+    frozen = FrozenEncoder(
+        name="benchmark", config=config, view=ViewConfig(crop_size=crop_size), load=lambda: encoder
+    )
     return Teacher(frozen, TeacherComputeConfig())
 
 
@@ -77,7 +88,8 @@ def served(make_teacher: Callable | None, *arguments, **service):
 
 @contextmanager
 def served_by_ray(environment: dict[str, str], make_teacher: Callable, *arguments):
-    """URL of a private Ray Serve, and that of its replica where it listens itself. In another process: Ray's token is a process's for life."""
+    """URL of a private Ray Serve, and that of its replica where it listens itself. In another process: Ray's
+    token is a process's for life."""
     with _process(_serve_by_ray, environment, make_teacher, arguments) as (urls, _):
         yield urls
 
@@ -129,7 +141,9 @@ def _serve(pipe: Connection, make_teacher: Callable | None, arguments: tuple, se
     thread.join()
 
 
-def _serve_by_ray(pipe: Connection, environment: dict[str, str], make_teacher: Callable, arguments: tuple) -> None:
+def _serve_by_ray(
+    pipe: Connection, environment: dict[str, str], make_teacher: Callable, arguments: tuple
+) -> None:
     with ray_to_join(None, environment) as ray_arguments:
         import ray
         from ray import serve as ray_serve
@@ -144,8 +158,12 @@ def _serve_by_ray(pipe: Connection, environment: dict[str, str], make_teacher: C
         ray.init(**ray_arguments)
         try:
             port = free_port("127.0.0.1")
-            ray_serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "ERROR"})
-            deployment = ray_serve.deployment(ray_serve.ingress()(Replica), name="benchmark", max_ongoing_requests=100)
+            ray_serve.start(
+                http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "ERROR"}
+            )
+            deployment = ray_serve.deployment(
+                ray_serve.ingress()(Replica), name="benchmark", max_ongoing_requests=100
+            )
             ray_serve.run(deployment.bind(), name="benchmark", route_prefix="/")
             url = f"http://127.0.0.1:{port}"
             wait_until_ready(url)
@@ -169,5 +187,11 @@ async def bare_app(scope, receive, send):
         return
     while (await receive()).get("more_body"):
         pass
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(BARE_BODY)).encode())]})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [(b"content-length", str(len(BARE_BODY)).encode())],
+        }
+    )
     await send({"type": "http.response.body", "body": BARE_BODY})

@@ -1,6 +1,8 @@
-"""What a training step costs, as ratios of one run. `python benchmarks/train.py --help`; results are in benchmarks/README.md.
+"""What a training step costs, as ratios of one run. `python benchmarks/train.py --help`; results are in
+benchmarks/README.md.
 
-Clips are random bytes, so nothing is decoded but in `parts --data`; it runs where there is no Ray, no PyAV and no pydantic extra, also on a GPU.
+Clips are random bytes, so nothing is decoded but in `parts --data`; it runs where there is no Ray, no PyAV
+and no pydantic extra, also on a GPU.
 """
 
 import argparse
@@ -16,31 +18,42 @@ from in_memory import ClipsInMemory, TargetsInMemory
 from serving import make_clips
 from torch import nn
 
-from common.config import MASK_GROUP_SIZE, EncoderConfig, StudentRun, preset_layer
-from common.config.base import merge
-from common.model.compute import matrix_peak, set_up, uses_bfloat16, wait_for
-from common.model.frozen import FrozenEncoder
-from common.model.grid import token_grid
-from common.model.masking import mask_group
-from common.model.pixels import normalise
-from common.model.teacher import Teacher, device_kind
-from common.model.vit import Encoder, init_weights
-from common.targets import codec
-from common.targets.store import CacheRow, CacheSpec, file_path, listing, write_file, write_manifest
-from student_trainer.batches import Batch
-from student_trainer.loop import Worker, new_objective, train_on, update
-from student_trainer.optim import new_optimizer, set_schedule
-from student_trainer.run_directory import read_metrics
-from student_trainer.target_source import CachedTargets
-from student_trainer.utilisation import Utilisation
+from salt_distill.common.config import MASK_GROUP_SIZE, EncoderConfig, StudentRun, preset_layer
+from salt_distill.common.config.base import merge
+from salt_distill.common.model.compute import matrix_peak, set_up, uses_bfloat16, wait_for
+from salt_distill.common.model.frozen import FrozenEncoder
+from salt_distill.common.model.grid import token_grid
+from salt_distill.common.model.masking import mask_group
+from salt_distill.common.model.pixels import normalise
+from salt_distill.common.model.teacher import Teacher, device_kind
+from salt_distill.common.model.vit import Encoder, init_weights
+from salt_distill.common.targets import codec
+from salt_distill.common.targets.store import (
+    CacheRow,
+    CacheSpec,
+    file_path,
+    listing,
+    write_file,
+    write_manifest,
+)
+from salt_distill.student_trainer.batches import Batch
+from salt_distill.student_trainer.loop import Worker, new_objective, train_on, update
+from salt_distill.student_trainer.optim import new_optimizer, set_schedule
+from salt_distill.student_trainer.run_directory import read_metrics
+from salt_distill.student_trainer.targets.source import CachedTargets
+from salt_distill.student_trainer.utilisation import Utilisation
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["parts", "cached", "flat"])
     parser.add_argument("--preset", default="tiny", help="size of the student")
-    parser.add_argument("--teacher", help="size of the teacher, a preset; that of the student unless it is given")
-    parser.add_argument("--crop-size", type=int, default=112, help="clips are 16 frames of this size, in pixels")
+    parser.add_argument(
+        "--teacher", help="size of the teacher, a preset; that of the student unless it is given"
+    )
+    parser.add_argument(
+        "--crop-size", type=int, default=112, help="clips are 16 frames of this size, in pixels"
+    )
     parser.add_argument("--batch-size", type=int, default=24, help="clips per step")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=None, help="of one run: 20 of `cached`, 10000 of `flat`")
@@ -55,7 +68,8 @@ def main():
 
 
 def parts(arguments):
-    """A stage-2 step against its parts, each timed by itself, in turns; what each takes of it; MFU and peak memory."""
+    """A stage-2 step against its parts, each timed by itself, in turns; what each takes of it; MFU and peak
+    memory."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = run_config(arguments, steps=1000)
     teacher = new_teacher(arguments, config, device)
@@ -63,7 +77,9 @@ def parts(arguments):
     ways = StepParts(config, objective.to(device), teacher, device).ways()
     if arguments.data is not None:
         ways["data"] = reading(arguments.data, config)
-    clock = time.perf_counter if device.type == "cuda" else time.process_time  # of a processor: whatever else runs here
+    clock = (
+        time.perf_counter if device.type == "cuda" else time.process_time
+    )  # of a processor: whatever else runs here
     seconds = {name: [] for name in ways}
     for number in range(arguments.rounds + 2):
         for name, way in ways.items():
@@ -74,7 +90,10 @@ def parts(arguments):
             if number >= 2:
                 seconds[name].append(clock() - begun)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    sums = [sum(values) for values in zip(*(seconds[name] for name in ("encoder", "predictor", "optimizer")), strict=True)]
+    sums = [
+        sum(values)
+        for values in zip(*(seconds[name] for name in ("encoder", "predictor", "optimizer")), strict=True)
+    ]
     usage = Utilisation.of(
         config,
         out_width=checkpoint_config.predictor_out_width,
@@ -89,7 +108,9 @@ def parts(arguments):
         batch_size=config.batch_size,
         compute=config.compute.model_dump(),
         milliseconds={name: round(1000 * value, 2) for name, value in medians.items()},
-        step_over_sum_of_parts=round(statistics.median(whole / of for whole, of in zip(seconds["step"], sums, strict=True)), 3),
+        step_over_sum_of_parts=round(
+            statistics.median(whole / of for whole, of in zip(seconds["step"], sums, strict=True)), 3
+        ),
         share_with_teacher={
             name: round(medians[name] / (medians["step"] + medians["teacher"]), 3)
             for name in ("encoder", "predictor", "optimizer", "teacher")
@@ -112,7 +133,10 @@ class StepParts:
         self.clips = make_clips(config.batch_size, config.view.clip_shape, seed=0)
         self.grid = token_grid(config.view, config.encoder)
         groups = range(-(-config.batch_size // MASK_GROUP_SIZE))
-        masks = [mask_group(config.mask, self.grid, seed=0, step=1, group=group, batch_size=config.batch_size) for group in groups]
+        masks = [
+            mask_group(config.mask, self.grid, seed=0, step=1, group=group, batch_size=config.batch_size)
+            for group in groups
+        ]
         self.batch = Batch(step=1, clips=self.clips, masks=masks, target=None)
         self.target = torch.randn(config.batch_size, self.grid.num_tokens, teacher.spec.width)
         self.worker = Worker(rank=0, world_size=1, device=device)
@@ -140,9 +164,15 @@ class StepParts:
         for group in self.batch.groups(self.target, self.device):
             made = []
             for set_idx, mask in enumerate(group.masks.sets):
-                visible = torch.zeros(*mask.visible_idx.shape, self.config.encoder.width, device=self.device, requires_grad=True)
+                visible = torch.zeros(
+                    *mask.visible_idx.shape, self.config.encoder.width, device=self.device, requires_grad=True
+                )
                 with self.autocast():
-                    made.append(self.objective.predictor(visible, mask.visible_idx, mask.hidden_idx, grid=self.grid, mask_set=set_idx))
+                    made.append(
+                        self.objective.predictor(
+                            visible, mask.visible_idx, mask.hidden_idx, grid=self.grid, mask_set=set_idx
+                        )
+                    )
             torch.autograd.backward(made, [torch.ones_like(tokens) for tokens in made])
 
     def optimise(self):
@@ -155,7 +185,11 @@ class StepParts:
             codec.encode(self.teacher.forward(self.clips.pixels[first : first + size]), "float16")
 
     def autocast(self):
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=uses_bfloat16(self.config.compute.dtype, self.device))
+        return torch.autocast(
+            self.device.type,
+            dtype=torch.bfloat16,
+            enabled=uses_bfloat16(self.config.compute.dtype, self.device),
+        )
 
 
 def peak_memory_gb(step, device):
@@ -169,7 +203,8 @@ def peak_memory_gb(step, device):
 
 
 def cached(arguments):
-    """A step with targets from a cache on disk over the same step with targets that are in memory already; runs in turns, medians of ratios."""
+    """A step with targets from a cache on disk over the same step with targets that are in memory already;
+    runs in turns, medians of ratios."""
     config = run_config(arguments, steps=arguments.steps or 20)
     with tempfile.TemporaryDirectory() as folder:
         reader, in_memory, root = clips_and_targets(arguments, config, Path(folder))
@@ -198,7 +233,10 @@ def cached(arguments):
 def flat(arguments):
     """Step time and memory of a long run with cached targets, a line for every tenth of it."""
     if arguments.steps is not None and arguments.steps < 200:
-        raise ValueError(f"got --steps {arguments.steps}, expected at least 200: a line says something of twenty steps or more")
+        raise ValueError(
+            f"got --steps {arguments.steps}, expected at least 200: a line says something of twenty steps or"
+            " more"
+        )
     arguments.preset, arguments.crop_size = "nano", 32
     config = run_config(arguments, steps=arguments.steps or 10_000)
     config = config.model_copy(update={"log_every": 10, "keep_every": config.steps})
@@ -206,16 +244,24 @@ def flat(arguments):
         reader, _, root = clips_and_targets(arguments, config, Path(folder))
         out, seen = Path(folder) / "run", []
         source = open_cache(root, config)
-        source.report = lambda line: seen.append((time.process_time(), resident_bytes()))  # called with each line of metrics
+        source.report = lambda line: seen.append(
+            (time.process_time(), resident_bytes())
+        )  # called with each line of metrics
         train(config, reader, source, out)
         lines = read_metrics(out)
         tenth = len(lines) // 10
         for first in range(0, 10 * tenth, tenth):
-            of_tenth, (cpu_before, _), (cpu_after, resident) = lines[first : first + tenth], seen[first], seen[first + tenth - 1]
+            of_tenth, (cpu_before, _), (cpu_after, resident) = (
+                lines[first : first + tenth],
+                seen[first],
+                seen[first + tenth - 1],
+            )
             say(
                 steps=of_tenth[-1]["step"],
                 step_ms=round(statistics.median(line["step_ms"] for line in of_tenth), 2),
-                cpu_ms=round(1000 * (cpu_after - cpu_before) / (of_tenth[-1]["step"] - of_tenth[0]["step"]), 2),  # whatever else runs here
+                cpu_ms=round(
+                    1000 * (cpu_after - cpu_before) / (of_tenth[-1]["step"] - of_tenth[0]["step"]), 2
+                ),  # whatever else runs here
                 resident_mb=round(resident / 1e6, 1),
             )
         say(peak_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1))
@@ -228,7 +274,14 @@ def run_config(arguments, *, steps):
     preset = preset_layer(StudentRun, arguments.preset)
     nano = arguments.preset == "nano"
     values = {
-        **{"data": "random", "out": "none", "steps": steps, "batch_size": arguments.batch_size, "targets": "none", "log_every": 1},
+        **{
+            "data": "random",
+            "out": "none",
+            "steps": steps,
+            "batch_size": arguments.batch_size,
+            "targets": "none",
+            "log_every": 1,
+        },
         "view": {} if nano else {"num_frames": 16, "crop_size": arguments.crop_size},
         "optim": {"warmup_steps": min(10, steps - 1)},
         "compute": {
@@ -243,7 +296,9 @@ def run_config(arguments, *, steps):
 
 def new_teacher(arguments, config, device):
     """Random weights: they cost what others do."""
-    architecture = EncoderConfig.model_validate(preset_layer(StudentRun, arguments.teacher or arguments.preset)["encoder"])
+    architecture = EncoderConfig.model_validate(
+        preset_layer(StudentRun, arguments.teacher or arguments.preset)["encoder"]
+    )
     encoder = Encoder(architecture)
     init_weights(encoder, torch.Generator().manual_seed(0), std=config.init_std)
     frozen = FrozenEncoder(name="benchmark", config=architecture, view=config.view, load=lambda: encoder)
@@ -251,7 +306,7 @@ def new_teacher(arguments, config, device):
 
 
 def reading(data, config):
-    from common.data.reader import Reader  # it needs PyAV
+    from salt_distill.common.data.reader import Reader  # it needs PyAV
 
     reader = Reader(data, data_seed=0, views="fresh", view=config.view, split="all", loader=config.loader)
     slots = iter(range(0, 1_000_000, config.batch_size))
@@ -266,7 +321,9 @@ def reading(data, config):
 def clips_and_targets(arguments, config, folder):
     """Clips, the source that has their targets in memory, and a cache of the same targets."""
     if arguments.clips % config.batch_size:
-        raise ValueError(f"got --clips {arguments.clips}, expected a multiple of the batch size, {config.batch_size}")
+        raise ValueError(
+            f"got --clips {arguments.clips}, expected a multiple of the batch size, {config.batch_size}"
+        )
     teacher = new_teacher(arguments, config, torch.device("cpu")).spec
     clips = make_clips(arguments.clips, config.view.clip_shape, seed=0)
     shape = (teacher.num_tokens, teacher.width)
@@ -302,7 +359,13 @@ def open_cache(root, config, kind=CachedTargets):
 def train(config, reader, source, out):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     out.mkdir()
-    train_on(reader, source, config.model_copy(update={"out": str(out)}), Worker(rank=0, world_size=1, device=device), None)
+    train_on(
+        reader,
+        source,
+        config.model_copy(update={"out": str(out)}),
+        Worker(rank=0, world_size=1, device=device),
+        None,
+    )
 
 
 def median_step_ms(config, reader, source, out):

@@ -1,4 +1,5 @@
-"""Targets of 3.2 MB out of memory, eight in a body, by every way to the service and by its peers, in turns."""
+"""Targets of 3.2 MB out of memory, eight in a body, by every way to the service and by its peers, in
+turns."""
 
 import json
 import os
@@ -9,17 +10,29 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from serving import BARE_BODY, BODY_CLIPS, CostlessTeacher, connect, make_clips, served, served_by_ray, wait_until_ready
+from serving import (
+    BARE_BODY,
+    BODY_CLIPS,
+    CostlessTeacher,
+    connect,
+    make_clips,
+    served,
+    served_by_ray,
+    wait_until_ready,
+)
 
-from common.targets import wire
-from teacher_server.ingress import free_port, haproxy_environment
+from salt_distill.common.targets import wire
+from salt_distill.teacher_server.ray_serve.ingress import free_port, haproxy_environment
 
 CONNECTIONS = 4
 PEERS = {"LitServe": ("litserve", "/health"), "BentoML": ("bentoml", "/readyz")}
 
 
-def transport_rates(peer_pythons: dict[str, str | None], *, clips: int, rounds: int) -> dict[str, list[float]]:
-    """Clips/s of each way, a figure a round. ``peer_pythons``: for each of ``PEERS`` the Python that has it, or None."""
+def transport_rates(
+    peer_pythons: dict[str, str | None], *, clips: int, rounds: int
+) -> dict[str, list[float]]:
+    """Clips/s of each way, a figure a round. ``peer_pythons``: for each of ``PEERS`` the Python that has it,
+    or None."""
     with ExitStack() as stack:
         asked: dict[str, tuple[str, bytes, str]] = {}
         url, _ = stack.enter_context(served(None))
@@ -51,7 +64,9 @@ def peer(name: str, health: str, python: str):
     port = free_port("127.0.0.1")
     command = [python, str(Path(__file__).with_name("peers.py")), name, str(port)]
     environment = {**os.environ, "PYTHONPATH": "", "BENTOML_DO_NOT_TRACK": "True"}
-    process = subprocess.Popen(command, start_new_session=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, start_new_session=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         wait_until_ready(f"http://127.0.0.1:{port}", health)
         yield f"http://127.0.0.1:{port}"
@@ -64,9 +79,13 @@ def upload(url: str) -> bytes:
     """A request for targets that the service has in memory from now on."""
     clips = make_clips(BODY_CLIPS, (2, 16, 16, 3), seed=0)
     rows = zip(clips.digests, clips.pixels, strict=True)
-    body = wire.write_request("float16", [wire.RequestRow(clip_digest=digest, clip=pixels.tobytes()) for digest, pixels in rows])
+    body = wire.write_request(
+        "float16", [wire.RequestRow(clip_digest=digest, clip=pixels.tobytes()) for digest, pixels in rows]
+    )
     exchange(connect(url), bytearray(30_000_000), b"".join(body), wire.CONTENT_TYPE)
-    return b"".join(wire.write_request("float16", [wire.RequestRow(clip_digest=digest) for digest in clips.digests]))
+    return b"".join(
+        wire.write_request("float16", [wire.RequestRow(clip_digest=digest) for digest in clips.digests])
+    )
 
 
 def carry(url: str, body: bytes, content_type: str, *, clips: int) -> float:

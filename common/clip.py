@@ -8,8 +8,13 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 
+class BadVideoError(ValueError):
+    """A video that cannot be used; the message is the reason, one sentence without the video's name."""
+
+
 def clip_digest(clip: UInt8[np.ndarray, "t h w 3"]) -> bytes:
-    """A clip's identity everywhere (wire, coalescing, cache, logs): BLAKE3-256 of its shape as four little-endian int64, then its bytes."""
+    """A clip's identity everywhere (wire, coalescing, cache, logs): BLAKE3-256 of its shape as four
+    little-endian int64, then its bytes."""
     hasher = blake3.blake3(struct.pack("<4q", *clip.shape))
     hasher.update(np.ascontiguousarray(clip).data)
     return hasher.digest()
@@ -31,7 +36,8 @@ class ClipBatch:
     """False where the video could not be decoded: the row keeps its slot, with weight 0."""
 
     def distinct(self) -> dict[bytes, list[int]]:
-        """The rows of each distinct good clip, in order: a small data set may have one clip twice in a batch."""
+        """The rows of each distinct good clip, in order: a small data set may have one clip twice in a
+        batch."""
         rows: dict[bytes, list[int]] = {}
         for row, digest in enumerate(self.digests):
             if self.good[row]:

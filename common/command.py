@@ -1,4 +1,5 @@
-"""Commands made from configuration classes: the top-level fields of a class are its flags, ``--set`` reaches the rest."""
+"""Commands made from configuration classes: the top-level fields of a class are its flags, ``--set`` reaches
+the rest."""
 
 import difflib
 import inspect
@@ -17,7 +18,17 @@ import typer
 import yaml
 from pydantic.fields import FieldInfo
 
-from common.config import MASKS, PRESETS, Config, dump_yaml, explain, load_yaml, mask_layer, merge, preset_layer
+from salt_distill.common.config import (
+    MASKS,
+    PRESETS,
+    Config,
+    dump_yaml,
+    explain,
+    load_yaml,
+    mask_layer,
+    merge,
+    preset_layer,
+)
 
 C = TypeVar("C", bound=Config)
 
@@ -26,7 +37,13 @@ console = rich.console.Console(stderr=True)
 
 def new_app(help: str) -> typer.Typer:
     """A command group; ``run_app`` is its entry point."""
-    app = typer.Typer(help=help, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+    app = typer.Typer(
+        help=help,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+    )
     app.callback()(lambda: None)  # so that a group with one command still has its name
     return app
 
@@ -34,12 +51,15 @@ def new_app(help: str) -> typer.Typer:
 def command_app(config_class: type[C], run: Callable[[C], None], *, help: str) -> typer.Typer:
     """A command that is no group: the program itself takes the flags of ``config_class``."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-    add_command(app, "command", config_class, run, help=help)  # a typer with one command and no callback has no use for its name
+    add_command(
+        app, "command", config_class, run, help=help
+    )  # a typer with one command and no callback has no use for its name
     return app
 
 
 def run_app(app: typer.Typer) -> None:
-    """Runs a command line: what the user got wrong is one sentence and exit code 1 or 2, never a traceback."""
+    """Runs a command line: what the user got wrong is one sentence and exit code 1 or 2, never a
+    traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         app()
@@ -67,11 +87,13 @@ def add_command(
     presets: Mapping[str, dict[str, Any]] = {},
     positional: tuple[str, ...] = (),
 ) -> None:
-    """Adds ``name`` to ``app``: resolves preset < mask < ``--config`` file < flags < ``--set`` to a ``config_class`` and runs it.
+    """Adds ``name`` to ``app``: resolves preset < mask < ``--config`` file < flags < ``--set`` to a
+    ``config_class`` and runs it.
 
-    Every top-level field that is no nested configuration becomes a flag, with its docstring as help; so a flag that changes nothing
-    cannot exist. The fields in ``positional`` are arguments instead. ``--print-config`` prints the resolved configuration instead of running.
-    ``presets``: what ``--preset`` chooses from; PRESETS where only ``default_preset`` is given, and no such flag where neither is.
+    Every top-level field that is no nested configuration becomes a flag, with its docstring as help; so a
+    flag that changes nothing cannot exist. The fields in ``positional`` are arguments instead.
+    ``--print-config`` prints the resolved configuration instead of running. ``presets``: what ``--preset``
+    chooses from; PRESETS where only ``default_preset`` is given, and no such flag where neither is.
     """
     if default_preset is not None and not presets:
         presets = PRESETS
@@ -91,19 +113,30 @@ def add_command(
     if presets:
         what = "Sizes and schedules" if presets is PRESETS else "Protocols"
         option = typer.Option(
-            help=f"{what}: {', '.join(presets)}.", rich_help_panel="Configuration", show_default=default_preset is not None
+            help=f"{what}: {', '.join(presets)}.",
+            rich_help_panel="Configuration",
+            show_default=default_preset is not None,
         )
         parameters.append(_parameter("preset", str | None, option, default_preset))
     if "mask" in config_class.model_fields:
-        masks = typer.Option(help=f"Masking strategy: {', '.join(MASKS)}.", rich_help_panel="Configuration", show_default=False)
+        masks = typer.Option(
+            help=f"Masking strategy: {', '.join(MASKS)}.", rich_help_panel="Configuration", show_default=False
+        )
         parameters.append(_parameter("mask", str | None, masks, None))
-    file = typer.Option(metavar="FILE", help="YAML file of configuration keys.", rich_help_panel="Configuration")
+    file = typer.Option(
+        metavar="FILE", help="YAML file of configuration keys.", rich_help_panel="Configuration"
+    )
     parameters.append(_parameter("config", str | None, file, None))
     settings = typer.Option(
-        "--set", metavar="KEY=VALUE", help="Any key, for example optim.lr=1e-3. Repeatable.", rich_help_panel="Configuration"
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any key, for example optim.lr=1e-3. Repeatable.",
+        rich_help_panel="Configuration",
     )
     parameters.append(_parameter("settings", list[str] | None, settings, None))
-    printing = typer.Option("--print-config", help="Print the resolved configuration and exit.", rich_help_panel="Configuration")
+    printing = typer.Option(
+        "--print-config", help="Print the resolved configuration and exit.", rich_help_panel="Configuration"
+    )
     parameters.append(_parameter("print_config", bool, printing, False))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -122,7 +155,8 @@ def resolve(
     print_config: bool = False,
     **flags: Any,
 ) -> C:
-    """The configuration that a command line means. Raises pydantic.ValidationError or ValueError with the key that is wrong."""
+    """The configuration that a command line means. Raises pydantic.ValidationError or ValueError with the key
+    that is wrong."""
     chosen = preset or default_preset
     layers = [preset_layer(config_class, chosen, presets)] if chosen is not None else []
     if mask is not None:
@@ -147,10 +181,12 @@ def _setting(config_class: type[Config], text: str) -> dict[str, Any]:
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1)
         raise ValueError(
-            f"--set: got the unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else f", expected one of {', '.join(known)}")
+            f"--set: got the unknown key {key!r}"
+            + (f", did you mean {close[0]!r}?" if close else f", expected one of {', '.join(known)}")
         )
     read: Any = yaml.safe_load(value)
-    # Of a single value the field decides what the text means: 1e-3 is a number, which YAML takes for text, and a name may be 7.
+    # Of a single value the field decides what the text means: 1e-3 is a number, which YAML takes for text,
+    # and a name may be 7.
     nested: Any = read if isinstance(read, dict | list | None) else value
     for part in reversed(key.split(".")):
         nested = {part: nested}
@@ -174,15 +210,23 @@ def _flag(name: str, field: FieldInfo, *, positional: bool) -> inspect.Parameter
     many = any(typing.get_origin(kind) is tuple for kind in kinds)
     if positional:
         annotation = list[str] | None if many else str | None
-        return _parameter(name, annotation, typer.Argument(metavar=name.upper(), help=help, show_default=False), None)
+        return _parameter(
+            name, annotation, typer.Argument(metavar=name.upper(), help=help, show_default=False), None
+        )
     spelled = name.rstrip("_").replace("_", "-")  # json_: pydantic has a `json` of its own
     flag = f"--{spelled}"
     if bool in kinds:
-        return _parameter(name, bool | None, typer.Option(f"{flag}/--no-{spelled}", help=help, show_default=False), None)
+        return _parameter(
+            name, bool | None, typer.Option(f"{flag}/--no-{spelled}", help=help, show_default=False), None
+        )
     if many:
-        return _parameter(name, list[str] | None, typer.Option(flag, help=help + " Repeatable.", show_default=False), None)
+        return _parameter(
+            name, list[str] | None, typer.Option(flag, help=help + " Repeatable.", show_default=False), None
+        )
     metavar = "NUMBER" if kinds & {int, float} else "TEXT"
-    return _parameter(name, str | None, typer.Option(flag, metavar=metavar, help=help, show_default=False), None)
+    return _parameter(
+        name, str | None, typer.Option(flag, metavar=metavar, help=help, show_default=False), None
+    )
 
 
 def _members(annotation: Any) -> typing.Iterator[Any]:
@@ -198,4 +242,6 @@ def _members(annotation: Any) -> typing.Iterator[Any]:
 
 
 def _parameter(name: str, annotation: Any, option: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=typing.Annotated[annotation, option], default=default)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, annotation=typing.Annotated[annotation, option], default=default
+    )

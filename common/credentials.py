@@ -1,4 +1,5 @@
-"""What a client of a teacher service shows and trusts: its access token, and the certificates that it takes for the service's."""
+"""What a client of a teacher service shows and trusts: its access token, and the certificates that it takes
+for the service's."""
 
 import os
 import ssl
@@ -31,7 +32,8 @@ def authorization(token: str | None) -> dict[str, str]:
 
 
 def trusted(ca: str | None) -> ssl.SSLContext:
-    """Takes certificates that those in a PEM file have signed, else those that this machine trusts (SSL_CERT_FILE). Raises ValueError."""
+    """Takes certificates that those in a PEM file have signed, else those that this machine trusts
+    (SSL_CERT_FILE). Raises ValueError."""
     try:
         return ssl.create_default_context(cafile=ca)
     except OSError as error:

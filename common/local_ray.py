@@ -1,8 +1,10 @@
-"""Which Ray a command joins: the one it is told of, or a private one on this machine that ends with the command.
+"""Which Ray a command joins: the one it is told of, or a private one on this machine that ends with the
+command.
 
-This module does not import Ray where it is imported: the private Ray belongs to a process of its own, this file run as a program. It sits
-in its own session, so a Ctrl-C in the terminal reaches the command alone, which ends its work and then this Ray. And it ends when its
-standard input does, so a command that is killed outright takes its Ray with it.
+This module does not import Ray where it is imported: the private Ray belongs to a process of its own, this
+file run as a program. It sits in its own session, so a Ctrl-C in the terminal reaches the command alone,
+which ends its work and then this Ray. And it ends when its standard input does, so a command that is killed
+outright takes its Ray with it.
 """
 
 import logging
@@ -26,18 +28,23 @@ _END_S = 10.0
 
 
 @contextmanager
-def ray_to_join(address: str | None, environment: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
-    """Arguments of ``ray.init`` for ``address``, else RAY_ADDRESS, else a private Ray that lives as long as the block.
-
-    ``environment``: variables for this process and those of a private Ray; ``{folder}`` in them is that Ray's own folder. Import Ray inside
+def ray_to_join(
+    address: str | None, environment: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Arguments of ``ray.init`` for ``address``, else RAY_ADDRESS, else a private Ray that lives as long as
     the block.
+
+    ``environment``: variables for this process and those of a private Ray; ``{folder}`` in them is that Ray's
+    own folder. Import Ray inside the block.
     """
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = address or os.environ.get("RAY_ADDRESS")
     if address is not None:
         yield {"address": address, **quiet}
         return
-    folder = tempfile.mkdtemp(prefix="salt-", dir="/tmp")  # short: Ray puts sockets in it, whose paths have at most 107 characters
+    folder = tempfile.mkdtemp(
+        prefix="salt-", dir="/tmp"
+    )  # short: Ray puts sockets in it, whose paths have at most 107 characters
     added = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -47,7 +54,11 @@ def ray_to_join(address: str | None, environment: Mapping[str, str] | None = Non
     before = {name: os.environ.get(name) for name in added}
     os.environ.update(added)
     owner = subprocess.Popen(
-        [sys.executable, "-m", "common.local_ray", folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-m", "salt_distill.common.local_ray", folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert owner.stdin is not None and owner.stdout is not None  # noqa: PT018
     try:
@@ -110,7 +121,8 @@ def _end_session() -> None:
 
 
 def _session_members() -> list[int]:
-    """Processes of this session but this one, as /proc lists them; the dead that nobody waited for are none."""
+    """Processes of this session but this one, as /proc lists them; the dead that nobody waited for are
+    none."""
     members = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

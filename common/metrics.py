@@ -1,4 +1,5 @@
-"""Every Prometheus metric: its name, kind, unit and meaning. ``python -m common.metrics`` writes docs/metrics.md from this."""
+"""Every Prometheus metric: its name, kind, unit and meaning. ``python -m salt_distill.common.metrics`` writes
+docs/metrics.md from this."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,12 +15,15 @@ class Metric:
     unit: str
     help: str
     of: str
-    """What it is made from: a counter of the service, a value of a run on the board, or of a line of metrics.jsonl."""
+    """What it is made from: a counter of the service, a value of a run on the board, or of a line of
+    metrics.jsonl."""
     labels: tuple[str, ...] = ()
 
 
 def _counter(name: str, unit: str, help: str, of: str | None = None, labels: tuple[str, ...] = ()) -> Metric:
-    return Metric(name=f"salt_{name}_total", kind="counter", unit=unit, help=help, of=of or name, labels=labels)
+    return Metric(
+        name=f"salt_{name}_total", kind="counter", unit=unit, help=help, of=of or name, labels=labels
+    )
 
 
 def _gauge(name: str, unit: str, help: str, of: str | None = None, labels: tuple[str, ...] = ()) -> Metric:
@@ -31,8 +35,18 @@ def _times(name: str, help: str, of: str) -> Metric:
 
 
 SERVICE = (
-    _counter("requests", "requests", "Requests answered, by route and code; 499: the client left", "answers", ("route", "code")),
-    _counter("clips_served", "targets", "Targets sent: computed + coalesced + from memory + from disk, where no client leaves early"),
+    _counter(
+        "requests",
+        "requests",
+        "Requests answered, by route and code; 499: the client left",
+        "answers",
+        ("route", "code"),
+    ),
+    _counter(
+        "clips_served",
+        "targets",
+        "Targets sent: computed + coalesced + from memory + from disk, where no client leaves early",
+    ),
     _counter("clips_computed", "clips", "Clips that went through the teacher"),
     _counter("coalesced", "targets", "Targets sent that another request had already begun"),
     _counter("from_memory", "targets", "Targets sent that were in memory"),
@@ -42,7 +56,9 @@ SERVICE = (
     _counter("refused", "rows", "Rows answered bad_digest or bad_shape"),
     _counter("busy", "requests", "Requests answered 429 for lack of room"),
     _counter("expired", "requests", "Requests answered 504: their deadline passed"),
-    _counter("abandoned", "clips", "Clips that cost no forward, since everybody who waited for them had left"),
+    _counter(
+        "abandoned", "clips", "Clips that cost no forward, since everybody who waited for them had left"
+    ),
     _counter("retries_seen", "requests", "Requests that repeat one, as their clients say"),
     _counter("bytes_in", "bytes", "Bodies of requests for targets"),
     _counter("bytes_out", "bytes", "Bodies of their answers"),
@@ -68,15 +84,31 @@ SERVICE = (
 """Sums over all replicas, whichever answers."""
 RUNS = (
     _counter("run_clips_served", "targets", "Targets that a run was sent", "clips_served", ("run",)),
-    _counter("run_clips_computed", "clips", "Clips that a run caused the forward of", "clips_computed", ("run",)),
+    _counter(
+        "run_clips_computed", "clips", "Clips that a run caused the forward of", "clips_computed", ("run",)
+    ),
     _counter("run_bytes_out", "bytes", "Bodies of answers to a run", "bytes_out", ("run",)),
     _gauge("run_step", "steps", "Optimizer steps done, as the run reported last", "step", ("run",)),
     _gauge("run_loss", "L1", "Loss", "loss", ("run",)),
     _gauge("run_flops", "FLOP", "Compute spent, teacher forward included", "flops", ("run",)),
-    _gauge("run_teacher_wait_ms", "milliseconds", "What a step waited for its targets", "teacher_wait_ms", ("run",)),
+    _gauge(
+        "run_teacher_wait_ms",
+        "milliseconds",
+        "What a step waited for its targets",
+        "teacher_wait_ms",
+        ("run",),
+    ),
     _gauge("run_clips_per_s", "clips/s", "Speed", "clips_per_s", ("run",)),
-    _gauge("run_skew_clips", "clips", "How far ahead of the slowest of its group; none without a group", "skew_clips", ("run",)),
-    _gauge("run_seen_timestamp_seconds", "seconds since 1970", "When it was heard of last", "seen_s", ("run",)),
+    _gauge(
+        "run_skew_clips",
+        "clips",
+        "How far ahead of the slowest of its group; none without a group",
+        "skew_clips",
+        ("run",),
+    ),
+    _gauge(
+        "run_seen_timestamp_seconds", "seconds since 1970", "When it was heard of last", "seen_s", ("run",)
+    ),
 )
 """One sample for each run on the board."""
 STUDENT = (
@@ -84,8 +116,15 @@ STUDENT = (
     _gauge("student_loss", "L1", "Loss, mean of the interval's steps", "loss"),
     _gauge("student_clips_per_s", "clips/s", "Speed, all workers together", "clips_per_s"),
     _gauge("student_tokens_per_s", "tokens/s", "Speed in tokens of whole clips", "tokens_per_s"),
-    _gauge("student_mfu", "ratio", "Model FLOPs utilisation: matrix products of the run over the measured peak of its workers", "mfu"),
-    _gauge("student_teacher_wait_ms", "milliseconds", "What a step waited for its targets", "teacher_wait_ms"),
+    _gauge(
+        "student_mfu",
+        "ratio",
+        "Model FLOPs utilisation: matrix products of the run over the measured peak of its workers",
+        "mfu",
+    ),
+    _gauge(
+        "student_teacher_wait_ms", "milliseconds", "What a step waited for its targets", "teacher_wait_ms"
+    ),
     _gauge("student_data_wait_ms", "milliseconds", "What a step waited for its clips", "data_wait_ms"),
     _gauge("student_step_ms", "milliseconds", "A step", "step_ms"),
     _gauge("student_grad_norm", "norm", "Global norm of the gradient", "grad_norm"),
@@ -97,7 +136,8 @@ STUDENT = (
 
 _PAGE = """# Metrics
 
-Written by `python -m common.metrics`; a test says whether it is up to date. `deploy/prometheus.yml` scrapes them, `deploy/grafana-dashboard.json`
+Written by `python -m salt_distill.common.metrics`; a test says whether it is up to date.
+`deploy/prometheus.yml` scrapes them, `deploy/grafana-dashboard.json`
 shows them.
 
 ## The service: `GET /metrics`
@@ -131,4 +171,4 @@ def _table(metrics: tuple[Metric, ...]) -> str:
 if __name__ == "__main__":
     from pathlib import Path
 
-    (Path(__file__).parents[1] / "docs" / "metrics.md").write_text(page())
+    (Path(__file__).resolve().parents[1] / "docs" / "metrics.md").write_text(page())

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from common.clip import ClipBatch
-from common.config import MASK_GROUP_SIZE, MaskConfig
-from common.data.reader import Reader
-from common.model.grid import TokenGrid
-from common.model.masking import MaskGroup, MaskSet, group_idx, mask_group
-from student_trainer.target_source import TargetSource
+from salt_distill.common.clip import ClipBatch
+from salt_distill.common.config import MASK_GROUP_SIZE, MaskConfig
+from salt_distill.common.data.reader import Reader
+from salt_distill.common.model.grid import TokenGrid
+from salt_distill.common.model.masking import MaskGroup, MaskSet, group_idx, mask_group
+from salt_distill.student_trainer.targets.source import TargetSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,11 @@ class Batch:
     target: Future[Float[Tensor, "b n d"]] | None
     """Rows of bad clips are zeros. None where the objective needs none from outside."""
 
-    def groups(self, target: Float[Tensor, "b n d"] | None, device: torch.device, num_passes: int | None = None) -> Iterator[Group]:
-        """The mask groups in order, each copied to the device when it is asked for. ``target``: what ``self.target`` came to.
+    def groups(
+        self, target: Float[Tensor, "b n d"] | None, device: torch.device, num_passes: int | None = None
+    ) -> Iterator[Group]:
+        """The mask groups in order, each copied to the device when it is asked for. ``target``: what
+        ``self.target`` came to.
 
         The last one comes again, without a good clip, until there are ``num_passes``, if that is given.
         """
@@ -48,7 +51,10 @@ class Batch:
         for number, masks in enumerate(self.masks, start=1):
             rows = slice(first, first + masks.size)
             first = rows.stop
-            sets = (MaskSet(visible_idx=_to(s.visible_idx, device), hidden_idx=_to(s.hidden_idx, device)) for s in masks.sets)
+            sets = (
+                MaskSet(visible_idx=_to(s.visible_idx, device), hidden_idx=_to(s.hidden_idx, device))
+                for s in masks.sets
+            )
             group = Group(
                 pixels=_to(torch.from_numpy(self.clips.pixels[rows]), device),
                 good=_to(torch.from_numpy(self.clips.good[rows]), device),
@@ -64,7 +70,8 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """The batches of a rank: slots and masks are functions of the step alone, so a run resumes anywhere, at any world size."""
+    """The batches of a rank: slots and masks are functions of the step alone, so a run resumes anywhere, at
+    any world size."""
 
     reader: Reader
     source: TargetSource | None
@@ -77,8 +84,10 @@ class Batches:
     prefetch_steps: int
 
     def steps(self, first: int, last: int) -> Iterator[Future[Batch]]:
-        """Batches of the steps ``first..last``, of which ``prefetch_steps`` are in the making ahead of the one in use."""
-        # Two batches are read at a time, so that no decoding process waits for the last clip of one; they are made in order.
+        """Batches of the steps ``first..last``, of which ``prefetch_steps`` are in the making ahead of the
+        one in use."""
+        # Two batches are read at a time, so that no decoding process waits for the last clip of one; they are
+        # made in order.
         reading = ThreadPoolExecutor(max_workers=2, thread_name_prefix="clips")
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         pending: collections.deque[Future[Batch]] = collections.deque()
@@ -98,11 +107,18 @@ class Batches:
         groups = group_idx(self.batch_size, self.rank, self.world_size)
         first_slot = (step - 1) * self.batch_size
         last_of_rank = min(MASK_GROUP_SIZE * groups.stop, self.batch_size)
-        return self.reader.clips(range(first_slot + MASK_GROUP_SIZE * groups.start, first_slot + last_of_rank))
+        return self.reader.clips(
+            range(first_slot + MASK_GROUP_SIZE * groups.start, first_slot + last_of_rank)
+        )
 
     def _make(self, step: int, reading: Future[ClipBatch]) -> Batch:
         groups = group_idx(self.batch_size, self.rank, self.world_size)
-        masks = [mask_group(self.mask, self.grid, seed=self.seed, step=step, group=group, batch_size=self.batch_size) for group in groups]
+        masks = [
+            mask_group(
+                self.mask, self.grid, seed=self.seed, step=step, group=group, batch_size=self.batch_size
+            )
+            for group in groups
+        ]
         clips = reading.result()
         slot = (step - 1) * self.batch_size + MASK_GROUP_SIZE * groups.start
         target = None if self.source is None else self.source.request(clips, masks=masks, slot=slot)
@@ -110,5 +126,6 @@ class Batches:
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device. A GPU gets it from pinned memory, so that neither this thread nor the GPU's work under way waits for the copy."""
+    """The tensor on a device. A GPU gets it from pinned memory, so that neither this thread nor the GPU's
+    work under way waits for the copy."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

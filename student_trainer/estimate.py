@@ -1,4 +1,5 @@
-"""`salt-train ... --estimate`: what a run takes in time, FLOPs and memory, from 20 steps on random clips (as arXiv:2509.24317, Table 11)."""
+"""`salt-train ... --estimate`: what a run takes in time, FLOPs and memory, from 20 steps on random clips (as
+arXiv:2509.24317, Table 11)."""
 
 import json
 import os
@@ -17,23 +18,24 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from common.clip import ClipBatch, clip_digest
-from common.config import StudentRun, TrainConfig, VJepaRun
-from common.model.compute import set_up, uses_bfloat16, wait_for
-from common.model.flops import FORWARD_FLOPS, KeptTokens, encoder_forward, kept_tokens
-from common.model.grid import token_grid
-from common.model.masking import MaskGroup, group_idx, mask_group
-from common.model.teacher import TeacherSpec, device_kind
-from student_trainer.batches import Batch
-from student_trainer.loop import Worker, new_objective, update
-from student_trainer.optim import new_optimizer, set_schedule
-from student_trainer.run_flops import NAMES, RunFlops, scientific, teacher_architecture
-from student_trainer.target_source import TargetSource, open_source
+from salt_distill.common.clip import ClipBatch, clip_digest
+from salt_distill.common.config import StudentRun, TrainConfig, VJepaRun
+from salt_distill.common.model.compute import set_up, uses_bfloat16, wait_for
+from salt_distill.common.model.flops import FORWARD_FLOPS, KeptTokens, encoder_forward, kept_tokens
+from salt_distill.common.model.grid import token_grid
+from salt_distill.common.model.masking import MaskGroup, group_idx, mask_group
+from salt_distill.common.model.teacher import TeacherSpec, device_kind
+from salt_distill.student_trainer.batches import Batch
+from salt_distill.student_trainer.loop import Worker, new_objective, update
+from salt_distill.student_trainer.optim import new_optimizer, set_schedule
+from salt_distill.student_trainer.run_flops import NAMES, RunFlops, scientific, teacher_architecture
+from salt_distill.student_trainer.targets.source import TargetSource, open_source
 
 NUM_WARM_UP, NUM_TIMED = 3, 20
 """Steps before the clock runs, and with it."""
 MAX_GROUPS = 2
-"""Mask groups of a timed step: as many as it takes until gradients add up in memory. A step's other groups cost the same."""
+"""Mask groups of a timed step: as many as it takes until gradients add up in memory. A step's other groups
+cost the same."""
 MAX_TIMED_S = 300.0
 """On a machine that is too slow for 20 steps, no further step begins after so long."""
 
@@ -51,12 +53,15 @@ def run(config: TrainConfig) -> None:
 def estimate(config: TrainConfig, device: torch.device) -> dict[str, Any]:
     """Seconds, FLOPs and bytes of the whole run.
 
-    ``student`` and ``teacher`` hold the time of one worker, the one with the most clips, and the FLOPs of all workers (``six_n_d`` and
-    ``exact``; null where a teacher's architecture is not known here). A teacher that is served or cached takes no time here.
+    ``student`` and ``teacher`` hold the time of one worker, the one with the most clips, and the FLOPs of all
+    workers (``six_n_d`` and ``exact``; null where a teacher's architecture is not known here). A teacher that
+    is served or cached takes no time here.
     """
     torch.set_num_threads(config.num_threads)
     num_workers = max(config.most_workers, 1)
-    ranks = [_masks(config, 1, group_idx(config.batch_size, rank, num_workers)) for rank in range(num_workers)]
+    ranks = [
+        _masks(config, 1, group_idx(config.batch_size, rank, num_workers)) for rank in range(num_workers)
+    ]
     num_clips = max(sum(group.size for group in groups) for groups in ranks)
     spec, teacher, teacher_bytes = None, None, 0
     if isinstance(config, StudentRun):
@@ -64,7 +69,9 @@ def estimate(config: TrainConfig, device: torch.device) -> dict[str, Any]:
             spec, held = source.spec, _held_bytes(device)
             teacher = _teacher(config, source, device, num_clips)
             teacher_bytes = _peak_bytes(device) - held
-            student = _student(config, device, spec, num_clips)  # inside, so that the teacher's weights count among what is held
+            student = _student(
+                config, device, spec, num_clips
+            )  # inside, so that the teacher's weights count among what is held
     else:
         student = _student(config, device, None, num_clips)
     parts = [student] if teacher is None else [student, teacher]
@@ -90,7 +97,9 @@ def estimate(config: TrainConfig, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _student(config: TrainConfig, device: torch.device, spec: TeacherSpec | None, clips_per_step: int) -> dict[str, Any]:
+def _student(
+    config: TrainConfig, device: torch.device, spec: TeacherSpec | None, clips_per_step: int
+) -> dict[str, Any]:
     """Everything of a step but targets from outside."""
     _held_bytes(device)
     objective, checkpoint_config = new_objective(config, spec)
@@ -107,7 +116,14 @@ def _student(config: TrainConfig, device: torch.device, spec: TeacherSpec | None
     def step(number: int) -> None:
         scheduled = min(number, config.steps)
         set_schedule(optimizer, config.optim, step=scheduled, steps=config.steps)
-        update(objective, optimizer, Batch(step=number, clips=clips, masks=masks[number], target=None), target, config, worker)
+        update(
+            objective,
+            optimizer,
+            Batch(step=number, clips=clips, masks=masks[number], target=None),
+            target,
+            config,
+            worker,
+        )
         objective.after_step(step=scheduled, steps=config.steps)
 
     mean_s, timed = _time(step, device)
@@ -125,7 +141,10 @@ def _student(config: TrainConfig, device: torch.device, spec: TeacherSpec | None
         grid=grid,
         kept=kept_tokens(config.mask, grid, seed=config.seed, batch_size=config.batch_size),
     )
-    of_timed = replace(flops, kept=[KeptTokens.of(group) for number in timed for group in masks[number]]).exact.total / flops.num_clips
+    of_timed = (
+        replace(flops, kept=[KeptTokens.of(group) for number in timed for group in masks[number]]).exact.total
+        / flops.num_clips
+    )
     return {
         "step_s": step_s,
         "optimizer_s": mean_optimizer_s,
@@ -139,12 +158,22 @@ def _student(config: TrainConfig, device: torch.device, spec: TeacherSpec | None
     }
 
 
-def _teacher(config: StudentRun, source: TargetSource, device: torch.device, clips_per_step: int) -> dict[str, Any]:
-    """The targets from outside; in this process as a step gets them: forward, rounding, and back to the host."""
+def _teacher(
+    config: StudentRun, source: TargetSource, device: torch.device, clips_per_step: int
+) -> dict[str, Any]:
+    """The targets from outside; in this process as a step gets them: forward, rounding, and back to the
+    host."""
     num_clips = config.steps * config.batch_size
     spec = source.spec
     six_n_d = FORWARD_FLOPS * spec.num_parameters * spec.num_tokens * num_clips
-    found = {"where": source.name, "step_s": 0.0, "clips_per_s": None, "flops_per_s": None, "six_n_d": six_n_d, "exact": None}
+    found = {
+        "where": source.name,
+        "step_s": 0.0,
+        "clips_per_s": None,
+        "flops_per_s": None,
+        "six_n_d": six_n_d,
+        "exact": None,
+    }
     if config.teacher_ckpt is None:
         return found
     clips = _random_clips(config, config.teacher.batch_size)
@@ -162,11 +191,16 @@ def _teacher(config: StudentRun, source: TargetSource, device: torch.device, cli
 
 def _masks(config: TrainConfig, step: int, groups: range) -> list[MaskGroup]:
     grid = token_grid(config.view, config.encoder)
-    return [mask_group(config.mask, grid, seed=config.seed, step=step, group=group, batch_size=config.batch_size) for group in groups]
+    return [
+        mask_group(config.mask, grid, seed=config.seed, step=step, group=group, batch_size=config.batch_size)
+        for group in groups
+    ]
 
 
 def _random_clips(config: TrainConfig, number: int) -> ClipBatch:
-    pixels = np.random.default_rng(config.seed).integers(0, 256, (number, *config.view.clip_shape), dtype=np.uint8)
+    pixels = np.random.default_rng(config.seed).integers(
+        0, 256, (number, *config.view.clip_shape), dtype=np.uint8
+    )
     return ClipBatch(
         pixels=pixels,
         digests=tuple(map(clip_digest, pixels)),
@@ -195,7 +229,8 @@ def _time(step: Callable[[int], object], device: torch.device) -> tuple[float, l
 
 
 def _time_optimizer(optimizer: torch.optim.Optimizer, device: torch.device) -> list[float]:
-    """Grows by the seconds of each of the optimizer's steps: it is taken once, however many mask groups a step has."""
+    """Grows by the seconds of each of the optimizer's steps: it is taken once, however many mask groups a
+    step has."""
     seconds: list[float] = []
 
     def before(*_: object) -> None:
@@ -228,7 +263,9 @@ def _peak_bytes(device: torch.device) -> int:
 
 def _print(found: dict[str, Any]) -> None:
     student, teacher = found["student"], found["teacher"]
-    rows = [(NAMES[found["objective"]], student)] + ([(f"teacher, {teacher['where']}", teacher)] if teacher else [])
+    rows = [(NAMES[found["objective"]], student)] + (
+        [(f"teacher, {teacher['where']}", teacher)] if teacher else []
+    )
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("", "step", "clips/s", "whole run", "FLOPs, 6ND", "FLOPs, exact", "FLOP/s"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
@@ -246,7 +283,14 @@ def _print(found: dict[str, Any]) -> None:
     if teacher is not None:
         exact = "" if found["exact"] is None else scientific(found["exact"])
         rate = f"{found['clips_per_worker'] / found['step_s']:,.1f}"
-        table.add_row("together", _duration(found["step_s"]), rate, _duration(found["run_s"]), scientific(found["six_n_d"]), exact)
+        table.add_row(
+            "together",
+            _duration(found["step_s"]),
+            rate,
+            _duration(found["run_s"]),
+            scientific(found["six_n_d"]),
+            exact,
+        )
     console = Console()
     console.width = max(console.width, 110)  # a wide table is read by scrolling, not cut off
     console.print(table)
@@ -257,16 +301,28 @@ def _print(found: dict[str, Any]) -> None:
 def _explained(found: dict[str, Any]) -> list[str]:
     student, num_clips = found["student"], found["clips_per_worker"]
     sentences = [
-        f"{found['steps']:,} steps of {found['batch_size']:,} clips, {num_clips:,} of them on a worker: {_duration(found['run_s'])}; "
-        f"{found['worker_s'] / 3600:,.2f} hours of all workers ({found['workers']}). Peak memory of a worker: {found['peak_memory_bytes'] / 1e9:.2f} GB.",
-        f"Times and clips/s are one worker's, FLOPs the whole run's. Timed on {found['device']}, {found['dtype']}: {student['timed_steps']} steps of "
-        f"{student['timed_clips_per_step']} random clips, with the run's masks.",
+        (
+            f"{found['steps']:,} steps of {found['batch_size']:,} clips, {num_clips:,} of them on a worker:"
+            f" {_duration(found['run_s'])}; {found['worker_s'] / 3600:,.2f} hours of all workers"
+            f" ({found['workers']}). Peak memory of a worker: {found['peak_memory_bytes'] / 1e9:.2f} GB."
+        ),
+        (
+            f"Times and clips/s are one worker's, FLOPs the whole run's. Timed on {found['device']},"
+            f" {found['dtype']}: {student['timed_steps']} steps of {student['timed_clips_per_step']} random"
+            " clips, with the run's masks."
+        ),
         "Not in it: reading, decoding, and what workers exchange.",
     ]
     if student["timed_clips_per_step"] != num_clips:
-        sentences.append("A worker's other mask groups are taken to cost what the timed ones do; the optimizer's step is counted once.")
+        sentences.append(
+            "A worker's other mask groups are taken to cost what the timed ones do; the optimizer's step is"
+            " counted once."
+        )
     if found["teacher"] is not None and found["teacher"]["step_s"] > 0:
-        sentences.append("Student and teacher are added up: they share the device. Where a CPU has cores for both they overlap.")
+        sentences.append(
+            "Student and teacher are added up: they share the device. Where a CPU has cores for both they"
+            " overlap."
+        )
     return sentences
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from common.metrics import STUDENT
+from salt_distill.common.metrics import STUDENT
 
 
 class Exporter:
@@ -17,7 +17,9 @@ class Exporter:
         try:
             self._server, self._thread = start_http_server(port, registry=registry)
         except OSError as error:
-            raise ValueError(f"cannot listen on --metrics-port {port}: {error.strerror}: give another port") from error
+            raise ValueError(
+                f"cannot listen on --metrics-port {port}: {error.strerror}: give another port"
+            ) from error
 
     def show(self, line: dict[str, Any]) -> None:
         """From now on the metrics are these."""

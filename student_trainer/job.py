@@ -10,11 +10,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from common.config import ProbeConfig, StudentRun, TeacherRun, TrainConfig, VJepaRun
-from common.local_ray import ray_to_join
+from salt_distill.common.config import ProbeConfig, StudentRun, TeacherRun, TrainConfig, VJepaRun
+from salt_distill.common.local_ray import ray_to_join
 
 if TYPE_CHECKING:
-    from student_trainer.ranks import Worker
+    from salt_distill.student_trainer.ranks import Worker
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -29,12 +29,13 @@ ENVIRONMENT = {
 }
 """What a Ray that trains is started with."""
 _ELASTIC = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
-"""Of an elastic run. What Ray Train believes of the cluster is up to 20 s old, so after a node's loss it asks for a place that is no longer there;
-only when that took too long does it ask for fewer workers."""
+"""Of an elastic run. What Ray Train believes of the cluster is up to 20 s old, so after a node's loss it asks
+for a place that is no longer there; only when that took too long does it ask for fewer workers."""
 
 
 def run_job(config: TrainConfig) -> None:
-    """Trains in Ray Train workers. Raises what a worker raised, or ValueError where the workers find no place."""
+    """Trains in Ray Train workers. Raises what a worker raised, or ValueError where the workers find no
+    place."""
     values = {"run": type(config).__name__, "config": config.absolute().model_dump(mode="json")}
     in_workers(_train, values, config, folder=Path(config.out), max_failures=config.max_failures)
 
@@ -47,10 +48,11 @@ def in_workers(
     folder: Path,
     max_failures: int = 0,
 ) -> T:
-    """What ``work`` of ``values`` comes to on rank 0, when it is done on all ranks: as many Ray Train workers as ``config`` asks for.
+    """What ``work`` of ``values`` comes to on rank 0, when it is done on all ranks: as many Ray Train workers
+    as ``config`` asks for.
 
-    ``folder``: where Ray Train keeps its own files. ``max_failures``: times that lost workers are replaced, and the work begun again. Raises as
-    ``run_job`` does.
+    ``folder``: where Ray Train keeps its own files. ``max_failures``: times that lost workers are replaced,
+    and the work begun again. Raises as ``run_job`` does.
     """
     environment = ENVIRONMENT | ({} if isinstance(config.workers, int) else _ELASTIC)
     os.environ.update(environment)
@@ -75,10 +77,11 @@ def _fit(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     class StopAtOwnErrors(UserCallback):
-        """Ends the run where starting it again would end in the same sentence, however many failures are allowed."""
+        """Ends the run where starting it again would end in the same sentence, however many failures are
+        allowed."""
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            from student_trainer.metrics import DivergedError, TooManyBadClipsError
+            from salt_distill.student_trainer.metrics import DivergedError, TooManyBadClipsError
 
             for error in worker_exceptions.values():
                 if isinstance(error, ValueError | DivergedError | TooManyBadClipsError):
@@ -90,7 +93,11 @@ def _fit(
         train_loop_config=values,
         torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.workers if isinstance(config.workers, int) else (config.fewest_workers, config.most_workers),
+            num_workers=(
+                config.workers
+                if isinstance(config.workers, int)
+                else (config.fewest_workers, config.most_workers)
+            ),
             use_gpu=config.gpus_per_worker > 0,
             resources_per_worker=_resources(config),
         ),
@@ -110,7 +117,8 @@ def _fit(
         except BaseException as error:  # noqa: BLE001 - handed to the command's thread, which raises it
             failures.append(error)
 
-    # fit() turns Ctrl-C into success and waits for a placement for ever, so it runs beside the thread that watches for both.
+    # fit() turns Ctrl-C into success and waits for a placement for ever, so it runs beside the thread that
+    # watches for both.
     with _InterruptFlag() as interrupted:
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)
         thread.start()
@@ -131,7 +139,7 @@ def _worker() -> "Worker":
     import torch
     from ray.train.torch import get_device
 
-    from student_trainer.ranks import Worker
+    from salt_distill.student_trainer.ranks import Worker
 
     context = ray.train.get_context()
     device = get_device()
@@ -142,9 +150,10 @@ def _worker() -> "Worker":
 
 
 def _train(worker: "Worker", values: dict[str, Any]) -> None:
-    """A worker's whole training, each time that Ray starts it: from the newest checkpoint that there is by then."""
-    from student_trainer.loop import train
-    from student_trainer.run_directory import claimed
+    """A worker's whole training, each time that Ray starts it: from the newest checkpoint that there is by
+    then."""
+    from salt_distill.student_trainer.loop import train
+    from salt_distill.student_trainer.run_directory import claimed
 
     config = _RUNS[values["run"]].model_validate(values["config"])
     with claimed(config) if worker.rank == 0 else nullcontext() as checkpoint:
@@ -153,11 +162,14 @@ def _train(worker: "Worker", values: dict[str, Any]) -> None:
 
 def _resources(config: TrainConfig | ProbeConfig) -> dict[str, float]:
     """What Ray sets aside for a worker."""
-    return {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
+    return {"CPU": config.cpus_per_worker} | (
+        {"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}
+    )
 
 
 class _Placement:
-    """Says what is missing where the workers find no place. A run that had one waits for another, since nodes may come back."""
+    """Says what is missing where the workers find no place. A run that had one waits for another, since nodes
+    may come back."""
 
     def __init__(self, config: TrainConfig | ProbeConfig) -> None:
         self._config = config
@@ -166,7 +178,8 @@ class _Placement:
         self._looked_s = 0.0
 
     def look(self) -> None:
-        """To be called again and again. Raises ValueError where there was no place for 30 s and never one before."""
+        """To be called again and again. Raises ValueError where there was no place for 30 s and never one
+        before."""
         if time.monotonic() - self._looked_s < 1:
             return
         self._looked_s = time.monotonic()
@@ -183,26 +196,36 @@ class _Placement:
             self._waits_since = time.monotonic()
 
     def _states(self) -> set[str]:
-        """Of the places of this run's workers, which Ray Train asks for anew each time that it starts them."""
+        """Of the places of this run's workers, which Ray Train asks for anew each time that it starts
+        them."""
         import ray
         from ray.util import placement_group_table
 
-        job = ray.get_runtime_context().get_job_id()  # a placement group's id ends with that of the job that made it
-        return {group["state"] for name, group in placement_group_table().items() if name.endswith(job)} - {"REMOVED"}
+        job = (
+            ray.get_runtime_context().get_job_id()
+        )  # a placement group's id ends with that of the job that made it
+        return {group["state"] for name, group in placement_group_table().items() if name.endswith(job)} - {
+            "REMOVED"
+        }
 
     def _room(self) -> bool:
-        """Whether the cluster has room for the fewest workers: of an elastic run no place is asked for before it has."""
+        """Whether the cluster has room for the fewest workers: of an elastic run no place is asked for before
+        it has."""
         import ray
 
         free = ray.available_resources()
-        return all(free.get(name, 0.0) >= self._config.fewest_workers * amount for name, amount in _resources(self._config).items())
+        return all(
+            free.get(name, 0.0) >= self._config.fewest_workers * amount
+            for name, amount in _resources(self._config).items()
+        )
 
     def _what_is_missing(self) -> str:
         import ray
 
         return (
-            f"the workers wait for a place since {_SAY_PENDING_S:.0f} s: they need {self._config.workers} times {_resources(self._config)}, free are "
-            f"{ray.available_resources()}: end other jobs, add nodes, or lower --workers, --cpus-per-worker or --gpus-per-worker"
+            f"the workers wait for a place since {_SAY_PENDING_S:.0f} s: they need {self._config.workers}"
+            f" times {_resources(self._config)}, free are {ray.available_resources()}: end other jobs, add"
+            " nodes, or lower --workers, --cpus-per-worker or --gpus-per-worker"
         )
 
 
@@ -210,7 +233,9 @@ class _InterruptFlag(threading.Event):
     """Set by SIGINT and SIGTERM inside the block."""
 
     def __enter__(self) -> "_InterruptFlag":
-        self._before = {number: signal.signal(number, lambda *_: self.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {
+            number: signal.signal(number, lambda *_: self.set()) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *_: object) -> None:

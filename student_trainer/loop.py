@@ -9,32 +9,40 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common.config import StudentRun, TeacherRun, TrainConfig, VJepaRun
-from common.data.reader import Reader
-from common.model.checkpoint import CheckpointConfig, new_predictor, point_to, save_checkpoint
-from common.model.compute import matrix_peak, set_up, uses_bfloat16
-from common.model.flops import num_parameters, step_flops
-from common.model.grid import token_grid
-from common.model.teacher import TeacherSpec
-from common.model.vit import Encoder, init_weights
-from student_trainer.batches import Batch, Batches
-from student_trainer.metrics import MetricsLog, Update
-from student_trainer.objective import Objective
-from student_trainer.optim import new_optimizer, set_schedule
-from student_trainer.parallel import clip_gradients, collect, gradients, num_passes, restore, spread
-from student_trainer.ranks import Worker
-from student_trainer.run_directory import write_environment, write_summary
-from student_trainer.salt import Salt
-from student_trainer.storage import Uploads
-from student_trainer.target_source import TargetSource, open_source, source_order, views_of
-from student_trainer.teacher_client import require_same_teacher
-from student_trainer.utilisation import Utilisation
-from student_trainer.vjepa import VJepa
-from student_trainer.vpixel import VPixel, pixel_width
+from salt_distill.common.config import StudentRun, TeacherRun, TrainConfig, VJepaRun
+from salt_distill.common.data.reader import Reader
+from salt_distill.common.model.checkpoint import CheckpointConfig, new_predictor, point_to, save_checkpoint
+from salt_distill.common.model.compute import matrix_peak, set_up, uses_bfloat16
+from salt_distill.common.model.flops import num_parameters, step_flops
+from salt_distill.common.model.grid import token_grid
+from salt_distill.common.model.teacher import TeacherSpec
+from salt_distill.common.model.vit import Encoder, init_weights
+from salt_distill.student_trainer.batches import Batch, Batches
+from salt_distill.student_trainer.metrics import MetricsLog, Update
+from salt_distill.student_trainer.objective import Objective
+from salt_distill.student_trainer.optim import new_optimizer, set_schedule
+from salt_distill.student_trainer.parallel import (
+    clip_gradients,
+    collect,
+    gradients,
+    num_passes,
+    restore,
+    spread,
+)
+from salt_distill.student_trainer.ranks import Worker
+from salt_distill.student_trainer.run_directory import write_environment, write_summary
+from salt_distill.student_trainer.salt import Salt
+from salt_distill.student_trainer.storage import Uploads
+from salt_distill.student_trainer.targets.client import require_same_teacher
+from salt_distill.student_trainer.targets.source import TargetSource, open_source, source_order, views_of
+from salt_distill.student_trainer.utilisation import Utilisation
+from salt_distill.student_trainer.vjepa import VJepa
+from salt_distill.student_trainer.vpixel import VPixel, pixel_width
 
 
 def train(config: TrainConfig, worker: Worker, checkpoint: Path | None) -> None:
-    """Runs ``config`` from rank 0's ``checkpoint`` (None: from the start) to its last step; every rank calls it."""
+    """Runs ``config`` from rank 0's ``checkpoint`` (None: from the start) to its last step; every rank calls
+    it."""
     torch.set_num_threads(config.num_threads)
     with ThreadPoolExecutor(1) as opening, contextlib.ExitStack() as stack:
         (reader, source), _ = worker.ranks.result(opening.submit(_open, config, worker, stack))
@@ -48,10 +56,17 @@ def train(config: TrainConfig, worker: Worker, checkpoint: Path | None) -> None:
         train_on(reader, source, config, worker, checkpoint)
 
 
-def _open(config: TrainConfig, worker: Worker, stack: contextlib.ExitStack) -> tuple[Reader, TargetSource | None]:
+def _open(
+    config: TrainConfig, worker: Worker, stack: contextlib.ExitStack
+) -> tuple[Reader, TargetSource | None]:
     """Where this rank's clips and targets come from; ``stack`` closes them."""
     reader = Reader(
-        config.data, data_seed=config.data_seed, views=views_of(config), view=config.view, split=config.split, loader=config.loader
+        config.data,
+        data_seed=config.data_seed,
+        views=views_of(config),
+        view=config.view,
+        split=config.split,
+        loader=config.loader,
     )
     stack.callback(reader.close)
     if not isinstance(config, StudentRun):
@@ -61,7 +76,9 @@ def _open(config: TrainConfig, worker: Worker, stack: contextlib.ExitStack) -> t
     return reader, source
 
 
-def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, worker: Worker, checkpoint: Path | None) -> None:
+def train_on(
+    reader: Reader, source: TargetSource | None, config: TrainConfig, worker: Worker, checkpoint: Path | None
+) -> None:
     """``train`` with clips from ``reader`` and, in stage 2, targets from ``source``."""
     out = Path(config.out)
     grid = token_grid(config.view, config.encoder)
@@ -127,7 +144,9 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
 
     for future in batches.steps(step + 1, config.steps):
         batch, waited_for_data = worker.ranks.result(future)
-        target, waited_for_teacher = (None, 0.0) if batch.target is None else worker.ranks.result(batch.target)
+        target, waited_for_teacher = (
+            (None, 0.0) if batch.target is None else worker.ranks.result(batch.target)
+        )
 
         step = batch.step
         lr, decay = set_schedule(optimizer, config.optim, step=step, steps=config.steps)
@@ -158,26 +177,42 @@ def train_on(reader: Reader, source: TargetSource | None, config: TrainConfig, w
                     "rng": torch.get_rng_state(),
                     "teacher": None if teacher is None else json.dumps(teacher.to_json()),
                 }
-                save_checkpoint(directory, checkpoint_config.model_copy(update={"step": step}), state.modules, training)
+                save_checkpoint(
+                    directory, checkpoint_config.model_copy(update={"step": step}), state.modules, training
+                )
                 point_to(out, directory)
                 uploads.add(directory)
     log.close()
     skipped, counters = worker.ranks.all_values(reader.skipped), worker.ranks.all_values(reader.counters())
     if worker.rank == 0:
         totals = {name: sum(counts[name] for counts in counters) for name in counters[0]}
-        write_summary(out, config, objective, source, decoder=reader.decoder, counters=totals, skipped=dict(ChainMap(*skipped)))
+        write_summary(
+            out,
+            config,
+            objective,
+            source,
+            decoder=reader.decoder,
+            counters=totals,
+            skipped=dict(ChainMap(*skipped)),
+        )
     worker.ranks.result(uploads.finish())
 
 
 def update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, target: Tensor | None, config: TrainConfig, worker: Worker
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    target: Tensor | None,
+    config: TrainConfig,
+    worker: Worker,
 ) -> Update:
     """One optimizer step, left out where loss or gradient is not finite. Nothing here waits for the device.
 
     Each mask group is a forward and a backward of its own, so a batch of any size fits where a group fits.
     """
     bfloat16 = uses_bfloat16(config.compute.dtype, worker.device)
-    # The loss is a mean over the good clips of the global batch, so a rank weighs its own by everybody's count.
+    # The loss is a mean over the good clips of the global batch, so a rank weighs its own by everybody's
+    # count.
     num_good = worker.sum(torch.full((), int(batch.clips.good.sum()), device=worker.device)).clamp(min=1)
     optimizer.zero_grad(set_to_none=True)
     loss, clip_losses = torch.zeros((), device=worker.device), []
@@ -199,12 +234,14 @@ def update(
 
 
 def new_objective(config: TrainConfig, teacher: TeacherSpec | None) -> tuple[Objective, CheckpointConfig]:
-    """The model of a run, initialised from its seed, and what its checkpoints say about it. Raises ValueError where the teacher sees other tokens."""
+    """The model of a run, initialised from its seed, and what its checkpoints say about it. Raises ValueError
+    where the teacher sees other tokens."""
     grid = tuple(token_grid(config.view, config.encoder))
     if teacher is not None and (teacher.grid != grid or teacher.clip_shape != config.view.clip_shape):
         raise ValueError(
-            f"got a teacher for clips {teacher.clip_shape} with token grid {teacher.grid}, expected clips {config.view.clip_shape} with token "
-            f"grid {grid}: choose the student's view and patch size to match the teacher's"
+            f"got a teacher for clips {teacher.clip_shape} with token grid {teacher.grid}, expected clips"
+            f" {config.view.clip_shape} with token grid {grid}: choose the student's view and patch size to"
+            " match the teacher's"
         )
     out_width = config.encoder.width if teacher is None else teacher.width
     checkpoint_config = CheckpointConfig(

@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from common.clip import ClipBatch
-from common.config import TrainConfig
-from student_trainer.batches import Batch
-from student_trainer.exporter import Exporter
-from student_trainer.tracker import Tracker
-from student_trainer.utilisation import Utilisation
+from salt_distill.common.clip import ClipBatch
+from salt_distill.common.config import TrainConfig
+from salt_distill.student_trainer.batches import Batch
+from salt_distill.student_trainer.exporter import Exporter
+from salt_distill.student_trainer.tracker import Tracker
+from salt_distill.student_trainer.utilisation import Utilisation
 
 
 class DivergedError(RuntimeError):
@@ -58,7 +58,8 @@ class _Interval:
 class MetricsLog:
     """Collects every step of this rank; rank 0 writes a line per interval.
 
-    Raises DivergedError at the first interval with a non-finite loss, TooManyBadClipsError above ``loader.max_bad_fraction``, on every rank.
+    Raises DivergedError at the first interval with a non-finite loss, TooManyBadClipsError above
+    ``loader.max_bad_fraction``, on every rank.
     """
 
     def __init__(
@@ -83,7 +84,9 @@ class MetricsLog:
         if rank == 0:
             self._file = (Path(config.out) / "metrics.jsonl").open("a")
             self._board = SummaryWriter(str(Path(config.out) / "tensorboard"))
-        self._exporter = Exporter(config.metrics_port) if rank == 0 and config.metrics_port is not None else None
+        self._exporter = (
+            Exporter(config.metrics_port) if rank == 0 and config.metrics_port is not None else None
+        )
         self._tracker = Tracker(config) if rank == 0 and config.wandb is not None else None
 
     def add(
@@ -116,7 +119,8 @@ class MetricsLog:
         return self._write(batch.step, lr, weight_decay, of_source)
 
     def require_finite(self, step: int) -> None:
-        """Raises DivergedError if a step since the last line was left out: before a checkpoint, so that the last one is from before it."""
+        """Raises DivergedError if a step since the last line was left out: before a checkpoint, so that the
+        last one is from before it."""
         if self._interval.updates:
             self._losses(self._interval, step)
 
@@ -135,7 +139,9 @@ class MetricsLog:
         self._num_bad += int((~clips.good).sum())
         self._bad_keys.update(key for key, good in zip(clips.keys, clips.good, strict=True) if not good)
 
-    def _write(self, step: int, lr: float, weight_decay: float, of_source: dict[str, float]) -> dict[str, Any]:
+    def _write(
+        self, step: int, lr: float, weight_decay: float, of_source: dict[str, float]
+    ) -> dict[str, Any]:
         interval, self._interval = self._interval, _Interval()
         losses = self._losses(interval, step)
         sums = torch.tensor(
@@ -170,8 +176,10 @@ class MetricsLog:
         }
         if all_bad > self._config.loader.max_bad_fraction * all_clips:
             raise TooManyBadClipsError(
-                f"{int(all_bad)} of {int(all_clips)} clips could not be decoded, for example {', '.join(sorted(self._bad_keys)[:3])}; expected at most a "
-                f"share of loader.max_bad_fraction={self._config.loader.max_bad_fraction}: pack the data set again, or raise it"
+                f"{int(all_bad)} of {int(all_clips)} clips could not be decoded, for example"
+                f" {', '.join(sorted(self._bad_keys)[:3])}; expected at most a share of"
+                f" loader.max_bad_fraction={self._config.loader.max_bad_fraction}: pack the data set again,"
+                " or raise it"
             )
         if self._file is not None and self._board is not None:
             self._file.write(json.dumps(line) + "\n")
@@ -186,7 +194,8 @@ class MetricsLog:
         return line
 
     def _losses(self, interval: _Interval, step: int) -> Float[Tensor, " steps"]:
-        """The loss of each step of an interval that ends with ``step``, over all ranks. Raises DivergedError where one is not finite, or its gradient."""
+        """The loss of each step of an interval that ends with ``step``, over all ranks. Raises DivergedError
+        where one is not finite, or its gradient."""
         losses = torch.stack([update.loss for update in interval.updates])
         norms = torch.stack([update.norm for update in interval.updates])
         wrong = (~(losses.isfinite() & norms.isfinite())).nonzero()
@@ -194,12 +203,15 @@ class MetricsLog:
             return losses
         first = int(wrong[0])
         lost = (~interval.updates[first].clip_losses.isfinite()).tolist()
-        of_ranks: list[list[str]] = [[key for key, is_lost in zip(interval.keys[first], lost, strict=True) if is_lost]] * self._world_size
+        of_ranks: list[list[str]] = [
+            [key for key, is_lost in zip(interval.keys[first], lost, strict=True) if is_lost]
+        ] * self._world_size
         if self._world_size > 1:
             dist.all_gather_object(of_ranks, of_ranks[0])
         keys = [key for of_rank in of_ranks for key in of_rank]
         clips = f"from {len(keys)} clips, {', '.join(keys[:5])}" if keys else "from no clip alone"
         raise DivergedError(
-            f"step {step - len(losses) + 1 + first} has loss {losses[first].item():g} and a gradient of norm {norms[first].item():g}, expected finite "
-            f"numbers ({clips}): its update was left out, and the newest checkpoint is from before it. Look at the clips, or start again with a lower optim.lr"
+            f"step {step - len(losses) + 1 + first} has loss {losses[first].item():g} and a gradient of norm"
+            f" {norms[first].item():g}, expected finite numbers ({clips}): its update was left out, and the"
+            " newest checkpoint is from before it. Look at the clips, or start again with a lower optim.lr"
         )

@@ -1,4 +1,5 @@
-"""One model on many ranks, and its state as a whole: rank 0 alone reads and writes it, so the others need no disk of its."""
+"""One model on many ranks, and its state as a whole: rank 0 alone reads and writes it, so the others need no
+disk of its."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,20 +16,22 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from common.config import Sharding
-from common.model.checkpoint import load_training, read_tensors
-from common.model.masking import most_groups
-from common.model.vit import Block
-from student_trainer.batches import Batch
-from student_trainer.objective import Objective
-from student_trainer.ranks import Worker
+from salt_distill.common.config import Sharding
+from salt_distill.common.model.checkpoint import load_training, read_tensors
+from salt_distill.common.model.masking import most_groups
+from salt_distill.common.model.vit import Block
+from salt_distill.student_trainer.batches import Batch
+from salt_distill.student_trainer.objective import Objective
+from salt_distill.student_trainer.ranks import Worker
 
 
 def spread(objective: Objective, sharding: Sharding, worker: Worker) -> nn.Module:
-    """What a step calls in place of ``objective``, so that the ranks share its gradients. The parameters are on the rank's device from here on.
+    """What a step calls in place of ``objective``, so that the ranks share its gradients. The parameters are
+    on the rank's device from here on.
 
-    Note [sharding]: of a sharded model each rank holds a slice of every parameter, its gradient and its optimizer state. A block's parameters are
-    whole on a rank only while the block computes; they travel in float32, so that autocast computes what it computes without sharding.
+    Note [sharding]: of a sharded model each rank holds a slice of every parameter, its gradient and its
+    optimizer state. A block's parameters are whole on a rank only while the block computes; they travel in
+    float32, so that autocast computes what it computes without sharding.
     """
     if worker.world_size == 1 or sharding == "ddp":
         objective.to(worker.device)
@@ -41,16 +44,22 @@ def spread(objective: Objective, sharding: Sharding, worker: Worker) -> nn.Modul
 
 
 def num_passes(model: nn.Module, batch: Batch, batch_size: int, worker: Worker) -> int:
-    """Forwards and backwards of a step. Ranks that gather a sharded model's blocks all take as many, also one that has fewer mask groups."""
+    """Forwards and backwards of a step. Ranks that gather a sharded model's blocks all take as many, also one
+    that has fewer mask groups."""
     return most_groups(batch_size, worker.world_size) if isinstance(model, FSDPModule) else len(batch.masks)
 
 
 @contextlib.contextmanager
 def gradients(model: nn.Module, *, exchange: bool) -> Iterator[None]:
-    """Inside, a backward adds to the gradients; ranks exchange them where ``exchange``, once a step with their last mask group."""
+    """Inside, a backward adds to the gradients; ranks exchange them where ``exchange``, once a step with
+    their last mask group."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(exchange)
-    with model.no_sync() if isinstance(model, DistributedDataParallel) and not exchange else contextlib.nullcontext():
+    with (
+        model.no_sync()
+        if isinstance(model, DistributedDataParallel) and not exchange
+        else contextlib.nullcontext()
+    ):
         yield
 
 
@@ -89,20 +98,36 @@ def collect(objective: Objective, optimizer: torch.optim.Optimizer, worker: Work
         full = tensor.full_tensor()  # one at a time: together they would not fit a device
         return full.cpu() if worker.rank == 0 else torch.empty(0)
 
-    modules = {file: {name: kept(tensor) for name, tensor in module.state_dict().items()} for file, module in modules_of(objective).items()}
+    modules = {
+        file: {name: kept(tensor) for name, tensor in module.state_dict().items()}
+        for file, module in modules_of(objective).items()
+    }
     of_optimizer = optimizer.state_dict()
-    state = {idx: {name: kept(tensor) for name, tensor in values.items()} for idx, values in of_optimizer["state"].items()}
+    state = {
+        idx: {name: kept(tensor) for name, tensor in values.items()}
+        for idx, values in of_optimizer["state"].items()
+    }
     return State(modules, of_optimizer | {"state": state}) if worker.rank == 0 else None
 
 
-def restore(checkpoint: Path | None, objective: Objective, optimizer: torch.optim.Optimizer, worker: Worker) -> dict[str, Any] | None:
-    """Fills the ranks from rank 0's ``checkpoint``; what else its ``training.pt`` holds. None, with nothing done, where rank 0 has none."""
+def restore(
+    checkpoint: Path | None, objective: Objective, optimizer: torch.optim.Optimizer, worker: Worker
+) -> dict[str, Any] | None:
+    """Fills the ranks from rank 0's ``checkpoint``; what else its ``training.pt`` holds. None, with nothing
+    done, where rank 0 has none."""
     with ThreadPoolExecutor(1) as reading:
-        (state, rest), _ = worker.ranks.result(reading.submit(_read, checkpoint if worker.rank == 0 else None, objective))
+        (state, rest), _ = worker.ranks.result(
+            reading.submit(_read, checkpoint if worker.rank == 0 else None, objective)
+        )
     shapes: dict[int, dict[str, torch.Size]] = {}
     if state is not None:
-        shapes = {idx: {name: tensor.shape for name, tensor in values.items()} for idx, values in state.optimizer["state"].items()}
-    rest, shapes, groups = worker.ranks.all_values((rest, shapes, state and state.optimizer["param_groups"]))[0]
+        shapes = {
+            idx: {name: tensor.shape for name, tensor in values.items()}
+            for idx, values in state.optimizer["state"].items()
+        }
+    rest, shapes, groups = worker.ranks.all_values((rest, shapes, state and state.optimizer["param_groups"]))[
+        0
+    ]
     if rest is None:
         return None
     for file, module in modules_of(objective).items():
@@ -125,7 +150,10 @@ def _read(checkpoint: Path | None, objective: Objective) -> tuple[State | None, 
     """A checkpoint's state, and the rest of its ``training.pt``, which is small."""
     if checkpoint is None:
         return None, None
-    modules = {file: read_tensors(checkpoint, f"{file}.safetensors", module) for file, module in modules_of(objective).items()}
+    modules = {
+        file: read_tensors(checkpoint, f"{file}.safetensors", module)
+        for file, module in modules_of(objective).items()
+    }
     rest = load_training(checkpoint)
     return State(modules, rest.pop("optimizer")), rest
 
@@ -134,8 +162,14 @@ def _read(checkpoint: Path | None, objective: Objective) -> tuple[State | None, 
 def _fill(own: Tensor, full: Tensor | None, worker: Worker) -> None:
     """Puts rank 0's whole tensor into what each rank holds of it."""
     if isinstance(own, DTensor):
-        source = torch.empty(own.shape, dtype=own.dtype, device=worker.device) if full is None else full.to(worker.device)
-        own.copy_(distribute_tensor(source, own.device_mesh, own.placements))  # it is rank 0's that is scattered
+        source = (
+            torch.empty(own.shape, dtype=own.dtype, device=worker.device)
+            if full is None
+            else full.to(worker.device)
+        )
+        own.copy_(
+            distribute_tensor(source, own.device_mesh, own.placements)
+        )  # it is rank 0's that is scattered
         return
     if full is not None:
         own.copy_(full)

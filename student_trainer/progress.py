@@ -1,4 +1,5 @@
-"""A run's progress on the terminal, read from its metrics.jsonl: the same whether it trains here or in Ray's workers."""
+"""A run's progress on the terminal, read from its metrics.jsonl: the same whether it trains here or in Ray's
+workers."""
 
 import json
 import os
@@ -46,7 +47,11 @@ def _follow(run: Path, steps: int, console: rich.console.Console, stop: threadin
             due = line["step"] - printed_step >= steps / PLAIN_LINES or line["step"] == steps
             if not console.is_terminal and due:
                 printed_step = line["step"]
-                console.print(f"{run.name}: step {line['step']}/{steps}  {plain(line, steps)}", highlight=False, soft_wrap=True)
+                console.print(
+                    f"{run.name}: step {line['step']}/{steps}  {plain(line, steps)}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
 
 
 class Display:
@@ -54,7 +59,12 @@ class Display:
 
     def __init__(self, name: str, steps: int) -> None:
         self._steps = steps
-        self._bar = Progress(TextColumn("[bold]{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         self._task = self._bar.add_task(name, total=steps)
         self._line: dict[str, Any] | None = None
         self._losses: list[float] = []
@@ -91,21 +101,26 @@ class Display:
                 *([("bad clips", str(line["bad_clips"]))] if line["bad_clips"] else []),
             ],
         ]
-        return Group(self._bar, *(Text("  ").join(_named(name, value) for name, value in row) for row in rows))
+        return Group(
+            self._bar, *(Text("  ").join(_named(name, value) for name, value in row) for row in rows)
+        )
 
 
 def plain(line: dict[str, Any], steps: int) -> str:
     """A line of metrics as one line of text, for a file or a pipe."""
     return (
-        f"loss {line['loss']:.4f}  {line['clips_per_s']:.0f} clips/s  MFU {line['mfu']:.1%}  "
-        f"waits: data {line['data_wait_ms']:.0f} ms, teacher {line['teacher_wait_ms']:.0f} ms  ETA {_eta(line, steps)}"
+        f"loss {line['loss']:.4f}  {line['clips_per_s']:.0f} clips/s  MFU {line['mfu']:.1%}  waits: data"
+        f" {line['data_wait_ms']:.0f} ms, teacher {line['teacher_wait_ms']:.0f} ms  ETA {_eta(line, steps)}"
     )
 
 
 def curve(values: list[float]) -> str:
     """The values as bars of eight heights, from the smallest to the largest of them."""
     low, high = min(values), max(values)
-    return "".join(BARS[round((value - low) / (high - low) * (len(BARS) - 1))] if high > low else BARS[0] for value in values)
+    return "".join(
+        BARS[round((value - low) / (high - low) * (len(BARS) - 1))] if high > low else BARS[0]
+        for value in values
+    )
 
 
 def _eta(line: dict[str, Any], steps: int) -> str:
@@ -118,7 +133,8 @@ def _named(name: str, value: str) -> Text:
 
 
 def _new_lines(path: Path, stop: threading.Event) -> Iterator[dict[str, Any]]:
-    """Whole lines as they are written; ends after ``stop``, once the file has been read to its end. A start anew may have cut the file."""
+    """Whole lines as they are written; ends after ``stop``, once the file has been read to its end. A start
+    anew may have cut the file."""
     position = path.stat().st_size if path.exists() else 0
     while True:
         last_round = stop.is_set()
@@ -126,7 +142,9 @@ def _new_lines(path: Path, stop: threading.Event) -> Iterator[dict[str, Any]]:
             with path.open("rb") as file:
                 position = min(position, file.seek(0, os.SEEK_END))
                 file.seek(max(position - 1, 0))
-                if position > 0 and file.read(1) != b"\n":  # cut, and grown beyond: on from the next whole line
+                if (
+                    position > 0 and file.read(1) != b"\n"
+                ):  # cut, and grown beyond: on from the next whole line
                     position += len(file.readline())
                 for raw in file:
                     if not raw.endswith(b"\n"):

@@ -22,21 +22,25 @@ _READY, _WAITING, _FAILED = 0, 1, 2
 class Ranks:
     """The processes of a run. Every rank makes it, and calls its methods in the same order.
 
-    Note [ranks]: a rank whose teacher, or data, has failed takes part in no further step. The others would wait for it in the exchange of
-    gradients until that times out, which looks like a hang and says nothing. So before a step the ranks meet on the host, and again every few
-    seconds while one of them still waits; where one has failed, they exchange its error, and each raises it.
+    Note [ranks]: a rank whose teacher, or data, has failed takes part in no further step. The others would
+    wait for it in the exchange of gradients until that times out, which looks like a hang and says nothing.
+    So before a step the ranks meet on the host, and again every few seconds while one of them still waits;
+    where one has failed, they exchange its error, and each raises it.
     """
 
     def __init__(self, world_size: int) -> None:
         self._world_size = world_size
         self._group: dist.ProcessGroup | None = None
-        if world_size > 1 and dist.get_backend() != "gloo":  # meet on the host: a rank's GPU goes on with what it has
+        if (
+            world_size > 1 and dist.get_backend() != "gloo"
+        ):  # meet on the host: a rank's GPU goes on with what it has
             group = dist.new_group(backend="gloo")
             assert isinstance(group, dist.ProcessGroup)
             self._group = group
 
     def result(self, future: Future[T]) -> tuple[T, float]:
-        """What this rank's future comes to, when every rank's has come, and the longest wait of a rank in seconds. Raises the error of the first."""
+        """What this rank's future comes to, when every rank's has come, and the longest wait of a rank in
+        seconds. Raises the error of the first."""
         if self._world_size == 1:
             since = time.perf_counter()
             return future.result(), time.perf_counter() - since
@@ -66,7 +70,9 @@ class Ranks:
 
     def _first_error(self, future: Future[T]) -> BaseException:
         own = future.exception() if future.done() else None
-        return next(error for error in self.all_values(None if own is None else _portable(own)) if error is not None)
+        return next(
+            error for error in self.all_values(None if own is None else _portable(own)) if error is not None
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +89,8 @@ class Worker:
         return Ranks(self.world_size)
 
     def together(self, work: Callable[[], T]) -> T:
-        """What this rank's work comes to, when every rank's has. Raises the error of the first rank that has one."""
+        """What this rank's work comes to, when every rank's has. Raises the error of the first rank that has
+        one."""
         if self.world_size == 1:
             return work()  # in this thread, which a Ctrl-C ends
 

@@ -15,15 +15,15 @@ from typing import IO, Any
 import torch
 import yaml
 
-from common.config import TrainConfig, dump_yaml, load_yaml
-from common.model.checkpoint import POINTER, find_checkpoint
-from common.model.compute import uses_bfloat16
-from common.model.flops import num_parameters
-from common.model.teacher import device_kind
-from common.whole import write_whole
-from student_trainer.objective import Objective
-from student_trainer.storage import fetch_newer, stored_config
-from student_trainer.target_source import TargetSource
+from salt_distill.common.config import TrainConfig, dump_yaml, load_yaml
+from salt_distill.common.model.checkpoint import POINTER, find_checkpoint
+from salt_distill.common.model.compute import uses_bfloat16
+from salt_distill.common.model.flops import num_parameters
+from salt_distill.common.model.teacher import device_kind
+from salt_distill.common.whole import write_whole
+from salt_distill.student_trainer.objective import Objective
+from salt_distill.student_trainer.storage import fetch_newer, stored_config
+from salt_distill.student_trainer.targets.source import TargetSource
 
 CLAIM_S = 30.0
 """How long a start waits for the run's last process to end, in seconds."""
@@ -61,14 +61,16 @@ FREE_ON_RESUME = {
     "compute.sharding",
     "compute.attention",
 }
-"""Keys that may differ between a run and its continuation, with all below them: they do not change what is learned. A source of targets may move,
-but its teacher's fingerprint and compute are checked against the checkpoint's."""
+"""Keys that may differ between a run and its continuation, with all below them: they do not change what is
+learned. A source of targets may move, but its teacher's fingerprint and compute are checked against the
+checkpoint's."""
 
 
 def open_run(config: TrainConfig) -> None:
     """Writes ``config.yaml``.
 
-    Raises ValueError where ``out`` or ``storage`` holds another run and ``--resume`` is off, or where the continuation would learn something else.
+    Raises ValueError where ``out`` or ``storage`` holds another run and ``--resume`` is off, or where the
+    continuation would learn something else.
     """
     out = Path(config.out)
     path = out / "config.yaml"
@@ -76,21 +78,28 @@ def open_run(config: TrainConfig) -> None:
     started = path.exists() or stored is not None
     where = f"--out {out}" if path.exists() else f"--storage {config.storage}"
     if started and not config.resume:
-        raise ValueError(f"got {where}, which holds a run already: add --resume to continue it, or choose another directory")
+        raise ValueError(
+            f"got {where}, which holds a run already: add --resume to continue it, or choose another"
+            " directory"
+        )
     if config.resume and not started:
         raise ValueError(f"got --resume for {out}, which holds no run: leave --resume out to start one")
     if started:
-        check_same(load_yaml(path) if stored is None else yaml.safe_load(stored), config.model_dump(mode="json"), out)
+        check_same(
+            load_yaml(path) if stored is None else yaml.safe_load(stored), config.model_dump(mode="json"), out
+        )
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(dump_yaml(config))
 
 
 @contextmanager
 def claimed(config: TrainConfig) -> Iterator[Path | None]:
-    """The checkpoint that the run goes on from, None: its beginning. Every start asks for it, and no other process trains in ``out`` inside the block.
+    """The checkpoint that the run goes on from, None: its beginning. Every start asks for it, and no other
+    process trains in ``out`` inside the block.
 
-    Fetches it where ``storage`` has a newer one, for workers that start on another machine, and cuts ``metrics.jsonl`` after it: what follows is
-    trained again. Raises ValueError where another process stays: after a kill the workers of the killed command end by themselves, but not at once.
+    Fetches it where ``storage`` has a newer one, for workers that start on another machine, and cuts
+    ``metrics.jsonl`` after it: what follows is trained again. Raises ValueError where another process stays:
+    after a kill the workers of the killed command end by themselves, but not at once.
     """
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -98,14 +107,19 @@ def claimed(config: TrainConfig) -> Iterator[Path | None]:
         deadline = time.monotonic() + CLAIM_S
         while not _lock(file):
             if time.monotonic() > deadline:
-                raise ValueError(f"got {out}, in which another process trains since {CLAIM_S:g} s: end it, or choose another directory")
+                raise ValueError(
+                    f"got {out}, in which another process trains since {CLAIM_S:g} s: end it, or choose"
+                    " another directory"
+                )
             time.sleep(0.1)
         if not (out / "config.yaml").exists():  # the command was given on another machine
             (out / "config.yaml").write_text(dump_yaml(config))
         if config.storage is not None:
             fetch_newer(config.storage, out)
         checkpoint = find_checkpoint(out) if (out / POINTER).exists() else None
-        _cut_metrics(out / "metrics.jsonl", 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-")))
+        _cut_metrics(
+            out / "metrics.jsonl", 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
+        )
         yield checkpoint
 
 
@@ -123,7 +137,8 @@ def check_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
     for key, value in _values(now):
         if then.get(key) != value:
             raise ValueError(
-                f"--resume: {out} was started with {key}={then.get(key)!r}, got {key}={value!r}: use the same value, or start a new run"
+                f"--resume: {out} was started with {key}={then.get(key)!r}, got {key}={value!r}: use the same"
+                " value, or start a new run"
             )
 
 
@@ -153,14 +168,24 @@ def _git_commit() -> str | None:
     """Of this code; None where it is no checkout, or there is no git, as in an image."""
     if shutil.which("git") is None:
         return None
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
     return git.stdout.strip() or None
 
 
 def write_environment(
-    out: Path, config: TrainConfig, device: torch.device, decoder: str, *, world_size: int, after_step: int, peak_flops_per_s: float
+    out: Path,
+    config: TrainConfig,
+    device: torch.device,
+    decoder: str,
+    *,
+    world_size: int,
+    after_step: int,
+    peak_flops_per_s: float,
 ) -> None:
-    """Adds to ``environment.json`` on what the run computes from here on: a list, since a run that is resumed may have moved."""
+    """Adds to ``environment.json`` on what the run computes from here on: a list, since a run that is resumed
+    may have moved."""
     path = out / "environment.json"
     environment = {
         "after_step": after_step,
@@ -201,10 +226,15 @@ def write_summary(
         "loss_first": lines[0]["loss"],
         "loss_last": lines[-1]["loss"],
         "flops": lines[-1]["flops"],
-        "teacher_wait_ms": None if source is None else sum(line["teacher_wait_ms"] for line in lines) / len(lines),
+        "teacher_wait_ms": (
+            None if source is None else sum(line["teacher_wait_ms"] for line in lines) / len(lines)
+        ),
         "data_wait_ms": sum(line["data_wait_ms"] for line in lines) / len(lines),
         "step_ms": sum(line["step_ms"] for line in lines) / len(lines),
-        "num_parameters": {"encoder": num_parameters(objective.encoder), "predictor": num_parameters(objective.predictor)},
+        "num_parameters": {
+            "encoder": num_parameters(objective.encoder),
+            "predictor": num_parameters(objective.predictor),
+        },
         "teacher": None if source is None else source.spec.to_json(),
         "target_source": None if source is None else source.counters(),
         "decoder": decoder,

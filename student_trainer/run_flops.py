@@ -1,14 +1,22 @@
-"""The compute of one training run: by the paper's 6ND, and every matrix product at the tokens that the masks keep."""
+"""The compute of one training run: by the paper's 6ND, and every matrix product at the tokens that the masks
+keep."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from common.config import EncoderConfig, FrozenConfig, PredictorConfig
-from common.model.checkpoint import open_encoder
-from common.model.flops import Flops, KeptTokens, encoder_parameters, exact_flops, predictor_parameters, six_n_d
-from common.model.grid import TokenGrid
+from salt_distill.common.config import EncoderConfig, FrozenConfig, PredictorConfig
+from salt_distill.common.model.checkpoint import open_encoder
+from salt_distill.common.model.flops import (
+    Flops,
+    KeptTokens,
+    encoder_parameters,
+    exact_flops,
+    predictor_parameters,
+    six_n_d,
+)
+from salt_distill.common.model.grid import TokenGrid
 
 NAMES = {"vpixel": "V-Pixel", "salt": "SALT", "vjepa": "V-JEPA 2"}
 """Objectives, for people."""
@@ -43,7 +51,10 @@ class RunFlops:
         return {
             "encoder": encoder_parameters(self.encoder),
             "predictor": predictor_parameters(
-                self.predictor, in_width=self.encoder.width, out_width=self.out_width, num_mask_tokens=len(self.shares)
+                self.predictor,
+                in_width=self.encoder.width,
+                out_width=self.out_width,
+                num_mask_tokens=len(self.shares),
             ),
             "teacher": 0 if self.teacher is None else encoder_parameters(self.teacher),
         }
@@ -54,10 +65,15 @@ class RunFlops:
         tokens = self.grid.num_tokens * sum(group.num_clips for group in self.kept)
 
         def mean(counts: list[int]) -> float:
-            return sum(group.num_clips * count for group, count in zip(self.kept, counts, strict=True)) / tokens
+            return (
+                sum(group.num_clips * count for group, count in zip(self.kept, counts, strict=True)) / tokens
+            )
 
         return [
-            (mean([group.visible[set_idx] for group in self.kept]), mean([group.hidden[set_idx] for group in self.kept]))
+            (
+                mean([group.visible[set_idx] for group in self.kept]),
+                mean([group.hidden[set_idx] for group in self.kept]),
+            )
             for set_idx in range(len(self.kept[0].visible))
         ]
 
@@ -66,13 +82,19 @@ class RunFlops:
         """Tokens that each part sees of one clip, all mask sets together."""
         num_tokens = self.grid.num_tokens
         visible, hidden = (num_tokens * sum(shares) for shares in zip(*self.shares, strict=True))
-        return {"encoder": visible, "predictor": visible + hidden, "teacher": float(num_tokens if self.teacher else 0)}
+        return {
+            "encoder": visible,
+            "predictor": visible + hidden,
+            "teacher": float(num_tokens if self.teacher else 0),
+        }
 
     @cached_property
     def six_n_d(self) -> Flops:
         """FLOPs of the whole run by the paper's rule."""
         parameters = {f"{part}_parameters": number for part, number in self.parameters.items()}
-        return six_n_d(num_tokens=self.grid.num_tokens, num_sets=len(self.shares), **parameters) * self.num_clips
+        return (
+            six_n_d(num_tokens=self.grid.num_tokens, num_sets=len(self.shares), **parameters) * self.num_clips
+        )
 
     @cached_property
     def exact(self) -> Flops:
@@ -102,7 +124,8 @@ class RunFlops:
 
 
 def teacher_architecture(ckpt: str) -> EncoderConfig | None:
-    """Of a frozen teacher; None where it is no video ViT of ours, whose products could be counted. Reads no weights."""
+    """Of a frozen teacher; None where it is no video ViT of ours, whose products could be counted. Reads no
+    weights."""
     config = open_encoder(FrozenConfig(ckpt=ckpt)).config
     return config if isinstance(config, EncoderConfig) else None
 

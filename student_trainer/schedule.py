@@ -1,8 +1,9 @@
-"""Learning rate, weight decay and V-JEPA's momentum as pure functions of the step (arXiv:2509.24317, Table 5)."""
+"""Learning rate, weight decay and V-JEPA's momentum as pure functions of the step (arXiv:2509.24317, Table
+5)."""
 
 import math
 
-from common.config import EmaConfig, OptimConfig
+from salt_distill.common.config import EmaConfig, OptimConfig
 
 
 def learning_rate(optim: OptimConfig, *, step: int, steps: int) -> float:

@@ -1,4 +1,5 @@
-"""A run's copy at another address: checkpoints go there beside the training, and come back where the run directory has none so new."""
+"""A run's copy at another address: checkpoints go there beside the training, and come back where the run
+directory has none so new."""
 
 import hashlib
 import json
@@ -7,8 +8,8 @@ import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from common.data.files import Folder
-from common.model.checkpoint import POINTER, point_to
+from salt_distill.common.folders.folder import Folder
+from salt_distill.common.model.checkpoint import POINTER, point_to
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ class Uploads:
         self._newest: Future[None] = _done()
 
     def add(self, checkpoint: Path) -> None:
-        """Copies a whole checkpoint soon. One that still waits for its turn is left out: this one is newer."""
+        """Copies a whole checkpoint soon. One that still waits for its turn is left out: this one is
+        newer."""
         if self._folder is not None and (self._newest.cancel() or not self._failed()):
             self._newest = self._thread.submit(self._copy, self._folder, checkpoint)
 
@@ -52,14 +54,17 @@ class Uploads:
         try:
             if _pointer(folder) == name:
                 return
-            for file in [*sorted(json.loads((checkpoint / "manifest.json").read_text())["files"]), "manifest.json"]:
+            for file in [
+                *sorted(json.loads((checkpoint / "manifest.json").read_text())["files"]),
+                "manifest.json",
+            ]:
                 folder.write(f"{name}/{file}", checkpoint / file)
             self._explain(folder)
             folder.write(POINTER, f"{name}\n".encode())  # last: what it names is whole
         except OSError as error:
             raise UploadError(
-                f"{name} could not be copied to {folder.address}: {error}. It is whole in {self._run}: repeat the command with --resume when the "
-                "storage is back, or without --storage"
+                f"{name} could not be copied to {folder.address}: {error}. It is whole in {self._run}: repeat"
+                " the command with --resume when the storage is back, or without --storage"
             ) from error
 
     def _copy_rest(self, folder: Folder, newest: Future[None]) -> None:
@@ -67,7 +72,9 @@ class Uploads:
         try:
             self._explain(folder)
         except OSError as error:
-            raise UploadError(f"the metrics of {self._run} could not be copied to {folder.address}: {error}") from error
+            raise UploadError(
+                f"the metrics of {self._run} could not be copied to {folder.address}: {error}"
+            ) from error
 
     def _explain(self, folder: Folder) -> None:
         for file in _EXPLAIN:
@@ -84,7 +91,8 @@ def stored_config(address: str) -> bytes | None:
 
 
 def fetch_newer(address: str, run: Path) -> None:
-    """Brings the newest checkpoint, with metrics, from an address into ``run``, if it is newer than the newest there. Raises ValueError where it is damaged."""
+    """Brings the newest checkpoint, with metrics, from an address into ``run``, if it is newer than the
+    newest there. Raises ValueError where it is damaged."""
     folder = Folder(address)
     name, own = _pointer(folder), run / POINTER
     if name is None or (own.exists() and _step(own.read_text().strip()) >= _step(name)):
@@ -100,7 +108,8 @@ def fetch_newer(address: str, run: Path) -> None:
             found = hashlib.file_digest(content, "sha256").hexdigest()
         if found != facts["sha256"]:
             raise ValueError(
-                f"{address}: {name}/{file} has sha256 {found[:12]}, expected {facts['sha256'][:12]}: it is damaged, remove {name} there"
+                f"{address}: {name}/{file} has sha256 {found[:12]}, expected {facts['sha256'][:12]}: it is"
+                f" damaged, remove {name} there"
             )
     for file in _EXPLAIN[1:]:  # the configuration is that of the command that goes on
         try:

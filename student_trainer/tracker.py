@@ -4,8 +4,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from common.config import TrainConfig
-from student_trainer.board import shown_config
+from salt_distill.common.config import TrainConfig
+from salt_distill.student_trainer.targets.group import shown_config
 
 ID_FILE = "wandb_id"
 
@@ -19,7 +19,8 @@ class Tracker:
             import wandb
         except ModuleNotFoundError as error:
             raise ValueError(
-                f"got --wandb {config.wandb}, but the package wandb is not installed: pip install wandb, or leave it out"
+                f"got --wandb {config.wandb}, but the package wandb is not installed: pip install wandb, or"
+                " leave it out"
             ) from error
         out = Path(config.out)
         if not (out / ID_FILE).exists():

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Self
 
-from common.config import TrainConfig, VJepaRun
-from common.model.flops import exact_flops, kept_tokens
-from common.model.grid import token_grid
+from salt_distill.common.config import TrainConfig, VJepaRun
+from salt_distill.common.model.flops import exact_flops, kept_tokens
+from salt_distill.common.model.grid import token_grid
 
 MASK_GROUPS = 64
 """Mask groups whose tokens stand for the run's."""
@@ -16,16 +16,20 @@ class Utilisation:
     """What a clip costs the run's own workers, and what they could do at best."""
 
     clip_flops: float
-    """Matrix products of a clip, forward and backward, and a teacher's forward where it runs in the workers; nothing that is computed twice."""
+    """Matrix products of a clip, forward and backward, and a teacher's forward where it runs in the workers;
+    nothing that is computed twice."""
     peak_flops_per_s: float
-    """Of all workers together, as ``common.model.compute.matrix_peak`` measures it."""
+    """Of all workers together, as ``salt_distill.common.model.compute.matrix_peak`` measures it."""
 
     @classmethod
     def of(cls, config: TrainConfig, *, out_width: int, target_flops: float, peak_flops_per_s: float) -> Self:
-        """Of a run. ``out_width``: channels of what is predicted; ``target_flops``: of a clip's target, where a frozen teacher runs in the workers."""
+        """Of a run. ``out_width``: channels of what is predicted; ``target_flops``: of a clip's target, where
+        a frozen teacher runs in the workers."""
         grid = token_grid(config.view, config.encoder)
         clip = exact_flops(
-            kept_tokens(config.mask, grid, seed=config.seed, batch_size=config.batch_size, num_groups=MASK_GROUPS),
+            kept_tokens(
+                config.mask, grid, seed=config.seed, batch_size=config.batch_size, num_groups=MASK_GROUPS
+            ),
             num_tokens=grid.num_tokens,
             encoder=config.encoder,
             predictor=config.predictor,

@@ -1,4 +1,5 @@
-"""The baseline, V-JEPA 2: predict the latents of a moving average of the encoder itself (arXiv:2509.24317, Eq. 1)."""
+"""The baseline, V-JEPA 2: predict the latents of a moving average of the encoder itself (arXiv:2509.24317,
+Eq. 1)."""
 
 import copy
 
@@ -8,18 +9,19 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from common.config import EmaConfig
-from common.model.masking import MaskGroup
-from common.model.pixels import normalise
-from common.model.predictor import Predictor
-from common.model.teacher import TARGET_NORM_EPS
-from common.model.vit import Encoder
-from student_trainer.salt import Salt
-from student_trainer.schedule import ema_momentum
+from salt_distill.common.config import EmaConfig
+from salt_distill.common.model.masking import MaskGroup
+from salt_distill.common.model.pixels import normalise
+from salt_distill.common.model.predictor import Predictor
+from salt_distill.common.model.teacher import TARGET_NORM_EPS
+from salt_distill.common.model.vit import Encoder
+from salt_distill.student_trainer.salt import Salt
+from salt_distill.student_trainer.schedule import ema_momentum
 
 
 class VJepa(Salt):
-    """SALT, but for where the targets come from: an encoder that follows the one that learns, and that is the result (V-JEPA judges it)."""
+    """SALT, but for where the targets come from: an encoder that follows the one that learns, and that is the
+    result (V-JEPA judges it)."""
 
     def __init__(self, encoder: Encoder, predictor: Predictor, *, ema: EmaConfig) -> None:
         super().__init__(encoder, predictor)

@@ -1,14 +1,15 @@
-"""Stage 1, V-Pixel: masked pixel reconstruction under multi-block masks (arXiv:2509.24317, sections 2.2 and 5.2)."""
+"""Stage 1, V-Pixel: masked pixel reconstruction under multi-block masks (arXiv:2509.24317, sections 2.2 and
+5.2)."""
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from common.config import EncoderConfig
-from common.model.pixels import pixel_targets
-from common.model.predictor import Predictor
-from common.model.vit import Encoder
-from student_trainer.objective import Objective
+from salt_distill.common.config import EncoderConfig
+from salt_distill.common.model.pixels import pixel_targets
+from salt_distill.common.model.predictor import Predictor
+from salt_distill.common.model.vit import Encoder
+from salt_distill.student_trainer.objective import Objective
 
 
 def pixel_width(encoder: EncoderConfig) -> int:
@@ -25,10 +26,21 @@ class VPixel(Objective):
 
     @torch.no_grad()
     def wanted(
-        self, pixels: UInt8[Tensor, "b t h w 3"], target: Float[Tensor, "b n d"] | None, hidden_idx: Int[Tensor, "b k"]
+        self,
+        pixels: UInt8[Tensor, "b t h w 3"],
+        target: Float[Tensor, "b n d"] | None,
+        hidden_idx: Int[Tensor, "b k"],
     ) -> Float[Tensor, "b k upqc"]:
         config = self.encoder.config
-        return pixel_targets(pixels, hidden_idx, patch_size=config.patch_size, tubelet_size=config.tubelet_size, norm=self.pixel_norm)
+        return pixel_targets(
+            pixels,
+            hidden_idx,
+            patch_size=config.patch_size,
+            tubelet_size=config.tubelet_size,
+            norm=self.pixel_norm,
+        )
 
-    def distance(self, prediction: Float[Tensor, "b k out"], wanted: Float[Tensor, "b k out"]) -> Float[Tensor, "b k out"]:
+    def distance(
+        self, prediction: Float[Tensor, "b k out"], wanted: Float[Tensor, "b k out"]
+    ) -> Float[Tensor, "b k out"]:
         return (prediction - wanted).square()

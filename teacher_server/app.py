@@ -1,4 +1,5 @@
-"""``salt-serve teacher``: the service mounted in Ray Serve, where the deployment that owns the model is itself the HTTP ingress."""
+"""``salt-serve teacher``: the service mounted in Ray Serve, where the deployment that owns the model is
+itself the HTTP ingress."""
 
 import json
 import logging
@@ -12,24 +13,29 @@ from typing import Any
 
 import rich.console
 
-from common.config import ServeConfig
-from common.local_ray import is_private, ray_to_join
-from teacher_server.access import check_access
-from teacher_server.board import Ending
-from teacher_server.deployment import ALONE, NAMESPACE, QUIET, bind
-from teacher_server.ingress import free_port, haproxy_environment
-from teacher_server.peers import PASSED
-from teacher_server.placement import SAY_PENDING_S, check_fits, what_is_missing
-from teacher_server.signals import catch_signals, count_signals, ended_by_signals, ignore_signals
+from salt_distill.common.config import ServeConfig
+from salt_distill.common.local_ray import is_private, ray_to_join
+from salt_distill.teacher_server.board.board import Ending
+from salt_distill.teacher_server.http.access import check_access
+from salt_distill.teacher_server.ray_serve.deployment import ALONE, NAMESPACE, QUIET, bind
+from salt_distill.teacher_server.ray_serve.ingress import free_port, haproxy_environment
+from salt_distill.teacher_server.ray_serve.placement import SAY_PENDING_S, check_fits, what_is_missing
+from salt_distill.teacher_server.ray_serve.signals import (
+    catch_signals,
+    count_signals,
+    ended_by_signals,
+    ignore_signals,
+)
+from salt_distill.teacher_server.sharing.peers import PASSED
 
 _POLL_S = 0.2
 
 
 def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
     """Serves until SIGINT or SIGTERM; prints the URL on standard output once /readyz answers."""
-    from common.model.checkpoint import open_encoder
-    from common.model.teacher import fingerprint
-    from teacher_server.board_file import BoardFile
+    from salt_distill.common.model.checkpoint import open_encoder
+    from salt_distill.common.model.teacher import fingerprint
+    from salt_distill.teacher_server.board.file import BoardFile
 
     encoder = open_encoder(config)  # a wrong path or clip is said now, not by a replica
     check_access(config)
@@ -59,7 +65,11 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
             try:
                 _wait_until_ready(inside, config, console, replaces=replaces)
                 facts = _get(f"{inside}/v1/teacher", {PASSED: secret})
-                where = f"{facts['ingress']} ingress, {config.replicas} replicas" if most > 1 else f"{facts['ingress']} ingress"
+                where = (
+                    f"{facts['ingress']} ingress, {config.replicas} replicas"
+                    if most > 1
+                    else f"{facts['ingress']} ingress"
+                )
                 said = f"teacher {config.ckpt} is ready ({where}), status page and counters at {url}/"
                 console.print(said, highlight=False, soft_wrap=True, markup=False)
                 print(url, flush=True)
@@ -69,14 +79,17 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
                     console.print("ends with requests that were not answered", highlight=False)
             finally:
                 ignore_signals()
-                if not is_private(config.address) or config.cache is not None:  # a private Ray ends with everything in it
+                if (
+                    not is_private(config.address) or config.cache is not None
+                ):  # a private Ray ends with everything in it
                     _remove(config.name or ALONE, board_name, serve_too=not was_running)
         finally:
             ray.shutdown()
 
 
 def _deploy(config: ServeConfig, board_name: str, secret: str) -> tuple[str, str]:
-    """Asks Ray Serve for the deployment; the URL that it will have, and that of Ray Serve itself, which differs where the replicas end TLS.
+    """Asks Ray Serve for the deployment; the URL that it will have, and that of Ray Serve itself, which
+    differs where the replicas end TLS.
 
     One of the same name is replaced, replica by replica.
     """
@@ -95,13 +108,17 @@ def _deploy(config: ServeConfig, board_name: str, secret: str) -> tuple[str, str
     if (found.host, found.port) != (host, port):
         if config.port != 0:
             raise ValueError(
-                f"got --host {config.host} --port {port}, but Ray Serve of this cluster already listens on {found.host}:{found.port}: "
-                "give those, or --port 0 to take what there is"
+                f"got --host {config.host} --port {port}, but Ray Serve of this cluster already listens on"
+                f" {found.host}:{found.port}: give those, or --port 0 to take what there is"
             )
         port = found.port
     name, prefix = config.name or ALONE, "" if config.name is None else f"/{config.name}"
     serve.run_many(
-        [RunTarget(bind(config, board_name, secret), name=name, route_prefix=prefix or "/", logging_config=QUIET)],
+        [
+            RunTarget(
+                bind(config, board_name, secret), name=name, route_prefix=prefix or "/", logging_config=QUIET
+            )
+        ],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )
@@ -111,7 +128,8 @@ def _deploy(config: ServeConfig, board_name: str, secret: str) -> tuple[str, str
 
 
 def _remove(name: str, board_name: str, *, serve_too: bool) -> None:
-    """Ends an application, unless another command has replaced it meanwhile; and Ray Serve, where nothing else runs on it."""
+    """Ends an application, unless another command has replaced it meanwhile; and Ray Serve, where nothing
+    else runs on it."""
     import ray
     from ray import serve
 
@@ -156,8 +174,11 @@ def _ask_board(board_name: str, method: str) -> Any:
         return None
 
 
-def _wait_until_ready(url: str, config: ServeConfig, console: rich.console.Console, *, replaces: bool) -> None:
-    """Waits for /readyz, and where this teacher ``replaces`` another until all of that one's replicas have ended: those answer too.
+def _wait_until_ready(
+    url: str, config: ServeConfig, console: rich.console.Console, *, replaces: bool
+) -> None:
+    """Waits for /readyz, and where this teacher ``replaces`` another until all of that one's replicas have
+    ended: those answer too.
 
     Raises RuntimeError where a replica fails; says what is missing where it finds no place.
     """
@@ -171,10 +192,19 @@ def _wait_until_ready(url: str, config: ServeConfig, console: rich.console.Conso
             return
         if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             reasons = [deployment.message for deployment in application.deployments.values()]
-            raise RuntimeError(f"the teacher did not start: {application.message} {' '.join(reasons)}".strip())
-        states = [state for deployment in application.deployments.values() for state in deployment.replica_states]
+            raise RuntimeError(
+                f"the teacher did not start: {application.message} {' '.join(reasons)}".strip()
+            )
+        states = [
+            state for deployment in application.deployments.values() for state in deployment.replica_states
+        ]
         missing = what_is_missing(ray.available_resources(), cpus=config.cpus, gpus=config.gpus)
-        if missing is not None and "RUNNING" not in states and not said and time.monotonic() - started > SAY_PENDING_S:
+        if (
+            missing is not None
+            and "RUNNING" not in states
+            and not said
+            and time.monotonic() - started > SAY_PENDING_S
+        ):
             said = True
             advice = "end other jobs, add nodes, or lower --cpus and --gpus"
             console.print(f"the teacher waits for a place: {missing} free: {advice}", highlight=False)
@@ -202,7 +232,10 @@ def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5) as reply:
             return reply.status == 200
-    except (urllib.error.URLError, OSError):  # not yet: refused, 404 before the route is known, 503 before the first forward
+    except (
+        urllib.error.URLError,
+        OSError,
+    ):  # not yet: refused, 404 before the route is known, 503 before the first forward
         return False
 
 
@@ -213,5 +246,6 @@ def _require_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ValueError(
-                f"cannot listen on {host}:{port}: {error.strerror}: give another --port, or --port 0 for a free one"
+                f"cannot listen on {host}:{port}: {error.strerror}: give another --port, or --port 0 for a"
+                " free one"
             ) from error

@@ -1,7 +1,7 @@
 """The command line ``salt-serve``."""
 
-from common.command import add_command, console, new_app, run_app
-from common.config import (
+from salt_distill.common.command import add_command, console, new_app, run_app
+from salt_distill.common.config import (
     CacheGcConfig,
     CacheStatsConfig,
     CacheVerifyConfig,
@@ -12,59 +12,62 @@ from common.config import (
     StatusConfig,
 )
 
-app = new_app("Serve a frozen teacher: `teacher` over HTTP to any number of students, `precompute` to files that need no teacher any more.")
+app = new_app(
+    "Serve a frozen teacher: `teacher` over HTTP to any number of students, `precompute` to files that need"
+    " no teacher any more."
+)
 
 
 def _teacher(config: ServeConfig) -> None:
-    from teacher_server.app import serve_teacher
+    from salt_distill.teacher_server.app import serve_teacher
 
     serve_teacher(config, console)
 
 
 def _precompute(config: PrecomputeConfig) -> None:
-    from teacher_server.precompute import precompute
+    from salt_distill.teacher_server.precompute import precompute
 
     precompute(config, console)
 
 
 def _verify(config: CacheVerifyConfig) -> None:
-    from teacher_server.cache import verify
+    from salt_distill.teacher_server.cache.commands import verify
 
     verify(config, console)
 
 
 def _stats(config: CacheStatsConfig) -> None:
-    from teacher_server.cache import show_stats
+    from salt_distill.teacher_server.cache.commands import show_stats
 
     show_stats(config)
 
 
 def _gc(config: CacheGcConfig) -> None:
-    from teacher_server.cache import collect_garbage
+    from salt_distill.teacher_server.cache.commands import collect_garbage
 
     collect_garbage(config, console)
 
 
 def _status(config: StatusConfig) -> None:
-    from teacher_server.status import show_status
+    from salt_distill.teacher_server.status import show_status
 
     show_status(config)
 
 
 def _runs(config: RunsConfig) -> None:
-    from teacher_server.status import show_runs
+    from salt_distill.teacher_server.status import show_runs
 
     show_runs(config)
 
 
 def _drain(config: DrainConfig) -> None:
-    from teacher_server.drain import drain
+    from salt_distill.teacher_server.drain import drain
 
     drain(config, stop=False)
 
 
 def _stop(config: DrainConfig) -> None:
-    from teacher_server.drain import drain
+    from salt_distill.teacher_server.drain import drain
 
     drain(config, stop=True)
 
@@ -74,58 +77,76 @@ add_command(
     "teacher",
     ServeConfig,
     _teacher,
-    help="Serve a frozen teacher; its URL is printed once it is ready. Ctrl-C ends it.\n\n"
-    "Example: `salt-serve teacher --ckpt runs/teacher --port 0`",
+    help=(
+        "Serve a frozen teacher; its URL is printed once it is ready. Ctrl-C ends it.\n\n"
+        "Example: `salt-serve teacher --ckpt runs/teacher --port 0`"
+    ),
 )
 add_command(
     app,
     "precompute",
     PrecomputeConfig,
     _precompute,
-    help="Write a frozen teacher's targets to disk or to an object store, for students with `--targets`. Repeat the command to continue one that was "
-    "killed.\n\n"
-    "Example: `salt-serve precompute --ckpt runs/teacher --data SHARDS --views 4 --out TARGETS`",
+    help=(
+        "Write a frozen teacher's targets to disk or to an object store, for students with `--targets`."
+        " Repeat the command to continue one that was killed.\n\nExample: `salt-serve precompute --ckpt"
+        " runs/teacher --data SHARDS --views 4 --out TARGETS`"
+    ),
 )
 add_command(
     app,
     "status",
     StatusConfig,
     _status,
-    help="Show a running teacher service and its counters.\n\nExample: `salt-serve status --url http://127.0.0.1:8000 --wait 60`",
+    help=(
+        "Show a running teacher service and its counters.\n\nExample: `salt-serve status --url"
+        " http://127.0.0.1:8000 --wait 60`"
+    ),
 )
 add_command(
     app,
     "runs",
     RunsConfig,
     _runs,
-    help="Show the student runs of a teacher service.\n\nExample: `salt-serve runs --url http://127.0.0.1:8000`",
+    help=(
+        "Show the student runs of a teacher service.\n\nExample: `salt-serve runs --url"
+        " http://127.0.0.1:8000`"
+    ),
 )
 add_command(
     app,
     "drain",
     DrainConfig,
     _drain,
-    help="Let a teacher service take no new requests, and wait until it has answered what it has begun.\n\n"
-    "Example: `salt-serve drain --url http://127.0.0.1:8000`",
+    help=(
+        "Let a teacher service take no new requests, and wait until it has answered what it has begun.\n\n"
+        "Example: `salt-serve drain --url http://127.0.0.1:8000`"
+    ),
 )
 add_command(
     app,
     "stop",
     DrainConfig,
     _stop,
-    help="Drain a teacher service, and end it. Ctrl-C in `salt-serve teacher` does the same.\n\n"
-    "Example: `salt-serve stop --url http://127.0.0.1:8000`",
+    help=(
+        "Drain a teacher service, and end it. Ctrl-C in `salt-serve teacher` does the same.\n\n"
+        "Example: `salt-serve stop --url http://127.0.0.1:8000`"
+    ),
 )
 
-cache = new_app("What a target cache holds (`stats`), whether it is whole (`verify`), and what of it nobody needs (`gc`).")
+cache = new_app(
+    "What a target cache holds (`stats`), whether it is whole (`verify`), and what of it nobody needs (`gc`)."
+)
 add_command(
     cache,
     "verify",
     CacheVerifyConfig,
     _verify,
     positional=("targets",),
-    help="Read every target of a cache, and name what is damaged or missing.\n\n"
-    "Example: `salt-serve cache verify TARGETS --repair --ckpt runs/teacher --data SHARDS`",
+    help=(
+        "Read every target of a cache, and name what is damaged or missing.\n\n"
+        "Example: `salt-serve cache verify TARGETS --repair --ckpt runs/teacher --data SHARDS`"
+    ),
 )
 add_command(
     cache,
@@ -141,8 +162,10 @@ add_command(
     CacheGcConfig,
     _gc,
     positional=("targets",),
-    help="Remove files that the manifest does not list and, with `--max-bytes`, the oldest that a service or a student wrote.\n\n"
-    "Example: `salt-serve cache gc TARGETS --dry-run`",
+    help=(
+        "Remove files that the manifest does not list and, with `--max-bytes`, the oldest that a service or a"
+        " student wrote.\n\nExample: `salt-serve cache gc TARGETS --dry-run`"
+    ),
 )
 app.add_typer(cache, name="cache")
 

@@ -1,16 +1,18 @@
-"""``salt-serve drain`` and ``salt-serve stop``: a service takes nothing new, answers what it has begun, and may then end."""
+"""``salt-serve drain`` and ``salt-serve stop``: a service takes nothing new, answers what it has begun, and
+may then end."""
 
 import json
 import time
 
-from common.config import DrainConfig
-from teacher_server.status import call, new_console
+from salt_distill.common.config import DrainConfig
+from salt_distill.teacher_server.status import call, new_console
 
 _POLL_S = 0.5
 
 
 def drain(config: DrainConfig, *, stop: bool) -> None:
-    """Returns when everything is answered and, with ``stop``, the service is gone. Raises ConnectionError where that is not so in time."""
+    """Returns when everything is answered and, with ``stop``, the service is gone. Raises ConnectionError
+    where that is not so in time."""
     url = config.url.rstrip("/")
     call(config, "/v1/stop" if stop else "/v1/drain", "POST")
     deadline = time.monotonic() + config.wait
@@ -28,7 +30,8 @@ def drain(config: DrainConfig, *, stop: bool) -> None:
         if time.monotonic() > deadline:
             what = "has not ended" if stop else "has not answered everything"
             raise ConnectionError(
-                f"{url} {what} after {config.wait:g} s, {open_requests} requests are open: look at its log, or raise --wait"
+                f"{url} {what} after {config.wait:g} s, {open_requests} requests are open: look at its log,"
+                " or raise --wait"
             )
         time.sleep(_POLL_S)
     if config.json_:

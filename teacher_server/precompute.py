@@ -1,4 +1,5 @@
-"""``salt-serve precompute``: a frozen teacher's targets on disk or in an object store, a file for each view of each shard."""
+"""``salt-serve precompute``: a frozen teacher's targets on disk or in an object store, a file for each view
+of each shard."""
 
 import datetime
 from collections import Counter
@@ -11,15 +12,15 @@ import torch
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from common.config import PrecomputeConfig
-from common.data.fetched import copies
-from common.local_ray import is_private, ray_to_join
-from common.targets import codec, store
-from common.targets.codec import CorruptTargetError
-from common.targets.store import CacheSpec
-from teacher_server.cache_folder import CacheFolder
-from teacher_server.placement import SAY_PENDING_S, check_fits, what_is_missing
-from teacher_server.target_files import FileDone, FileTask, Worker
+from salt_distill.common.config import PrecomputeConfig
+from salt_distill.common.folders.fetched import copies
+from salt_distill.common.local_ray import is_private, ray_to_join
+from salt_distill.common.targets import codec, store
+from salt_distill.common.targets.codec import CorruptTargetError
+from salt_distill.common.targets.store import CacheSpec
+from salt_distill.teacher_server.cache.folder import CacheFolder
+from salt_distill.teacher_server.cache.target_files import FileDone, FileTask, Worker
+from salt_distill.teacher_server.ray_serve.placement import SAY_PENDING_S, check_fits, what_is_missing
 
 PLAIN_LINES = 10
 """Lines of a whole command where there is no terminal to draw a bar on."""
@@ -61,10 +62,17 @@ def _run_actors(config: PrecomputeConfig, cache: CacheFolder, console: rich.cons
             actor_class = ray.remote(num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker)(Worker)
             device = torch.device("cuda" if config.gpus_per_worker else "cpu")
             actors = [actor_class.remote(config, device) for _ in range(config.workers)]
-            _, waiting = ray.wait([actor.spec.remote() for actor in actors], num_returns=len(actors), timeout=SAY_PENDING_S)
-            missing = what_is_missing(ray.available_resources(), cpus=config.cpus_per_worker, gpus=config.gpus_per_worker)
+            _, waiting = ray.wait(
+                [actor.spec.remote() for actor in actors], num_returns=len(actors), timeout=SAY_PENDING_S
+            )
+            missing = what_is_missing(
+                ray.available_resources(), cpus=config.cpus_per_worker, gpus=config.gpus_per_worker
+            )
             if waiting and missing is not None:
-                console.print(f"{len(waiting)} of {len(actors)} workers wait for a place: {missing} free", highlight=False)
+                console.print(
+                    f"{len(waiting)} of {len(actors)} workers wait for a place: {missing} free",
+                    highlight=False,
+                )
             spec, tasks = ray.get([actors[0].spec.remote(), actors[0].tasks.remote()])
             listed = _listed(cache, spec, tasks)
 
@@ -84,7 +92,13 @@ def _run_actors(config: PrecomputeConfig, cache: CacheFolder, console: rich.cons
             ray.shutdown()
 
 
-def _collect(cache: CacheFolder, spec: CacheSpec, tasks: list[FileTask], done: Iterator[FileDone], console: rich.console.Console) -> None:
+def _collect(
+    cache: CacheFolder,
+    spec: CacheSpec,
+    tasks: list[FileTask],
+    done: Iterator[FileDone],
+    console: rich.console.Console,
+) -> None:
     """Follows the files as they come, then writes the manifest."""
     files, skipped = dict[str, dict[str, Any]](), dict[str, str]()
     total = sum(task.num_samples for task in tasks)
@@ -103,14 +117,21 @@ def _collect(cache: CacheFolder, spec: CacheSpec, tasks: list[FileTask], done: I
             files[file.name] = file.listed
             for key, reason in file.skipped.items():
                 if key not in skipped:
-                    console.print(f"left out {rich.markup.escape(key)}: {rich.markup.escape(reason)}", highlight=False)
+                    console.print(
+                        f"left out {rich.markup.escape(key)}: {rich.markup.escape(reason)}", highlight=False
+                    )
                     skipped[key] = reason
             if file.remark is not None:
                 console.print(rich.markup.escape(file.remark), highlight=False)
             finished += file.num_samples
             num_bytes += file.num_bytes
             speed = progress.tasks[0].speed
-            progress.update(bar, completed=finished, rate="" if speed is None else f"{speed:.0f} clips/s", size=decimal(num_bytes))
+            progress.update(
+                bar,
+                completed=finished,
+                rate="" if speed is None else f"{speed:.0f} clips/s",
+                size=decimal(num_bytes),
+            )
             if not console.is_terminal and (finished - printed >= total / PLAIN_LINES or finished == total):
                 printed = finished
                 console.print(f"targets: {finished}/{total} clips, {decimal(num_bytes)}", highlight=False)
@@ -118,7 +139,10 @@ def _collect(cache: CacheFolder, spec: CacheSpec, tasks: list[FileTask], done: I
         store.write_manifest(path.parent, spec, files, skipped)
         cache.put(store.MANIFEST, path)
     num_rows = sum(listed["rows"] for listed in files.values())
-    console.print(f"{cache.place}: {num_rows} targets of teacher {spec.fingerprint[:12]} in {len(files)} files", highlight=False)
+    console.print(
+        f"{cache.place}: {num_rows} targets of teacher {spec.fingerprint[:12]} in {len(files)} files",
+        highlight=False,
+    )
 
 
 def _say_estimate(
@@ -131,11 +155,13 @@ def _say_estimate(
 ) -> None:
     """Says what is to come. Raises ValueError where a disk is too small for it.
 
-    ``measure``: clips per second of the teachers alone; where decoding is slower than they are, it takes longer. ``rooms``: each worker's machine,
-    and the free bytes there.
+    ``measure``: clips per second of the teachers alone; where decoding is slower than they are, it takes
+    longer. ``rooms``: each worker's machine, and the free bytes there.
     """
     there = cache.sizes()
-    to_come = [task.num_samples for task in tasks if store.file_path(spec, task.view, task.shard) not in there]
+    to_come = [
+        task.num_samples for task in tasks if store.file_path(spec, task.view, task.shard) not in there
+    ]
     missing, total = sum(to_come), sum(task.num_samples for task in tasks)
     if not missing:
         console.print(f"all {total} targets are there, and are checked", highlight=False)
@@ -149,31 +175,38 @@ def _say_estimate(
         free = cache.free_bytes()
         if num_bytes > free:
             raise ValueError(
-                f"got {decimal(free)} free in {cache.place}, expected {decimal(num_bytes)} for {missing} targets of {spec.shape[0]} tokens of width "
-                f"{spec.shape[1]} in {spec.target_dtype}: free the disk, choose another --out, fewer --views, or --target-dtype int8"
+                f"got {decimal(free)} free in {cache.place}, expected {decimal(num_bytes)} for {missing}"
+                f" targets of {spec.shape[0]} tokens of width {spec.shape[1]} in {spec.target_dtype}: free"
+                " the disk, choose another --out, fewer --views, or --target-dtype int8"
             )
         room = f"of {decimal(free)} free"
     clips_per_s = measure()
     duration = datetime.timedelta(seconds=round(missing / clips_per_s))
     more = f", {total - missing} more are there" if missing < total else ""
     console.print(
-        f"{missing} targets to come{more}: {decimal(num_bytes)} {room}, at least {duration} at {clips_per_s:.3g} clips/s", highlight=False
+        f"{missing} targets to come{more}: {decimal(num_bytes)} {room}, at least {duration} at"
+        f" {clips_per_s:.3g} clips/s",
+        highlight=False,
     )
 
 
 def _check_rooms(cache: CacheFolder, file_bytes: int, rooms: list[tuple[str, int]]) -> None:
-    """Raises ValueError where a machine has no room for the files that its workers make, on their way to a store."""
+    """Raises ValueError where a machine has no room for the files that its workers make, on their way to a
+    store."""
     free = dict(rooms)
     for machine, num_workers in Counter(machine for machine, _ in rooms).items():
         if num_workers * file_bytes > free[machine]:
             raise ValueError(
-                f"got {decimal(free[machine])} free on {machine} under {copies()}, expected {decimal(num_workers * file_bytes)} for {num_workers} files at a "
-                f"time on their way to {cache.place}: free the disk, set XDG_CACHE_HOME to a larger one, or give fewer --workers or --target-dtype int8"
+                f"got {decimal(free[machine])} free on {machine} under {copies()}, expected"
+                f" {decimal(num_workers * file_bytes)} for {num_workers} files at a time on their way to"
+                f" {cache.place}: free the disk, set XDG_CACHE_HOME to a larger one, or give fewer --workers"
+                " or --target-dtype int8"
             )
 
 
 def _listed(cache: CacheFolder, spec: CacheSpec, tasks: Sequence[FileTask]) -> list[dict[str, Any] | None]:
-    """What the manifest says of each file, where there is a whole one. Raises ValueError where it is of a finished cache of another kind."""
+    """What the manifest says of each file, where there is a whole one. Raises ValueError where it is of a
+    finished cache of another kind."""
     unknown: list[dict[str, Any] | None] = [None] * len(tasks)
     if store.MANIFEST not in cache.sizes():
         return unknown
@@ -183,5 +216,8 @@ def _listed(cache: CacheFolder, spec: CacheSpec, tasks: Sequence[FileTask]) -> l
         return unknown  # the files say what they are, and it is written anew
     for name, value in spec.to_json().items():
         if found.get(name) != value:
-            raise ValueError(f"{cache.place}: got a cache with {name}={found.get(name)}, expected {value}: precompute into an empty folder")
+            raise ValueError(
+                f"{cache.place}: got a cache with {name}={found.get(name)}, expected {value}: precompute into"
+                " an empty folder"
+            )
     return [found["files"].get(store.file_path(spec, task.view, task.shard)) for task in tasks]

@@ -10,14 +10,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from common.config import OfServiceConfig, RunsConfig, StatusConfig
-from common.credentials import access_token, authorization, trusted
+from salt_distill.common.config import OfServiceConfig, RunsConfig, StatusConfig
+from salt_distill.common.credentials import access_token, authorization, trusted
 
 _POLL_S = 0.2
 
 
 def show_status(config: StatusConfig) -> None:
-    """Prints teacher, counters and runs on standard output. Raises ConnectionError where the service is not ready in time."""
+    """Prints teacher, counters and runs on standard output. Raises ConnectionError where the service is not
+    ready in time."""
     facts = {**_ready_facts(config), "runs": call(config, "/v1/runs")}
     if config.json_:
         print(json.dumps(facts, indent=2))
@@ -40,16 +41,21 @@ def show_runs(config: RunsConfig) -> None:
 def call(service: OfServiceConfig, path: str, method: str = "GET") -> Any:
     """What a service answers. Raises ConnectionError where it is not there, ValueError where it refuses."""
     url = service.url.rstrip("/")
-    request = urllib.request.Request(url + path, method=method, headers=authorization(access_token(service.token_file)))
+    request = urllib.request.Request(
+        url + path, method=method, headers=authorization(access_token(service.token_file))
+    )
     tls = trusted(service.ca) if url.startswith("https:") else None
     try:
         with urllib.request.urlopen(request, timeout=10, context=tls) as reply:
             return json.load(reply)
     except urllib.error.HTTPError as error:
-        raise ValueError(f"{url} refused {method} {path}: {error.code} {error.read()[:500].decode(errors='replace')}") from error
+        raise ValueError(
+            f"{url} refused {method} {path}: {error.code} {error.read()[:500].decode(errors='replace')}"
+        ) from error
     except (OSError, ValueError) as error:
         raise ConnectionError(
-            f"{url} does not answer {method} {path}: {error}: give the URL that `salt-serve teacher` has printed"
+            f"{url} does not answer {method} {path}: {error}: give the URL that `salt-serve teacher` has"
+            " printed"
         ) from error
 
 
@@ -73,7 +79,8 @@ def _ready_facts(config: StatusConfig) -> dict[str, Any]:
             reason = str(error)
         if time.monotonic() >= deadline:
             raise ConnectionError(
-                f"{config.url} is not ready after {config.wait:g} s: {reason}. Start `salt-serve teacher`, or raise --wait"
+                f"{config.url} is not ready after {config.wait:g} s: {reason}. Start `salt-serve teacher`, or"
+                " raise --wait"
             )
         time.sleep(_POLL_S)
 
@@ -88,7 +95,9 @@ def _teacher_table(facts: dict[str, Any]) -> Table:
     table.add_row("fingerprint", facts["fingerprint"])
     table.add_row("clips", f"{clips}, to {grid} tokens of width {facts['width']}")
     table.add_row("compute", ", ".join(f"{name} {value}" for name, value in facts["compute"].items()))
-    table.add_row("ingress", f"{facts['ingress']}, {facts['buckets']} buckets, {facts['counters']['replicas']} replicas")
+    table.add_row(
+        "ingress", f"{facts['ingress']}, {facts['buckets']} buckets, {facts['counters']['replicas']} replicas"
+    )
     return table
 
 
@@ -106,10 +115,24 @@ def _counters_table(facts: dict[str, Any]) -> Table:
 
 def _runs_table(runs: list[dict[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
-    for name in ("run", "step", "loss", "FLOPs", "clips/s", "wait ms", "clips served", "shared", "group", "ahead", "heard"):
+    for name in (
+        "run",
+        "step",
+        "loss",
+        "FLOPs",
+        "clips/s",
+        "wait ms",
+        "clips served",
+        "shared",
+        "group",
+        "ahead",
+        "heard",
+    ):
         table.add_column(name, justify="left" if name in ("run", "group") else "right", overflow="fold")
     for run in runs:
-        progress = run["progress"] or dict.fromkeys(("step", "loss", "flops", "clips_per_s", "teacher_wait_ms", "group"))
+        progress = run["progress"] or dict.fromkeys(
+            ("step", "loss", "flops", "clips_per_s", "teacher_wait_ms", "group")
+        )
         table.add_row(
             run["id"],
             _shown(progress["step"], ","),

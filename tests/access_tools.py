@@ -35,7 +35,8 @@ def write_tokens(folder):
 
 
 def raw(url, content, *, wait_s, then=b"", tls=None):
-    """What a service answers to these bytes on a connection of their own, and after how long it closed it or ``wait_s`` were over.
+    """What a service answers to these bytes on a connection of their own, and after how long it closed it or
+    ``wait_s`` were over.
 
     ``then``: bytes to send after the first answer.
     """

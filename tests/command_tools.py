@@ -9,15 +9,21 @@ from pathlib import Path
 STEPS = 52  # at 48 clips a step and 40 samples, every step crosses an epoch
 SMALL = [
     "--preset", "nano", "--batch-size", "48", "--steps", str(STEPS), "--views", "2", "--log-every", "1",
-    "--set", "encoder.width=24", "--set", "encoder.num_heads=2", "--set", "encoder.depth=2", "--set", "encoder.mlp_width=48",
-    "--set", "predictor.width=24", "--set", "predictor.depth=1", "--set", "predictor.mlp_width=48", "--set", "optim.warmup_steps=5",
+    "--set", "encoder.width=24", "--set", "encoder.num_heads=2", "--set", "encoder.depth=2", "--set",
+    "encoder.mlp_width=48",
+    "--set", "predictor.width=24", "--set", "predictor.depth=1", "--set", "predictor.mlp_width=48", "--set",
+    "optim.warmup_steps=5",
 ]  # fmt: skip
 
 
-def salt(command: str, *arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+def salt(
+    command: str, *arguments: object, check: bool = True, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Runs a console script of this environment."""
     program = [str(Path(sys.executable).parent / command), *map(str, arguments)]
-    done = subprocess.run(program, capture_output=True, text=True, env={**os.environ, **environment}, timeout=240, check=False)
+    done = subprocess.run(
+        program, capture_output=True, text=True, env={**os.environ, **environment}, timeout=240, check=False
+    )
     assert not check or done.returncode == 0, f"{program}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

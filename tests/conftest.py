@@ -1,4 +1,5 @@
-"""What every test file may use: a restored random state, the videos beside the project, a small packed data set."""
+"""What every test file may use: a restored random state, the videos beside the project, a small packed data
+set."""
 
 import os
 import random
@@ -10,27 +11,42 @@ import rich.console
 import torch
 from jaxtyping import install_import_hook
 
-# Tests check shapes and types of the pure parts at every call; production does not. Ray pickles classes of the other parts, and wrapped ones fail.
+# Tests check shapes and types of the pure parts at every call; production does not. Ray pickles classes of
+# the other parts, and wrapped ones fail.
 _CHECKED = "grid masking pixels predictor rope timm_encoder vit"
 install_import_hook(
-    ["common.clip", "common.data.views", "common.pictures", *(f"common.model.{name}" for name in _CHECKED.split())]
-    + [f"student_trainer.{name}" for name in ("objective", "salt", "vjepa", "vpixel")],
+    [
+        "salt_distill.common.clip",
+        "salt_distill.common.data.views",
+        "salt_distill.common.pictures",
+        *(f"salt_distill.common.model.{name}" for name in _CHECKED.split()),
+    ]
+    + [f"salt_distill.student_trainer.{name}" for name in ("objective", "salt", "vjepa", "vpixel")],
     "beartype.beartype",
 )
 
-from common.config import PackConfig, SynthConfig  # noqa: E402
-from common.data.pack import pack  # noqa: E402
-from common.data.synth import synthesise  # noqa: E402
+from salt_distill.common.config import PackConfig, SynthConfig  # noqa: E402
+from salt_distill.common.data.making.pack import pack  # noqa: E402
+from salt_distill.common.data.making.synth import synthesise  # noqa: E402
 
 _LONG_FILES = {
     f"test_{name}.py"
-    for name in ("train", "train_resume", "server_ray", "server_ray_access", "server_ending", "server_page", "server_replicas")
+    for name in (
+        "train",
+        "train_resume",
+        "server_ray",
+        "server_ray_access",
+        "server_ending",
+        "server_page",
+        "server_replicas",
+    )
 }
 _SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items):
-    """Files that start one Ray after the other come first: they mostly wait, beside the others rather than alone at the end."""
+    """Files that start one Ray after the other come first: they mostly wait, beside the others rather than
+    alone at the end."""
     items.sort(key=lambda item: item.path.name not in _LONG_FILES)
 
 
@@ -74,7 +90,10 @@ def synth_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(synth_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``synth_videos`` in several shards; read only."""
     out = tmp_path_factory.mktemp("packed") / "toy"
-    pack(PackConfig(src=str(synth_videos), out=str(out), max_shard_bytes=60_000, workers=1), rich.console.Console(quiet=True))
+    pack(
+        PackConfig(src=str(synth_videos), out=str(out), max_shard_bytes=60_000, workers=1),
+        rich.console.Console(quiet=True),
+    )
     return out
 
 

@@ -10,26 +10,46 @@ import av
 import numpy as np
 import torch
 
-from common.config import BlockSetConfig, EncoderConfig, MaskConfig, PredictorConfig, StudentRun, TeacherRun, ViewConfig, dump_yaml
-from common.data.encode import encode_mp4
-from common.data.index import write_index
-from common.data.sample import describe, sha256_of, sidecar
-from common.data.video import probe
-from common.model.checkpoint import CheckpointConfig, new_predictor, point_to, save_checkpoint
-from common.model.vit import Encoder, init_weights
+from salt_distill.common.config import (
+    BlockSetConfig,
+    EncoderConfig,
+    MaskConfig,
+    PredictorConfig,
+    StudentRun,
+    TeacherRun,
+    ViewConfig,
+    dump_yaml,
+)
+from salt_distill.common.data.encode import encode_mp4
+from salt_distill.common.data.index import write_index
+from salt_distill.common.data.sample import describe, sha256_of, sidecar
+from salt_distill.common.data.video import probe
+from salt_distill.common.model.checkpoint import CheckpointConfig, new_predictor, point_to, save_checkpoint
+from salt_distill.common.model.vit import Encoder, init_weights
 
 VIEW = ViewConfig(num_frames=4, frame_step=1, crop_size=32)
 ENCODER = EncoderConfig(width=24, depth=1, num_heads=2, mlp_width=48, patch_size=8)
 PREDICTOR = PredictorConfig(width=12, depth=1, num_heads=1, mlp_width=24)
-MASK = MaskConfig(sets=(BlockSetConfig(num_blocks=2, area_fraction=0.15), BlockSetConfig(num_blocks=1, area_fraction=0.7)))
+MASK = MaskConfig(
+    sets=(BlockSetConfig(num_blocks=2, area_fraction=0.15), BlockSetConfig(num_blocks=1, area_fraction=0.7))
+)
 CONFIG = CheckpointConfig(
-    objective="vpixel", step=3, encoder=ENCODER, predictor=PREDICTOR, predictor_out_width=3 * 2 * 8 * 8, view=VIEW, mask=MASK
+    objective="vpixel",
+    step=3,
+    encoder=ENCODER,
+    predictor=PREDICTOR,
+    predictor_out_width=3 * 2 * 8 * 8,
+    view=VIEW,
+    mask=MASK,
 )
 FINGERPRINT = "ab" * 32
 
 
-def make_dataset(folder: Path, *, labels: bool = True, num_clips: int = 30, splits: tuple[str, ...] = ("train", "test")) -> Path:
-    """A shard of noisy videos: `shade` (3 classes) is their brightness, `side` (2) the lighter half; every third is of the second split, or of three."""
+def make_dataset(
+    folder: Path, *, labels: bool = True, num_clips: int = 30, splits: tuple[str, ...] = ("train", "test")
+) -> Path:
+    """A shard of noisy videos: `shade` (3 classes) is their brightness, `side` (2) the lighter half; every
+    third is of the second split, or of three."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     with tarfile.open(folder / "toy-000000.tar", "w") as tar:
@@ -38,7 +58,11 @@ def make_dataset(folder: Path, *, labels: bool = True, num_clips: int = 30, spli
             frames = rng.integers(0, 30, (6, 32, 32, 3)) + 20 + 60 * shade
             frames[:, :, 16 * side : 16 * (side + 1)] += 30
             video = encode_mp4(
-                [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames.astype(np.uint8)], width=32, height=32, fps=8, crf=10
+                [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames.astype(np.uint8)],
+                width=32,
+                height=32,
+                fps=8,
+                crf=10,
             )
             facts = describe(
                 f"toy/{number:03d}",
@@ -66,22 +90,28 @@ def make_models(seed: int = 0) -> tuple[Encoder, Any]:
     return encoder.eval(), predictor.eval()
 
 
-def save(directory: Path, config: CheckpointConfig, encoder: Encoder, predictor: Any, online: Encoder | None = None) -> None:
+def save(
+    directory: Path, config: CheckpointConfig, encoder: Encoder, predictor: Any, online: Encoder | None = None
+) -> None:
     """A checkpoint of these models."""
     modules = {"model": encoder, "predictor": predictor} | ({} if online is None else {"online": online})
     save_checkpoint(directory, config, {name: module.state_dict() for name, module in modules.items()}, {})
 
 
 def make_run(run: Path, data: Path, *, source: str | None = None, seed: int = 0) -> Path:
-    """A finished run directory with a real checkpoint and made-up metrics: a teacher, or a student where there is a source."""
+    """A finished run directory with a real checkpoint and made-up metrics: a teacher, or a student where
+    there is a source."""
     encoder, predictor = make_models(seed)
     save(run / "checkpoints" / "step-3", CONFIG, encoder, predictor)
     point_to(run, run / "checkpoints" / "step-3")
     values = {
-        "data": str(data), "out": str(run), "steps": 3, "batch_size": 5, "seed": seed, "optim": {"warmup_steps": 1},
+        "data": str(data), "out": str(run), "steps": 3, "batch_size": 5, "seed": seed,
+        "optim": {"warmup_steps": 1},
         "encoder": ENCODER, "predictor": PREDICTOR, "view": VIEW, "mask": MASK,
     }  # fmt: skip
-    config = TeacherRun(**values) if source is None else StudentRun(teacher_url="http://127.0.0.1:1", **values)
+    config = (
+        TeacherRun(**values) if source is None else StudentRun(teacher_url="http://127.0.0.1:1", **values)
+    )
     (run / "config.yaml").write_text(dump_yaml(config))
     lines = [{"step": step, "loss": 1.0 / step + seed / 10, "flops": 1e9 * step} for step in (1, 2, 3)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

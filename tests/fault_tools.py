@@ -8,10 +8,11 @@ import threading
 import time
 from collections.abc import Callable
 
-from common.targets import wire
+from salt_distill.common.targets import wire
 
 Fault = Callable[[bytes, bytes], bytes | None]
-"""Head and body of an answer -> the bytes to send instead, after which the link is cut unless they are a whole answer; None: nothing at all."""
+"""Head and body of an answer -> the bytes to send instead, after which the link is cut unless they are a
+whole answer; None: nothing at all."""
 
 
 class SparedError(Exception):
@@ -19,7 +20,8 @@ class SparedError(Exception):
 
 
 class Link:
-    """Stands between a client and a service. Every ``every``-th answer of ``POST /v1/targets`` goes through ``fault``; for one that it spares, the next."""
+    """Stands between a client and a service. Every ``every``-th answer of ``POST /v1/targets`` goes through
+    ``fault``; for one that it spares, the next."""
 
     def __init__(self, url: str) -> None:
         self.target = url
@@ -171,7 +173,11 @@ def slow(seconds: float) -> Fault:
     return wait
 
 
-def rewritten(change: Callable[[wire.ResponseHeader, list[wire.ResponseRow]], tuple[wire.ResponseHeader, list[wire.ResponseRow]]]) -> Fault:
+def rewritten(
+    change: Callable[
+        [wire.ResponseHeader, list[wire.ResponseRow]], tuple[wire.ResponseHeader, list[wire.ResponseRow]]
+    ],
+) -> Fault:
     """An answer that is whole, and another one."""
 
     def rewrite(head: bytes, body: bytes) -> bytes:
@@ -202,10 +208,14 @@ other_digest = _with_rows(lambda rows: [dataclasses.replace(rows[0], clip_digest
 half_a_target = _with_rows(
     lambda rows: [
         dataclasses.replace(
-            row, encoded=row.encoded and dataclasses.replace(row.encoded, target=memoryview(row.encoded.target)[::2].tobytes())
+            row,
+            encoded=row.encoded
+            and dataclasses.replace(row.encoded, target=memoryview(row.encoded.target)[::2].tobytes()),
         )
         for row in rows
     ]
 )
 """Faults of whole rows."""
-other_shape = rewritten(lambda header, rows: (dataclasses.replace(header, shape=(header.shape[0], header.shape[1] + 1)), rows))
+other_shape = rewritten(
+    lambda header, rows: (dataclasses.replace(header, shape=(header.shape[0], header.shape[1] + 1)), rows)
+)

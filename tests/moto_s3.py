@@ -11,7 +11,12 @@ import pyarrow.fs as fs
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true", "AWS_REGION": "us-east-1"}
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_REGION": "us-east-1",
+}
 
 
 class Store:
@@ -38,7 +43,12 @@ class Store:
 
     def put(self, folder: Path, name: str) -> str:
         """Copies a folder or file into the bucket; its address."""
-        fs.copy_files(str(folder), f"salt/{name}", source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.files)
+        fs.copy_files(
+            str(folder),
+            f"salt/{name}",
+            source_filesystem=fs.LocalFileSystem(),
+            destination_filesystem=self.files,
+        )
         return f"s3://salt/{name}"
 
 
@@ -48,7 +58,9 @@ def _with_faults(app: Callable, store: Store) -> Callable:
         if store.faults > 0:
             store.faults -= 1
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
-            return [b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"]
+            return [
+                b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+            ]
         if store.stalls > 0:
             store.stalls -= 1
             time.sleep(store.stall_s)
@@ -63,7 +75,9 @@ def moto_store() -> Iterator[Store]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     held: list[Store] = []
     app = DomainDispatcherApplication(create_backend_app)
-    server = make_server("127.0.0.1", 0, lambda environ, start: _with_faults(app, held[0])(environ, start), threaded=True)
+    server = make_server(
+        "127.0.0.1", 0, lambda environ, start: _with_faults(app, held[0])(environ, start), threaded=True
+    )
     held.append(Store(server.server_port))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

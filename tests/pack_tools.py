@@ -10,13 +10,13 @@ import numpy as np
 import rich.console
 from PIL import Image
 
-from common.config import LoaderConfig, PackConfig, ViewConfig
-from common.data.encode import encode_mp4
-from common.data.pack import pack
-from common.data.reader import Reader
-from common.data.sample import Sample
-from common.data.shards import open_dataset
-from common.data.skipped import read_skipped
+from salt_distill.common.config import LoaderConfig, PackConfig, ViewConfig
+from salt_distill.common.data.encode import encode_mp4
+from salt_distill.common.data.making.pack import pack
+from salt_distill.common.data.reader import Reader
+from salt_distill.common.data.sample import Sample
+from salt_distill.common.data.shards import open_dataset
+from salt_distill.common.data.skipped import read_skipped
 
 VIEW = ViewConfig(num_frames=4, frame_step=2, crop_size=24)
 
@@ -24,13 +24,26 @@ VIEW = ViewConfig(num_frames=4, frame_step=2, crop_size=24)
 def packed(src: object, out: Path, **config) -> str:
     """Packs, and gives back what was printed."""
     printed = io.StringIO()
-    pack(PackConfig(src=str(src), out=str(out), **{"workers": 1, **config}), rich.console.Console(file=printed, width=1000))
+    pack(
+        PackConfig(src=str(src), out=str(out), **{"workers": 1, **config}),
+        rich.console.Console(file=printed, width=1000),
+    )
     return printed.getvalue()
 
 
 def start_pack(src: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
     """`salt-data pack` as a process of its own."""
-    command = [sys.executable, "-c", "from common.data.cli import main; main()", "pack", str(src), str(out), "--workers", "1", *more]
+    command = [
+        sys.executable,
+        "-c",
+        "from salt_distill.common.data.making.cli import main; main()",
+        "pack",
+        str(src),
+        str(out),
+        "--workers",
+        "1",
+        *more,
+    ]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -43,12 +56,16 @@ def samples_of(data: Path, split: str = "all") -> dict[str, Sample]:
 
 
 def new_reader(data: Path, *, view: ViewConfig = VIEW, split: str = "train", **loader) -> Reader:
-    return Reader(str(data), data_seed=0, views="fresh", view=view, split=split, loader=LoaderConfig(**loader))
+    return Reader(
+        str(data), data_seed=0, views="fresh", view=view, split=split, loader=LoaderConfig(**loader)
+    )
 
 
 def grey_video(*levels: int, fps: float = 5, size: tuple[int, int] = (16, 32)) -> bytes:
     """A video whose frame i has the grey ``levels[i]``; ``size`` is height and width."""
-    frames = [av.VideoFrame.from_ndarray(np.full((*size, 3), level, np.uint8), format="rgb24") for level in levels]
+    frames = [
+        av.VideoFrame.from_ndarray(np.full((*size, 3), level, np.uint8), format="rgb24") for level in levels
+    ]
     return encode_mp4(frames, width=size[1], height=size[0], fps=fps, crf=8)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from common.data.facts import BadVideoError
+from salt_distill.common.clip import BadVideoError
 
 
 def call(item: tuple[str, Any]) -> Any:

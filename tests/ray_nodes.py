@@ -21,7 +21,13 @@ class Node:
     """``ray start --block`` with all its processes, in a session of its own."""
 
     def __init__(self, environment: dict[str, str], *arguments: object) -> None:
-        program = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-gpus=0", "--object-store-memory=100000000"]
+        program = [
+            str(Path(sys.executable).parent / "ray"),
+            "start",
+            "--block",
+            "--num-gpus=0",
+            "--object-store-memory=100000000",
+        ]
         ports = (
             "dashboard-agent-listen",
             "dashboard-agent-grpc",
@@ -55,10 +61,22 @@ class Cluster:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.address = f"127.0.0.1:{port}"
-        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
-        self.environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | environment | own
+        own = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        self.environment = (
+            {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | environment | own
+        )
         """What a command needs to join it."""
-        head = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={self._folder}"]
+        head = [
+            "--head",
+            f"--port={port}",
+            "--num-cpus=0",
+            "--include-dashboard=false",
+            f"--temp-dir={self._folder}",
+        ]
         self._nodes = [Node(self.environment, *head)]
         self._wait_for(1)
 
@@ -77,10 +95,19 @@ class Cluster:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _wait_for(self, number: int) -> None:
-        count = f"import ray; ray.init({self.address!r}, log_to_driver=False); print('alive', sum(node['Alive'] for node in ray.nodes()))"
+        count = (
+            f"import ray; ray.init({self.address!r}, log_to_driver=False); print('alive', sum(node['Alive']"
+            " for node in ray.nodes()))"
+        )
         deadline = time.monotonic() + _START_S
         while True:
-            asked = subprocess.run([sys.executable, "-c", count], env=self.environment, capture_output=True, text=True, check=False)
+            asked = subprocess.run(
+                [sys.executable, "-c", count],
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             if f"alive {number}\n" in asked.stdout:
                 return
             if time.monotonic() > deadline:

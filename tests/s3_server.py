@@ -1,4 +1,5 @@
-"""A folder as a bucket of an S3 server on this machine: enough of the protocol to read and write, and faults on request."""
+"""A folder as a bucket of an S3 server on this machine: enough of the protocol to read and write, and faults
+on request."""
 
 import contextlib
 import os
@@ -10,7 +11,11 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 
 
 class S3Server(ThreadingHTTPServer):
@@ -66,14 +71,20 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         name, query = self._asked()
         if "uploads" in query:
-            return self._answer(200, b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>", {})
+            return self._answer(
+                200,
+                b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>",
+                {},
+            )
         parts = [self._part(name, number + 1) for number in range(content.count(b"<PartNumber>"))]
         path = self.server.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"".join(part.read_bytes() for part in parts))
         for part in parts:
             part.unlink()
-        return self._answer(200, b"<CompleteMultipartUploadResult><ETag>0</ETag></CompleteMultipartUploadResult>", {})
+        return self._answer(
+            200, b"<CompleteMultipartUploadResult><ETag>0</ETag></CompleteMultipartUploadResult>", {}
+        )
 
     def do_DELETE(self) -> None:
         self._answer(204, b"", {})
@@ -83,7 +94,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _content(self) -> bytes:
         """What a request brings, out of the pieces that it may come in."""
-        content = self._chunks() if "Transfer-Encoding" in self.headers else self.rfile.read(int(self.headers["Content-Length"]))
+        content = (
+            self._chunks()
+            if "Transfer-Encoding" in self.headers
+            else self.rfile.read(int(self.headers["Content-Length"]))
+        )
         if "aws-chunked" not in self.headers.get("Content-Encoding", ""):
             return content
         whole, rest = b"", content
@@ -106,7 +121,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _asked(self) -> tuple[str, dict[str, list[str]]]:
         """The object of a request, and its query."""
         parts = urlsplit(self.path)
-        return unquote(parts.path).removeprefix("/bucket").lstrip("/"), parse_qs(parts.query, keep_blank_values=True)
+        return unquote(parts.path).removeprefix("/bucket").lstrip("/"), parse_qs(
+            parts.query, keep_blank_values=True
+        )
 
     def _fails(self) -> bool:
         """Whether this request was answered with a fault."""
@@ -141,7 +158,9 @@ class _Handler(BaseHTTPRequestHandler):
         if int(first) >= len(data):
             return self._error(416, "InvalidRange")
         part = data[int(first) : int(last or len(data)) + 1]
-        return self._answer(206, part, {"Content-Range": f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"})
+        return self._answer(
+            206, part, {"Content-Range": f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"}
+        )
 
     def _list(self, prefix: str, one_level: bool) -> None:
         names = [
@@ -155,7 +174,9 @@ class _Handler(BaseHTTPRequestHandler):
             for name in sorted(names)
             if name.startswith(prefix) and not (one_level and "/" in name[len(prefix) :])
         )
-        self._answer(200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{rows}</ListBucketResult>".encode(), {})
+        self._answer(
+            200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{rows}</ListBucketResult>".encode(), {}
+        )
 
     def _error(self, status: int, code: str) -> None:
         self._answer(status, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode(), {})

@@ -8,15 +8,24 @@ from pathlib import Path
 
 from teacher_tools import BATCH_SIZE
 
-SALT_SERVE = [sys.executable, "-c", "from teacher_server.cli import main; main()"]
+SALT_SERVE = [sys.executable, "-c", "from salt_distill.teacher_server.cli import main; main()"]
 
 
 def start(ckpt, *flags, environment=None):
     """A server, and its URL once it is ready."""
-    environment = {**{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}, **(environment or {})}
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        **(environment or {}),
+    }
     command = [*SALT_SERVE, "teacher", "--ckpt", str(ckpt), "--port", "0", "--cpus", "0.5", *flags]
-    settings = [] if any("teacher.batch_size" in flag for flag in flags) else ["--set", f"teacher.batch_size={BATCH_SIZE}"]
-    process = subprocess.Popen([*command, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    settings = (
+        []
+        if any("teacher.batch_size" in flag for flag in flags)
+        else ["--set", f"teacher.batch_size={BATCH_SIZE}"]
+    )
+    process = subprocess.Popen(
+        [*command, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
     url = process.stdout.readline().strip()
     assert url.startswith(("http://", "https://")), process.stderr.read()
     return process, url

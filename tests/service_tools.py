@@ -1,4 +1,5 @@
-"""What the tests of the teacher service share: a teacher at a gate, and a client that does what a test says, and no more."""
+"""What the tests of the teacher service share: a teacher at a gate, and a client that does what a test says,
+and no more."""
 
 import http.client
 import json
@@ -8,7 +9,7 @@ import urllib.parse
 
 from teacher_tools import batch_of, random_clips
 
-from common.targets import wire
+from salt_distill.common.targets import wire
 
 ARROW = {"Content-Type": wire.CONTENT_TYPE}
 
@@ -63,11 +64,15 @@ class Caller:
     def ask(self, digests, clips=None, dtype="float16", timeout=20, token_idx=None, run="test", headers=None):
         """Status and body. ``clips`` maps digests to pixels; the others are asked for without bytes."""
         rows = [
-            wire.RequestRow(clip_digest=digest, clip=None if clip is None else clip.tobytes(), token_idx=token_idx)
+            wire.RequestRow(
+                clip_digest=digest, clip=None if clip is None else clip.tobytes(), token_idx=token_idx
+            )
             for digest, clip in ((digest, (clips or {}).get(digest)) for digest in digests)
         ]
         sent = {**ARROW, "X-Salt-Run": run, **(headers or {})}
-        status, _, body = self.send("POST", "/v1/targets", b"".join(wire.write_request(dtype, rows)), sent, timeout)
+        status, _, body = self.send(
+            "POST", "/v1/targets", b"".join(wire.write_request(dtype, rows)), sent, timeout
+        )
         return status, body
 
     def targets(self, *args, **kwargs):
@@ -81,7 +86,9 @@ class Caller:
 
     def post(self, run, **progress):
         """Status and body of a progress report."""
-        status, _, body = self.send("POST", f"/v1/runs/{run}/progress", json.dumps(progress), {"Content-Type": "application/json"})
+        status, _, body = self.send(
+            "POST", f"/v1/runs/{run}/progress", json.dumps(progress), {"Content-Type": "application/json"}
+        )
         return status, json.loads(body)
 
 

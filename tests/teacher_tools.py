@@ -1,4 +1,5 @@
-"""A real teacher of a few thousand weights, its service under uvicorn, and clips: what the tests of targets, server and client share."""
+"""A real teacher of a few thousand weights, its service under uvicorn, and clips: what the tests of targets,
+server and client share."""
 
 import contextlib
 import json
@@ -11,12 +12,19 @@ import numpy as np
 import torch
 import uvicorn
 
-from common.clip import ClipBatch, clip_digest
-from common.config import EncoderConfig, MaskConfig, PredictorConfig, ServiceConfig, TeacherComputeConfig, ViewConfig
-from common.model.checkpoint import CheckpointConfig, new_predictor, save_checkpoint
-from common.model.teacher import Teacher
-from common.model.vit import Encoder
-from teacher_server.service import build_app
+from salt_distill.common.clip import ClipBatch, clip_digest
+from salt_distill.common.config import (
+    EncoderConfig,
+    MaskConfig,
+    PredictorConfig,
+    ServiceConfig,
+    TeacherComputeConfig,
+    ViewConfig,
+)
+from salt_distill.common.model.checkpoint import CheckpointConfig, new_predictor, save_checkpoint
+from salt_distill.common.model.teacher import Teacher
+from salt_distill.common.model.vit import Encoder
+from salt_distill.teacher_server.http.service import build_app
 
 VIEW = ViewConfig(num_frames=4, frame_step=1, crop_size=16)
 ENCODER = EncoderConfig(width=24, depth=1, num_heads=2, mlp_width=48, patch_size=8)
@@ -38,7 +46,12 @@ def save_teacher(directory: Path, seed: int = 0) -> Path:
     encoder = Encoder(ENCODER)
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    save_checkpoint(directory, config, {"model": encoder.state_dict(), "predictor": new_predictor(config).state_dict()}, {})
+    save_checkpoint(
+        directory,
+        config,
+        {"model": encoder.state_dict(), "predictor": new_predictor(config).state_dict()},
+        {},
+    )
     return directory
 
 
@@ -50,9 +63,24 @@ def load_teacher(directory: Path, seed: int = 0) -> Teacher:
 
 def new_certificate(folder: Path) -> tuple[Path, Path]:
     """A certificate for this machine that has signed itself, and its key."""
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    subprocess.run([*command, *names, "-keyout", folder / "key.pem", "-out", folder / "cert.pem"], check=True, capture_output=True)
+    subprocess.run(
+        [*command, *names, "-keyout", folder / "key.pem", "-out", folder / "cert.pem"],
+        check=True,
+        capture_output=True,
+    )
     return folder / "cert.pem", folder / "key.pem"
 
 
@@ -82,10 +110,25 @@ def batch_of(pixels: np.ndarray, bad: tuple[int, ...] = ()) -> ClipBatch:
 
 
 @contextlib.contextmanager
-def serving(teacher, *, around=lambda app: app, port=0, place=None, cache=None, tokens=None, request_log=None, **service):
-    """The URL of a teacher's app under uvicorn, in a thread, and its ``TeacherService``. ``around``: what stands before the app."""
+def serving(
+    teacher,
+    *,
+    around=lambda app: app,
+    port=0,
+    place=None,
+    cache=None,
+    tokens=None,
+    request_log=None,
+    **service,
+):
+    """The URL of a teacher's app under uvicorn, in a thread, and its ``TeacherService``. ``around``: what
+    stands before the app."""
     app = build_app(teacher, ServiceConfig(**service), place, cache, tokens=tokens, request_log=request_log)
-    server = uvicorn.Server(uvicorn.Config(around(app), host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=2))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            around(app), host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=2
+        )
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

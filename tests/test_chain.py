@@ -1,4 +1,5 @@
-"""Chained teachers: whatever a run leaves behind can be the next student's frozen teacher (Table 16 of the paper, 80k + 80k)."""
+"""Chained teachers: whatever a run leaves behind can be the next student's frozen teacher (Table 16 of the
+paper, 80k + 80k)."""
 
 import json
 from pathlib import Path
@@ -7,11 +8,18 @@ import pytest
 from teacher_tools import serving
 from train_tools import ALONE, CPU
 
-from common.config import StudentRun, TeacherComputeConfig, TeacherRun, TrainConfig, VJepaRun, merge
-from common.model.checkpoint import read_config
-from common.model.teacher import Teacher
-from student_trainer.loop import train
-from student_trainer.run_directory import open_run, read_metrics
+from salt_distill.common.config import (
+    StudentRun,
+    TeacherComputeConfig,
+    TeacherRun,
+    TrainConfig,
+    VJepaRun,
+    merge,
+)
+from salt_distill.common.model.checkpoint import read_config
+from salt_distill.common.model.teacher import Teacher
+from salt_distill.student_trainer.loop import train
+from salt_distill.student_trainer.run_directory import open_run, read_metrics
 
 SMALL = {
     "steps": 3,
@@ -48,7 +56,11 @@ def test_a_student_teaches_the_next_one_in_process_and_served(student, shards, t
         served = run(StudentRun, shards, tmp_path / "served", teacher_url=url)
     assert served == local
     config = read_config(tmp_path / "served")
-    assert (config.objective, config.encoder.width, config.predictor_out_width) == ("salt", 24, 40)  # a teacher of another width
+    assert (config.objective, config.encoder.width, config.predictor_out_width) == (
+        "salt",
+        24,
+        40,
+    )  # a teacher of another width
     assert config.teacher_fingerprint == teacher.spec.fingerprint
     assert json.loads((tmp_path / "local" / "summary.json").read_text())["teacher"]["name"] == "student-a"
 
@@ -63,8 +75,13 @@ def test_the_moving_average_of_a_vjepa_run_can_teach(shards, tmp_path):
 
 def test_another_token_grid_is_refused_in_process_and_served(student, shards, tmp_path):
     other_patch = {"encoder": {"patch_size": 16}}
-    with pytest.raises(ValueError, match="choose the student's patch_size and tubelet_size to match the teacher's"):
+    with pytest.raises(
+        ValueError, match="choose the student's patch_size and tubelet_size to match the teacher's"
+    ):
         run(StudentRun, shards, tmp_path / "local", teacher_ckpt=str(student), **other_patch)
     for number, other in enumerate((other_patch, {"view": {"num_frames": 8}})):
-        with serving(Teacher.load(student, TeacherComputeConfig(), CPU)) as (url, _), pytest.raises(ValueError, match="token grid"):
+        with (
+            serving(Teacher.load(student, TeacherComputeConfig(), CPU)) as (url, _),
+            pytest.raises(ValueError, match="token grid"),
+        ):
             run(StudentRun, shards, tmp_path / f"served-{number}", teacher_url=url, **other)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from teacher_tools import batch_of, load_teacher, random_clips, serving
 
-from common.config import ServiceClientConfig, StudentRun
-from common.targets import codec
-from common.targets.target_cache import TargetCache
-from student_trainer.service_targets import ServiceTargets
-from student_trainer.target_source import LocalTargets, source_order
+from salt_distill.common.config import ServiceClientConfig, StudentRun
+from salt_distill.common.targets import codec
+from salt_distill.common.targets.target_cache import TargetCache
+from salt_distill.student_trainer.targets.service import ServiceTargets
+from salt_distill.student_trainer.targets.source import LocalTargets, source_order
 
 CLIENT = ServiceClientConfig(request_clips=3, connections=2, timeout_s=20, retry_budget_s=20)
 
@@ -103,10 +103,19 @@ def test_a_folder_of_another_teacher_is_refused(teacher, tmp_path, tmp_path_fact
 
 
 def test_what_cannot_be_cached_is_refused_and_the_order_is_said():
-    run = {"data": "d", "out": "o", "steps": 5, "optim": {"warmup_steps": 0}, "teacher_url": "http://h", "cache": "c"}
+    run = {
+        "data": "d",
+        "out": "o",
+        "steps": 5,
+        "optim": {"warmup_steps": 0},
+        "teacher_url": "http://h",
+        "cache": "c",
+    }
     with pytest.raises(ValueError, match="got --cache with --views fresh"):
         StudentRun.model_validate(run)
     with pytest.raises(ValueError, match="got --cache with --masked-targets"):
         StudentRun.model_validate({**run, "views": 2, "masked_targets": True})
     kept = {**run, "views": 2, "on_teacher_loss": "local", "teacher_ckpt": "t"}
-    assert source_order(StudentRun.model_validate(kept)) == "cache c, then service http://h, then in process t"
+    assert (
+        source_order(StudentRun.model_validate(kept)) == "cache c, then service http://h, then in process t"
+    )

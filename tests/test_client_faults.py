@@ -1,4 +1,5 @@
-"""A student whose teacher service misbehaves: it learns what an undisturbed one does, or stops with the right sentence."""
+"""A student whose teacher service misbehaves: it learns what an undisturbed one does, or stops with the right
+sentence."""
 
 import contextlib
 import functools
@@ -17,12 +18,12 @@ from student_tools import CLIENT, VIEW, run_of, train
 from teacher_tools import BATCH_SIZE, load_teacher, save_teacher, serving
 from train_tools import CPU, RandomClips, small_run
 
-from common.config import ServiceClientConfig, StudentRun
-from student_trainer.loop import Worker, train_on
-from student_trainer.ranks import Ranks
-from student_trainer.retry import RetryableError, TeacherUnavailableError
-from student_trainer.target_source import LocalTargets, open_source
-from student_trainer.teacher_client import TeacherClient, TeacherMismatchError
+from salt_distill.common.config import ServiceClientConfig, StudentRun
+from salt_distill.student_trainer.loop import Worker, train_on
+from salt_distill.student_trainer.ranks import Ranks
+from salt_distill.student_trainer.targets.client import TeacherClient, TeacherMismatchError
+from salt_distill.student_trainer.targets.retry import RetryableError, TeacherUnavailableError
+from salt_distill.student_trainer.targets.source import LocalTargets, open_source
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,9 @@ RECOVERED = {
 def test_a_damaged_answer_changes_no_loss(fault, teacher, undisturbed, tmp_path):
     with serving(teacher, lease_s=0.1) as (url, _), linked(url) as link:  # a lost answer costs its leases
         link.fault, link.every = fault, 11
-        config = run_of(tmp_path / "run", link.url, client={"timeout_s": 0.5} if fault is RECOVERED["slow"] else {})
+        config = run_of(
+            tmp_path / "run", link.url, client={"timeout_s": 0.5} if fault is RECOVERED["slow"] else {}
+        )
         with closing(open_source(config, run="a")) as source:
             assert train(config, source) == undisturbed(6)
             counters = source.counters()
@@ -88,7 +91,9 @@ def test_an_answer_that_drips_is_late_though_bytes_keep_coming():
         pool.submit(drip)
         config = ServiceClientConfig(timeout_s=0.5, retry_budget_s=0.01)
         client = TeacherClient(f"http://127.0.0.1:{server.getsockname()[1]}", config, "a")
-        with pytest.raises(RetryableError, match=r"got \d+ bytes in the time for a whole answer, client\.timeout_s"):
+        with pytest.raises(
+            RetryableError, match=r"got \d+ bytes in the time for a whole answer, client\.timeout_s"
+        ):
             client.targets([], "0" * 64, max_bytes=10_000_000)
 
 
@@ -150,7 +155,9 @@ def after(seconds: float):
     return passed
 
 
-def outage(url: str, tmp_path: Path, seconds: float, expected: list[float], **values) -> dict[str, int | float]:
+def outage(
+    url: str, tmp_path: Path, seconds: float, expected: list[float], **values
+) -> dict[str, int | float]:
     """Counters of a run whose service is away for a while, after a check of its losses."""
     with linked(url) as link:
         link.fault, link.every = goes_away(link, after(seconds)), 8
@@ -174,13 +181,18 @@ def test_a_service_that_is_gone_for_twenty_seconds_is_waited_for(teacher, undist
 
 def test_wait_outlasts_the_budget_and_says_since_when(teacher, undisturbed, tmp_path, caplog):
     with serving(teacher, lease_s=0.3) as (url, _):
-        counters = outage(url, tmp_path, 1.0, undisturbed(6), client={"retry_budget_s": 0.1}, on_teacher_loss="wait")
+        counters = outage(
+            url, tmp_path, 1.0, undisturbed(6), client={"retry_budget_s": 0.1}, on_teacher_loss="wait"
+        )
     assert counters["teacher_losses"] == 0
     assert any("it fails since" in record.getMessage() for record in caplog.records)
 
 
 def test_fail_stops_with_a_sentence(teacher, tmp_path):
-    with serving(teacher) as (url, _), pytest.raises(TeacherUnavailableError, match=r"failed for .*retry_budget_s=0\.3.*--resume"):
+    with (
+        serving(teacher) as (url, _),
+        pytest.raises(TeacherUnavailableError, match=r"failed for .*retry_budget_s=0\.3.*--resume"),
+    ):
         outage(url, tmp_path, 60, [], client={"retry_budget_s": 0.3})
 
 
@@ -217,7 +229,9 @@ def test_a_reserve_that_is_not_the_services_teacher_is_refused(teacher, tmp_path
             teacher_ckpt=str(ckpt),
             teacher={"batch_size": other.get("batch_size", BATCH_SIZE)},
         )
-        with pytest.raises(TeacherMismatchError, match="the reserve of --on-teacher-loss local is not what the service runs"):
+        with pytest.raises(
+            TeacherMismatchError, match="the reserve of --on-teacher-loss local is not what the service runs"
+        ):
             open_source(config, run="a")
 
 
@@ -238,7 +252,8 @@ def test_masked_targets_train_alike_for_fewer_bytes(dtype, teacher, tmp_path):
 
 
 def test_one_rank_that_loses_its_teacher_stops_both_with_its_sentence(teacher, tmp_path):
-    """Before the run and in it. The other rank's service is whole: alone it would wait in an exchange until that times out."""
+    """Before the run and in it. The other rank's service is whole: alone it would wait in an exchange until
+    that times out."""
     with serving(teacher) as (url, _), linked(url) as link:
         link.fault, link.every = goes_away(link, lambda: False), 8
         (tmp_path / "run").mkdir()
@@ -251,8 +266,16 @@ def test_one_rank_that_loses_its_teacher_stops_both_with_its_sentence(teacher, t
 
 def _rank(rank: int, urls: list[str], folder: Path) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
-    values = {"steps": 10, "batch_size": 48, "out": str(folder / "run"), "view": VIEW, "client": CLIENT | {"retry_budget_s": 0.5}}
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
+    )
+    values = {
+        "steps": 10,
+        "batch_size": 48,
+        "out": str(folder / "run"),
+        "view": VIEW,
+        "client": CLIENT | {"retry_budget_s": 0.5},
+    }
     config = small_run(StudentRun, teacher_url=urls[rank], **values)
     nowhere = small_run(StudentRun, teacher_url=[urls[0], "http://127.0.0.1:1"][rank], **values)
     assert isinstance(config, StudentRun)
@@ -264,7 +287,10 @@ def _rank(rank: int, urls: list[str], folder: Path) -> None:
             opening.result().close()
     with closing(open_source(config, run="a", rank=rank)) as source:
         worker = Worker(rank=rank, world_size=2, device=CPU)
-        _say(folder / f"training-{rank}", lambda: train_on(RandomClips(config.view.clip_shape), source, config, worker, None))  # type: ignore[arg-type]
+        _say(
+            folder / f"training-{rank}",
+            lambda: train_on(RandomClips(config.view.clip_shape), source, config, worker, None),
+        )  # type: ignore[arg-type]
     torch.distributed.destroy_process_group()
 
 

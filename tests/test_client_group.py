@@ -11,15 +11,23 @@ import torch
 from teacher_tools import VIEW, batch_of, load_teacher, random_clips, runs_on_board, serving
 from train_tools import ALONE, SMALL, RandomClips, small_run
 
-from common.config import ServiceClientConfig, StudentRun
-from common.targets import wire
-from student_trainer.loop import train_on
-from student_trainer.run_directory import read_metrics
-from student_trainer.service_targets import ServiceTargets
-from student_trainer.target_source import LocalTargets, open_source
+from salt_distill.common.config import ServiceClientConfig, StudentRun
+from salt_distill.common.targets import wire
+from salt_distill.student_trainer.loop import train_on
+from salt_distill.student_trainer.run_directory import read_metrics
+from salt_distill.student_trainer.targets.service import ServiceTargets
+from salt_distill.student_trainer.targets.source import LocalTargets, open_source
 
 CLIENT = ServiceClientConfig(request_clips=3, connections=2, timeout_s=20, retry_budget_s=20)
-LINE = {"step": 4, "slot": 96, "loss": 0.25, "lr": 0.1, "flops": 1e12, "teacher_wait_ms": 2.5, "clips_per_s": 30.0}
+LINE = {
+    "step": 4,
+    "slot": 96,
+    "loss": 0.25,
+    "lr": 0.1,
+    "flops": 1e12,
+    "teacher_wait_ms": 2.5,
+    "clips_per_s": 30.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +36,8 @@ def teacher(tmp_path_factory):
 
 
 class Front:
-    """Stands before the app: announces buckets, keeps what requests say, and answers progress reports with ``standing``."""
+    """Stands before the app: announces buckets, keeps what requests say, and answers progress reports with
+    ``standing``."""
 
     def __init__(self, *, buckets: int | None = None, standing=None):
         self.buckets, self.standing = buckets, standing
@@ -58,7 +67,11 @@ class Front:
 
                     return await app(scope, again, send)
                 self.posts.append(json.loads(body))
-                status, answer = (503, b"no") if self.standing is None else (200, json.dumps(self.standing(self.posts)).encode())
+                status, answer = (
+                    (503, b"no")
+                    if self.standing is None
+                    else (200, json.dumps(self.standing(self.posts)).encode())
+                )
                 return await _answer(send, status, answer)
             if path == "/v1/teacher" and self.buckets is not None:
                 facts = b""
@@ -68,14 +81,22 @@ class Front:
                     facts += message.get("body", b"")
 
                 await app(scope, receive, keep)
-                return await _answer(send, 200, json.dumps({**json.loads(facts), "buckets": self.buckets}).encode())
+                return await _answer(
+                    send, 200, json.dumps({**json.loads(facts), "buckets": self.buckets}).encode()
+                )
             return await app(scope, receive, send)
 
         return front
 
 
 async def _answer(send, status: int, body: bytes) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", str(len(body)).encode())]})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [(b"content-length", str(len(body)).encode())],
+        }
+    )
     await send({"type": "http.response.body", "body": body})
 
 
@@ -93,7 +114,9 @@ def test_a_body_holds_one_bucket_and_names_it(teacher, buckets):
         assert 1 <= len(digests) <= 3
         assert 0 < int(headers["x-salt-deadline-ms"]) <= 20_000
         if buckets == 5:
-            assert {int.from_bytes(digest[:4], "big") % 5 for digest in digests} == {int(headers["x-salt-bucket"])}
+            assert {int.from_bytes(digest[:4], "big") % 5 for digest in digests} == {
+                int(headers["x-salt-bucket"])
+            }
         else:
             assert "x-salt-bucket" not in headers
 
@@ -110,7 +133,9 @@ def test_a_run_ahead_of_its_group_waits_before_its_next_request(teacher, caplog)
         source = ServiceTargets(url, "float16", CLIENT, "a", group="g")
         source.request(batch_of(random_clips(4)), slot=72).result(timeout=30)
         source.report(LINE)
-        future = source.request(batch_of(random_clips(4, seed=1)), slot=144)  # beyond the window: posted at once
+        future = source.request(
+            batch_of(random_clips(4, seed=1)), slot=144
+        )  # beyond the window: posted at once
         time.sleep(1.5)
         assert not future.done()
         source.report({**LINE, "step": 5, "loss": 0.5})  # the training goes on meanwhile
@@ -145,7 +170,10 @@ def test_a_second_rank_is_held_for_its_own_part(teacher):
             time.sleep(0.01)
         assert not held.done()
         source.close()
-    assert [(post["worker"], post.get("group")) for post in (front.posts[0], front.posts[-1])] == [(1, "g"), (1, None)]
+    assert [(post["worker"], post.get("group")) for post in (front.posts[0], front.posts[-1])] == [
+        (1, "g"),
+        (1, None),
+    ]
 
 
 def test_a_fast_run_posts_once_a_second(teacher):
@@ -183,7 +211,8 @@ def test_closing_ends_a_wait_for_the_group(teacher):
 
 
 class PacedClips(RandomClips):
-    """Clips that come when ``may_read`` of their first slot is set, no faster than one batch in ``pause_s``."""
+    """Clips that come when ``may_read`` of their first slot is set, no faster than one batch in
+    ``pause_s``."""
 
     def __init__(self, clip_shape, may_read, pause_s: float):
         super().__init__(clip_shape)
@@ -197,7 +226,8 @@ class PacedClips(RandomClips):
 
 @pytest.mark.faults  # two real runs, whose pace the machine decides
 def test_students_of_one_group_share_every_forward(teacher, tmp_path):
-    """Of different size, the second started later and slower. Alone the first would be the whole run ahead, and memory holds three batches of it."""
+    """Of different size, the second started later and slower. Alone the first would be the whole run ahead,
+    and memory holds three batches of it."""
     size, steps, window = 30, 8, 90
     joined = threading.Event()
 
@@ -206,13 +236,23 @@ def test_students_of_one_group_share_every_forward(teacher, tmp_path):
             assert joined.wait(60)
 
     readers = {"first": (first_may_read, 0.0), "second": (lambda slot: None, 0.6)}
-    with serving(teacher, memory_bytes=window * teacher.spec.num_tokens * teacher.spec.width * 2) as (url, inside):
+    with serving(teacher, memory_bytes=window * teacher.spec.num_tokens * teacher.spec.width * 2) as (
+        url,
+        inside,
+    ):
 
         def student(name: str, width: int) -> list[dict]:
             out = tmp_path / name
             out.mkdir()
             encoder = {**SMALL["encoder"], "width": width, "num_heads": 2}
-            values = {"out": str(out), "teacher_url": url, "view": VIEW.model_dump(), "encoder": encoder, "log_every": 1, "group": "g"}
+            values = {
+                "out": str(out),
+                "teacher_url": url,
+                "view": VIEW.model_dump(),
+                "encoder": encoder,
+                "log_every": 1,
+                "group": "g",
+            }
             config = small_run(StudentRun, **values, steps=steps, client={"request_clips": 8})
             with closing(open_source(config, run=name)) as source:
                 train_on(PacedClips(config.view.clip_shape, *readers[name]), source, config, ALONE, None)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from teacher_tools import VIEW, batch_of, load_teacher, random_clips, runs_on_board, serving
 
-from common.config import ServiceClientConfig
-from common.targets import codec, store
-from student_trainer.retry import TeacherUnavailableError
-from student_trainer.service_targets import ServiceTargets
-from student_trainer.target_source import CachedTargets, LocalTargets, TargetMissError
-from student_trainer.teacher_client import TeacherClient, TeacherMismatchError
+from salt_distill.common.config import ServiceClientConfig
+from salt_distill.common.targets import codec, store
+from salt_distill.student_trainer.targets.client import TeacherClient, TeacherMismatchError
+from salt_distill.student_trainer.targets.retry import TeacherUnavailableError
+from salt_distill.student_trainer.targets.service import ServiceTargets
+from salt_distill.student_trainer.targets.source import CachedTargets, LocalTargets, TargetMissError
 
 CLIENT = ServiceClientConfig(request_clips=3, connections=2, timeout_s=20, retry_budget_s=20)
 IMPATIENT = ServiceClientConfig(request_clips=3, connections=2, timeout_s=2, retry_budget_s=0.5)
@@ -85,7 +85,9 @@ def test_served_cached_and_local_targets_have_the_same_bits(teacher, tmp_path, o
             "cache": cached(write_cache(tmp_path, teacher, batch, dtype), dtype),
             "in-process": LocalTargets(teacher, dtype),
         }
-        results = {name: open_source(source).request(batch).result(timeout=30) for name, source in sources.items()}
+        results = {
+            name: open_source(source).request(batch).result(timeout=30) for name, source in sources.items()
+        }
         for name, source in sources.items():
             assert source.name == name
             assert source.spec == teacher.spec
@@ -95,7 +97,10 @@ def test_served_cached_and_local_targets_have_the_same_bits(teacher, tmp_path, o
     assert torch.equal(result[6], result[1])
     for row in (0, 1, 2, 3, 5, 7):
         [encoded] = codec.encode(teacher.forward(pixels[row : row + 1]), dtype)
-        assert torch.equal(result[row], codec.decode(encoded, dtype, num_tokens=teacher.spec.num_tokens, width=teacher.spec.width))
+        assert torch.equal(
+            result[row],
+            codec.decode(encoded, dtype, num_tokens=teacher.spec.num_tokens, width=teacher.spec.width),
+        )
 
 
 def test_two_students_at_once_upload_and_compute_each_clip_once(teacher, open_source):
@@ -103,7 +108,9 @@ def test_two_students_at_once_upload_and_compute_each_clip_once(teacher, open_so
     batches = [batch_of(random_clips(12, seed)) for seed in range(6)]
     with serving(teacher, lease_s=20) as (url, inside):
         students = [
-            open_source(ServiceTargets(url, "float16", CLIENT.model_copy(update={"request_clips": size}), name))
+            open_source(
+                ServiceTargets(url, "float16", CLIENT.model_copy(update={"request_clips": size}), name)
+            )
             for name, size in (("a", 5), ("b", 4))
         ]
         started = time.monotonic()
@@ -156,7 +163,11 @@ class Faults:
             self.seen.append(time.monotonic())
             if isinstance(fault, int):
                 await send(
-                    {"type": "http.response.start", "status": fault, "headers": [(b"retry-after", b"0.4"), (b"content-length", b"4")]}
+                    {
+                        "type": "http.response.start",
+                        "status": fault,
+                        "headers": [(b"retry-after", b"0.4"), (b"content-length", b"4")],
+                    }
                 )
                 return await send({"type": "http.response.body", "body": b"busy"})
 
@@ -210,7 +221,10 @@ def test_another_teacher_behind_the_same_url_stops_the_run(teacher, open_source,
         source = open_source(ServiceTargets(url, "float16", CLIENT, "a"))
     other = load_teacher(tmp_path, seed=1)
     assert other.spec.fingerprint != teacher.spec.fingerprint
-    with serving(other, port=int(url.rsplit(":", 1)[1])), pytest.raises(TeacherMismatchError, match="another teacher"):
+    with (
+        serving(other, port=int(url.rsplit(":", 1)[1])),
+        pytest.raises(TeacherMismatchError, match="another teacher"),
+    ):
         source.request(batch).result(timeout=30)
 
 
@@ -221,7 +235,10 @@ def test_the_same_teacher_that_runs_otherwise_stops_the_run(teacher, open_source
 
     with serving(teacher) as (url, _):
         source = open_source(ServiceTargets(url, "float16", CLIENT, "a"))
-    with serving(Otherwise, port=int(url.rsplit(":", 1)[1])), pytest.raises(TeacherMismatchError, match="bfloat16"):
+    with (
+        serving(Otherwise, port=int(url.rsplit(":", 1)[1])),
+        pytest.raises(TeacherMismatchError, match="bfloat16"),
+    ):
         source.request(batch_of(random_clips(2))).result(timeout=30)
 
 
@@ -235,7 +252,9 @@ def test_what_the_service_refuses_is_not_retried(teacher, open_source):
 
 def test_a_connection_that_the_server_closed_is_opened_again(teacher, open_source):
     with serving(teacher) as (url, _):
-        source = open_source(ServiceTargets(url, "float16", CLIENT.model_copy(update={"connections": 1}), "a"))
+        source = open_source(
+            ServiceTargets(url, "float16", CLIENT.model_copy(update={"connections": 1}), "a")
+        )
         source.request(batch_of(random_clips(1))).result(timeout=30)
         for connection in source._client._connections:
             if connection.sock is not None:
@@ -273,7 +292,15 @@ def test_closing_ends_a_wait(teacher, open_source):
 
 
 def test_progress_reaches_the_board_and_stops_no_run(teacher):
-    line = {"step": 1, "slot": 8, "loss": 0.25, "lr": 0.1, "flops": 1e12, "teacher_wait_ms": 2.5, "clips_per_s": 30.0}
+    line = {
+        "step": 1,
+        "slot": 8,
+        "loss": 0.25,
+        "lr": 0.1,
+        "flops": 1e12,
+        "teacher_wait_ms": 2.5,
+        "clips_per_s": 30.0,
+    }
     with serving(teacher) as (url, _):
         source = ServiceTargets(url, "float16", CLIENT, "run a")
         source.report(line)
@@ -303,7 +330,10 @@ def test_a_miss_shows_both_sides(teacher, tmp_path, open_source):
     source = open_source(cached(tmp_path, "float16", data_seed=7))
     assert source.views == 2
     source.request(batch).result()
-    with pytest.raises(TargetMissError, match=r"sample source/0.*Different: data_seed: here 7, in the cache 0\. Equal: view: .*decoder 1"):
+    with pytest.raises(
+        TargetMissError,
+        match=r"sample source/0.*Different: data_seed: here 7, in the cache 0\. Equal: view: .*decoder 1",
+    ):
         source.request(batch_of(random_clips(1, seed=9))).result()
 
 

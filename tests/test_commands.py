@@ -7,13 +7,13 @@ import pytest
 import typer
 import yaml
 
-import common.data.cli
-import common.plan.cli
-import student_trainer.cli
-import student_trainer.evaluation.cli
-import teacher_server.cli
-from common.command import is_nested, run_app
-from common.config import (
+import salt_distill.common.data.making.cli
+import salt_distill.common.plan.cli
+import salt_distill.student_trainer.cli
+import salt_distill.student_trainer.evaluation.cli
+import salt_distill.teacher_server.cli
+from salt_distill.common.command import is_nested, run_app
+from salt_distill.common.config import (
     CacheGcConfig,
     CacheStatsConfig,
     CacheVerifyConfig,
@@ -45,11 +45,11 @@ from common.config import (
 )
 
 APPS = {
-    "salt-data": common.data.cli.app,
-    "salt-serve": teacher_server.cli.app,
-    "salt-train": student_trainer.cli.app,
-    "salt-eval": student_trainer.evaluation.cli.app,
-    "salt-plan": common.plan.cli.app,
+    "salt-data": salt_distill.common.data.making.cli.app,
+    "salt-serve": salt_distill.teacher_server.cli.app,
+    "salt-train": salt_distill.student_trainer.cli.app,
+    "salt-eval": salt_distill.student_trainer.evaluation.cli.app,
+    "salt-plan": salt_distill.common.plan.cli.app,
 }
 RUN = {"data": "shards", "out": "run"}
 COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
@@ -59,7 +59,10 @@ COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
     "salt-data mix": (MixConfig, {"recipe": "recipe.yaml", "out": "mixture"}),
     "salt-data inspect": (InspectConfig, {"data": "shards"}),
     "salt-serve teacher": (ServeConfig, {"ckpt": "run"}),
-    "salt-serve precompute": (PrecomputeConfig, {"ckpt": "run", "data": "shards", "out": "targets", "views": "4"}),
+    "salt-serve precompute": (
+        PrecomputeConfig,
+        {"ckpt": "run", "data": "shards", "out": "targets", "views": "4"},
+    ),
     "salt-serve cache verify": (CacheVerifyConfig, {"targets": "targets"}),
     "salt-serve cache stats": (CacheStatsConfig, {"targets": "targets"}),
     "salt-serve cache gc": (CacheGcConfig, {"targets": "targets"}),
@@ -75,7 +78,10 @@ COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
     "salt-eval probe": (ProbeConfig, {"ckpt": "run", "data": "shards", "out": "probe.json"}),
     "salt-eval physics": (PhysicsConfig, {"ckpt": "run", "data": "scenes", "out": "physics.json"}),
     "salt-eval rank": (RankConfig, {"ckpt": "run", "data": "shards", "out": "rank.json"}),
-    "salt-eval select": (SelectConfig, {"run_dirs": "run", "teacher": "teacher", "data": "shards", "out": "select.json"}),
+    "salt-eval select": (
+        SelectConfig,
+        {"run_dirs": "run", "teacher": "teacher", "data": "shards", "out": "select.json"},
+    ),
     "salt-eval flops": (FlopsConfig, {}),
     "salt-eval fidelity": (FidelityConfig, {}),
     "salt-eval export": (ExportConfig, {"ckpt": "run", "format": "hf", "out": "exported"}),
@@ -194,7 +200,9 @@ def run(capsys, monkeypatch):
 
 
 def test_no_command_is_left_out():
-    assert set().union(*(commands_of(name, typer.main.get_command(app)) for name, app in APPS.items())) == set(COMMANDS)
+    assert set().union(
+        *(commands_of(name, typer.main.get_command(app)) for name, app in APPS.items())
+    ) == set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -228,22 +236,34 @@ def test_config_file_and_set_reach_every_field(command, run, tmp_path):
             continue
         other = other_value(config_class, name, value)
         text = str(other).lower() if isinstance(other, bool) else other
-        _, printed, error = run(command, *arguments(command, base), "--set", f"{name}={text}", "--print-config")
+        _, printed, error = run(
+            command, *arguments(command, base), "--set", f"{name}={text}", "--print-config"
+        )
         assert error == "", name
         assert {key for key, now in yaml.safe_load(printed).items() if now != before[key]} == {name}
         file = tmp_path / "config.yaml"
         file.write_text(f"{name}: {text}\n")
-        assert run(command, *arguments(command, base), "--config", str(file), "--print-config")[1] == printed, name
+        assert (
+            run(command, *arguments(command, base), "--config", str(file), "--print-config")[1] == printed
+        ), name
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_missing_field_is_named(command, run):
     config_class, base = COMMANDS[command]
-    positional = [parameter.name for parameter in click_command(command).params if parameter.param_type_name == "argument"]
+    positional = [
+        parameter.name
+        for parameter in click_command(command).params
+        if parameter.param_type_name == "argument"
+    ]
     for name in base:
         if not config_class.model_fields[name].is_required():
             continue
-        code, _, error = run(command, *arguments(command, {key: value for key, value in base.items() if key != name}), "--print-config")
+        code, _, error = run(
+            command,
+            *arguments(command, {key: value for key, value in base.items() if key != name}),
+            "--print-config",
+        )
         assert code == 2, name
         missing = positional[-1] if name in positional else name  # the arguments that are left move up
         assert error.startswith(f"error: {missing}: Field required")
@@ -290,8 +310,18 @@ def test_what_is_not_known_is_refused(command, run, tmp_path):
 
 def test_set_reaches_nested_keys_and_wins_over_file_and_preset(run, tmp_path):
     (tmp_path / "config.yaml").write_text("optim: {lr: 0.5, eps: 0.25}\nsteps: 77\n")
-    base = arguments("salt-train teacher", RUN | {"preset": "nano", "config": str(tmp_path / "config.yaml"), "steps": "99"})
-    _, printed, error = run("salt-train teacher", *base, "--set", "optim.lr=1e-3", "--set", "view.scale=[0.5, 0.9]", "--print-config")
+    base = arguments(
+        "salt-train teacher", RUN | {"preset": "nano", "config": str(tmp_path / "config.yaml"), "steps": "99"}
+    )
+    _, printed, error = run(
+        "salt-train teacher",
+        *base,
+        "--set",
+        "optim.lr=1e-3",
+        "--set",
+        "view.scale=[0.5, 0.9]",
+        "--print-config",
+    )
     assert error == ""
     config = yaml.safe_load(printed)
     assert (config["optim"]["lr"], config["optim"]["eps"], config["steps"]) == (1e-3, 0.25, 99)
@@ -300,7 +330,13 @@ def test_set_reaches_nested_keys_and_wins_over_file_and_preset(run, tmp_path):
 
 def test_set_takes_a_number_for_the_text_that_a_field_is(run):
     _, printed, error = run(
-        "salt-train teacher", *arguments("salt-train teacher", RUN), "--set", "out=7", "--set", "optim.lr=1e-3", "--print-config"
+        "salt-train teacher",
+        *arguments("salt-train teacher", RUN),
+        "--set",
+        "out=7",
+        "--set",
+        "optim.lr=1e-3",
+        "--print-config",
     )
     assert (yaml.safe_load(printed)["out"], yaml.safe_load(printed)["optim"]["lr"]) == ("7", 1e-3), error
 
@@ -308,11 +344,24 @@ def test_set_takes_a_number_for_the_text_that_a_field_is(run):
 def test_a_mask_wins_over_the_preset_and_loses_to_the_file(run, tmp_path):
     (tmp_path / "config.yaml").write_text("mask: {sets: [{hidden_fraction: 0.5}]}\n")
     base = arguments("salt-train teacher", RUN | {"preset": "nano", "mask": "multi-random-tube"})
-    printed = yaml.safe_load(run("salt-train teacher", *base, "--set", "mask.truncate=random", "--print-config")[1])
-    assert printed["mask"] == {"sets": [{"hidden_fraction": 0.766}, {"hidden_fraction": 0.934}], "truncate": "random"}
-    printed = yaml.safe_load(run("salt-train teacher", *base, "--config", str(tmp_path / "config.yaml"), "--print-config")[1])
+    printed = yaml.safe_load(
+        run("salt-train teacher", *base, "--set", "mask.truncate=random", "--print-config")[1]
+    )
+    assert printed["mask"] == {
+        "sets": [{"hidden_fraction": 0.766}, {"hidden_fraction": 0.934}],
+        "truncate": "random",
+    }
+    printed = yaml.safe_load(
+        run("salt-train teacher", *base, "--config", str(tmp_path / "config.yaml"), "--print-config")[1]
+    )
     assert printed["mask"]["sets"] == [{"hidden_fraction": 0.5}]
-    both = run("salt-train teacher", *base, "--set", "mask.sets=[{hidden_fraction: 0.5, num_blocks: 3}]", "--print-config")
+    both = run(
+        "salt-train teacher",
+        *base,
+        "--set",
+        "mask.sets=[{hidden_fraction: 0.5, num_blocks: 3}]",
+        "--print-config",
+    )
     assert both[0] == 2
     assert "mask.sets.0.TubeSetConfig.num_blocks: Extra inputs are not permitted" in both[2]
 
@@ -320,8 +369,14 @@ def test_a_mask_wins_over_the_preset_and_loses_to_the_file(run, tmp_path):
 def test_a_misspelt_key_and_preset_get_a_hint(run):
     base = arguments("salt-train teacher", RUN)
     assert "did you mean 'optim.lr'?" in run("salt-train teacher", *base, "--set", "optim.l=1")[2]
-    assert "got preset 'vit-x', expected one of vit-b," in run("salt-train teacher", *base, "--preset", "vit-x")[2]
-    assert "got mask 'cube', expected one of multi-block, causal-multi-block," in run("salt-train teacher", *base, "--mask", "cube")[2]
+    assert (
+        "got preset 'vit-x', expected one of vit-b,"
+        in run("salt-train teacher", *base, "--preset", "vit-x")[2]
+    )
+    assert (
+        "got mask 'cube', expected one of multi-block, causal-multi-block,"
+        in run("salt-train teacher", *base, "--mask", "cube")[2]
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -19,13 +19,13 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.clip import clip_digest
-from common.config import LoaderConfig, PackConfig, SynthConfig, ViewConfig
-from common.data import views
-from common.data.pack import pack
-from common.data.reader import Reader
-from common.data.shards import open_dataset
-from common.data.synth import MOTIONS, moving_digit
+from salt_distill.common.clip import clip_digest
+from salt_distill.common.config import LoaderConfig, PackConfig, SynthConfig, ViewConfig
+from salt_distill.common.data import views
+from salt_distill.common.data.making.pack import pack
+from salt_distill.common.data.making.synth import MOTIONS, moving_digit
+from salt_distill.common.data.reader import Reader
+from salt_distill.common.data.shards import open_dataset
 
 VIEW = ViewConfig(num_frames=4, frame_step=2, crop_size=24)
 
@@ -33,7 +33,10 @@ VIEW = ViewConfig(num_frames=4, frame_step=2, crop_size=24)
 def packed(src: Path, out: Path, **config) -> str:
     """Packs, and gives back what was printed."""
     printed = io.StringIO()
-    pack(PackConfig(src=str(src), out=str(out), **{"workers": 1, **config}), rich.console.Console(file=printed, width=1000))
+    pack(
+        PackConfig(src=str(src), out=str(out), **{"workers": 1, **config}),
+        rich.console.Console(file=printed, width=1000),
+    )
     return printed.getvalue()
 
 
@@ -49,7 +52,9 @@ def skipped_names(out: Path) -> set[str]:
 
 
 def new_reader(data: Path, *, view: ViewConfig = VIEW, **loader) -> Reader:
-    return Reader(str(data), data_seed=0, views="fresh", view=view, split="train", loader=LoaderConfig(**loader))
+    return Reader(
+        str(data), data_seed=0, views="fresh", view=view, split="train", loader=LoaderConfig(**loader)
+    )
 
 
 # --- views ---
@@ -79,7 +84,9 @@ def test_pinned_views_repeat_and_fresh_ones_do_not():
 @given(st.integers(1, 700), st.integers(1, 700), st.integers(0, 10_000))
 @settings(max_examples=150, deadline=None)
 def test_crop_is_inside_the_frame(height, width, number):
-    top, left, crop_h, crop_w = views.crop_box(ViewConfig(), height, width, views.draw(0, "source/name", number))
+    top, left, crop_h, crop_w = views.crop_box(
+        ViewConfig(), height, width, views.draw(0, "source/name", number)
+    )
     assert crop_h >= 1
     assert crop_w >= 1
     assert 0 <= top <= top + crop_h <= height
@@ -87,7 +94,10 @@ def test_crop_is_inside_the_frame(height, width, number):
 
 
 def test_crops_have_the_configured_area_and_shape():
-    boxes = [views.crop_box(ViewConfig(scale=(0.3, 0.5)), 400, 400, views.draw(0, "source/name", number)) for number in range(200)]
+    boxes = [
+        views.crop_box(ViewConfig(scale=(0.3, 0.5)), 400, 400, views.draw(0, "source/name", number))
+        for number in range(200)
+    ]
     for _, _, crop_h, crop_w in boxes:
         assert 0.29 <= crop_h * crop_w / 400**2 <= 0.51
         assert 0.74 <= crop_w / crop_h <= 1.36
@@ -107,9 +117,16 @@ def test_frames_keep_their_step_or_repeat_the_last(num_frames, start):
 def test_resize_is_bilinear_interpolation(height, width, size):
     frames = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), dtype=np.uint8)
     ours = views.resize(frames, size)
-    exact = F.interpolate(torch.from_numpy(frames).permute(0, 3, 1, 2).double(), (size, size), mode="bilinear", align_corners=False)
+    exact = F.interpolate(
+        torch.from_numpy(frames).permute(0, 3, 1, 2).double(),
+        (size, size),
+        mode="bilinear",
+        align_corners=False,
+    )
     assert ours.dtype == np.uint8
-    assert np.abs(ours - exact.permute(0, 2, 3, 1).numpy()).max() <= 0.5 + 1e-4  # rounded to the nearest, whichever at a tie
+    assert (
+        np.abs(ours - exact.permute(0, 2, 3, 1).numpy()).max() <= 0.5 + 1e-4
+    )  # rounded to the nearest, whichever at a tie
 
 
 def test_resize_to_the_same_size_changes_nothing():
@@ -123,7 +140,10 @@ def test_flip_mirrors_half_of_the_draws():
     draws = [views.draw(0, "a/b", number) for number in range(100)]
     flipped = [np.array_equal(views.apply(whole, frames, draw), frames[:, :, ::-1]) for draw in draws]
     assert 35 < sum(flipped) < 65
-    assert all(np.array_equal(views.apply(whole.model_copy(update={"flip": False}), frames, draw), frames) for draw in draws[:10])
+    assert all(
+        np.array_equal(views.apply(whole.model_copy(update={"flip": False}), frames, draw), frames)
+        for draw in draws[:10]
+    )
 
 
 # --- pack ---
@@ -203,14 +223,21 @@ def test_bad_files_are_named_and_change_nothing_else(some_bad, tmp_path):
         (some_bad / name).unlink()
     packed(some_bad, tmp_path / "without", name="toy")
     assert skipped_names(tmp_path / "without") == set()
-    differing = {name for name, data in contents(tmp_path / "with").items() if data != contents(tmp_path / "without")[name]}
+    differing = {
+        name
+        for name, data in contents(tmp_path / "with").items()
+        if data != contents(tmp_path / "without")[name]
+    }
     assert differing == {"skipped.csv"}
 
 
 def test_too_many_bad_files_stop_the_command(some_bad, tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"2 of 7 videos cannot be read so far, expected at most .*--max-bad-fraction 0\.2 .*a-empty\.mp4: the file is empty",
+        match=(
+            r"2 of 7 videos cannot be read so far, expected at most .*--max-bad-fraction 0\.2 .*a-empty\.mp4:"
+            r" the file is empty"
+        ),
     ):
         packed(some_bad, tmp_path / "out", max_bad_fraction=0.2)
     assert not (tmp_path / "out").exists()
@@ -237,16 +264,28 @@ def test_real_videos_all_pack(shared_videos, tmp_path):
 def test_real_bad_videos_change_only_the_list_of_skips(shared_videos, shared_bad, tmp_path):
     src = tmp_path / "src"
     src.mkdir()
-    for path in [*sorted(shared_videos.iterdir(), key=lambda path: path.stat().st_size)[:4], *shared_bad.iterdir()]:
+    for path in [
+        *sorted(shared_videos.iterdir(), key=lambda path: path.stat().st_size)[:4],
+        *shared_bad.iterdir(),
+    ]:
         shutil.copy(path, src)
     packed(src, tmp_path / "with", max_bad_fraction=0.9)
     skipped = skipped_names(tmp_path / "with")
-    assert {"moviepy__result.webm", "derived__truncated_bug_no_moov.mp4", "small__mp4-with-audio.mp4", "small__Mpeg4.mp4"} <= skipped
+    assert {
+        "moviepy__result.webm",
+        "derived__truncated_bug_no_moov.mp4",
+        "small__mp4-with-audio.mp4",
+        "small__Mpeg4.mp4",
+    } <= skipped
     assert not skipped & {path.name for path in shared_videos.iterdir()}
     for name in skipped:
         (src / name).unlink()
     packed(src, tmp_path / "without")
-    differing = {name for name, data in contents(tmp_path / "with").items() if data != contents(tmp_path / "without")[name]}
+    differing = {
+        name
+        for name, data in contents(tmp_path / "with").items()
+        if data != contents(tmp_path / "without")[name]
+    }
     assert differing == {"skipped.csv"}
 
 
@@ -294,10 +333,16 @@ def test_too_many_bad_clips_stop_the_run(shards, tmp_path):
     data = tmp_path / "toy"
     shutil.copytree(shards, data)
     tar = sorted(data.glob("*.tar"))[-1]
-    bad = [sample for shard in open_dataset(data).samples("train") for sample in shard if sample.tar == tar.name]
+    bad = [
+        sample for shard in open_dataset(data).samples("train") for sample in shard if sample.tar == tar.name
+    ]
     tar.write_bytes(b"")
     with pytest.raises(
-        ValueError, match=f"got {len(bad)} clips that cannot be decoded among 40, expected at most loader.max_bad_fraction=0 "
+        ValueError,
+        match=(
+            f"got {len(bad)} clips that cannot be decoded among 40, expected at most"
+            " loader.max_bad_fraction=0 "
+        ),
     ):
         new_reader(data, max_bad_fraction=0).clips(range(40))
 
@@ -317,7 +362,9 @@ def test_motion_label_is_the_measured_motion():
         frames, _, motion = moving_digit(config, "train", number)
         moving = np.square(np.abs(frames - np.median(frames, 0)).sum(-1))
         quarter = config.num_frames // 4
-        (x_early, y_early), (x_late, y_late) = (_centroid(part.sum(0)) for part in (moving[:quarter], moving[-quarter:]))
+        (x_early, y_early), (x_late, y_late) = (
+            _centroid(part.sum(0)) for part in (moving[:quarter], moving[-quarter:])
+        )
         angle = math.atan2(-(y_late - y_early), x_late - x_early)  # y points down
         right += MOTIONS[round(angle / (math.pi / 4)) % len(MOTIONS)] == motion
     assert right >= 36
@@ -330,13 +377,16 @@ def _centroid(weight: np.ndarray) -> tuple[float, float]:
 
 def test_the_smallest_frame_has_room_for_every_drift():
     config = SynthConfig(out="unused", size=36)
-    assert all(moving_digit(config, "train", number)[0].shape == (config.num_frames, 36, 36, 3) for number in range(200))
+    assert all(
+        moving_digit(config, "train", number)[0].shape == (config.num_frames, 36, 36, 3)
+        for number in range(200)
+    )
     with pytest.raises(pydantic.ValidationError, match="greater than or equal to 36"):
         SynthConfig(out="unused", size=34)
 
 
 def test_synth_refuses_a_folder_in_use(synth_videos):
-    from common.data.synth import synthesise
+    from salt_distill.common.data.making.synth import synthesise
 
     with pytest.raises(ValueError, match="which is not empty, expected a new folder"):
         synthesise(SynthConfig(out=str(synth_videos)))

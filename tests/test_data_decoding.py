@@ -1,4 +1,5 @@
-"""Frames of a clip: the same ones as by decoding everything and counting, from either decoder; and by time where the rate varies."""
+"""Frames of a clip: the same ones as by decoding everything and counting, from either decoder; and by time
+where the rate varies."""
 
 import contextlib
 import io
@@ -14,13 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config import ViewConfig
-from common.data import video, views
-from common.data.facts import BadVideoError
-from common.data.packets import Packets
-from common.data.video import decode, open_video, probe, upright_frames
+from salt_distill.common.clip import BadVideoError
+from salt_distill.common.config import ViewConfig
+from salt_distill.common.data import video, views
+from salt_distill.common.data.packets import Packets
+from salt_distill.common.data.video import decode, open_video, probe, upright_frames
 
-NO_TORCHCODEC = "torchcodec does not import: pip install salt-distill[torchcodec], with FFmpeg's shared libraries"
+NO_TORCHCODEC = (
+    "torchcodec does not import: pip install salt-distill[torchcodec], with FFmpeg's shared libraries"
+)
 NUM_FRAMES = 60
 GOP = "keyint=10:min-keyint=10:scenecut=0:bframes=3"
 
@@ -35,11 +38,14 @@ def encode(
     times: list[int] | None = None,
     num_streams: int = 1,
 ) -> bytes:
-    """A texture that moves over NUM_FRAMES frames, so that no frame is like another; ``times`` in milliseconds.
+    """A texture that moves over NUM_FRAMES frames, so that no frame is like another; ``times`` in
+    milliseconds.
 
     Of several streams the first has half the size.
     """
-    texture = np.kron(np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
+    texture = np.kron(
+        np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8)
+    )
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         clock = Fraction(1, 25) if times is None else Fraction(1, 1000)
@@ -54,7 +60,9 @@ def encode(
         for number in range(NUM_FRAMES if times is None else len(times)):
             moved = np.roll(texture, (2 * number, 3 * number), (0, 1))
             for stream in streams:
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(moved[: stream.height, : stream.width]), format="rgb24")
+                frame = av.VideoFrame.from_ndarray(
+                    np.ascontiguousarray(moved[: stream.height, : stream.width]), format="rgb24"
+                )
                 frame.pts, frame.time_base = number if times is None else times[number], clock
                 output.mux(stream.encode(frame))
         for stream in streams:
@@ -72,7 +80,11 @@ STREAMS = {
     "open ts": ("libx264", "mpegts", {"x264-params": f"{GOP}:open-gop=1"}),
     "intra refresh": ("libx264", "mp4", {"x264-params": "keyint=20:intra-refresh=1:bframes=0"}),
     "raw": ("libx264", "h264", {"x264-params": GOP}),
-    "open hevc": ("libx265", "mp4", {"x265-params": "keyint=10:min-keyint=10:open-gop=1:bframes=4:scenecut=0:log-level=none"}),
+    "open hevc": (
+        "libx265",
+        "mp4",
+        {"x265-params": "keyint=10:min-keyint=10:open-gop=1:bframes=4:scenecut=0:log-level=none"},
+    ),
     "avi": ("mpeg4", "avi", {"bf": "2", "g": "10"}),
     "mpeg2": ("mpeg2video", "mpegts", {"bf": "2", "g": "10"}),
     "vp8": ("libvpx", "webm", {"g": "15", "auto-alt-ref": "1", "lag-in-frames": "10"}),
@@ -81,7 +93,8 @@ STREAMS = {
     "10 bits": ("libx264", "matroska", {"x264-params": GOP}, "yuv420p10le"),
 }
 STARTS_IN_THE_MIDDLE = {
-    "closed mp4", "closed ts", "several slices", "interlaced", "raw", "open hevc", "vp8", "vp9", "4:4:4, odd size", "10 bits",
+    "closed mp4", "closed ts", "several slices", "interlaced", "raw", "open hevc", "vp8", "vp9",
+    "4:4:4, odd size", "10 bits",
     "late start", "two streams", "variable rate",
 }  # fmt: skip
 VARIABLE = np.random.default_rng(1).permutation([20] * 40 + [70] * 20).cumsum().tolist()
@@ -107,11 +120,14 @@ def decoder(request, monkeypatch) -> str:
 
 
 def counted(data: bytes, wanted: Sequence[int] = range(10**6)) -> dict[int, np.ndarray]:
-    """Every frame, or the wanted ones: what PyAV gives when it is asked for one after the other, and nothing of ours is."""
+    """Every frame, or the wanted ones: what PyAV gives when it is asked for one after the other, and nothing
+    of ours is."""
     with av.open(io.BytesIO(data)) as container:
         return {
             number: np.rot90(frame.to_ndarray(format="rgb24", interpolation="BICUBIC"), frame.rotation // 90)
-            for number, frame in zip(range(max(wanted) + 1), container.decode(container.streams.best("video")), strict=False)
+            for number, frame in zip(
+                range(max(wanted) + 1), container.decode(container.streams.best("video")), strict=False
+            )
             if number in wanted
         }
 
@@ -124,7 +140,9 @@ def test_frames_are_those_of_a_decoding_of_everything(encoded, decoder, name):
     data, every = encoded[name], counted(encoded[name])
     assert probe(data).num_frames == len(every) == NUM_FRAMES
     assert every[0].shape == (61, 95, 3) if "odd" in name else (64, 96, 3)
-    assert all(np.array_equal(ours, frame) for ours, frame in zip(upright_frames(data), every.values(), strict=True))
+    assert all(
+        np.array_equal(ours, frame) for ours, frame in zip(upright_frames(data), every.values(), strict=True)
+    )
     for first in range(0, NUM_FRAMES, 3):
         idx = [min(first + 4 * i, NUM_FRAMES - 1) for i in range(5)]
         for place, frame in zip(idx, decode(data, idx, NUM_FRAMES), strict=True):
@@ -139,7 +157,9 @@ def test_only_what_a_clip_needs_is_decoded(encoded, name):
         if name == "closed mp4":
             wanted = {int(time) for time in packets.times[[45, 49]]}
             needed = list(packets.needed(wanted))
-            assert len(needed) < 10  # of 60: the frames from 40 on, without those B frames that nothing refers to
+            assert (
+                len(needed) < 10
+            )  # of 60: the frames from 40 on, without those B frames that nothing refers to
             assert {packet.pts for packet in needed} >= wanted
 
 
@@ -151,12 +171,16 @@ def test_torchcodec_gets_what_it_decodes_exactly(encoded, name, caplog):
         its = opened.frames.func is video._decode_torchcodec  # type: ignore[attr-defined]
         opened.frames([7, 30])
     assert its == (name in STARTS_IN_THE_MIDDLE - {"interlaced", "raw", "10 bits"})
-    assert ("with PyAV, since torchcodec did not do (it finds other frames)" in caplog.text) == (name == "closed ts")
+    assert ("with PyAV, since torchcodec did not do (it finds other frames)" in caplog.text) == (
+        name == "closed ts"
+    )
 
 
 def test_a_decoder_that_finds_too_little_is_not_believed(encoded, caplog, monkeypatch):
     data, every = encoded["closed mp4"], counted(encoded["closed mp4"])
-    monkeypatch.setattr(Packets, "needed", lambda self, wanted: [packet for packet in self if packet.pts in wanted][1:])
+    monkeypatch.setattr(
+        Packets, "needed", lambda self, wanted: [packet for packet in self if packet.pts in wanted][1:]
+    )
     monkeypatch.setattr(video, "_torchcodec", lambda: None)
     with caplog.at_level(logging.INFO):
         assert np.array_equal(decode(data, [30, 34], NUM_FRAMES), np.stack([every[30], every[34]]))
@@ -165,8 +189,11 @@ def test_a_decoder_that_finds_too_little_is_not_believed(encoded, caplog, monkey
 
 @pytest.mark.parametrize("repeated", [True, False])
 def test_parameters_that_change_on_the_way_are_not_skipped(repeated):
-    """Two H.264 streams of different parameter sets, one after the other: who starts in the second has to know them."""
-    first, second = (encode("libx264", "h264", {"x264-params": how}) for how in (GOP, f"{GOP}:ref=1:cabac=0:weightp=0"))
+    """Two H.264 streams of different parameter sets, one after the other: who starts in the second has to
+    know them."""
+    first, second = (
+        encode("libx264", "h264", {"x264-params": how}) for how in (GOP, f"{GOP}:ref=1:cabac=0:weightp=0")
+    )
     if not repeated:  # only its first key frame has them
         units = re.split(b"\0\0\0?\1", second)[1:]
         kept = [unit for place, unit in enumerate(units) if unit[0] & 31 not in (7, 8) or place < 4]
@@ -204,7 +231,9 @@ def test_real_videos_give_the_frames_of_a_decoding_of_everything(shared_videos, 
         first = int(rng.integers(0, max(1, min(num_frames, 240) - 16)))
         idx = [min(first + 3 * i, num_frames - 1) for i in range(6)]
         reference = counted(data, idx)
-        assert np.array_equal(decode(data, idx, num_frames), np.stack([reference[number] for number in idx])), path.name
+        assert np.array_equal(
+            decode(data, idx, num_frames), np.stack([reference[number] for number in idx])
+        ), path.name
     assert num_videos == {"videos": 22, "bad": 5, "labelled/asl": 4}[folder]
 
 
@@ -228,7 +257,10 @@ def test_what_an_edit_list_leaves_out_is_not_counted(shared_bad, decoder):
     assert probe(data).num_frames == 25
     every = counted(data)
     for first in range(21):
-        assert np.array_equal(decode(data, range(first, first + 5), 25), np.stack([every[place] for place in range(first, first + 5)]))
+        assert np.array_equal(
+            decode(data, range(first, first + 5), 25),
+            np.stack([every[place] for place in range(first, first + 5)]),
+        )
 
 
 def counted_until_it_breaks(data: bytes) -> list[np.ndarray]:
@@ -253,9 +285,16 @@ VIEW = ViewConfig(num_frames=16, frame_step=4)
     st.randoms(use_true_random=False),
 )
 @settings(max_examples=200, deadline=None)
-def test_a_constant_rate_with_rounded_times_is_sampled_by_counting(num_frames, clock, origin, start, frame_step, random):
+def test_a_constant_rate_with_rounded_times_is_sampled_by_counting(
+    num_frames, clock, origin, start, frame_step, random
+):
     tick, jitter = clock
-    times = np.array([origin + tick * i + random.randint(-jitter, jitter) * (0 < i < num_frames - 1) for i in range(num_frames)])
+    times = np.array(
+        [
+            origin + tick * i + random.randint(-jitter, jitter) * (0 < i < num_frames - 1)
+            for i in range(num_frames)
+        ]
+    )
     times = np.sort(times)
     view = VIEW.model_copy(update={"frame_step": frame_step})
     if 4 * jitter >= tick:  # neighbours in doubt by more than half a frame are not a constant rate
@@ -264,7 +303,9 @@ def test_a_constant_rate_with_rounded_times_is_sampled_by_counting(num_frames, c
 
 
 def test_a_variable_rate_is_sampled_by_time():
-    times = np.concatenate([np.arange(0, 1000, 20), np.arange(1000, 3000, 100)])  # 50 frames a second, then 10
+    times = np.concatenate(
+        [np.arange(0, 1000, 20), np.arange(1000, 3000, 100)]
+    )  # 50 frames a second, then 10
     view = ViewConfig(num_frames=4, frame_step=3)
     step = 3 * (2900 / 69)
     idx = views.frame_idx(view, len(times), 0.5, times)

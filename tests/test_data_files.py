@@ -1,4 +1,5 @@
-"""Shards that are not on this machine: the same clips, retries, what is missing or replaced, and the cache on a local disk."""
+"""Shards that are not on this machine: the same clips, retries, what is missing or replaced, and the cache on
+a local disk."""
 
 import hashlib
 import os
@@ -16,13 +17,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pack_tools import VIEW, samples_of
 from s3_server import CREDENTIALS, S3Server, s3_server
 
-from common.config import LoaderConfig, MixConfig
-from common.data import files
-from common.data.facts import BadVideoError
-from common.data.files import Folder
-from common.data.mix import mix
-from common.data.reader import Reader
-from common.data.shard_cache import ShardCache
+from salt_distill.common.clip import BadVideoError
+from salt_distill.common.config import LoaderConfig, MixConfig
+from salt_distill.common.data.making.mix import mix
+from salt_distill.common.data.reader import Reader
+from salt_distill.common.data.shard_cache import ShardCache
+from salt_distill.common.folders import folder as files
+from salt_distill.common.folders.folder import Folder
 
 SLOTS = range(35, 47)  # into the second pass
 
@@ -92,7 +93,9 @@ def test_an_object_store_gives_the_same_clips_by_reading_only_their_samples(shar
     assert batch.digests == local.digests
     assert batch.keys == local.keys
     samples = samples_of(shards)
-    wanted = {f"toy/{s.tar} bytes={s.offset}-{s.offset + s.size - 1}" for s in (samples[key] for key in batch.keys)}
+    wanted = {
+        f"toy/{s.tar} bytes={s.offset}-{s.offset + s.size - 1}" for s in (samples[key] for key in batch.keys)
+    }
     assert {request for request in bucket.requests if ".tar" in request} == wanted
 
 
@@ -100,13 +103,17 @@ def test_a_store_of_fsspec_and_a_file_url_do_as_well(shards, flaky):
     clips = new_reader(shards).clips(SLOTS)
     assert new_reader(flaky).clips(SLOTS).digests == clips.digests
     samples = samples_of(shards)
-    assert Flaky.ranges == Counter(f"{s.tar} {s.offset}-{s.offset + s.size}" for s in (samples[key] for key in clips.keys))
+    assert Flaky.ranges == Counter(
+        f"{s.tar} {s.offset}-{s.offset + s.size}" for s in (samples[key] for key in clips.keys)
+    )
     assert new_reader(f"file://{shards}").clips(SLOTS).digests == clips.digests
     assert Folder(f"file://{shards}").local == shards
 
 
 def test_an_address_that_is_none_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"got nowhere://data, expected a path or a URL such as s3://BUCKET/FOLDER"):
+    with pytest.raises(
+        ValueError, match=r"got nowhere://data, expected a path or a URL such as s3://BUCKET/FOLDER"
+    ):
         new_reader("nowhere://data")
     with pytest.raises(FileNotFoundError, match=r"got no dataset\.json and no tar in it"):
         new_reader(tmp_path)
@@ -114,7 +121,10 @@ def test_an_address_that_is_none_is_an_error(tmp_path):
 
 def test_an_index_is_not_made_in_a_store(bucket: S3Server):
     (bucket.folder / "toy" / "dataset.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"toy.*: got no dataset\.json in it, expected a folder that `salt-data pack` wrote"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"toy.*: got no dataset\.json in it, expected a folder that `salt-data pack` wrote",
+    ):
         new_reader(bucket.address("toy"))
 
 
@@ -141,7 +151,10 @@ def test_a_store_that_goes_on_failing_stops_the_run(flaky, monkeypatch):
     reader = new_reader(flaky)
     monkeypatch.setattr(files, "RETRY_BUDGET_S", 0.05)
     Flaky.failures = 10**9
-    with pytest.raises(OSError, match=r"flaky://data/toy failed for .* s, and the budget is 0\.05 s: .*the store is being moved"):
+    with pytest.raises(
+        OSError,
+        match=r"flaky://data/toy failed for .* s, and the budget is 0\.05 s: .*the store is being moved",
+    ):
         reader.clips(SLOTS)
     assert not reader.skipped  # no video is to blame
 
@@ -158,19 +171,28 @@ def test_a_store_that_refuses_is_not_asked_again(bucket: S3Server):
 def test_a_missing_shard_is_an_error_at_once(bucket: S3Server, place):
     lost = sorted((bucket.folder / "toy").glob("*.tar"))[1]
     lost.unlink()
-    with pytest.raises(FileNotFoundError, match=rf"1 of its \d+ shards are not there, the first is .*{lost.name}: copy them anew"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=rf"1 of its \d+ shards are not there, the first is .*{lost.name}: copy them anew",
+    ):
         new_reader(bucket.folder / "toy" if place == "disk" else bucket.address("toy"))
 
 
 @pytest.mark.parametrize("place", ["disk", "store"])
-@pytest.mark.parametrize(("change", "reason"), [("gone", "cannot be read|is not there"), ("cut", "the tar was cut or replaced")])
+@pytest.mark.parametrize(
+    ("change", "reason"), [("gone", "cannot be read|is not there"), ("cut", "the tar was cut or replaced")]
+)
 def test_a_shard_that_goes_missing_later_costs_its_samples(bucket: S3Server, place, change, reason):
-    reader = new_reader(bucket.folder / "toy" if place == "disk" else bucket.address("toy"), max_bad_fraction=1)
+    reader = new_reader(
+        bucket.folder / "toy" if place == "disk" else bucket.address("toy"), max_bad_fraction=1
+    )
     shard = next(shard for shard in reader.samples if len(shard))
     path = bucket.folder / "toy" / shard[0].tar
     path.unlink() if change == "gone" else path.write_bytes(b"short")
     batch = reader.clips(range(40))
-    assert {key for key, good in zip(batch.keys, batch.good, strict=True) if not good} == {sample.key for sample in shard}
+    assert {key for key, good in zip(batch.keys, batch.good, strict=True) if not good} == {
+        sample.key for sample in shard
+    }
     assert set(reader.skipped) == {sample.key for sample in shard}
     for sample in shard:
         with pytest.raises(BadVideoError, match=reason):
@@ -190,18 +212,27 @@ def test_a_shard_that_was_replaced_in_the_store_is_noticed(bucket: S3Server):
 
 
 def test_a_mixture_in_a_store_reads_from_its_sources(bucket: S3Server):
-    sources = [{"path": "toy", "name": "a", "weight": 0.75}, {"path": "toy", "name": "b", "split": "test", "weight": 0.25}]
+    sources = [
+        {"path": "toy", "name": "a", "weight": 0.75},
+        {"path": "toy", "name": "b", "split": "test", "weight": 0.25},
+    ]
     (bucket.folder / "recipe.yaml").write_text(yaml.safe_dump({"name": "both", "sources": sources}))
     mix(MixConfig(recipe=str(bucket.folder / "recipe.yaml"), out=str(bucket.folder / "both")))
     local, reader = new_reader(bucket.folder / "both", "all"), new_reader(bucket.address("both"), "all")
     batch = reader.clips(range(80))
     assert batch.digests == local.clips(range(80)).digests
     assert Counter(key.split("/")[0] for key in batch.keys) == {"a": 60, "b": 20}
-    assert [view for key, view in zip(batch.keys, batch.views, strict=True) if key.startswith("a/")] == [0] * 40 + [1] * 20
-    assert [view for key, view in zip(batch.keys, batch.views, strict=True) if key.startswith("b/")] == [0] * 10 + [1] * 10
+    assert [view for key, view in zip(batch.keys, batch.views, strict=True) if key.startswith("a/")] == [
+        0
+    ] * 40 + [1] * 20
+    assert [view for key, view in zip(batch.keys, batch.views, strict=True) if key.startswith("b/")] == [
+        0
+    ] * 10 + [1] * 10
     (bucket.folder / "elsewhere").mkdir()
     (bucket.folder / "elsewhere" / "link").symlink_to(bucket.folder / "both")
-    assert new_reader(bucket.folder / "elsewhere" / "link", "all").clips(range(3)).digests == batch.digests[:3]
+    assert (
+        new_reader(bucket.folder / "elsewhere" / "link", "all").clips(range(3)).digests == batch.digests[:3]
+    )
     shards = reader.dataset.shards  # which name the files of a target cache
     assert len(set(shards)) == len(shards) > len(set(reader.dataset.tars))
     shutil.rmtree(bucket.folder / "toy")
@@ -228,7 +259,8 @@ def test_what_was_read_once_is_not_read_from_the_store_again(bucket: S3Server, s
     caching = {"shard_cache_dir": str(tmp_path / "cache")}
     first = new_reader(bucket.address("toy"), **caching)
     clips = new_reader(shards).clips(SLOTS)
-    # One at a time: two passes meet in these slots, and a video that both want at the same moment is read by both.
+    # One at a time: two passes meet in these slots, and a video that both want at the same moment is read by
+    # both.
     assert [first.clips([slot]).digests[0] for slot in SLOTS] == list(clips.digests)
     assert first.counters()["shard_cache_misses"] == len(set(clips.keys)) < len(SLOTS)
     before = sum(count for request, count in bucket.requests.items() if ".tar" in request)
@@ -310,7 +342,7 @@ def test_processes_share_a_cache(tmp_path):
     script = f"""if True:
         import hashlib, sys
         import numpy as np
-        from common.data.shard_cache import ShardCache
+        from salt_distill.common.data.shard_cache import ShardCache
         cache = ShardCache({str(tmp_path)!r}, 20_000)
         rng = np.random.default_rng(int(sys.argv[1]))
         for number in rng.integers(0, 40, 300).tolist():
@@ -320,7 +352,10 @@ def test_processes_share_a_cache(tmp_path):
             assert found in (None, data)
             cache.put(name, data)
     """
-    writers = [subprocess.Popen([sys.executable, "-c", script, str(number)], cwd=Path(__file__).parent.parent) for number in range(3)]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", script, str(number)], cwd=Path(__file__).parent.parent)
+        for number in range(3)
+    ]
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     files_left = kept(tmp_path)
     assert 10 <= len(files_left) <= 20

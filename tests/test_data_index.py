@@ -13,21 +13,24 @@ import pytest
 import webdataset
 from pack_tools import VIDEO, encoded_image, grey_video, new_reader, packed, samples_of, skipped
 
-from common.data.index import SCHEMA, index_hash, load_index
-from common.data.shards import open_dataset
+from salt_distill.common.data.index import SCHEMA, index_hash, load_index
+from salt_distill.common.data.shards import open_dataset
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
 
 
 def test_tars_of_webdatasets_own_writer(tmp_path):
-    """Its usual forms: numbers as classes, text and JSON beside the video, images, keys that start anew in every tar."""
+    """Its usual forms: numbers as classes, text and JSON beside the video, images, keys that start anew in
+    every tar."""
     (tmp_path / "theirs").mkdir()
     videos = [grey_video(*range(number, 60 + number, 5)) for number in range(0, 150, 30)]
     image = encoded_image(PIXELS, "JPEG")
     for number in range(2):
         with webdataset.TarWriter(str(tmp_path / "theirs" / f"part-{number:04d}.tar")) as writer:
             writer.write({"__key__": "000000", "mp4": videos[2 * number], "cls": number, "txt": "a caption"})
-            writer.write({"__key__": "000001", "mp4": videos[2 * number + 1], "json": {"caption": "theirs", "fps": 99}})
+            writer.write(
+                {"__key__": "000001", "mp4": videos[2 * number + 1], "json": {"caption": "theirs", "fps": 99}}
+            )
     with webdataset.TarWriter(str(tmp_path / "theirs" / "part-0002.tar")) as writer:
         writer.write({"__key__": "n01/n01_10026", "jpg": image, "cls": 7})
         writer.write({"__key__": "text", "txt": "alone"})
@@ -50,7 +53,10 @@ def test_tars_of_webdatasets_own_writer(tmp_path):
     assert skipped(tmp_path / "theirs") == {
         "bad": "it is no video that FFmpeg can open (Invalid data found when processing input)",
         "two": "its video ends in .dots.mp4, expected one dot in the name, as in 000001.mp4",
-        "frames": "it is numbered images whose rate no sidecar states, expected what `salt-data pack --images frames` writes",
+        "frames": (
+            "it is numbered images whose rate no sidecar states, expected what `salt-data pack --images"
+            " frames` writes"
+        ),
     }
     assert new_reader(tmp_path / "theirs").clips(range(5)).good.all()
 
@@ -75,12 +81,19 @@ def test_a_frame_out_of_place_is_named(tmp_path):
         members = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
     (tmp_path / "torn").mkdir()
     with tarfile.open(tmp_path / "torn" / "v-000000.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in [members[0], members[3], *members[1:3], ("00000001.mp4", VIDEO)]:  # the sidecar between frames
+        for name, data in [
+            members[0],
+            members[3],
+            *members[1:3],
+            ("00000001.mp4", VIDEO),
+        ]:  # the sidecar between frames
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     assert set(samples_of(tmp_path / "torn")) == {"torn/v-000000/00000001"}
-    assert skipped(tmp_path / "torn") == {"00000000": "its frame 00000000.000001.png does not follow the frame before it in the tar"}
+    assert skipped(tmp_path / "torn") == {
+        "00000000": "its frame 00000000.000001.png does not follow the frame before it in the tar"
+    }
 
 
 # --- the hash ---
@@ -95,7 +108,12 @@ def test_the_hash_knows_only_the_content(rows, tmp_path):
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     cut = pa.concat_tables([table.slice(0, 3), table.slice(3, 0), table.slice(3)])
     pq.write_table(table, tmp_path / "small.parquet", row_group_size=7)
-    for same in (cut, table.combine_chunks(), cut.slice(0), pq.read_table(tmp_path / "small.parquet", schema=SCHEMA)):
+    for same in (
+        cut,
+        table.combine_chunks(),
+        cut.slice(0),
+        pq.read_table(tmp_path / "small.parquet", schema=SCHEMA),
+    ):
         assert index_hash(same) == index_hash(table)
     assert index_hash(table.slice(2, 9)) == index_hash(pa.Table.from_pylist(rows[2:11], schema=SCHEMA))
 
@@ -117,7 +135,9 @@ def test_text_that_moves_from_one_row_to_the_next_changes_the_hash(rows):
 def test_an_index_that_was_changed_is_refused(shards, rows, tmp_path):
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "dataset.json").write_text((shards / "dataset.json").read_text())
-    rows[0]["labels"] = [("digit", 3), ("motion", 0)] if rows[0]["labels"] != [("digit", 3), ("motion", 0)] else []
+    rows[0]["labels"] = (
+        [("digit", 3), ("motion", 0)] if rows[0]["labels"] != [("digit", 3), ("motion", 0)] else []
+    )
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "toy" / "index.parquet")
     with pytest.raises(ValueError, match=r"index\.parquet is not the one that dataset\.json describes"):
         load_index(tmp_path / "toy")
@@ -125,5 +145,10 @@ def test_an_index_that_was_changed_is_refused(shards, rows, tmp_path):
 
 def test_the_description_says_what_is_there(shards):
     info = json.loads((shards / "dataset.json").read_text())
-    assert (info["name"], info["kind"], info["num_samples"], info["splits"]) == ("toy", "packed", 50, {"test": 10, "train": 40})
+    assert (info["name"], info["kind"], info["num_samples"], info["splits"]) == (
+        "toy",
+        "packed",
+        50,
+        {"test": 10, "train": 40},
+    )
     assert info["num_shards"] == len(list(Path(shards).glob("*.tar")))

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pack_tools import VIEW, encoded_image, grey_video, new_reader, packed, samples_of, write
 from PIL import Image
 
-from common.config import EncoderConfig, InspectConfig
-from common.data.inspect import histogram, inspect
-from common.model.grid import token_grid
-from common.model.masking import mask_group
-from common.pictures import strip, tint_masks, token_roles
+from salt_distill.common.config import EncoderConfig, InspectConfig
+from salt_distill.common.data.making.inspect import histogram, inspect
+from salt_distill.common.model.grid import token_grid
+from salt_distill.common.model.masking import mask_group
+from salt_distill.common.pictures import strip, tint_masks, token_roles
 
 ENCODER = EncoderConfig(width=24, depth=1, num_heads=2, mlp_width=48, patch_size=8)
 
@@ -30,7 +30,10 @@ def odd(tmp_path_factory) -> Path:
     """Ten videos of 3 to 12 s in two classes, two of them of one content, one image and two bad files."""
     root = tmp_path_factory.mktemp("odd")
     for number in range(10):
-        write(root / "v" / ("even" if number % 2 == 0 else "odd") / f"{number}.mp4", grey_video(*range(100, 103 + number), fps=1))
+        write(
+            root / "v" / ("even" if number % 2 == 0 else "odd") / f"{number}.mp4",
+            grey_video(*range(100, 103 + number), fps=1),
+        )
     write(root / "v" / "even" / "again.mp4", grey_video(*range(100, 105), fps=1))
     write(root / "v" / "odd" / "still.png", encoded_image(np.zeros((24, 40, 3), np.uint8)))
     write(root / "v" / "odd" / "empty.mp4", b"")
@@ -43,13 +46,22 @@ def test_everything_is_counted(odd, capsys):
     inspect(look(odd, format="json"))
     found = json.loads(capsys.readouterr().out)
     samples = samples_of(odd).values()
-    assert (found["name"], found["kind"], found["num_samples"], found["splits"]) == ("v", "packed", 12, {"train": 12})
+    assert (found["name"], found["kind"], found["num_samples"], found["splits"]) == (
+        "v",
+        "packed",
+        12,
+        {"train": 12},
+    )
     assert found["labels"] == {"parity": {"even": 6, "odd": 6}}
     assert found["codecs"] == {"h264": 11, "png": 1}
     assert found["resolutions"] == {"32x16": 11, "40x24": 1}
     assert found["fps"] == {"1": 12}
     assert found["hours"] == pytest.approx((sum(range(3, 13)) + 5 + 1) / 3600)
-    assert (found["duration_s"]["least"], found["duration_s"]["median"], found["duration_s"]["most"]) == (1, 6.5, 12)
+    assert (found["duration_s"]["least"], found["duration_s"]["median"], found["duration_s"]["most"]) == (
+        1,
+        6.5,
+        12,
+    )
     assert [(bar["from"], bar["to"], bar["count"]) for bar in found["duration_s"]["histogram"]] == [
         (0, 2, 1), (2, 4, 1), (4, 6, 3), (6, 8, 2), (8, 10, 2), (10, 12, 2), (12, 14, 1),
     ]  # fmt: skip
@@ -71,7 +83,9 @@ def test_a_histogram_holds_every_duration(seconds):
     assert 1 <= len(bins) <= 12
     assert sum(bar["count"] for bar in bins) == len(seconds)
     for bar in bins:
-        assert bar["count"] == sum(bar["from"] <= value < bar["to"] for value in seconds) or near_an_edge(seconds, bar)
+        assert bar["count"] == sum(bar["from"] <= value < bar["to"] for value in seconds) or near_an_edge(
+            seconds, bar
+        )
 
 
 def near_an_edge(seconds: list[float], bar: dict[str, float]) -> bool:
@@ -121,7 +135,9 @@ def find(picture: np.ndarray, page: np.ndarray) -> bool:
     left = 12
     for top in range(page.shape[0] - shown.shape[0] + 1):
         window = page[top : top + shown.shape[0], left : left + shown.shape[1]]
-        if np.array_equal(window[0][opaque[0]], shown[0][opaque[0]]) and np.array_equal(window[opaque], shown[opaque]):
+        if np.array_equal(window[0][opaque[0]], shown[0][opaque[0]]) and np.array_equal(
+            window[opaque], shown[opaque]
+        ):
             return True
     return False
 
@@ -141,5 +157,7 @@ def test_the_sheet_shows_what_the_model_sees(shards, tmp_path, capsys):
 
 
 def test_a_clip_that_the_encoder_cannot_cut_is_refused():
-    with pytest.raises(ValueError, match=r"got a clip of 4 frames of 24 pixels, expected multiples of .*patch_size=16"):
+    with pytest.raises(
+        ValueError, match=r"got a clip of 4 frames of 24 pixels, expected multiples of .*patch_size=16"
+    ):
         InspectConfig(data="shards", view=VIEW)

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pack_tools import contents, grey_video, new_reader, packed, samples_of, write
 
-from common.config import MixConfig
-from common.data.index import load_index
-from common.data.mix import mix, strata_shares
-from common.data.shards import open_dataset
+from salt_distill.common.config import MixConfig
+from salt_distill.common.data.index import load_index
+from salt_distill.common.data.making.mix import mix, strata_shares
+from salt_distill.common.data.shards import open_dataset
 
 
 def clip(number: int, seconds: int) -> bytes:
@@ -24,7 +24,8 @@ def clip(number: int, seconds: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:
-    """Data sets in the manner of Appendix A: `k400` and `k600` share five videos, `k400` has one twice; `panda` has 40 of 2 to 41 s."""
+    """Data sets in the manner of Appendix A: `k400` and `k600` share five videos, `k400` has one twice;
+    `panda` has 40 of 2 to 41 s."""
     root = tmp_path_factory.mktemp("sources")
     for number in range(12):
         write(root / "k400" / ("wave" if number % 2 else "clap") / f"{number}.mp4", clip(number, 4))
@@ -96,7 +97,11 @@ def test_the_table_is_the_one_of_the_paper(sources, tmp_path, capsys):
     (tmp_path / "seen.txt").write_text("k600/dance/6.mp4\nk600/never/there.mp4\n")
     mixed(sources, tmp_path / "V-29", recipe)
     printed = capsys.readouterr().out
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if line.startswith("│")]
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in printed.splitlines()
+        if line.startswith("│")
+    ]
     header = next(line for line in printed.splitlines() if "Dataset" in line)
     assert [cell.strip() for cell in header.split("┃")[1:-1]] == [
         "Dataset",
@@ -106,7 +111,8 @@ def test_the_table_is_the_one_of_the_paper(sources, tmp_path, capsys):
         "duplicates",
         "not drawn",
     ]
-    # k400: 13 with one twice, one in the validation set; k600: 12 of which 5 are k400's, one of the validation set, one in the list.
+    # k400: 13 with one twice, one in the validation set; k600: 12 of which 5 are k400's, one of the
+    # validation set, one in the list.
     assert rows == [
         ["k400", "11", "1", "0", "1", "0"],
         ["k600", "5", "2", "0", "5", "0"],
@@ -118,12 +124,20 @@ def test_the_table_is_the_one_of_the_paper(sources, tmp_path, capsys):
 
 
 def test_every_sample_is_read_from_its_source(sources, tmp_path):
-    out = mixed(sources, tmp_path / "mix", {"sources": ["k400", {"path": "panda", "name": "p70m", "count": 6}]})
+    out = mixed(
+        sources, tmp_path / "mix", {"sources": ["k400", {"path": "panda", "name": "p70m", "count": 6}]}
+    )
     assert {path.name for path in out.iterdir()} == {"dataset.json", "index.parquet"}
     dataset = open_dataset(out)
     samples = samples_of(out)
-    own = {f"k400/{key.removeprefix('k400/')}": (tmp_path / "k400", sample) for key, sample in samples_of(tmp_path / "k400").items()}
-    own |= {f"p70m/{key.removeprefix('panda/')}": (tmp_path / "panda", sample) for key, sample in samples_of(tmp_path / "panda").items()}
+    own = {
+        f"k400/{key.removeprefix('k400/')}": (tmp_path / "k400", sample)
+        for key, sample in samples_of(tmp_path / "k400").items()
+    }
+    own |= {
+        f"p70m/{key.removeprefix('panda/')}": (tmp_path / "panda", sample)
+        for key, sample in samples_of(tmp_path / "panda").items()
+    }
     assert len(samples) == 12 + 6
     for key, sample in samples.items():
         folder, original = own[key]
@@ -143,7 +157,10 @@ def test_sources_and_mixture_move_together_and_apart_is_an_error(sources, tmp_pa
     shutil.move(tmp_path / "here", tmp_path / "there")
     assert new_reader(tmp_path / "there" / "mix").clips(range(5)).good.all()
     shutil.copytree(tmp_path / "there" / "mix", tmp_path / "alone" / "mix")
-    with pytest.raises(FileNotFoundError, match=r"is a mixture of .*k400, which is not there: move sources and mixture together"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"is a mixture of .*k400, which is not there: move sources and mixture together",
+    ):
         open_dataset(tmp_path / "alone" / "mix")
     (tmp_path / "v").mkdir()
     write(tmp_path / "v" / "other.mp4", clip(1, 3))
@@ -160,7 +177,12 @@ def test_durations_are_drawn_evenly_and_reproducibly(sources, tmp_path):
 
     drawn = seconds("a")
     assert np.histogram(drawn, [4, 13, 22, 31, 40])[0].tolist() == [3, 3, 3, 3]
-    assert np.histogram(seconds("b", count=34), [4, 13, 22, 31, 40])[0].tolist() == [8, 8, 9, 9]  # of 9, 9, 9 and 10
+    assert np.histogram(seconds("b", count=34), [4, 13, 22, 31, 40])[0].tolist() == [
+        8,
+        8,
+        9,
+        9,
+    ]  # of 9, 9, 9 and 10
     assert seconds("c") == drawn
     assert seconds("d", seed=1) != drawn
     assert set(drawn) < set(seconds("e", count=24))  # more contain fewer
@@ -176,7 +198,9 @@ def test_the_first_source_keeps_a_video_that_several_have(sources, tmp_path):
 
 
 def test_what_was_not_drawn_from_one_source_may_come_from_another(sources, tmp_path):
-    samples = samples_of(mixed(sources, tmp_path / "mix", {"sources": [{"path": "k400", "count": 1}, "k600"]}))
+    samples = samples_of(
+        mixed(sources, tmp_path / "mix", {"sources": [{"path": "k400", "count": 1}, "k600"]})
+    )
     assert sum(sample.source == "k600" for sample in samples.values()) >= 11
 
 
@@ -187,12 +211,18 @@ def test_labels_with_the_same_classes_are_one(sources, tmp_path):
         source, action, _ = key.split("/")
         assert sample.labels == {f"{source}.action": dataset.class_names[f"{source}.action"].index(action)}
     shutil.copytree(sources / "k400", tmp_path / "copy")
-    same = mixed(sources, tmp_path / "same", {"sources": [{"path": "k400", "count": 3}, {"path": "copy", "name": "k"}]})
+    same = mixed(
+        sources, tmp_path / "same", {"sources": [{"path": "k400", "count": 3}, {"path": "copy", "name": "k"}]}
+    )
     assert open_dataset(same).class_names == {"action": ["clap", "wave"]}
 
 
 def test_weights_are_kept_for_the_reader(sources, tmp_path, capsys):
-    out = mixed(sources, tmp_path / "mix", {"sources": [{"path": "k400", "weight": 0.25}, {"path": "panda", "weight": 0.75}]})
+    out = mixed(
+        sources,
+        tmp_path / "mix",
+        {"sources": [{"path": "k400", "weight": 0.25}, {"path": "panda", "weight": 0.75}]},
+    )
     assert [source["weight"] for source in load_index(out)[0]["sources"]] == [0.25, 0.75]
     assert "weight" in capsys.readouterr().out
 
@@ -208,12 +238,24 @@ def test_the_same_recipe_gives_the_same_bytes(sources, tmp_path):
     [
         ({"sources": ["k400", {"path": "k600", "weight": 1}]}, "got a weight for some and none for k400"),
         ({"sources": ["k400", "k400"]}, "got 2 of the name 'k400', expected a name for each"),
-        ({"sources": [{"path": "k400", "strata": 3, "count": 5}]}, "strata: expected .* max_duration_s as the last edge"),
-        ({"sources": [{"path": "k400", "min_duration_s": 9, "max_duration_s": 4}]}, "max_duration_s: got 4, expected more than"),
+        (
+            {"sources": [{"path": "k400", "strata": 3, "count": 5}]},
+            "strata: expected .* max_duration_s as the last edge",
+        ),
+        (
+            {"sources": [{"path": "k400", "min_duration_s": 9, "max_duration_s": 4}]},
+            "max_duration_s: got 4, expected more than",
+        ),
         ({"sources": [{"path": "k400", "cuont": 5}]}, "sources.0.cuont: Extra inputs are not permitted"),
         ({"sources": []}, "sources: Tuple should have at least 1 item"),
-        ({"sources": [{"path": "k400", "split": "trian"}]}, "got split 'trian', expected one of train, or all"),
-        ({"sources": [{"path": "k400", "min_duration_s": 60}]}, "got no sample for the mixture, .* of its 13 samples: 13 out of range"),
+        (
+            {"sources": [{"path": "k400", "split": "trian"}]},
+            "got split 'trian', expected one of train, or all",
+        ),
+        (
+            {"sources": [{"path": "k400", "min_duration_s": 60}]},
+            "got no sample for the mixture, .* of its 13 samples: 13 out of range",
+        ),
         (
             {"sources": ["k400"], "exclude": [{"path": "val", "split": "test"}]},
             "exclude: .*got split 'test', expected one of train, validation",

@@ -1,4 +1,5 @@
-"""Slot -> sample: every sample once a pass on any split of ranks, resuming anywhere, mixtures in their proportions."""
+"""Slot -> sample: every sample once a pass on any split of ranks, resuming anywhere, mixtures in their
+proportions."""
 
 from collections import Counter
 from fractions import Fraction
@@ -8,15 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config import MASK_GROUP_SIZE
-from common.data.order import Mixture, Order, interleave, shares_of
-from common.model.masking import group_idx
+from salt_distill.common.config import MASK_GROUP_SIZE
+from salt_distill.common.data.order import Mixture, Order, interleave, shares_of
+from salt_distill.common.model.masking import group_idx
 
 SIZES = st.lists(st.integers(0, 7), min_size=1, max_size=8)
 SOURCES = st.lists(SIZES, min_size=1, max_size=4).filter(lambda sources: any(map(any, sources)))
 
 
-def mixture(sources: list[list[int]], weights: list[float] | None = None, *, data_seed: int = 0, shuffle_shards: int = 2) -> Mixture:
+def mixture(
+    sources: list[list[int]],
+    weights: list[float] | None = None,
+    *,
+    data_seed: int = 0,
+    shuffle_shards: int = 2,
+) -> Mixture:
     sizes = [size for source in sources for size in source]
     of = [place for place, source in enumerate(sources) for _ in source]
     names = [f"source {place}" for place in range(len(sources))]
@@ -24,7 +31,11 @@ def mixture(sources: list[list[int]], weights: list[float] | None = None, *, dat
 
 
 def every_sample(sources: list[list[int]]) -> set[tuple[int, int]]:
-    return {(shard, sample) for shard, size in enumerate(size for source in sources for size in source) for sample in range(size)}
+    return {
+        (shard, sample)
+        for shard, size in enumerate(size for source in sources for size in source)
+        for sample in range(size)
+    }
 
 
 # --- one pass ---
@@ -34,7 +45,9 @@ def every_sample(sources: list[list[int]]) -> set[tuple[int, int]]:
 @settings(max_examples=80, deadline=None)
 def test_a_pass_takes_every_sample_of_every_source_once(sources, data_seed, shuffle_shards, epoch):
     order = mixture(sources, data_seed=data_seed, shuffle_shards=shuffle_shards)
-    located = [order.locate(slot) for slot in range(epoch * order.num_samples, (epoch + 1) * order.num_samples)]
+    located = [
+        order.locate(slot) for slot in range(epoch * order.num_samples, (epoch + 1) * order.num_samples)
+    ]
     assert {number for number, _, _ in located} == {epoch}
     assert Counter(place[1:] for place in located) == Counter(every_sample(sources))
 
@@ -43,7 +56,9 @@ def slots_of(step: int, batch_size: int, rank: int, world_size: int) -> range:
     """As ``Batches`` has them: whole mask groups."""
     groups = group_idx(batch_size, rank, world_size)
     first = (step - 1) * batch_size
-    return range(first + MASK_GROUP_SIZE * groups.start, first + min(MASK_GROUP_SIZE * groups.stop, batch_size))
+    return range(
+        first + MASK_GROUP_SIZE * groups.start, first + min(MASK_GROUP_SIZE * groups.stop, batch_size)
+    )
 
 
 @given(SOURCES, st.integers(1, 100), st.integers(1, 9), st.integers(1, 5))
@@ -60,12 +75,16 @@ def test_any_split_of_ranks_sees_the_same_sequence(sources, batch_size, world_si
     ]
     assert split == alone
     whole = num_steps * batch_size // order.num_samples  # passes that are over
-    assert Counter(place[1:] for place in split[: whole * order.num_samples]) == Counter(dict.fromkeys(every_sample(sources), whole))
+    assert Counter(place[1:] for place in split[: whole * order.num_samples]) == Counter(
+        dict.fromkeys(every_sample(sources), whole)
+    )
 
 
 @given(SOURCES, st.integers(1, 60), st.integers(2, 12), st.integers(1, 4), st.integers(1, 4))
 @settings(max_examples=40, deadline=None)
-def test_resuming_at_every_step_continues_the_sequence(sources, batch_size, num_steps, world_before, world_after):
+def test_resuming_at_every_step_continues_the_sequence(
+    sources, batch_size, num_steps, world_before, world_after
+):
     whole = [mixture(sources).locate(slot) for slot in range(num_steps * batch_size)]
 
     def steps(order: Mixture, first: int, last: int, world_size: int) -> list:

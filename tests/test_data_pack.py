@@ -12,10 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pack_tools import VIDEO, contents, encoded_image, grey_video, packed, samples_of, skipped, start_pack, write
+from pack_tools import (
+    VIDEO,
+    contents,
+    encoded_image,
+    grey_video,
+    packed,
+    samples_of,
+    skipped,
+    start_pack,
+    write,
+)
 
-import common.data.pack
-from common.data.prepare import prepare_all
+import salt_distill.common.data.making.pack
+from salt_distill.common.data.making.prepare import prepare_all
 
 # --- dirty folders ---
 
@@ -24,8 +34,10 @@ def test_whatever_is_in_a_folder_costs_only_itself(tmp_path):
     src = tmp_path / "src"
     png = encoded_image(np.zeros((16, 16, 3), np.uint8))
     for name, data in {
-        "good.mp4": VIDEO, "UPPER.MP4": VIDEO, "umlaut-ä 1.mp4": VIDEO, "empty.mp4": b"", "text.mp4": b"no video\n" * 99, "cut.mp4": VIDEO[:-400],
-        "image.mp4": png, "video.png": VIDEO, "large.mp4": VIDEO + bytes(20_000), "one.mp4": grey_video(10), "tiny.mp4": grey_video(1, 2, size=(4, 4)),
+        "good.mp4": VIDEO, "UPPER.MP4": VIDEO, "umlaut-ä 1.mp4": VIDEO, "empty.mp4": b"",
+        "text.mp4": b"no video\n" * 99, "cut.mp4": VIDEO[:-400],
+        "image.mp4": png, "video.png": VIDEO, "large.mp4": VIDEO + bytes(20_000), "one.mp4": grey_video(10),
+        "tiny.mp4": grey_video(1, 2, size=(4, 4)),
         "clips.mp4/inside.mp4": VIDEO,
     }.items():  # fmt: skip
         write(src / name, data)
@@ -63,7 +75,10 @@ def test_whatever_is_in_a_folder_costs_only_itself(tmp_path):
     }
     assert f"5 videos (5 train) in 1 shards, {len(reasons)} skipped" in printed
     assert all(f"{name}: {reason}" in printed for name, reason in reasons.items())
-    with pytest.raises(ValueError, match=r"\d of 21 videos cannot be read so far, expected at most a share of --max-bad-fraction 0\.3 "):
+    with pytest.raises(
+        ValueError,
+        match=r"\d of 21 videos cannot be read so far, expected at most a share of --max-bad-fraction 0\.3 ",
+    ):
         packed(src, tmp_path / "strict", images="each", max_bad_fraction=0.3, max_video_bytes=20_000)
     assert not (tmp_path / "strict").exists()
 
@@ -73,7 +88,9 @@ def test_every_bad_file_has_a_reason(shared_bad, tmp_path):
     packed(shared_bad, tmp_path / "out", max_bad_fraction=0.9)
     assert skipped(tmp_path / "out") == {
         "decord__corrupted.mp4": "decoding fails after 28 frames (Invalid data found when processing input)",
-        "derived__truncated_bug_no_moov.mp4": "it is no video that FFmpeg can open (Invalid data found when processing input)",
+        "derived__truncated_bug_no_moov.mp4": (
+            "it is no video that FFmpeg can open (Invalid data found when processing input)"
+        ),
         "moviepy__bitmap.mp4": "it has 1x1 pixels, expected at least 8x8",
         "moviepy__result.webm": "the file is empty",
         "small__AudioVideoInterleave.avi": "no frame of its video stream can be decoded",
@@ -85,15 +102,23 @@ def test_every_bad_file_has_a_reason(shared_bad, tmp_path):
 
 
 def child_processes() -> set[int]:
-    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    return {
+        int(pid)
+        for task in Path("/proc/self/task").iterdir()
+        for pid in (task / "children").read_text().split()
+    }
 
 
 @pytest.mark.needs_data
 def test_a_crash_of_the_decoder_costs_its_file(shared_videos, tmp_path, monkeypatch):
-    first, second, third = sorted((f"{letter}.mp4" for letter in "abc"), key=lambda name: sha256(name.encode()).digest())
+    first, second, third = sorted(
+        (f"{letter}.mp4" for letter in "abc"), key=lambda name: sha256(name.encode()).digest()
+    )
     for name in (first, third):
         write(tmp_path / "v" / name)
-    write(tmp_path / "v" / second, (shared_videos / "intel__bottle-detection.mp4").read_bytes())  # takes a second to decode
+    write(
+        tmp_path / "v" / second, (shared_videos / "intel__bottle-detection.mp4").read_bytes()
+    )  # takes a second to decode
     before = child_processes()
 
     def struck(*arguments):
@@ -105,7 +130,7 @@ def test_a_crash_of_the_decoder_costs_its_file(shared_videos, tmp_path, monkeypa
         os.kill(worker, signal.SIGSEGV)
         yield from results
 
-    monkeypatch.setattr(common.data.pack, "prepare_all", struck)
+    monkeypatch.setattr(salt_distill.common.data.making.pack, "prepare_all", struck)
     packed(tmp_path / "v", tmp_path / "out")
     assert skipped(tmp_path / "out") == {second: "the decoder crashed (signal 11)"}
     assert set(samples_of(tmp_path / "out")) == {f"v/{first}", f"v/{third}"}
@@ -114,7 +139,9 @@ def test_a_crash_of_the_decoder_costs_its_file(shared_videos, tmp_path, monkeypa
 @pytest.mark.needs_data
 def test_a_file_that_takes_too_long_costs_itself(shared_videos, tmp_path):
     write(tmp_path / "v" / "short.mp4")
-    write(tmp_path / "v" / "long.mp4", (shared_videos / "intel__bottle-detection.mp4").read_bytes())  # takes a second to decode
+    write(
+        tmp_path / "v" / "long.mp4", (shared_videos / "intel__bottle-detection.mp4").read_bytes()
+    )  # takes a second to decode
     packed(tmp_path / "v", tmp_path / "out", timeout_s=0.3)
     assert skipped(tmp_path / "out") == {"long.mp4": "the decoder did not answer within 0.3 s"}
 
@@ -158,7 +185,9 @@ def keys_in(tar: Path) -> list[str]:
 def killed(many: Path, out: Path, num_shards: int) -> dict[str, int]:
     """Packs until the journal has some shards, kills; the inodes of what is there."""
     process = start_pack(many, out, "--max-shard-bytes", str(SHARD_BYTES))
-    while process.poll() is None and (not journal_of(out).exists() or journal_of(out).read_bytes().count(b"\n") <= num_shards):
+    while process.poll() is None and (
+        not journal_of(out).exists() or journal_of(out).read_bytes().count(b"\n") <= num_shards
+    ):
         time.sleep(0.002)
     process.kill()
     assert process.wait() == -signal.SIGKILL
@@ -219,7 +248,10 @@ def test_other_options_start_over(many, tmp_path):
 
 
 def test_a_larger_share_of_bad_files_goes_on_where_the_smaller_stopped(many, whole, tmp_path):
-    with pytest.raises(ValueError, match=r"1 of 14 videos cannot be read so far, .*the same command with another one goes on from here"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 of 14 videos cannot be read so far, .*the same command with another one goes on from here",
+    ):
         packed(many, tmp_path / "many", max_shard_bytes=SHARD_BYTES, max_bad_fraction=0)
     packed(many, tmp_path / "many", max_shard_bytes=SHARD_BYTES)
     assert contents(tmp_path / "many") == whole
@@ -245,7 +277,11 @@ def test_shards_are_as_large_as_they_may_be(many, tmp_path):
     sizes = []
     for path in sorted((tmp_path / "out").glob("*.tar")):
         with tarfile.open(path) as tar:
-            sizes.append([(member.offset, member.offset_data + -(-member.size // 512) * 512) for member in tar])
+            sizes.append(
+                [(member.offset, member.offset_data + -(-member.size // 512) * 512) for member in tar]
+            )
     assert all(members[-1][1] <= SHARD_BYTES for members in sizes)
     first_sample = [members[1][1] for members in sizes[1:]]  # would not have fitted into the shard before
-    assert all(members[-1][1] + size > SHARD_BYTES for members, size in zip(sizes, first_sample, strict=False))
+    assert all(
+        members[-1][1] + size > SHARD_BYTES for members, size in zip(sizes, first_sample, strict=False)
+    )

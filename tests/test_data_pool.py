@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.data.facts import BadVideoError
-from common.data.pool import DecodePool
+from salt_distill.common.clip import BadVideoError
+from salt_distill.common.data.pool import DecodePool
 from tests.pool_calls import call
 
 
@@ -128,12 +128,14 @@ def test_closing_ends_what_hangs_and_what_waits(tmp_path):
     assert all(gone(pid, within_s=0.1) for pid in pids)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process that hangs together with its parent")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux ends a process that hangs together with its parent"
+)
 def test_no_process_outlives_a_killed_parent(tmp_path):
     os.mkfifo(tmp_path / "silent.mp4")
     script = f"""if True:
         import time
-        from common.data.pool import DecodePool
+        from salt_distill.common.data.pool import DecodePool
         from tests.pool_calls import call
         pool = DecodePool(2, timeout_s=600, call=call)
         pids = set()
@@ -143,7 +145,9 @@ def test_no_process_outlives_a_killed_parent(tmp_path):
         print(*pids, flush=True)
         time.sleep(600)
     """
-    with subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout is not None
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(pids) == 2

@@ -1,4 +1,5 @@
-"""Clips from decoding processes: the same bytes as from this process; a crash, a stall or damage costs one video."""
+"""Clips from decoding processes: the same bytes as from this process; a crash, a stall or damage costs one
+video."""
 
 import os
 import shutil
@@ -12,17 +13,16 @@ import pytest
 from pack_tools import VIEW, packed, samples_of
 from train_tools import RandomClips, small_run
 
-from common.clip import clip_digest
-from common.config import LoaderConfig, ViewConfig
-from common.data import views
-from common.data.facts import BadVideoError
-from common.data.pool import DecodePool
-from common.data.reader import CENTRE_VIEW, Reader
-from common.data.shards import open_dataset
-from common.data.tasks import Cut, Decoder, Task
-from common.data.video import decoder_name, open_video
-from common.model.grid import token_grid
-from student_trainer.batches import Batches
+from salt_distill.common.clip import BadVideoError, clip_digest
+from salt_distill.common.config import LoaderConfig, ViewConfig
+from salt_distill.common.data import views
+from salt_distill.common.data.pool import DecodePool
+from salt_distill.common.data.reader import CENTRE_VIEW, Reader
+from salt_distill.common.data.shards import open_dataset
+from salt_distill.common.data.tasks import Cut, Decoder, Task
+from salt_distill.common.data.video import decoder_name, open_video
+from salt_distill.common.model.grid import token_grid
+from salt_distill.student_trainer.batches import Batches
 
 
 def new_reader(data: Path, *, view: ViewConfig = VIEW, **loader) -> Reader:
@@ -35,7 +35,10 @@ def real(shared_videos, tmp_path_factory) -> Path:
     """Six real videos, each in a shard of its own."""
     src, out = tmp_path_factory.mktemp("real") / "src", tmp_path_factory.mktemp("real") / "out"
     src.mkdir()
-    names = "torchcodec__nasa_13013 torchcodec__nasa_13013_vfr torchcodec__nasa_13013_rotated sleap__small_robot imageio__realshort"
+    names = (
+        "torchcodec__nasa_13013 torchcodec__nasa_13013_vfr torchcodec__nasa_13013_rotated sleap__small_robot"
+        " imageio__realshort"
+    )
     for name in names.split():
         shutil.copy(shared_videos / f"{name}.mp4", src)
     shutil.copy(shared_videos / "moviepy__pigs_in_a_polka.gif", src)
@@ -87,11 +90,18 @@ def test_a_clip_is_what_its_parts_say(real):
 def test_runs_of_one_data_seed_see_the_same_bytes_whatever_else_differs(real):
     def digests(batch_size: int, num_batches: int, **loader) -> list[bytes]:
         reader = new_reader(real, **loader)
-        found = [reader.clips(range(step * batch_size, (step + 1) * batch_size)).digests for step in range(num_batches)]
+        found = [
+            reader.clips(range(step * batch_size, (step + 1) * batch_size)).digests
+            for step in range(num_batches)
+        ]
         reader.close()
         return [digest for batch in found for digest in batch]
 
-    assert digests(4, 6, decode_processes=2) == digests(12, 2, decode_processes=0) == digests(1, 24, decode_processes=1)
+    assert (
+        digests(4, 6, decode_processes=2)
+        == digests(12, 2, decode_processes=0)
+        == digests(1, 24, decode_processes=1)
+    )
 
 
 def test_what_decodes_imports_no_torch(shards):
@@ -116,7 +126,10 @@ def test_a_decoder_that_is_not_the_named_one_stops_the_run(shards, capfd):
     pool = DecodePool(1, timeout_s=60, call=Decoder("some other"))
     with pytest.raises(RuntimeError, match=r"a decoding process cannot start \(exit code 1\)"):
         pool.submit(reader.dataset.encoded(next(iter(samples_of(shards).values())))).result()
-    assert f"got the decoder {reader.decoder} in a decoding process, expected some other" in capfd.readouterr().err
+    assert (
+        f"got the decoder {reader.decoder} in a decoding process, expected some other"
+        in capfd.readouterr().err
+    )
     pool.close()
 
 

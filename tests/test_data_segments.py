@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from common.config import PROTOCOLS, ProbeConfig, ViewConfig, preset_layer
-from common.data import views
-from common.data.segments import SegmentCut, segment_start, square_box
-from common.data.tasks import Cut
+from salt_distill.common.config import PROTOCOLS, ProbeConfig, ViewConfig, preset_layer
+from salt_distill.common.data import views
+from salt_distill.common.data.segments import SegmentCut, segment_start, square_box
+from salt_distill.common.data.tasks import Cut
 
 VIEW = ViewConfig(num_frames=4, frame_step=2, crop_size=16)  # a clip spans 7 frames
 
@@ -14,7 +14,10 @@ VIEW = ViewConfig(num_frames=4, frame_step=2, crop_size=16)  # a clip spans 7 fr
 def numbered(num_frames: int, height: int, width: int) -> list[np.ndarray]:
     """Frames whose first channel is their number, the others the row and the column."""
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
-    return [np.stack([np.full_like(rows, number), rows, columns], axis=2).astype(np.uint8) for number in range(num_frames)]
+    return [
+        np.stack([np.full_like(rows, number), rows, columns], axis=2).astype(np.uint8)
+        for number in range(num_frames)
+    ]
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (40, 24), (25, 46)])
@@ -24,7 +27,9 @@ def test_one_segment_and_one_whole_square_is_the_evaluation_view(height, width, 
     idx = segment.frame_idx(num_frames, None)
     assert idx == centre.frame_idx(num_frames, None)
     frames = numbered(num_frames, height, width)
-    (pixels, digest), (expected, its_digest) = (cut.clip([frames[i] for i in idx]) for cut in (segment, centre))
+    (pixels, digest), (expected, its_digest) = (
+        cut.clip([frames[i] for i in idx]) for cut in (segment, centre)
+    )
     assert (pixels == expected).all()
     assert digest == its_digest
 
@@ -32,7 +37,11 @@ def test_one_segment_and_one_whole_square_is_the_evaluation_view(height, width, 
 @pytest.mark.parametrize(
     ("num_frames", "num_segments", "firsts"),
     [
-        (40, 4, [2, 12, 22, 32]),  # segments of 10 frames: 4 possible starts each, the clip begins at the third of them
+        (
+            40,
+            4,
+            [2, 12, 22, 32],
+        ),  # segments of 10 frames: 4 possible starts each, the clip begins at the third of them
         (28, 4, [0, 7, 14, 21]),  # exactly a clip each
         (13, 4, [0, 2, 4, 6]),  # too short for a clip: spread from the first possible start to the last
         (7, 3, [0, 0, 0]),
@@ -40,18 +49,23 @@ def test_one_segment_and_one_whole_square_is_the_evaluation_view(height, width, 
     ],
 )
 def test_segments_start_where_they_should(num_frames, num_segments, firsts):
-    idx = np.array(SegmentCut(VIEW, num_segments, 1, 1.0).frame_idx(num_frames, None)).reshape(num_segments, 4)
+    idx = np.array(SegmentCut(VIEW, num_segments, 1, 1.0).frame_idx(num_frames, None)).reshape(
+        num_segments, 4
+    )
     assert idx[:, 0].tolist() == firsts
     assert (idx == np.minimum(idx[:, :1] + np.arange(0, 8, 2), num_frames - 1)).all()
 
 
 def test_drawn_starts_cover_a_segment_and_nothing_else():
-    starts = {int(segment_start(VIEW, 40, 1, 4, u) * 34) for u in np.linspace(0, 0.999, 200)}  # 34 possible starts of 40 frames
+    starts = {
+        int(segment_start(VIEW, 40, 1, 4, u) * 34) for u in np.linspace(0, 0.999, 200)
+    }  # 34 possible starts of 40 frames
     assert starts == {10, 11, 12, 13}
 
 
 def test_times_decide_where_the_rate_varies():
-    """The second half of the video is shown at half the rate: a clip of a late segment takes every frame there, as the pace demands."""
+    """The second half of the video is shown at half the rate: a clip of a late segment takes every frame
+    there, as the pace demands."""
     times = np.concatenate([np.arange(20) * 10, 200 + np.arange(10) * 20])
     idx = np.array(SegmentCut(VIEW, 2, 1, 1.0).frame_idx(30, times)).reshape(2, 4)
     tick = (times[-1] - times[0]) / 29
@@ -62,7 +76,9 @@ def test_times_decide_where_the_rate_varies():
 def test_squares_stand_at_both_ends_and_in_the_middle():
     boxes = [square_box(10, 31, position, 1.0) for position in (0, 0.5, 1)]
     assert boxes == [(0, 0, 10, 10), (0, 11, 10, 10), (0, 21, 10, 10)]
-    assert [square_box(31, 10, position, 1.0) for position in (0, 0.5, 1)] == [(left, top, h, w) for top, left, h, w in boxes]
+    assert [square_box(31, 10, position, 1.0) for position in (0, 0.5, 1)] == [
+        (left, top, h, w) for top, left, h, w in boxes
+    ]
     assert square_box(256, 340, 0.5, 0.875) == (16, 58, 224, 224)  # V-JEPA's single view: 224 of 256
 
 
@@ -96,8 +112,10 @@ def test_drawn_crops_are_of_each_segment():
 @pytest.mark.parametrize(
     ("name", "settings", "clips", "step", "batch_size"),
     [
-        ("k400", 20, (16, 8, 3), 4, 256), ("ssv2", 20, (16, 2, 3), 4, 256), ("coin", 1, (16, 8, 3), 4, 256), ("jester", 1, (16, 4, 3), 2, 128),
-        ("diving48", 1, (16, 4, 3), 2, 128), ("in1k", 1, (16, 1, 1), None, 1024), ("k400-fast", 1, (16, 1, 1), 4, 256),
+        ("k400", 20, (16, 8, 3), 4, 256), ("ssv2", 20, (16, 2, 3), 4, 256), ("coin", 1, (16, 8, 3), 4, 256),
+        ("jester", 1, (16, 4, 3), 2, 128),
+        ("diving48", 1, (16, 4, 3), 2, 128), ("in1k", 1, (16, 1, 1), None, 1024), ("k400-fast", 1, (16, 1,
+        1), 4, 256),
         ("ssv2-fast", 1, (16, 1, 1), 4, 256),
     ],
 )  # fmt: skip
@@ -107,7 +125,12 @@ def test_protocols_are_the_papers(name, settings, clips, step, batch_size):
     config = ProbeConfig.model_validate(values)
     assert len(config.lr) * len(config.weight_decay) == settings
     assert (config.num_frames, config.segments, config.views) == clips
-    assert (config.frame_step, config.batch_size, config.epochs, config.crop_size) == (step, batch_size, 20, 224)
+    assert (config.frame_step, config.batch_size, config.epochs, config.crop_size) == (
+        step,
+        batch_size,
+        20,
+        224,
+    )
     assert config.depth == (1 if name.endswith("fast") else 4)
     if settings == 1:
         assert (config.lr, config.weight_decay) == ((1e-3,), (0.01,))

@@ -7,8 +7,8 @@ import pytest
 import webdataset
 from pack_tools import VIDEO, encoded_image, packed, samples_of, skipped, write
 
-from common.data.lists import read_list
-from common.data.shards import open_dataset
+from salt_distill.common.data.making.lists import read_list
+from salt_distill.common.data.shards import open_dataset
 
 # --- lists ---
 
@@ -27,7 +27,9 @@ def test_vjepa_lists(tmp_path, text, paths, labels):
     rows, class_names = read_list(write(tmp_path / "train.csv", text))
     assert [row.path for row in rows] == paths
     assert [int(row.labels["class"]) for row in rows] == labels
-    assert class_names == {"class": [str(number) for number in range(max(labels) + 1)]}  # numbers keep their meaning in every list
+    assert class_names == {
+        "class": [str(number) for number in range(max(labels) + 1)]
+    }  # numbers keep their meaning in every list
 
 
 @pytest.mark.parametrize(
@@ -35,7 +37,13 @@ def test_vjepa_lists(tmp_path, text, paths, labels):
     [
         ("a.mp4 3\nb.mp4\n", r"line 2: got 'b\.mp4', expected V-JEPA's `path label`"),
         ("a.mp4 1.5\n", "line 1: got 'a.mp4 1.5', expected V-JEPA"),
-        ("file,label\na.mp4,1\n", "line 1: got 'file,label', expected V-JEPA.* or a CSV file whose first line names its columns: `path`"),
+        (
+            "file,label\na.mp4,1\n",
+            (
+                "line 1: got 'file,label', expected V-JEPA.* or a CSV file whose first line names its"
+                " columns: `path`"
+            ),
+        ),
         ("path,label\na.mp4,1\nb.mp4\n", r"line 3 has not as many cells as the header"),
         ("path,label\na.mp4,1\na.mp4,2\n", r"two rows have the path 'a\.mp4'"),
         ("path,label\n/a.mp4,1\na.mp4,2\n", r"two rows have the path 'a\.mp4'"),
@@ -50,7 +58,9 @@ def test_a_list_that_cannot_be_read_names_the_line(tmp_path, text, sentence):
 
 
 def test_a_csv_that_excel_saved(tmp_path):
-    rows, class_names = read_list(write(tmp_path / "train.csv", "\ufeffpath,split,action\r\na.mp4,val,wave\r\nb.mp4,,clap\r\n"))
+    rows, class_names = read_list(
+        write(tmp_path / "train.csv", "\ufeffpath,split,action\r\na.mp4,val,wave\r\nb.mp4,,clap\r\n")
+    )
     assert [(row.path, row.split, row.labels) for row in rows] == [
         ("a.mp4", "val", {"action": "wave"}),
         ("b.mp4", None, {"action": "clap"}),
@@ -61,7 +71,9 @@ def test_a_csv_that_excel_saved(tmp_path):
 def test_a_vjepa_list_is_packed(tmp_path):
     write(tmp_path / "videos" / "a b.mp4")
     write(tmp_path / "videos" / "no-suffix")
-    table = write(tmp_path / "train.csv", f"videos/a b.mp4 4\n{tmp_path}/videos/no-suffix 2\nvideos/gone.mp4 0\n")
+    table = write(
+        tmp_path / "train.csv", f"videos/a b.mp4 4\n{tmp_path}/videos/no-suffix 2\nvideos/gone.mp4 0\n"
+    )
     packed(table, tmp_path / "out", split="val")
     samples = samples_of(tmp_path / "out")
     assert {key: (sample.labels, sample.split) for key, sample in samples.items()} == {
@@ -91,7 +103,8 @@ def test_labels_and_splits_from_folders(kinetics, tmp_path):
     assert {key: (sample.split, sample.labels) for key, sample in samples_of(tmp_path / "out").items()} == {
         f"k/{split}/{action}/{name}.mp4": (split, {"action": ["archery", "bowling"].index(action)})
         for split, action, name in [
-            ("train", "bowling", "a"), ("train", "archery", "b"), ("train", "bowling", "c"), ("train", "archery", "d"),
+            ("train", "bowling", "a"), ("train", "archery", "b"), ("train", "bowling", "c"), ("train",
+            "archery", "d"),
             ("val", "bowling", "e"), ("val", "archery", "f"),
         ]
     }  # fmt: skip
@@ -99,7 +112,9 @@ def test_labels_and_splits_from_folders(kinetics, tmp_path):
 
 def test_a_video_in_no_class_folder_is_named(kinetics, tmp_path):
     write(kinetics / "train" / "g.mp4")
-    with pytest.raises(ValueError, match=r"got train/g\.mp4, expected SRC/SPLIT/CLASS/VIDEO for --label-from-folder"):
+    with pytest.raises(
+        ValueError, match=r"got train/g\.mp4, expected SRC/SPLIT/CLASS/VIDEO for --label-from-folder"
+    ):
         packed(kinetics, tmp_path / "out", label_from_folder="action", split_from_folder=True)
 
 
@@ -135,7 +150,13 @@ def test_a_glob_takes_what_it_matches(kinetics, tmp_path):
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({}, "expected videos in it or in its subfolders .*: its 1 images need --images each or --images frames"),
+        (
+            {},
+            (
+                "expected videos in it or in its subfolders .*: its 1 images need --images each or --images"
+                " frames"
+            ),
+        ),
         ({"fps": 5}, "got --fps 5 .* a video states its own rate"),
     ],
 )

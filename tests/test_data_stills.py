@@ -9,11 +9,11 @@ import webdataset
 from pack_tools import encoded_image, grey_video, new_reader, packed, samples_of, skipped, write
 from PIL import Image
 
-from common.config import ViewConfig
-from common.data.facts import BadVideoError
-from common.data.shards import open_dataset
-from common.data.stills import probe_stills, stills_in
-from common.data.video import decode, probe
+from salt_distill.common.clip import BadVideoError
+from salt_distill.common.config import ViewConfig
+from salt_distill.common.data.shards import open_dataset
+from salt_distill.common.data.stills import probe_stills, stills_in
+from salt_distill.common.data.video import decode, probe
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,14 @@ def test_a_frame_folder_is_one_video_of_the_original_images(real_frames, tmp_pat
     samples = samples_of(tmp_path / "out")
     assert set(samples) == {"frames/run/a", "frames/run/b"}
     sample = samples["frames/run/a"]
-    assert (sample.num_frames, sample.fps, sample.duration_s, sample.width, sample.height, sample.codec) == (36, 30, 1.2, 320, 240, "jpeg")
+    assert (sample.num_frames, sample.fps, sample.duration_s, sample.width, sample.height, sample.codec) == (
+        36,
+        30,
+        1.2,
+        320,
+        240,
+        "jpeg",
+    )
     assert sample.labels == {"action": 0}
 
     seen = {}
@@ -44,7 +51,10 @@ def test_a_frame_folder_is_one_video_of_the_original_images(real_frames, tmp_pat
     assert [seen["frames/run/a"][f"{number:06d}.jpg"] for number in range(36)] == list(images.values())
 
     data = open_dataset(tmp_path / "out").read(sample)
-    as_pillow = [np.asarray(Image.open(tmp_path / "frames" / "run" / "a" / f"frame_{8 + number}.JPG")) for number in (3, 0, 35)]
+    as_pillow = [
+        np.asarray(Image.open(tmp_path / "frames" / "run" / "a" / f"frame_{8 + number}.JPG"))
+        for number in (3, 0, 35)
+    ]
     assert np.array_equal(decode(data, [3, 0, 35]), as_pillow)
     clips = new_reader(tmp_path / "out").clips(range(2))
     assert clips.good.all()
@@ -69,19 +79,31 @@ def test_a_list_may_name_frame_folders(tmp_path):
     write(tmp_path / "b.mp4")
     table = write(tmp_path / "train.csv", "a 1\nb.mp4 0\n")
     packed(table, tmp_path / "out", fps=4)
-    assert {key: (sample.num_frames, sample.duration_s) for key, sample in samples_of(tmp_path / "out").items()} == {
+    assert {
+        key: (sample.num_frames, sample.duration_s) for key, sample in samples_of(tmp_path / "out").items()
+    } == {
         "train/a": (3, 0.75),
         "train/b.mp4": (12, 2.4),
     }
     packed(table, tmp_path / "out")
     assert skipped(tmp_path / "out") == {"a": "it is a folder of images, expected --fps for their rate"}
-    with pytest.raises(ValueError, match=r"got --images frames with the list .*train\.csv, expected it for a folder or glob"):
+    with pytest.raises(
+        ValueError, match=r"got --images frames with the list .*train\.csv, expected it for a folder or glob"
+    ):
         packed(table, tmp_path / "out", images="frames", fps=4)
 
 
 def test_frame_folders_that_are_none_are_named(tmp_path):
     png, small = encoded_image(np.zeros((16, 16, 3), np.uint8)), encoded_image(np.zeros((8, 8, 3), np.uint8))
-    for name in ("good/1.png", "good/2.png", "good/notes.txt", "single/1.png", "numberless/1.png", "numberless/cover.png", "twice/x1.png"):
+    for name in (
+        "good/1.png",
+        "good/2.png",
+        "good/notes.txt",
+        "single/1.png",
+        "numberless/1.png",
+        "numberless/cover.png",
+        "twice/x1.png",
+    ):
         write(tmp_path / "v" / name, png)
     write(tmp_path / "v" / "twice" / "y1.png", png)
     write(tmp_path / "v" / "sizes" / "1.png", png)
@@ -116,8 +138,12 @@ def test_an_image_is_a_clip_that_stands_still(real_frames, tmp_path, suffix):
     view = ViewConfig(num_frames=4, crop_size=240, scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3), flip=False)
     (clip,) = new_reader(tmp_path / "out", view=view).clips([0]).pixels
     assert all(np.array_equal(frame, clip[0]) for frame in clip)
-    (plain,) = webdataset.WebDataset([str(tmp_path / "out" / "v-000000.tar")], shardshuffle=False).decode("rgb8")
-    decoded = plain[suffix] if suffix not in ("bmp", "tiff") else real_frames[5]  # webdataset leaves these two as bytes
+    (plain,) = webdataset.WebDataset([str(tmp_path / "out" / "v-000000.tar")], shardshuffle=False).decode(
+        "rgb8"
+    )
+    decoded = (
+        plain[suffix] if suffix not in ("bmp", "tiff") else real_frames[5]
+    )  # webdataset leaves these two as bytes
     assert np.array_equal(decode(image, [0])[0], decoded)
 
 
@@ -131,8 +157,14 @@ def test_images_come_upright_and_whole():
     assert decode(encoded_image(pixels[..., 0]), [0, 0]).shape == (2, 20, 30, 3)  # grey
     for bad, reason in (
         (encoded_image(pixels, "JPEG")[:-30], "frame 0 cannot be decoded"),
-        (encoded_image(np.zeros((20, 30), np.uint16)), "frame 0 has pixels of mode I;16, expected at most 8 bits a channel"),
-        (encoded_image(pixels, "WEBP", save_all=True, append_images=[Image.fromarray(pixels + 9)]), "frame 0 is an animation"),
+        (
+            encoded_image(np.zeros((20, 30), np.uint16)),
+            "frame 0 has pixels of mode I;16, expected at most 8 bits a channel",
+        ),
+        (
+            encoded_image(pixels, "WEBP", save_all=True, append_images=[Image.fromarray(pixels + 9)]),
+            "frame 0 is an animation",
+        ),
     ):
         with pytest.raises(BadVideoError, match=reason):
             probe(bad)

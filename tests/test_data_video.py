@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import rich.console
 
-from common.config import LoaderConfig, PackConfig, SynthConfig, ViewConfig
-from common.data import video, views
-from common.data.encode import encode_mp4
-from common.data.pack import pack
-from common.data.reader import Reader
-from common.data.shards import open_dataset
-from common.data.skipped import read_skipped
-from common.data.synth import MOTIONS, moving_digit
-from common.data.video import BadVideoError, decode, probe
+from salt_distill.common.clip import BadVideoError
+from salt_distill.common.config import LoaderConfig, PackConfig, SynthConfig, ViewConfig
+from salt_distill.common.data import video, views
+from salt_distill.common.data.encode import encode_mp4
+from salt_distill.common.data.making.pack import pack
+from salt_distill.common.data.making.synth import MOTIONS, moving_digit
+from salt_distill.common.data.reader import Reader
+from salt_distill.common.data.shards import open_dataset
+from salt_distill.common.data.skipped import read_skipped
+from salt_distill.common.data.video import decode, probe
 
 NUM_FRAMES = 12
 
@@ -28,7 +29,13 @@ NUM_FRAMES = 12
 def ramp() -> bytes:
     """A video whose frame i is grey 20 i."""
     grey = [np.full((16, 32, 3), 20 * i, np.uint8) for i in range(NUM_FRAMES)]
-    return encode_mp4([av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in grey], width=32, height=16, fps=5, crf=8)
+    return encode_mp4(
+        [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in grey],
+        width=32,
+        height=16,
+        fps=5,
+        crf=8,
+    )
 
 
 def pack_quietly(src: Path, out: Path) -> None:
@@ -39,7 +46,9 @@ def pack_quietly(src: Path, out: Path) -> None:
 
 
 def test_facts_of_a_video(ramp):
-    assert probe(ramp) == video.VideoFacts(num_frames=NUM_FRAMES, fps=5.0, width=32, height=16, duration_s=2.4, codec="h264")
+    assert probe(ramp) == video.VideoFacts(
+        num_frames=NUM_FRAMES, fps=5.0, width=32, height=16, duration_s=2.4, codec="h264"
+    )
 
 
 def test_frames_come_as_asked_for(ramp):
@@ -58,7 +67,13 @@ def test_a_frame_that_is_not_there_is_an_error(ramp):
     [
         (b"", "the file is empty"),
         (b"some text\n" * 100, "no video that FFmpeg can open"),
-        (b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x40\x1f\0\0\x40\x1f\0\0\1\0\x08\0data\x04\0\0\0\0\0\0\0", "no video stream"),
+        (
+            (
+                b"RIFF\x24\0\0\0WAVEfmt"
+                b" \x10\0\0\0\1\0\1\0\x40\x1f\0\0\x40\x1f\0\0\1\0\x08\0data\x04\0\0\0\0\0\0\0"
+            ),
+            "no video stream",
+        ),
     ],
 )
 def test_what_is_no_video_has_a_reason(data, reason):
@@ -103,7 +118,9 @@ def test_rotated_videos_come_upright(shared_videos, name):
     with av.open(io.BytesIO(data)) as container:
         stored = next(container.decode(video=0))
     assert abs(stored.rotation) == 90  # counter-clockwise, as np.rot90 turns
-    assert np.array_equal(decode(data, [0])[0], np.rot90(stored.to_ndarray(format="rgb24"), stored.rotation // 90))
+    assert np.array_equal(
+        decode(data, [0])[0], np.rot90(stored.to_ndarray(format="rgb24"), stored.rotation // 90)
+    )
 
 
 @pytest.mark.needs_data
@@ -157,7 +174,10 @@ def test_pack_does_not_replace_shards_that_others_packed(ramp, synth_videos, tmp
 def test_a_killed_pack_is_made_anew(synth_videos, shards, tmp_path):
     (tmp_path / ".partial-toy").mkdir()
     (tmp_path / ".partial-toy" / "toy-000099.tar").write_bytes(b"half")
-    pack(PackConfig(src=str(synth_videos), out=str(tmp_path / "toy"), max_shard_bytes=60_000, workers=1), rich.console.Console(quiet=True))
+    pack(
+        PackConfig(src=str(synth_videos), out=str(tmp_path / "toy"), max_shard_bytes=60_000, workers=1),
+        rich.console.Console(quiet=True),
+    )
     assert {path.name: path.read_bytes() for path in (tmp_path / "toy").iterdir()} == {
         path.name: path.read_bytes() for path in shards.iterdir()
     }
@@ -173,7 +193,10 @@ def write_table(folder: Path, rows: list[tuple[str, ...]]) -> Path:
 def test_a_csv_names_classes_and_may_leave_cells_empty(ramp, tmp_path):
     for name in "abc":
         (tmp_path / f"{name}.mp4").write_bytes(ramp)
-    table = write_table(tmp_path, [("path", "action"), ("a.mp4", "wave"), ("b.mp4", ""), ("c.mp4", "clap"), ("gone.mp4", "wave")])
+    table = write_table(
+        tmp_path,
+        [("path", "action"), ("a.mp4", "wave"), ("b.mp4", ""), ("c.mp4", "clap"), ("gone.mp4", "wave")],
+    )
     pack_quietly(table, tmp_path / "out")
     dataset = open_dataset(tmp_path / "out")
     samples = [sample for shard in dataset.samples("all") for sample in shard]
@@ -188,7 +211,9 @@ def test_a_csv_names_classes_and_may_leave_cells_empty(ramp, tmp_path):
 
 def test_a_csv_with_a_short_row_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="line 3 has not as many cells as the header"):
-        pack_quietly(write_table(tmp_path, [("path", "action"), ("a.mp4", "wave"), ("b.mp4",)]), tmp_path / "out")
+        pack_quietly(
+            write_table(tmp_path, [("path", "action"), ("a.mp4", "wave"), ("b.mp4",)]), tmp_path / "out"
+        )
 
 
 # --- the index of tars that others packed ---
@@ -204,10 +229,19 @@ def foreign_tar(path: Path, members: dict[str, bytes]) -> None:
 
 
 def test_a_foreign_sample_that_cannot_be_read_is_named(ramp, tmp_path, caplog):
-    members = {"good.mp4": ramp, "good.cls": b"2\n", "odd.mp4": ramp, "odd.cls": b"wave", "torn.mp4": ramp, "torn.json": b"{"}
+    members = {
+        "good.mp4": ramp,
+        "good.cls": b"2\n",
+        "odd.mp4": ramp,
+        "odd.cls": b"wave",
+        "torn.mp4": ramp,
+        "torn.json": b"{",
+    }
     foreign_tar(tmp_path / "theirs" / "a.tar", members)
     dataset = open_dataset(tmp_path / "theirs")
-    assert [(sample.key, sample.labels) for shard in dataset.samples("all") for sample in shard] == [("theirs/a/good", {"class": 2})]
+    assert [(sample.key, sample.labels) for shard in dataset.samples("all") for sample in shard] == [
+        ("theirs/a/good", {"class": 2})
+    ]
     assert "a.tar/odd out of the index: its .cls holds b'wave'" in caplog.text
     assert "a.tar/torn out of the index: its .json is not JSON" in caplog.text
     assert [path for path, _ in read_skipped(tmp_path / "theirs")] == ["a.tar/odd", "a.tar/torn"]

@@ -18,8 +18,8 @@ from ray.serve.schema import ServeDeploySchema
 from teacher_tools import BATCH_SIZE, save_teacher
 from train_tools import CPU, small_run
 
-from common.config import ServeConfig
-from student_trainer.run_directory import write_environment
+from salt_distill.common.config import ServeConfig
+from salt_distill.student_trainer.run_directory import write_environment
 
 KUBERNETES = "1.34"
 DEPLOY = Path(__file__).parent.parent / "deploy"
@@ -82,7 +82,9 @@ def test_the_linter_has_nothing_to_say_of_the_image():
 
 def test_a_run_needs_no_git(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    write_environment(tmp_path, small_run(out=str(tmp_path)), CPU, "none", world_size=1, after_step=0, peak_flops_per_s=1.0)
+    write_environment(
+        tmp_path, small_run(out=str(tmp_path)), CPU, "none", world_size=1, after_step=0, peak_flops_per_s=1.0
+    )
     assert json.loads((tmp_path / "environment.json").read_text())[-1]["git_commit"] is None
 
 
@@ -95,12 +97,16 @@ def resources(overlay: str) -> list[dict]:
         if os.environ.get("FAIL_WITHOUT_KUBECTL") == "1":
             pytest.fail("kubectl is absent")
         pytest.skip("kubectl is absent")
-    built = subprocess.run(["kubectl", "kustomize", DEPLOY / "kubernetes" / overlay], check=True, capture_output=True, text=True)
+    built = subprocess.run(
+        ["kubectl", "kustomize", DEPLOY / "kubernetes" / overlay], check=True, capture_output=True, text=True
+    )
     return list(yaml.safe_load_all(built.stdout))
 
 
 def only(found: list[dict], kind: str, name: str) -> dict:
-    [one] = [resource for resource in found if (resource["kind"], resource["metadata"]["name"]) == (kind, name)]
+    [one] = [
+        resource for resource in found if (resource["kind"], resource["metadata"]["name"]) == (kind, name)
+    ]
     return one
 
 
@@ -120,7 +126,12 @@ def check(resource: dict) -> None:
     jsonschema.validate(spec, strict(KUBERAY[resource["kind"]]))
     cluster = spec["rayClusterConfig" if resource["kind"] == "RayService" else "rayClusterSpec"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": group["template"]}
+        pod = {
+            "apiVersion": "v1",
+            "kind": "PodTemplate",
+            "metadata": {"name": "pod"},
+            "template": group["template"],
+        }
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
@@ -129,14 +140,18 @@ def test_every_resource_fits_its_schema_and_its_commands_are_ours(overlay):
     found = resources(overlay)
     for resource in found:
         check(resource)
-    config = ServeDeploySchema.model_validate(yaml.safe_load(only(found, "RayService", "salt-teacher")["spec"]["serveConfigV2"]))
+    config = ServeDeploySchema.model_validate(
+        yaml.safe_load(only(found, "RayService", "salt-teacher")["spec"]["serveConfigV2"])
+    )
     [teacher] = config.applications
     serve = ServeConfig.model_validate(teacher.args)
     assert (serve.tokens, serve.gpus, config.http_options.host) == ("/secrets/tokens.yaml", 1, "0.0.0.0")
     for name in ("salt-student", "salt-precompute"):
         command = shlex.split(only(found, "RayJob", name)["spec"]["entrypoint"].partition("&&")[0])
         program = str(Path(sys.executable).parent / command[0])
-        printed = subprocess.run([program, *command[1:], "--print-config"], check=True, capture_output=True, text=True)
+        printed = subprocess.run(
+            [program, *command[1:], "--print-config"], check=True, capture_output=True, text=True
+        )
         assert yaml.safe_load(printed.stdout)["data"] == "s3://BUCKET/shards"
 
 
@@ -151,7 +166,9 @@ def test_teachers_are_probed_budgeted_and_scaled_and_nothing_runs_as_root():
         assert spec["rayClusterConfig"]["enableInTreeAutoscaling"]
         assert group["maxReplicas"] == most
         [teacher] = yaml.safe_load(spec["serveConfigV2"])["applications"]
-        assert teacher["args"]["replicas"].endswith(f":{most}")  # as many replicas as there may be machines for
+        assert teacher["args"]["replicas"].endswith(
+            f":{most}"
+        )  # as many replicas as there may be machines for
         budget = only(found, "PodDisruptionBudget", "salt-teacher")["spec"]["selector"]["matchLabels"]
         assert budget.items() <= group["template"]["metadata"]["labels"].items()
         assert only(found, "Ingress", "salt-teacher")["spec"]["tls"][0]["secretName"] == "salt-tls"
@@ -185,25 +202,29 @@ def test_ray_serve_runs_the_teacher_from_a_configuration_file(tmp_path):
         "cpus": 0.5,
         "teacher": {"batch_size": BATCH_SIZE},
     }
-    subprocess.run([sys.executable, "-c", SERVED, json.dumps(args)], check=True, cwd=DEPLOY.parent, timeout=200)
+    subprocess.run(
+        [sys.executable, "-c", SERVED, json.dumps(args)], check=True, cwd=DEPLOY.parent, timeout=200
+    )
 
 
 SERVED = """if True:  # a process of its own: a private Ray's token is read where Ray is imported first
     import json, sys, urllib.request
-    from common.config import ServeConfig
-    from common.local_ray import ray_to_join
+    from salt_distill.common.config import ServeConfig
+    from salt_distill.common.local_ray import ray_to_join
     with ray_to_join(None) as ray_arguments:
         import ray
         from ray import serve
-        from teacher_server.deployment import application
-        from teacher_server.ingress import free_port
+        from salt_distill.teacher_server.ray_serve.deployment import application
+        from salt_distill.teacher_server.ray_serve.ingress import free_port
         ray.init(**ray_arguments)
         port = free_port("127.0.0.1")
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         config = ServeConfig.model_validate_json(sys.argv[1])
         serve.run(application(config), name="teacher", route_prefix="/")
         assert urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30).status == 200
-        asked = urllib.request.Request(f"http://127.0.0.1:{port}/v1/teacher", headers={"Authorization": f"Bearer {'t' * 32}"})
+        asked = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/teacher", headers={"Authorization": f"Bearer {'t' * 32}"}
+        )
         assert json.load(urllib.request.urlopen(asked, timeout=30))["batch_size"] == config.teacher.batch_size
         serve.shutdown()
         ray.shutdown()

@@ -1,4 +1,5 @@
-"""`salt-train ... --estimate`: real steps on random clips, the whole run's time, FLOPs and memory, and nothing trained or read."""
+"""`salt-train ... --estimate`: real steps on random clips, the whole run's time, FLOPs and memory, and
+nothing trained or read."""
 
 import json
 import sys
@@ -8,14 +9,21 @@ import torch
 from teacher_tools import ENCODER as TEACHER
 from teacher_tools import VIEW, load_teacher, save_teacher, serving
 
-import student_trainer.cli
-from common.command import run_app
-from common.config import EncoderConfig, FlopsConfig, PredictorConfig, StudentRun, TeacherRun, VJepaRun
-from common.model.flops import encoder_forward
-from common.model.grid import token_grid
-from common.model.vit import Encoder
-from student_trainer.estimate import estimate
-from student_trainer.evaluation.flops import runs_of
+import salt_distill.student_trainer.cli
+from salt_distill.common.command import run_app
+from salt_distill.common.config import (
+    EncoderConfig,
+    FlopsConfig,
+    PredictorConfig,
+    StudentRun,
+    TeacherRun,
+    VJepaRun,
+)
+from salt_distill.common.model.flops import encoder_forward
+from salt_distill.common.model.grid import token_grid
+from salt_distill.common.model.vit import Encoder
+from salt_distill.student_trainer.estimate import estimate
+from salt_distill.student_trainer.evaluation.flops import runs_of
 
 ENCODER = EncoderConfig(width=36, depth=2, num_heads=3, mlp_width=100, patch_size=8)
 RUN = {
@@ -35,11 +43,17 @@ CPU = torch.device("cpu")
 def check_estimate(found: dict, config, objective: str) -> None:
     clips = config.steps * config.batch_size
     student = found["student"]
-    assert (found["objective"], found["steps"], found["batch_size"]) == (objective, config.steps, config.batch_size)
+    assert (found["objective"], found["steps"], found["batch_size"]) == (
+        objective,
+        config.steps,
+        config.batch_size,
+    )
     assert student["timed_steps"] == 20
     assert 0 < student["optimizer_s"] < student["step_s"]
     assert student["clips_per_s"] == pytest.approx(found["clips_per_worker"] / student["step_s"])
-    assert student["flops_per_s"] == pytest.approx(student["exact"] / clips * student["clips_per_s"], rel=0.1)  # of the timed steps' masks
+    assert student["flops_per_s"] == pytest.approx(
+        student["exact"] / clips * student["clips_per_s"], rel=0.1
+    )  # of the timed steps' masks
     assert found["run_s"] == pytest.approx(config.steps * found["step_s"])
     assert 50e6 < found["peak_memory_bytes"] < 100e9
 
@@ -51,13 +65,18 @@ def test_an_estimate_times_real_steps_and_counts_the_whole_run(objective):
     check_estimate(found, config, objective)
     assert found["teacher"] is None
     teacher = {"vpixel": None, "vjepa": "ema"}[objective]
-    values = {name: getattr(config, name) for name in ("steps", "batch_size", "seed", "encoder", "predictor", "view", "mask")}
+    values = {
+        name: getattr(config, name)
+        for name in ("steps", "batch_size", "seed", "encoder", "predictor", "view", "mask")
+    }
     counted = runs_of(FlopsConfig(teacher=teacher, **values))[0]
     assert (found["six_n_d"], found["exact"]) == (counted.six_n_d.total, counted.exact.total)
 
 
 def test_a_large_batch_is_extrapolated_to_the_worker_with_most_clips():
-    config = TeacherRun.model_validate(RUN | {"batch_size": 130, "workers": 2})  # six mask groups: two workers take three each
+    config = TeacherRun.model_validate(
+        RUN | {"batch_size": 130, "workers": 2}
+    )  # six mask groups: two workers take three each
     found = estimate(config, CPU)
     check_estimate(found, config, "vpixel")
     assert (found["clips_per_worker"], found["student"]["timed_clips_per_step"]) == (72, 48)
@@ -87,17 +106,33 @@ def test_a_served_teacher_takes_no_time_here(tmp_path):
     assert (found["teacher"]["step_s"], found["exact"]) == (0, None)
     assert found["step_s"] == found["student"]["step_s"]
     parameters = sum(parameter.numel() for parameter in Encoder(TEACHER).parameters())
-    assert found["teacher"]["six_n_d"] == 2 * parameters * token_grid(VIEW, TEACHER).num_tokens * config.steps * config.batch_size
+    assert (
+        found["teacher"]["six_n_d"]
+        == 2 * parameters * token_grid(VIEW, TEACHER).num_tokens * config.steps * config.batch_size
+    )
 
 
 def test_the_flag_trains_nothing_and_reads_no_data(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    sizes = [f"--set=encoder.{name}={value}" for name, value in (("width", 24), ("num_heads", 2), ("depth", 1))]
-    flags = ["--preset", "nano", "--data", "none", "--out", "run", "--estimate", "--estimate-out", "e.json", *sizes]
+    sizes = [
+        f"--set=encoder.{name}={value}" for name, value in (("width", 24), ("num_heads", 2), ("depth", 1))
+    ]
+    flags = [
+        "--preset",
+        "nano",
+        "--data",
+        "none",
+        "--out",
+        "run",
+        "--estimate",
+        "--estimate-out",
+        "e.json",
+        *sizes,
+    ]
     monkeypatch.setattr(sys, "argv", ["salt-train", "teacher", *flags])
     with pytest.raises(SystemExit) as ended:
-        run_app(student_trainer.cli.app)
+        run_app(salt_distill.student_trainer.cli.app)
     text = capsys.readouterr().out
     assert not ended.value.code
     assert [path.name for path in tmp_path.iterdir()] == ["e.json"]
@@ -108,7 +143,10 @@ def test_the_flag_trains_nothing_and_reads_no_data(tmp_path, monkeypatch, capsys
 
 @pytest.mark.parametrize(
     ("values", "sentence"),
-    [({"estimate_out": "e.json"}, "without --estimate"), ({"estimate": True, "resume": True}, "got --estimate with --resume")],
+    [
+        ({"estimate_out": "e.json"}, "without --estimate"),
+        ({"estimate": True, "resume": True}, "got --estimate with --resume"),
+    ],
 )
 def test_estimates_that_make_no_sense_are_refused(values, sentence):
     with pytest.raises(ValueError, match=sentence):

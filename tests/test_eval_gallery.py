@@ -1,4 +1,5 @@
-"""`salt-eval pictures`: components become colours, predictions are compared token by token, and every panel is where it should be."""
+"""`salt-eval pictures`: components become colours, predictions are compared token by token, and every panel
+is where it should be."""
 
 import io
 
@@ -10,18 +11,23 @@ from eval_tools import CONFIG, make_dataset
 from PIL import Image
 from train_tools import ALONE, small_run
 
-from common.config import PicturesConfig, StudentRun, TeacherRun
-from common.model.grid import TokenGrid
-from common.pictures import GAP
-from student_trainer.evaluation import gallery
-from student_trainer.evaluation.feature_pictures import agreement, paint, paint_agreement, pca_colours
-from student_trainer.evaluation.figures import Point, pareto
-from student_trainer.evaluation.lineage import teachers_among, training_flops
-from student_trainer.evaluation.pictures import masks_of
-from student_trainer.evaluation.report import build
-from student_trainer.evaluation.runs import find_runs
-from student_trainer.loop import train
-from student_trainer.run_directory import open_run
+from salt_distill.common.config import PicturesConfig, StudentRun, TeacherRun
+from salt_distill.common.model.grid import TokenGrid
+from salt_distill.common.pictures import GAP
+from salt_distill.student_trainer.evaluation import gallery
+from salt_distill.student_trainer.evaluation.feature_pictures import (
+    agreement,
+    paint,
+    paint_agreement,
+    pca_colours,
+)
+from salt_distill.student_trainer.evaluation.pictures import masks_of
+from salt_distill.student_trainer.evaluation.report.build import build
+from salt_distill.student_trainer.evaluation.report.figures import Point, pareto
+from salt_distill.student_trainer.evaluation.report.lineage import teachers_among, training_flops
+from salt_distill.student_trainer.evaluation.runs import find_runs
+from salt_distill.student_trainer.loop import train
+from salt_distill.student_trainer.run_directory import open_run
 
 NO_DECODERS = {"decode_processes": 0}
 
@@ -57,7 +63,9 @@ def test_components_are_those_of_a_singular_value_decomposition():
         assert kept.sum() >= 28
         correlation = torch.corrcoef(torch.stack((component[kept], colours[kept, number].double())))[0, 1]
         assert abs(correlation) == pytest.approx(1, abs=1e-6)
-    assert torch.allclose(pca_colours(tokens.flip(1)).flip(1).reshape(32, 3), colours, atol=1e-5), "signs do not hang on the order"
+    assert torch.allclose(pca_colours(tokens.flip(1)).flip(1).reshape(32, 3), colours, atol=1e-5), (
+        "signs do not hang on the order"
+    )
     assert (colours.amin(0) == 0).all()
     assert (colours.amax(0) == 1).all()
 
@@ -83,7 +91,16 @@ def test_agreement_is_one_for_an_oracle_and_shown_only_where_the_mask_hides():
         predicted[0, 0] *= -1
         return predicted
 
-    cosine = agreement(torch.zeros(1), target, mask, 2, 1, encoder=lambda clip, idx: torch.zeros(1), predictor=oracle, grid=CONFIG.grid)
+    cosine = agreement(
+        torch.zeros(1),
+        target,
+        mask,
+        2,
+        1,
+        encoder=lambda clip, idx: torch.zeros(1),
+        predictor=oracle,
+        grid=CONFIG.grid,
+    )
     hidden = mask.hidden_idx[2]
     assert sorted(torch.nonzero(~cosine.isnan())[:, 0].tolist()) == hidden.tolist()
     assert cosine[hidden[0]] == pytest.approx(-1)
@@ -98,9 +115,21 @@ def test_agreement_is_one_for_an_oracle_and_shown_only_where_the_mask_hides():
 
 def test_the_command_writes_a_sheet_and_a_video_of_every_clip(data, runs, tmp_path):
     ckpts = (str(runs / "teacher"), str(runs / "student"))
-    gallery.run(PicturesConfig(ckpt=ckpts, teacher=ckpts[0], data=str(data), out=str(tmp_path / "out"), num_clips=2, loader=NO_DECODERS))
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"clip-00{n}.{kind}" for n in (0, 1) for kind in ("mp4", "png")]
-    # The clip, two encoders' components, two runs' two masks, what the teacher paints and the student predicts under two: eleven strips.
+    gallery.run(
+        PicturesConfig(
+            ckpt=ckpts,
+            teacher=ckpts[0],
+            data=str(data),
+            out=str(tmp_path / "out"),
+            num_clips=2,
+            loader=NO_DECODERS,
+        )
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        f"clip-00{n}.{kind}" for n in (0, 1) for kind in ("mp4", "png")
+    ]
+    # The clip, two encoders' components, two runs' two masks, what the teacher paints and the student
+    # predicts under two: eleven strips.
     image = Image.open(io.BytesIO((tmp_path / "out" / "clip-000.png").read_bytes()))
     assert image.width == 2 * 128 + GAP
     assert image.height > 11 * (128 + gallery.LINE_HEIGHT)
@@ -112,7 +141,12 @@ def test_the_command_writes_a_sheet_and_a_video_of_every_clip(data, runs, tmp_pa
 
 def test_another_teacher_is_refused(data, runs, tmp_path):
     wrong = PicturesConfig(
-        ckpt=(str(runs / "student"),), teacher=str(runs / "other"), data=str(data), out=str(tmp_path), num_clips=1, loader=NO_DECODERS
+        ckpt=(str(runs / "student"),),
+        teacher=str(runs / "other"),
+        data=str(data),
+        out=str(tmp_path),
+        num_clips=1,
+        loader=NO_DECODERS,
     )
     with pytest.raises(ValueError, match="expected the one that it learned from"):
         gallery.run(wrong)
@@ -122,7 +156,11 @@ def test_a_run_finds_its_teacher_and_counts_its_training(runs):
     found, _ = find_runs((), runs)
     teachers = teachers_among(found)
     by_name = {run.name: run for run in found}
-    assert {name: teacher and teacher.name for name, teacher in teachers.items()} == {"teacher": None, "other": None, "student": "teacher"}
+    assert {name: teacher and teacher.name for name, teacher in teachers.items()} == {
+        "teacher": None,
+        "other": None,
+        "student": "teacher",
+    }
     flops = {name: run.summary["flops"] for name, run in by_name.items()}
     assert training_flops(by_name["student"], teachers) == flops["student"] + flops["teacher"]
     assert training_flops(by_name["student"], teachers | {"student": None}) is None, "half of a cost is none"
@@ -148,5 +186,7 @@ def test_the_report_compares_accuracy_with_compute_and_shows_latents(runs):
 
 def test_the_front_is_what_nobody_beats():
     made = [("a", 1, 0.5), ("b", 2, 0.4), ("c", 3, 0.8), ("d", 3, 0.7), ("e", 4, 0.8), ("f", 5, 0.9)]
-    points = [Point(name=name, colour=0, flops=flops, value=value, interval=(0, 1)) for name, flops, value in made]
+    points = [
+        Point(name=name, colour=0, flops=flops, value=value, interval=(0, 1)) for name, flops, value in made
+    ]
     assert [point.name for point in pareto(points[::-1])] == ["a", "c", "f"]

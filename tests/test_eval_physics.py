@@ -1,4 +1,5 @@
-"""Surprise: windows and numbers by hand, pairs from the folders of three benchmarks, scenes made here, and the whole command."""
+"""Surprise: windows and numbers by hand, pairs from the folders of three benchmarks, scenes made here, and
+the whole command."""
 
 import csv
 import json
@@ -10,15 +11,36 @@ import torch
 from eval_tools import CONFIG, ENCODER, make_models, save
 from PIL import Image
 
-from common.config import EmaConfig, FrozenConfig, PhysicsConfig, ScenesConfig, TeacherComputeConfig
-from common.data.encode import encode_mp4
-from common.data.scenes import PROPERTIES, SCREEN, make_scenes, scene
-from common.model.checkpoint import CheckpointConfig, new_predictor, open_encoder
-from common.model.teacher import Teacher
-from common.model.vit import Encoder, init_weights
-from student_trainer.evaluation.physics.benchmarks import Film, grasp, inflevel, intphys, read_pair
-from student_trainer.evaluation.physics.run import FILTERED, Judged, accuracies, best_context, context_lengths, judge, macro, run
-from student_trainer.evaluation.physics.surprise import open_student, surprise
+from salt_distill.common.config import (
+    EmaConfig,
+    FrozenConfig,
+    PhysicsConfig,
+    ScenesConfig,
+    TeacherComputeConfig,
+)
+from salt_distill.common.data.encode import encode_mp4
+from salt_distill.common.data.making.scenes import PROPERTIES, SCREEN, make_scenes, scene
+from salt_distill.common.model.checkpoint import CheckpointConfig, new_predictor, open_encoder
+from salt_distill.common.model.teacher import Teacher
+from salt_distill.common.model.vit import Encoder, init_weights
+from salt_distill.student_trainer.evaluation.physics.benchmarks import (
+    Film,
+    grasp,
+    inflevel,
+    intphys,
+    read_pair,
+)
+from salt_distill.student_trainer.evaluation.physics.run import (
+    FILTERED,
+    Judged,
+    accuracies,
+    best_context,
+    context_lengths,
+    judge,
+    macro,
+    run,
+)
+from salt_distill.student_trainer.evaluation.physics.surprise import open_student, surprise
 
 
 class Still:
@@ -39,7 +61,8 @@ def film_of(levels) -> np.ndarray:
 def test_surprise_by_hand():
     video = film_of([10, 10, 10, 10, 30, 30, 30, 50])
     found = surprise(Still(), video, window=4, contexts=[1, 3], stride=2, batch_size=2)
-    # Windows from 0, 2 and 4. One frame seen: of the three after it (0, 0, 0), (0, 20, 20) and (0, 0, 20) differ.
+    # Windows from 0, 2 and 4. One frame seen: of the three after it (0, 0, 0), (0, 20, 20) and (0, 0, 20)
+    # differ.
     assert found == pytest.approx(np.array([[0, 40 / 3, 20 / 3], [0, 0, 20]]))
     assert (surprise(Still(), video, window=4, contexts=[1, 3], stride=2, batch_size=16) == found).all()
     assert surprise(Still(), video, window=4, contexts=[1], stride=1, batch_size=3).shape == (1, 5)
@@ -55,12 +78,16 @@ def test_accuracies_by_hand():
             return type("Named", (), {"property": name, "name": name})()
 
     pairs = [
-        # Context 2: means 2 and 2, a tie, which is wrong; maxima 3 and 2. Context 4: right in both ways. The least: (1, 1) and (1, 2).
+        # Context 2: means 2 and 2, a tie, which is wrong; maxima 3 and 2. Context 4: right in both ways. The
+        # least: (1, 1) and (1, 2).
         judged("a", [[1.0, 3.0], [2.0, 1.0]], [[2.0, 2.0], [1.0, 5.0]]),
         judged("b", [[1.0, 1.0], [9.0, 9.0]], [[2.0, 0.5], [1.0, 1.0]]),
     ]
     found = accuracies(pairs, [2, 4])
-    right = {how: {name: [row["a"].num_correct, row["b"].num_correct] for name, row in rows.items()} for how, rows in found.items()}
+    right = {
+        how: {name: [row["a"].num_correct, row["b"].num_correct] for name, row in rows.items()}
+        for how, rows in found.items()
+    }
     assert right["average"] == {"2": [0, 1], "4": [1, 0], FILTERED: [1, 0]}
     assert right["maximum"] == {"2": [0, 1], "4": [1, 0], FILTERED: [1, 0]}
     assert [macro(row) for row in found["average"].values()] == [0.5, 0.5, 0.5]
@@ -85,7 +112,10 @@ def test_a_scene_breaks_one_rule_out_of_sight(name):
     config = ScenesConfig(out="", size=48, num_frames=40)
     videos = scene(config, name, 0)
     assert sorted(possible for possible, _ in videos) == [False, False, True, True]
-    assert all((frames == again).all() for (_, frames), (_, again) in zip(videos, scene(config, name, 0), strict=True))
+    assert all(
+        (frames == again).all()
+        for (_, frames), (_, again) in zip(videos, scene(config, name, 0), strict=True)
+    )
     impossible = [frames for possible, frames in videos if not possible]
     possible = [frames for possible, frames in videos if possible]
     for broken in impossible:
@@ -107,13 +137,16 @@ def test_quadruplets_become_pairs_that_part_last(scenes):
     assert sorted({pair.property for pair in pairs}) == sorted(PROPERTIES)
     assert len(pairs) == 2 * len(PROPERTIES)
     for pair in pairs:
-        possible, impossible = (np.stack(film.frames(range(20), 20)) for film in (pair.possible, pair.impossible))
+        possible, impossible = (
+            np.stack(film.frames(range(20), 20)) for film in (pair.possible, pair.impossible)
+        )
         assert (possible[:7] == impossible[:7]).all()  # the ball meets the wall in frame 8
         assert (possible[7:] != impossible[7:]).any()
 
 
 def test_a_model_that_knows_the_rule_is_right_and_one_that_is_wrong_is_not(scenes):
-    """Hand-made: what a video's pair looked like is expected; of the impossible video nothing is as expected."""
+    """Hand-made: what a video's pair looked like is expected; of the impossible video nothing is as
+    expected."""
 
     class Knows(Still):
         def __init__(self, sign):
@@ -136,26 +169,45 @@ def test_a_model_that_knows_the_rule_is_right_and_one_that_is_wrong_is_not(scene
         model.impossible = set()
         for pair in pairs:
             clips = read_pair(pair, 2, 16)
-            sides = [{clip[start : start + 4].tobytes() for start in range(0, len(clip) - 3, 2)} for clip in clips]
+            sides = [
+                {clip[start : start + 4].tobytes() for start in range(0, len(clip) - 3, 2)} for clip in clips
+            ]
             model.impossible |= sides[0] - sides[1] if swapped else sides[1] - sides[0]
-        judged, skipped = judge(model, pairs, frame_step=2, size=16, window=4, contexts=[2], stride=2, batch_size=3)
+        judged, skipped = judge(
+            model, pairs, frame_step=2, size=16, window=4, contexts=[2], stride=2, batch_size=3
+        )
         assert skipped == {}
-        assert {score.accuracy for score in accuracies(judged, [2])["average"][FILTERED].values()} == {accuracy}
+        assert {score.accuracy for score in accuracies(judged, [2])["average"][FILTERED].values()} == {
+            accuracy
+        }
 
 
 def test_what_is_taken_of_a_video(tmp_path):
-    """49 of IntPhys's 100 frames; GRASP's to the end; InfLevel's after what shows the objects, the longer one shortened at its start."""
-    for name, count in (("P_Gravity/7.mp4", 43), ("IP_Gravity/7.mp4", 43), ("long.mp4", 60), ("short.mp4", 48)):
+    """49 of IntPhys's 100 frames; GRASP's to the end; InfLevel's after what shows the objects, the longer one
+    shortened at its start."""
+    for name, count in (
+        ("P_Gravity/7.mp4", 43),
+        ("IP_Gravity/7.mp4", 43),
+        ("long.mp4", 60),
+        ("short.mp4", 48),
+    ):
         write_video(tmp_path / name, count)
     folder = tmp_path / "dev" / "O1" / "01"
     for number in range(1, 5):
         (folder / str(number) / "scene").mkdir(parents=True)
-        (folder / str(number) / "status.json").write_text(json.dumps({"header": {"is_possible": number in (2, 3)}}))
+        (folder / str(number) / "status.json").write_text(
+            json.dumps({"header": {"is_possible": number in (2, 3)}})
+        )
         for frame in range(100):
             level = frame if frame < 50 + number % 2 else 200 + number
-            Image.fromarray(np.full((6, 8, 3), level, np.uint8)).save(folder / str(number) / "scene" / f"scene_{frame + 1:03d}.png")
+            Image.fromarray(np.full((6, 8, 3), level, np.uint8)).save(
+                folder / str(number) / "scene" / f"scene_{frame + 1:03d}.png"
+            )
     pairs = intphys(tmp_path / "dev")
-    assert [(pair.property, pair.possible.path.parent.name, pair.impossible.path.parent.name) for pair in pairs] == [
+    parents = [
+        (pair.property, pair.possible.path.parent.name, pair.impossible.path.parent.name) for pair in pairs
+    ]
+    assert parents == [
         ("O1", "2", "4"), ("O1", "3", "1"),
     ]  # fmt: skip
     possible, impossible = read_pair(pairs[0], 2, 4)
@@ -168,7 +220,14 @@ def test_what_is_taken_of_a_video(tmp_path):
     assert (clip[:, 8, 8, 0] / 4).round().tolist() == [0, 10, 20, 30, 40]
 
     with (tmp_path / "continuity.csv").open("w", newline="") as file:
-        fields = ["vid1_path", "vid1_label", "vid1_end_priming_2", "vid2_path", "vid2_label", "vid2_end_priming_2"]
+        fields = [
+            "vid1_path",
+            "vid1_label",
+            "vid1_end_priming_2",
+            "vid2_path",
+            "vid2_label",
+            "vid2_end_priming_2",
+        ]
         csv.writer(file).writerows([fields, ["long.mp4", "impossible", 9, "short.mp4", "possible", 4]])
     (pair,) = inflevel(tmp_path)
     possible, impossible = read_pair(pair, 5, 16)  # 43 frames are left of the short one, 50 of the long one
@@ -179,7 +238,10 @@ def test_what_is_taken_of_a_video(tmp_path):
 def write_video(path, count: int) -> None:
     """Frame i is of brightness 4 i."""
     path.parent.mkdir(exist_ok=True)
-    frames = [av.VideoFrame.from_ndarray(np.full((32, 48, 3), 4 * number, np.uint8), format="rgb24") for number in range(count)]
+    frames = [
+        av.VideoFrame.from_ndarray(np.full((32, 48, 3), 4 * number, np.uint8), format="rgb24")
+        for number in range(count)
+    ]
     path.write_bytes(encode_mp4(frames, width=48, height=32, fps=10, crf=0, pix_fmt="yuv444p"))
 
 
@@ -190,7 +252,9 @@ def test_folders_that_are_not_the_benchmark_are_errors(tmp_path, scenes):
         grasp(tmp_path)
     for number in range(1, 5):
         (tmp_path / "O1" / "01" / str(number) / "scene").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"got 0 possible and 0 impossible videos, expected 2 and 2, each with a status.json"):
+    with pytest.raises(
+        ValueError, match=r"got 0 possible and 0 impossible videos, expected 2 and 2, each with a status.json"
+    ):
         intphys(tmp_path)
 
 
@@ -213,8 +277,14 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     encoder, predictor = make_models(1)
     save(folder / "teacher", CONFIG, encoder, predictor)
-    teacher = Teacher(open_encoder(FrozenConfig(ckpt=str(folder / "teacher"))), TeacherComputeConfig(), torch.device("cpu"))
-    values = {"objective": "salt", "predictor_out_width": ENCODER.width, "teacher_fingerprint": teacher.spec.fingerprint}
+    teacher = Teacher(
+        open_encoder(FrozenConfig(ckpt=str(folder / "teacher"))), TeacherComputeConfig(), torch.device("cpu")
+    )
+    values = {
+        "objective": "salt",
+        "predictor_out_width": ENCODER.width,
+        "teacher_fingerprint": teacher.spec.fingerprint,
+    }
     config = CheckpointConfig.model_validate(CONFIG.model_dump() | values)
     student, _ = make_models(2)
     latents = new_predictor(config)
@@ -226,7 +296,15 @@ def models(tmp_path_factory):
 def test_the_command_on_made_scenes(tmp_path, models, scenes, capsys):
     folder, _ = models
     out = tmp_path / "physics.json"
-    run(PhysicsConfig(ckpt=str(folder / "student"), teacher=str(folder / "teacher"), data=str(scenes), out=str(out), window=8))
+    run(
+        PhysicsConfig(
+            ckpt=str(folder / "student"),
+            teacher=str(folder / "teacher"),
+            data=str(scenes),
+            out=str(out),
+            window=8,
+        )
+    )
     found = json.loads(out.read_text())
     assert found["contexts"] == [2, 4]
     assert set(found["accuracy"]["average"][FILTERED]) == set(PROPERTIES)
@@ -238,7 +316,14 @@ def test_the_command_on_made_scenes(tmp_path, models, scenes, capsys):
 
 def test_the_student_sees_the_context_alone_and_the_teacher_all(models):
     folder, teacher = models
-    student = open_student(str(folder / "student"), str(folder / "teacher"), window=4, crop_size=None, batch_size=2, num_threads=1)
+    student = open_student(
+        str(folder / "student"),
+        str(folder / "teacher"),
+        window=4,
+        crop_size=None,
+        batch_size=2,
+        num_threads=1,
+    )
     windows = np.random.default_rng(0).integers(0, 256, (2, *CONFIG.view.clip_shape), dtype=np.uint8)
     changed = windows.copy()
     changed[:, 2:] = 255 - changed[:, 2:]
@@ -255,9 +340,13 @@ def test_another_teacher_is_refused(tmp_path, models):
     encoder, predictor = make_models(9)
     save(tmp_path / "other", CONFIG, encoder, predictor)
     settings = {"window": 4, "crop_size": None, "batch_size": 2, "num_threads": 1}
-    with pytest.raises(ValueError, match=r"got --teacher .*other with fingerprint .*, which .*student learned from"):
+    with pytest.raises(
+        ValueError, match=r"got --teacher .*other with fingerprint .*, which .*student learned from"
+    ):
         open_student(str(folder / "student"), str(tmp_path / "other"), **settings)
-    with pytest.raises(ValueError, match="got --teacher None for a run of salt, expected --teacher, the frozen encoder"):
+    with pytest.raises(
+        ValueError, match="got --teacher None for a run of salt, expected --teacher, the frozen encoder"
+    ):
         open_student(str(folder / "student"), None, **settings)
     with pytest.raises(ValueError, match="got a V-Pixel teacher, expected a student"):
         open_student(str(tmp_path / "other"), None, **settings)
@@ -278,5 +367,7 @@ def test_the_baseline_has_its_targets_with_it(tmp_path):
     assert torch.equal(student.encoder.norm.weight, online.norm.weight)
     assert torch.equal(student.encoder.patch_embed.weight, online.patch_embed.weight)
     windows = np.random.default_rng(0).integers(0, 256, (1, *CONFIG.view.clip_shape), dtype=np.uint8)
-    expected = Teacher(open_encoder(FrozenConfig(ckpt=str(tmp_path / "ema"))), TeacherComputeConfig(), torch.device("cpu")).forward(windows)
+    expected = Teacher(
+        open_encoder(FrozenConfig(ckpt=str(tmp_path / "ema"))), TeacherComputeConfig(), torch.device("cpu")
+    ).forward(windows)
     assert (student.targets(windows) - expected).abs().max() < 1e-5

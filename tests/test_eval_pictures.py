@@ -5,9 +5,20 @@ import pytest
 import torch
 from eval_tools import CONFIG, make_models
 
-from common.model.pixels import pixel_targets
-from common.pictures import CONTEXT, DROPPED, DROPPED_COLOUR, GAP, STRIP_HEIGHT, TARGET, spread_over_pixels, strip, tint_masks, token_roles
-from student_trainer.evaluation import pictures
+from salt_distill.common.model.pixels import pixel_targets
+from salt_distill.common.pictures import (
+    CONTEXT,
+    DROPPED,
+    DROPPED_COLOUR,
+    GAP,
+    STRIP_HEIGHT,
+    TARGET,
+    spread_over_pixels,
+    strip,
+    tint_masks,
+    token_roles,
+)
+from salt_distill.student_trainer.evaluation import pictures
 
 
 @pytest.fixture
@@ -41,14 +52,19 @@ def test_the_overlay_leaves_exactly_the_context_as_it_is(clip, masks):
 
 @pytest.mark.parametrize("norm", ["channel", "joint"])
 def test_a_perfect_prediction_gives_the_clip_back(clip, masks, norm):
-    """With the true normalised pixels as the prediction, undoing the normalisation has to return the input, cube by cube."""
+    """With the true normalised pixels as the prediction, undoing the normalisation has to return the input,
+    cube by cube."""
     mask = masks.sets[0]
     encoder, _ = make_models()
 
     def oracle(visible, visible_idx, hidden_idx, *, grid, mask_set):
-        return pixel_targets(torch.from_numpy(clip)[None], hidden_idx, patch_size=8, tubelet_size=2, norm=norm)
+        return pixel_targets(
+            torch.from_numpy(clip)[None], hidden_idx, patch_size=8, tubelet_size=2, norm=norm
+        )
 
-    made = pictures.reconstruct(clip, mask, 1, 0, encoder=encoder, predictor=oracle, config=CONFIG, pixel_norm=norm)
+    made = pictures.reconstruct(
+        clip, mask, 1, 0, encoder=encoder, predictor=oracle, config=CONFIG, pixel_norm=norm
+    )
     roles = token_roles(mask, 1, CONFIG.grid.num_tokens)
     shown = spread_over_pixels(roles, CONFIG.grid, clip.shape[:3])
     assert (roles == DROPPED).any()
@@ -60,8 +76,12 @@ def test_a_perfect_prediction_gives_the_clip_back(clip, masks, norm):
 
 def test_a_real_model_paints_only_hidden_cubes(clip, masks):
     encoder, predictor = make_models()
-    made = pictures.reconstruct(clip, masks.sets[1], 0, 1, encoder=encoder, predictor=predictor, config=CONFIG, pixel_norm="channel")
-    roles = spread_over_pixels(token_roles(masks.sets[1], 0, CONFIG.grid.num_tokens), CONFIG.grid, clip.shape[:3])
+    made = pictures.reconstruct(
+        clip, masks.sets[1], 0, 1, encoder=encoder, predictor=predictor, config=CONFIG, pixel_norm="channel"
+    )
+    roles = spread_over_pixels(
+        token_roles(masks.sets[1], 0, CONFIG.grid.num_tokens), CONFIG.grid, clip.shape[:3]
+    )
     assert np.array_equal(made.prediction[roles == CONTEXT], clip[roles == CONTEXT])
     assert not np.array_equal(made.prediction[roles == TARGET], clip[roles == TARGET])
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from train_tools import ALONE
 from transformers import VJEPA2Config, VJEPA2ForVideoClassification
 
-from student_trainer.evaluation.features import KeptTokens
-from student_trainer.evaluation.probe import AttentiveProbe
-from student_trainer.evaluation.probe_training import ProbeGrid, Setting
-from student_trainer.evaluation.score import Score, confusion, score_of, vote
+from salt_distill.student_trainer.evaluation.probe.features import KeptTokens
+from salt_distill.student_trainer.evaluation.probe.model import AttentiveProbe
+from salt_distill.student_trainer.evaluation.probe.score import Score, confusion, score_of, vote
+from salt_distill.student_trainer.evaluation.probe.training import ProbeGrid, Setting
 
 SETTING = Setting(lr=3e-3, weight_decay=0.01)
 GRID = {"num_heads": 2, "depth": 1, "epochs": 20, "batch_size": 32, "micro_batch_size": None, "seed": 0}
@@ -23,7 +23,9 @@ def kept(tokens: torch.Tensor) -> KeptTokens:
 
 
 def train(tokens, labels, num_classes, settings=(SETTING,), **changes) -> ProbeGrid:
-    grid = ProbeGrid(num_classes, list(settings), width=tokens.shape[-1], worker=ALONE, bfloat16=False, **GRID | changes)
+    grid = ProbeGrid(
+        num_classes, list(settings), width=tokens.shape[-1], worker=ALONE, bfloat16=False, **GRID | changes
+    )
     for _ in range(grid.epochs):
         grid.train_epoch(kept(tokens), {name: label.numpy() for name, label in labels.items()})
     return grid
@@ -38,7 +40,8 @@ def random_probe(width: int, num_heads: int, num_classes: int, depth: int = 1) -
 
 
 def slow_logits(probe: AttentiveProbe, tokens: torch.Tensor) -> torch.Tensor:
-    """The same written out: queries, keys and values of every token, one clip, one head and one token at a time."""
+    """The same written out: queries, keys and values of every token, one clip, one head and one token at a
+    time."""
     width = tokens.shape[-1]
     head = width // probe.num_heads
     rows = []
@@ -53,9 +56,13 @@ def slow_logits(probe: AttentiveProbe, tokens: torch.Tensor) -> torch.Tensor:
             keys = [probe.w_key.weight[own] @ token for token in x]
             values = [probe.w_value.weight[own] @ token + probe.w_value.bias[own] for token in x]
             weights = [math.exp((query[own] @ key).item() / math.sqrt(head)) for key in keys]
-            attended[own] = sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
+            attended[own] = sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(
+                weights
+            )
         q = probe.query + attended
-        hidden = F.gelu(probe.w_up(F.layer_norm(q, (width,), probe.mlp_norm.weight, probe.mlp_norm.bias, 1e-5)))
+        hidden = F.gelu(
+            probe.w_up(F.layer_norm(q, (width,), probe.mlp_norm.weight, probe.mlp_norm.bias, 1e-5))
+        )
         rows.append(probe.classifier(q + probe.w_down(hidden)))
     return torch.stack(rows)
 
@@ -74,10 +81,17 @@ def slow_block(block: torch.nn.Module, clip: torch.Tensor, num_heads: int) -> to
             query = w_query[own] @ x[row] + b_query[own]
             scores = torch.stack([query @ (w_key[own] @ token + b_key[own]) for token in x]) / math.sqrt(head)
             weights = scores.exp() / scores.exp().sum()
-            attended[row, own] = sum(weight * (w_value[own] @ token + b_value[own]) for weight, token in zip(weights, x, strict=True))
+            attended[row, own] = sum(
+                weight * (w_value[own] @ token + b_value[own])
+                for weight, token in zip(weights, x, strict=True)
+            )
     clip = clip + attended @ block.self_attn.out_proj.weight.T + block.self_attn.out_proj.bias
     x = F.layer_norm(clip, (width,), block.norm2.weight, block.norm2.bias, 1e-5)
-    return clip + F.gelu(x @ block.linear1.weight.T + block.linear1.bias) @ block.linear2.weight.T + block.linear2.bias
+    return (
+        clip
+        + F.gelu(x @ block.linear1.weight.T + block.linear1.bias) @ block.linear2.weight.T
+        + block.linear2.bias
+    )
 
 
 def separable(num_clips: int, num_classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,7 +100,9 @@ def separable(num_clips: int, num_classes: int, seed: int = 0) -> tuple[torch.Te
     directions = torch.randn(num_classes, 16, generator=torch.Generator().manual_seed(99))
     tokens = torch.randn(num_clips, 6, 16, generator=generator)
     label = torch.randint(num_classes, (num_clips,), generator=generator)
-    tokens[torch.arange(num_clips), torch.randint(6, (num_clips,), generator=generator)] += 3 * directions[label]
+    tokens[torch.arange(num_clips), torch.randint(6, (num_clips,), generator=generator)] += (
+        3 * directions[label]
+    )
     return tokens, label
 
 
@@ -101,10 +117,16 @@ def test_the_probe_equals_a_slow_reference(depth):
 def test_every_parameter_of_the_probe_gets_a_gradient(depth):
     probe = random_probe(width=12, num_heads=3, num_classes=5, depth=depth)
     probe(torch.randn(4, 7, 12, dtype=torch.float64)).square().sum().backward()
-    assert [name for name, parameter in probe.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
+    assert [
+        name
+        for name, parameter in probe.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ] == []
 
 
-@pytest.mark.parametrize(("width", "depth", "millions"), [(1024, 1, 11.73), (1024, 4, 49.51), (768, 4, 27.90)])
+@pytest.mark.parametrize(
+    ("width", "depth", "millions"), [(1024, 1, 11.73), (1024, 4, 49.51), (768, 4, 27.90)]
+)
 def test_parameters_are_as_many_as_in_the_reference(width, depth, millions):
     """V-JEPA's own probes with 174 classes; they have a key bias more, which changes nothing."""
     with torch.device("meta"):
@@ -114,8 +136,10 @@ def test_parameters_are_as_many_as_in_the_reference(width, depth, millions):
 
 def test_weights_of_transformers_give_its_logits():
     config = VJEPA2Config(
-        hidden_size=48, num_hidden_layers=1, num_attention_heads=4, patch_size=8, crop_size=32, frames_per_clip=4, num_pooler_layers=3,
-        layer_norm_eps=1e-5, num_labels=5, pred_hidden_size=24, pred_num_attention_heads=2, pred_num_hidden_layers=1,
+        hidden_size=48, num_hidden_layers=1, num_attention_heads=4, patch_size=8, crop_size=32,
+        frames_per_clip=4, num_pooler_layers=3,
+        layer_norm_eps=1e-5, num_labels=5, pred_hidden_size=24, pred_num_attention_heads=2,
+        pred_num_hidden_layers=1,
     )  # fmt: skip
     model = VJEPA2ForVideoClassification(config).eval()
     for parameter in model.parameters():
@@ -133,22 +157,32 @@ def from_transformers(model: VJEPA2ForVideoClassification) -> dict[str, torch.Te
     theirs = model.state_dict()
     cross = "pooler.cross_attention_layer."
     names = {
-        "token_norm": f"{cross}layer_norm1", "w_query": f"{cross}cross_attn.q_proj", "w_key": f"{cross}cross_attn.k_proj",
-        "w_value": f"{cross}cross_attn.v_proj", "mlp_norm": f"{cross}layer_norm2", "w_up": f"{cross}mlp.fc1", "w_down": f"{cross}mlp.fc2",
+        "token_norm": f"{cross}layer_norm1", "w_query": f"{cross}cross_attn.q_proj",
+        "w_key": f"{cross}cross_attn.k_proj",
+        "w_value": f"{cross}cross_attn.v_proj", "mlp_norm": f"{cross}layer_norm2",
+        "w_up": f"{cross}mlp.fc1", "w_down": f"{cross}mlp.fc2",
         "classifier": "classifier",
     }  # fmt: skip
     for number in range(3):
         layer = f"pooler.self_attention_layers.{number}."
         names |= {
-            f"blocks.{number}.self_attn.out_proj": f"{layer}self_attn.out_proj", f"blocks.{number}.norm1": f"{layer}layer_norm1",
+            f"blocks.{number}.self_attn.out_proj": f"{layer}self_attn.out_proj",
+            f"blocks.{number}.norm1": f"{layer}layer_norm1",
             f"blocks.{number}.norm2": f"{layer}layer_norm2", f"blocks.{number}.linear1": f"{layer}mlp.fc1",
             f"blocks.{number}.linear2": f"{layer}mlp.fc2",
         }  # fmt: skip
-    ours = {f"{name}.{kind}": theirs[f"{other}.{kind}"] for name, other in names.items() for kind in ("weight", "bias")}
+    ours = {
+        f"{name}.{kind}": theirs[f"{other}.{kind}"]
+        for name, other in names.items()
+        for kind in ("weight", "bias")
+    }
     del ours["w_key.bias"]
     for number in range(3):
         for kind in ("weight", "bias"):
-            parts = [theirs[f"pooler.self_attention_layers.{number}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            parts = [
+                theirs[f"pooler.self_attention_layers.{number}.self_attn.{part}_proj.{kind}"]
+                for part in "qkv"
+            ]
             ours[f"blocks.{number}.self_attn.in_proj_{kind}"] = torch.cat(parts)
     return ours | {"query": theirs["pooler.query_tokens"].flatten()}
 
@@ -158,8 +192,16 @@ def test_it_learns_what_can_be_learned_and_nothing_else(depth):
     tokens, label = separable(500, num_classes=4)
     held_out, held_out_label = separable(300, num_classes=4, seed=1)
     shuffled = label[torch.randperm(500, generator=torch.Generator().manual_seed(3))]
-    grid = train(tokens, {"real": label, "shuffled": shuffled}, {"real": 4, "shuffled": 4}, depth=depth, epochs=20 if depth == 1 else 8)
-    counts = grid.confusions(kept(held_out), {"real": held_out_label.numpy(), "shuffled": held_out_label.numpy()}, 64)
+    grid = train(
+        tokens,
+        {"real": label, "shuffled": shuffled},
+        {"real": 4, "shuffled": 4},
+        depth=depth,
+        epochs=20 if depth == 1 else 8,
+    )
+    counts = grid.confusions(
+        kept(held_out), {"real": held_out_label.numpy(), "shuffled": held_out_label.numpy()}, 64
+    )
     assert score_of(counts["real", SETTING]).accuracy > 0.9
     low, high = score_of(counts["shuffled", SETTING]).interval
     assert low - 0.05 < 0.25 < high + 0.05
@@ -169,7 +211,9 @@ def test_a_probe_does_not_change_another_and_the_seed_decides():
     tokens, label = separable(100, num_classes=4)
     other, fast = torch.arange(100) % 3, Setting(lr=1e-2, weight_decay=0.5)
     alone = train(tokens, {"class": label}, {"class": 4}, epochs=3).probes["class", SETTING]
-    together = train(tokens, {"aaa": other, "class": label}, {"aaa": 3, "class": 4}, (fast, SETTING), epochs=3).probes
+    together = train(
+        tokens, {"aaa": other, "class": label}, {"aaa": 3, "class": 4}, (fast, SETTING), epochs=3
+    ).probes
     another_seed = train(tokens, {"class": label}, {"class": 4}, epochs=3, seed=1).probes["class", SETTING]
     for name, value in alone.state_dict().items():
         assert torch.equal(value, together["class", SETTING].state_dict()[name]), name
@@ -179,7 +223,9 @@ def test_a_probe_does_not_change_another_and_the_seed_decides():
 
 def test_micro_batches_add_up_to_the_step():
     tokens, label = separable(50, num_classes=4)
-    whole, parts = (train(tokens, {"class": label}, {"class": 4}, epochs=1, micro_batch_size=size) for size in (None, 7))
+    whole, parts = (
+        train(tokens, {"class": label}, {"class": 4}, epochs=1, micro_batch_size=size) for size in (None, 7)
+    )
     for name, value in whole.probes["class", SETTING].state_dict().items():
         assert (value - parts.probes["class", SETTING].state_dict()[name]).abs().max() < 1e-4, name
 
@@ -192,7 +238,8 @@ def test_views_vote_with_their_probabilities():
 
 
 def test_the_interval_is_wilsons():
-    """Closed form by another route: the interval's ends are where |p - k/n| is 1.96 standard deviations of a binomial with that p."""
+    """Closed form by another route: the interval's ends are where |p - k/n| is 1.96 standard deviations of a
+    binomial with that p."""
     value = Score(num_correct=7, num_clips=40)
     for end in value.interval:
         assert abs(value.accuracy - end) == pytest.approx(1.96 * math.sqrt(end * (1 - end) / 40))

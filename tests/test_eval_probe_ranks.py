@@ -1,4 +1,5 @@
-"""`salt-eval probe` in several processes, with plain PyTorch: the numbers of one, whichever part of the clips each of them has."""
+"""`salt-eval probe` in several processes, with plain PyTorch: the numbers of one, whichever part of the clips
+each of them has."""
 
 import json
 from dataclasses import dataclass
@@ -12,18 +13,19 @@ import torch
 from eval_tools import make_dataset, make_run
 from train_tools import ALONE, CPU
 
-from common.config import LoaderConfig, ProbeConfig
-from common.data.shards import open_dataset
-from student_trainer.evaluation.features import KeptTokens, part_of
-from student_trainer.evaluation.probe_judge import Judge, Verdict
-from student_trainer.evaluation.probe_table import list_candidates, open_exam
-from student_trainer.evaluation.probe_training import ProbeGrid
-from student_trainer.ranks import Worker
+from salt_distill.common.config import LoaderConfig, ProbeConfig
+from salt_distill.common.data.shards import open_dataset
+from salt_distill.student_trainer.evaluation.probe.features import KeptTokens, part_of
+from salt_distill.student_trainer.evaluation.probe.judge import Judge, Verdict
+from salt_distill.student_trainer.evaluation.probe.table import list_candidates, open_exam
+from salt_distill.student_trainer.evaluation.probe.training import ProbeGrid
+from salt_distill.student_trainer.ranks import Worker
 
 FEW = {"epochs": 3, "batch_size": 8, "lr": (5e-3, 1e-3)}
 CLOSE = 1e-4
-"""Of a probe's weights, relative to their norm: AdamW moves a weight by its gradient over the gradient's own size, so a sum in another order,
-where it is near 0, shows. `test_the_order_of_a_sum_alone` measures what that does to one process."""
+"""Of a probe's weights, relative to their norm: AdamW moves a weight by its gradient over the gradient's own
+size, so a sum in another order, where it is near 0, shows. `test_the_order_of_a_sum_alone` measures what that
+does to one process."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ def judge_rank(rank: int, jobs: list[Job], folder: Path) -> None:
 
 
 def counts_of(verdict: Verdict) -> dict[str, dict[str, list[list[int]]]]:
-    return {name: {label: found.counts.tolist() for label, found in row.items()} for name, row in verdict.found.items()}
+    return {
+        name: {label: found.counts.tolist() for label, found in row.items()}
+        for name, row in verdict.found.items()
+    }
 
 
 def weights(state: Path, number: int) -> torch.Tensor:
@@ -94,7 +99,9 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """45 clips of three splits, of which two cannot be decoded: one to learn from and one to be scored on."""
-    folder = make_dataset(tmp_path_factory.mktemp("eval") / "toy", num_clips=45, splits=("train", "val", "test"))
+    folder = make_dataset(
+        tmp_path_factory.mktemp("eval") / "toy", num_clips=45, splits=("train", "val", "test")
+    )
     for split in ("train", "test"):
         sample = open_dataset(folder).samples(split)[0][7]
         with (folder / sample.tar).open("r+b") as tar:
@@ -111,9 +118,17 @@ def found(data, tmp_path_factory):
     one, two = (str(make_run(folder / name, data, seed=seed)) for seed, name in enumerate(("one", "two")))
     few = make_dataset(folder / "few", num_clips=8)  # two to be scored on
 
-    def job(name: str, num_workers: int, out: str | None = None, stopped_before: int | None = None, **values) -> Job:
+    def job(
+        name: str, num_workers: int, out: str | None = None, stopped_before: int | None = None, **values
+    ) -> Job:
         loader = LoaderConfig(decode_processes=0, max_bad_fraction=values.pop("max_bad_fraction", 0.2))
-        values = {"data": str(data), "ckpt": (one,), "out": str(folder / (out or f"{name}.json")), "loader": loader, **FEW} | values
+        values = {
+            "data": str(data),
+            "ckpt": (one,),
+            "out": str(folder / (out or f"{name}.json")),
+            "loader": loader,
+            **FEW,
+        } | values
         return Job(name, num_workers, ProbeConfig(**values), stopped_before)
 
     kept = {"features": str(folder / "features")}
@@ -138,7 +153,9 @@ def found(data, tmp_path_factory):
     for made in jobs.values():
         if made.num_workers == 1:
             verdict, said = judge(made, ALONE)
-            (folder / f"{made.name}-0.json").write_text(json.dumps({"counts": counts_of(verdict), "facts": verdict.facts, "said": said}))
+            (folder / f"{made.name}-0.json").write_text(
+                json.dumps({"counts": counts_of(verdict), "facts": verdict.facts, "said": said})
+            )
     together = [made for made in jobs.values() if made.num_workers > 1]
     torch.multiprocessing.spawn(judge_rank, (together, folder), nprocs=3)
     return folder, jobs
@@ -150,10 +167,17 @@ def said(folder: Path, name: str, rank: int = 0):
 
 @pytest.mark.parametrize(
     ("name", "alone"),
-    [("memory", "alone"), ("files", "alone-files"), ("augment", "alone-augment"), ("resumed", "alone"), ("few", "alone-few")],
+    [
+        ("memory", "alone"),
+        ("files", "alone-files"),
+        ("augment", "alone-augment"),
+        ("resumed", "alone"),
+        ("few", "alone-few"),
+    ],
 )
 def test_several_find_what_one_finds(name, alone, found):
-    """Two or three processes, of which one may have nothing to be scored on. ``resumed``: three go on where two were stopped."""
+    """Two or three processes, of which one may have nothing to be scored on. ``resumed``: three go on where
+    two were stopped."""
     folder, jobs = found
     ranks = [said(folder, name, rank) for rank in range(jobs[name].num_workers)]
     assert all(rank["counts"] == ranks[0]["counts"] for rank in ranks)
@@ -164,7 +188,8 @@ def test_several_find_what_one_finds(name, alone, found):
 
 
 def test_the_order_of_a_sum_alone(found):
-    """What tells rounding from a wrong mean: one process that adds up parts of a batch is as near itself; another encoder's probe is far."""
+    """What tells rounding from a wrong mean: one process that adds up parts of a batch is as near itself;
+    another encoder's probe is far."""
     _, jobs = found
     assert 0 < distance(weights(jobs["alone-parts"].state, 0), weights(jobs["alone"].state, 0)) < CLOSE
     assert distance(weights(jobs["alone"].state, 1), weights(jobs["alone"].state, 0)) > 100 * CLOSE
@@ -182,26 +207,41 @@ def test_what_stops_one_stops_all(found):
 def test_bad_clips_are_named_once(found):
     folder, _ = found
     for name in ("memory", "files", "augment"):
-        keys = [sentence.split(": ")[1] for sentence in said(folder, name)["said"] if sentence.startswith("left out: ")]
+        keys = [
+            sentence.split(": ")[1]
+            for sentence in said(folder, name)["said"]
+            if sentence.startswith("left out: ")
+        ]
         assert sorted(keys) == ["toy/019", "toy/025"]
     learned = said(folder, "memory")["facts"]["shade"]
     assert (learned["num_train"], learned["num_test"]) == (14, 14)
 
 
 def test_files_of_features_are_those_of_one_process(found, data):
-    """Each whole, its rows in the order of the clips; the second command writes none, and says what the first left out."""
+    """Each whole, its rows in the order of the clips; the second command writes none, and says what the first
+    left out."""
     folder, _ = found
     paths = sorted((folder / "features").iterdir())
-    assert [path.name for path in paths] == sorted(path.name for path in (folder / "features-alone").iterdir())
+    assert [path.name for path in paths] == sorted(
+        path.name for path in (folder / "features-alone").iterdir()
+    )
     assert len(paths) == 3
     for path in paths:
-        ours, alone = (pa.ipc.open_file(pa.memory_map(str(of))).read_all() for of in (path, folder / "features-alone" / path.name))
+        ours, alone = (
+            pa.ipc.open_file(pa.memory_map(str(of))).read_all()
+            for of in (path, folder / "features-alone" / path.name)
+        )
         assert ours["key"].to_pylist() == alone["key"].to_pylist()
-        one, other = (np.stack([np.array(row, np.float16) for row in table["tokens"].to_pylist()]) for table in (ours, alone))
+        one, other = (
+            np.stack([np.array(row, np.float16) for row in table["tokens"].to_pylist()])
+            for table in (ours, alone)
+        )
         np.testing.assert_allclose(one, other, atol=2e-3)
         assert ours.schema.metadata == alone.schema.metadata
     assert said(folder, "files-again")["counts"] == said(folder, "files")["counts"]
-    assert not [sentence for sentence in said(folder, "files-again")["said"] if sentence.startswith("left out: ")]
+    assert not [
+        sentence for sentence in said(folder, "files-again")["said"] if sentence.startswith("left out: ")
+    ]
     assert sum("1 clips of" in sentence for sentence in said(folder, "files-again")["said"]) == 2
 
 
@@ -210,7 +250,10 @@ def test_parts_and_shares_are_whole():
     workers = [Worker(rank=rank, world_size=4, device=CPU) for rank in range(4)]
     assert np.concatenate([part_of(numbers, worker) for worker in workers]).tolist() == numbers.tolist()
     sizes = [5, 0, 2, 4]
-    kept = [KeptTokens(np.ones(11, bool), torch.zeros(size, 1, 2, 3), sum(sizes[:rank])) for rank, size in enumerate(sizes)]
+    kept = [
+        KeptTokens(np.ones(11, bool), torch.zeros(size, 1, 2, 3), sum(sizes[:rank]))
+        for rank, size in enumerate(sizes)
+    ]
     shares = [of_rank.share(numbers) for of_rank in kept]
     assert [len(share) for share in shares] == sizes
     assert sorted(np.concatenate(shares).tolist()) == list(range(11))

@@ -10,16 +10,16 @@ from eval_tools import CONFIG, make_dataset, make_models, make_run
 from PIL import Image
 from train_tools import ALONE
 
-from common.config import FrozenConfig, LoaderConfig, ProbeConfig
-from common.data.reader import Reader
-from common.data.segments import SegmentCut
-from common.data.shards import open_dataset
-from common.model.checkpoint import open_encoder, save_checkpoint
-from student_trainer.evaluation import features
-from student_trainer.evaluation.feature_files import FileTokens
-from student_trainer.evaluation.features import Frozen, in_batches
-from student_trainer.evaluation.probe_table import list_candidates, run
-from student_trainer.evaluation.probe_training import ProbeGrid
+from salt_distill.common.config import FrozenConfig, LoaderConfig, ProbeConfig
+from salt_distill.common.data.reader import Reader
+from salt_distill.common.data.segments import SegmentCut
+from salt_distill.common.data.shards import open_dataset
+from salt_distill.common.model.checkpoint import open_encoder, save_checkpoint
+from salt_distill.student_trainer.evaluation.probe import features
+from salt_distill.student_trainer.evaluation.probe.feature_files import FileTokens
+from salt_distill.student_trainer.evaluation.probe.features import Frozen, in_batches
+from salt_distill.student_trainer.evaluation.probe.table import list_candidates, run
+from salt_distill.student_trainer.evaluation.probe.training import ProbeGrid
 
 FEW = {"epochs": 15, "batch_size": 8, "lr": (5e-3,)}
 GRID = {"epochs": 6, "batch_size": 8, "lr": (5e-3, 1e-5), "weight_decay": (0.01, 0.5)}
@@ -32,7 +32,9 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def three_splits(tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("eval") / "three", num_clips=45, splits=("train", "val", "test"))
+    return make_dataset(
+        tmp_path_factory.mktemp("eval") / "three", num_clips=45, splits=("train", "val", "test")
+    )
 
 
 def probe(tmp_path, data, **values):
@@ -46,7 +48,8 @@ def test_table_of_checkpoints_and_random_weights(tmp_path, data, capsys):
     found = probe(tmp_path, data, ckpt=(str(ours), str(other)), random_init=True, **FEW)
     assert list(found["accuracy"]) == ["random-init", "ours", "other"]
     assert found["labels"]["shade"] == {
-        "num_classes": 3, "class_names": ["dark", "middle", "light"], "chance": pytest.approx(1 / 3), "num_train": 30, "num_test": 15,
+        "num_classes": 3, "class_names": ["dark", "middle", "light"], "chance": pytest.approx(1 / 3),
+        "num_train": 30, "num_test": 15,
     }  # fmt: skip
     assert found["accuracy"]["ours"]["shade"] > 0.8  # brightness is easy, even for random weights
     for name, row in found["accuracy"].items():
@@ -87,10 +90,15 @@ def test_splits_that_cannot_be_honest_are_errors(tmp_path, splits, values, messa
 
 
 def test_the_best_of_a_grid_is_chosen_on_val_and_reported_on_test(tmp_path, three_splits, monkeypatch):
-    """Whatever the probes say: the setting that is right on `val` is reported, though another is right on `test`."""
+    """Whatever the probes say: the setting that is right on `val` is reported, though another is right on
+    `test`."""
     run_dir = make_run(tmp_path / "ours", three_splits)
     found = probe(tmp_path, three_splits, ckpt=(str(run_dir),), **GRID)
-    assert (found["reported_on"], found["labels"]["shade"]["num_train"], found["labels"]["shade"]["num_test"]) == ("test", 15, 15)
+    assert (
+        found["reported_on"],
+        found["labels"]["shade"]["num_train"],
+        found["labels"]["shade"]["num_test"],
+    ) == ("test", 15, 15)
     assert "the best of 4 settings on 'val'" in found["protocol"]
     assert found["setting"]["ours"]["shade"]["lr"] == 5e-3  # with 1e-5 nothing is learned
     real = ProbeGrid.confusions
@@ -118,7 +126,9 @@ def test_without_test_the_numbers_say_that_they_are_of_val(tmp_path, capsys):
     assert probe(tmp_path, data, ckpt=(ours,), **FEW)["protocol"].endswith("nothing selected")
     found = probe(tmp_path, data, ckpt=(ours,), **GRID)
     assert found["reported_on"] == "val"
-    assert "on the clips that it is reported on (there is no 'test'), so on the high side" in found["protocol"]
+    assert (
+        "on the clips that it is reported on (there is no 'test'), so on the high side" in found["protocol"]
+    )
     assert "has no split 'test': accuracies are of 'val'" in capsys.readouterr().err
 
 
@@ -160,7 +170,9 @@ def test_a_second_probe_of_kept_features_costs_no_forward(tmp_path, data, monkey
     assert again["accuracy"] == first["accuracy"]
     assert deeper["protocol"].startswith("1 self-attention block and a cross-attention block")
     in_memory = probe(tmp_path, data, ckpt=(ours,), **FEW)
-    assert abs(in_memory["accuracy"]["ours"]["shade"] - first["accuracy"]["ours"]["shade"]) <= 1 / 15  # float16
+    assert (
+        abs(in_memory["accuracy"]["ours"]["shade"] - first["accuracy"]["ours"]["shade"]) <= 1 / 15
+    )  # float16
     table = pa.ipc.open_file(str(next(folder.glob("*-test-*.arrow")))).read_all()  # plain pyarrow reads it
     assert table["key"].to_pylist() == [sample.key for sample in open_dataset(data).samples("test")[0]]
 
@@ -170,7 +182,8 @@ def test_features_belong_to_weights_and_clips(tmp_path, data, monkeypatch):
     a, b = str(make_run(tmp_path / "a", data)), str(make_run(tmp_path / "b", data, seed=1))
     few = {"features": str(tmp_path / "features"), "epochs": 1}
     for count, values in enumerate(
-        [{"ckpt": (a,)}, {"ckpt": (b,)}, {"ckpt": (a,), "square": 0.5}, {"ckpt": (a,), "frame_step": 2}], start=1
+        [{"ckpt": (a,)}, {"ckpt": (b,)}, {"ckpt": (a,), "square": 0.5}, {"ckpt": (a,), "frame_step": 2}],
+        start=1,
     ):
         probe(tmp_path, data, **values, **few)
         assert forwards.clips == 45 * count
@@ -193,14 +206,27 @@ def test_segments_and_views_reach_the_probe(tmp_path, data, monkeypatch):
 
 def test_fresh_clips_in_every_epoch(tmp_path, data, monkeypatch):
     forwards = Counting(monkeypatch)
-    found = probe(tmp_path, data, ckpt=(str(make_run(tmp_path / "ours", data)),), augment=True, max_feature_bytes=1000, **FEW)
+    found = probe(
+        tmp_path,
+        data,
+        ckpt=(str(make_run(tmp_path / "ours", data)),),
+        augment=True,
+        max_feature_bytes=1000,
+        **FEW,
+    )
     assert forwards.clips == 15 * 30 + 15  # nothing is kept
     assert found["accuracy"]["ours"]["shade"] > 0.6
 
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_a_killed_probe_goes_on_after_its_last_whole_epoch(tmp_path, data, monkeypatch, augment):
-    values = {"ckpt": (str(make_run(tmp_path / "ours", data)),), "augment": augment, "depth": 2, **FEW, "epochs": 5}
+    values = {
+        "ckpt": (str(make_run(tmp_path / "ours", data)),),
+        "augment": augment,
+        "depth": 2,
+        **FEW,
+        "epochs": 5,
+    }
     whole = probe(tmp_path, data, **values)
     real, epochs = ProbeGrid.train_epoch, []
 
@@ -222,13 +248,22 @@ def test_a_killed_probe_goes_on_after_its_last_whole_epoch(tmp_path, data, monke
 
 
 def test_too_little_memory_is_an_error_before_anything_is_decoded(tmp_path, data):
-    with pytest.raises(ValueError, match=r"got 45 clips whose pixels and tokens take .* GB.*--max-feature-bytes"):
+    with pytest.raises(
+        ValueError, match=r"got 45 clips whose pixels and tokens take .* GB.*--max-feature-bytes"
+    ):
         probe(tmp_path, data, ckpt=(str(make_run(tmp_path / "run", data)),), max_feature_bytes=1000)
 
 
 def test_features_are_a_function_of_the_clip_alone(tmp_path, data):
     samples = list(open_dataset(data).samples("test")[0])
-    reader = Reader(str(data), data_seed=0, views=1, view=CONFIG.view, split="all", loader=LoaderConfig(decode_processes=0))
+    reader = Reader(
+        str(data),
+        data_seed=0,
+        views=1,
+        view=CONFIG.view,
+        split="all",
+        loader=LoaderConfig(decode_processes=0),
+    )
     clips = features.Clips(reader, samples, lambda sample, epoch: SegmentCut(CONFIG.view, 1, 1, 1.0))
     ((good, pixels),) = clips.batches(in_batches(np.arange(15), 15))
     evaluated = reader.evaluation(samples)
@@ -237,7 +272,9 @@ def test_features_are_a_function_of_the_clip_alone(tmp_path, data):
     assert (pixels[:, 0] == evaluated.pixels).all()  # one segment and one whole square: the evaluation view
     encoder = open_encoder(FrozenConfig(ckpt=str(make_run(tmp_path / "run", data))))
     module = encoder.load().train()
-    frozen = [Frozen(encoder, module, torch.device("cpu"), batch_size=size, bfloat16=False) for size in (8, 1)]
+    frozen = [
+        Frozen(encoder, module, torch.device("cpu"), batch_size=size, bfloat16=False) for size in (8, 1)
+    ]
     together, alone = (one.tokens(pixels, 1) for one in frozen)
     assert not module.training
     assert together.shape == (15, 1, CONFIG.grid.num_tokens, CONFIG.encoder.width)
@@ -253,7 +290,9 @@ def test_names_of_rows(tmp_path, data):
     inside = list_candidates(config(a / "checkpoints" / "step-3", a, random_init=True))
     assert [c.name for c in inside] == ["random-init", "student/step-3", "student"]
     encoder, predictor = make_models()
-    save_checkpoint(tmp_path / "plain", CONFIG, {"model": encoder.state_dict(), "predictor": predictor.state_dict()}, {})
+    save_checkpoint(
+        tmp_path / "plain", CONFIG, {"model": encoder.state_dict(), "predictor": predictor.state_dict()}, {}
+    )
     assert [c.name for c in list_candidates(config(tmp_path / "plain"))] == ["plain"]
     with pytest.raises(ValueError, match="expected every checkpoint once"):
         list_candidates(config(a, a))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from eval_tools import make_dataset, make_run
 
-from common.config import LoaderConfig, RankConfig
-from student_trainer.evaluation.rank import KNN_TEMPERATURE, knn, rankme, run
+from salt_distill.common.config import LoaderConfig, RankConfig
+from salt_distill.student_trainer.evaluation.rank import KNN_TEMPERATURE, knn, rankme, run
 
 
 def test_rankme_of_known_spectra():
@@ -22,7 +22,9 @@ def test_rankme_of_known_spectra():
     assert rankme(directions * two @ rotation) == pytest.approx(expected, rel=1e-4)
     geometric = 0.5 ** torch.arange(8, dtype=torch.float64)
     shares = geometric / geometric.sum()
-    assert rankme(directions * geometric @ rotation) == pytest.approx(math.exp(-(shares * shares.log()).sum()), rel=1e-4)
+    assert rankme(directions * geometric @ rotation) == pytest.approx(
+        math.exp(-(shares * shares.log()).sum()), rel=1e-4
+    )
 
 
 def test_rankme_is_of_features_as_they_are():
@@ -62,5 +64,7 @@ def test_the_command(tmp_path, capsys):
     assert set(found["knn"]) == {"shade", "side"}
     assert "k-NN shade" in capsys.readouterr().out
     few = make_dataset(tmp_path / "few", num_clips=45)
-    with pytest.raises(ValueError, match=r"got 15 clips of split 'test' for 24 channels, expected at least as many"):
+    with pytest.raises(
+        ValueError, match=r"got 15 clips of split 'test' for 24 channels, expected at least as many"
+    ):
         run(RankConfig(data=str(few), **values))

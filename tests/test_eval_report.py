@@ -8,13 +8,13 @@ import pytest
 from eval_tools import FINGERPRINT, make_dataset, make_run
 from scipy.stats import linregress
 
-from common.config import ReportConfig
-from student_trainer.evaluation import page, predictions
-from student_trainer.evaluation.figures import Curve, loss_curves
-from student_trainer.evaluation.report import run
-from student_trainer.evaluation.runs import find_runs
-from student_trainer.evaluation.selection import Measured, Selection
-from student_trainer.evaluation.sharing import read_sharing
+from salt_distill.common.config import ReportConfig
+from salt_distill.student_trainer.evaluation.report import page, predictions
+from salt_distill.student_trainer.evaluation.report.build import run
+from salt_distill.student_trainer.evaluation.report.figures import Curve, loss_curves
+from salt_distill.student_trainer.evaluation.report.sharing import read_sharing
+from salt_distill.student_trainer.evaluation.runs import find_runs
+from salt_distill.student_trainer.evaluation.selection import Measured, Selection
 
 STATUS = {
     "fingerprint": FINGERPRINT,
@@ -39,7 +39,8 @@ PROBE = {
     "protocol": "a protocol",
 }
 
-LOSSES = {  # of three students with three checkpoints each: the loss, and the probe's accuracy where there is one
+# Of three students with three checkpoints each: the loss, and the probe's accuracy where there is one
+LOSSES = {
     "student-a/step-1": (0.62, 0.21), "student-a/step-2": (0.50, 0.38), "student-a": (0.41, 0.52),
     "student-b/step-1": (0.60, None), "student-b/step-2": (0.47, None), "student-b": (0.39, 0.50),
     "student-c/step-1": (0.66, None), "student-c/step-2": (0.52, 0.33), "student-c": (0.44, None),
@@ -138,7 +139,10 @@ def test_summary_of_the_demo(demo):
     for student in summary["students"]:
         assert set(student) == {"name", "source", "loss_first", "loss_last", "teacher_wait_ms"}
     assert summary["server"] == {"clips_served": 30, "clips_computed": 15}
-    assert summary["probe"] == {"random-init": {"appearance": 0.1, "motion": 0.125}, "teacher": {"appearance": 0.2, "motion": 0.8}}
+    assert summary["probe"] == {
+        "random-init": {"appearance": 0.1, "motion": 0.125},
+        "teacher": {"appearance": 0.2, "motion": 0.8},
+    }
     assert summary["seconds"] == {"pack": 1.5, "teacher": 20.25}
 
 
@@ -146,10 +150,21 @@ def test_what_is_missing_is_said_and_not_made_up(tmp_path, data, capsys):
     make_run(tmp_path / "student", data, source="in-process")
     unfinished = make_run(tmp_path / "unfinished", data)
     (unfinished / "summary.json").unlink()
-    run(ReportConfig(run_dirs=(str(tmp_path / "student"), str(unfinished)), out=str(tmp_path / "out" / "page.html")))
+    run(
+        ReportConfig(
+            run_dirs=(str(tmp_path / "student"), str(unfinished)), out=str(tmp_path / "out" / "page.html")
+        )
+    )
     text = (tmp_path / "out" / "page.html").read_text()
     shown = " ".join(capsys.readouterr().out.split())
-    for sentence in ("the run has not finished", "No probe", "No held-out losses", "No counters", "No reconstruction", "No seconds"):
+    for sentence in (
+        "the run has not finished",
+        "No probe",
+        "No held-out losses",
+        "No counters",
+        "No reconstruction",
+        "No seconds",
+    ):
         assert sentence in text
         assert sentence in shown
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -167,24 +182,35 @@ def test_without_the_data_there_are_no_pictures(tmp_path):
 
 
 def test_an_empty_probe_is_left_out(demo):
-    (demo / "probe.json").write_text(json.dumps({"accuracy": {}, "interval": {}, "labels": {}, "protocol": "a protocol"}))
+    (demo / "probe.json").write_text(
+        json.dumps({"accuracy": {}, "interval": {}, "labels": {}, "protocol": "a protocol"})
+    )
     run(ReportConfig(runs=str(demo)))
     assert "No probe: the data set has no labels" in (demo / "report.html").read_text()
     assert json.loads((demo / "summary.json").read_text())["probe"] == {}
 
 
 def test_what_is_predicted_for_runs_without_a_probe(demo):
-    """Every checkpoint is drawn once: filled where it was probed; open, with its interval, where it was not."""
+    """Every checkpoint is drawn once: filled where it was probed; open, with its interval, where it was
+    not."""
     shown = predictions.section(SELECTION, find_runs((), demo)[0])
     oracle = linregress(*zip(*(pair for pair in LOSSES.values() if pair[1] is not None), strict=True))
     assert f"<b>{oracle.rvalue**2:.3f}</b><span>R\u00b2 of 5 probed checkpoints</span>" in shown
     assert f"<b>{oracle.intercept:.3f} - {-oracle.slope:.3g} x</b>" in shown
     assert SELECTION.line is not None
     value, low, high = SELECTION.line.predict(0.44)
-    assert f"<td>student-c</td><td>0.4400</td><td>-</td><td>{value:.3f}  [{low:.3f}, {high:.3f}]</td>" in shown
-    assert shown.index("<td>student-b</td>") < shown.index("<td>student-a</td>") < shown.index("<td>student-c/step-1</td>")
+    assert (
+        f"<td>student-c</td><td>0.4400</td><td>-</td><td>{value:.3f}  [{low:.3f}, {high:.3f}]</td>" in shown
+    )
+    assert (
+        shown.index("<td>student-b</td>")
+        < shown.index("<td>student-a</td>")
+        < shown.index("<td>student-c/step-1</td>")
+    )
     drawn = re.findall(r'<use [^>]*style="([^"]*)"', shown)
-    colours = [f"var(--s{number})" for number in (1, 2, 3)]  # as in the other charts: the teacher is the first run
+    colours = [
+        f"var(--s{number})" for number in (1, 2, 3)
+    ]  # as in the other charts: the teacher is the first run
     dots = [style for style in drawn if any(f"stroke: {colour}" in style for colour in colours)]
     assert sum("fill: none" in style or "fill-opacity: 0" in style for style in dots) == 4
     assert sum("fill: var(--s" in style for style in dots) == 5 + 3  # and the legend's
@@ -193,14 +219,20 @@ def test_what_is_predicted_for_runs_without_a_probe(demo):
 
 
 def test_a_selection_without_a_line_is_a_table(demo):
-    points = [Measured(name="student-a", x=0.4, accuracy=None), Measured(name="student-b", x=0.3, accuracy=None)]
+    points = [
+        Measured(name="student-a", x=0.4, accuracy=None),
+        Measured(name="student-b", x=0.3, accuracy=None),
+    ]
     alone = Selection.of(by="student-loss", split="test", label=None, points=points)
     shown = predictions.section(Selection.from_json(alone.as_json()), find_runs((), demo)[0])
     assert "<td>student-b</td><td>0.3000</td><td>-</td><td>-</td>" in shown
     assert "needs 3 checkpoints with a probe" in shown
     assert "<svg" not in shown
     (demo / "select.json").write_text(json.dumps({"r2": None}))
-    with pytest.raises(ValueError, match="got no 'checkpoints', expected what `salt-eval select` of this version writes: run it again"):
+    with pytest.raises(
+        ValueError,
+        match="got no 'checkpoints', expected what `salt-eval select` of this version writes: run it again",
+    ):
         run(ReportConfig(runs=str(demo)))
 
 

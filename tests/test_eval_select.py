@@ -1,4 +1,5 @@
-"""Held-out losses against a loop, the line through probed checkpoints, what may not be compared, and the command."""
+"""Held-out losses against a loop, the line through probed checkpoints, what may not be compared, and the
+command."""
 
 import json
 
@@ -9,24 +10,37 @@ from eval_tools import CONFIG, ENCODER, MASK, make_dataset, make_run, save
 from PIL import Image
 from scipy.stats import linregress
 
-from common.config import FrozenConfig, LoaderConfig, SelectConfig, TeacherComputeConfig
-from common.model.checkpoint import CheckpointConfig, load_predictor, load_vit, new_predictor, open_encoder, point_to
-from common.model.masking import mask_group
-from common.model.pixels import normalise
-from common.model.teacher import Teacher
-from common.model.vit import Encoder, init_weights
-from student_trainer.evaluation.features import first_clips
-from student_trainer.evaluation.held_out import checkpoints, student_loss, targets_of, vpixel_loss
-from student_trainer.evaluation.runs import find_runs
-from student_trainer.evaluation.select import run
-from student_trainer.evaluation.selection import fit
+from salt_distill.common.config import FrozenConfig, LoaderConfig, SelectConfig, TeacherComputeConfig
+from salt_distill.common.model.checkpoint import (
+    CheckpointConfig,
+    load_predictor,
+    load_vit,
+    new_predictor,
+    open_encoder,
+    point_to,
+)
+from salt_distill.common.model.masking import mask_group
+from salt_distill.common.model.pixels import normalise
+from salt_distill.common.model.teacher import Teacher
+from salt_distill.common.model.vit import Encoder, init_weights
+from salt_distill.student_trainer.evaluation.held_out import (
+    checkpoints,
+    student_loss,
+    targets_of,
+    vpixel_loss,
+)
+from salt_distill.student_trainer.evaluation.probe.features import first_clips
+from salt_distill.student_trainer.evaluation.runs import find_runs
+from salt_distill.student_trainer.evaluation.select import run
+from salt_distill.student_trainer.evaluation.selection import fit
 
 LOADER = LoaderConfig(decode_processes=0)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Data, two teachers, and students of the first with two checkpoints each; the last has another teacher."""
+    """Data, two teachers, and students of the first with two checkpoints each; the last has another
+    teacher."""
     folder = tmp_path_factory.mktemp("select")
     data = make_dataset(folder / "toy", num_clips=90)
     teachers = [make_run(folder / f"teacher-{seed}", data, seed=seed) for seed in (10, 11)]
@@ -36,12 +50,18 @@ def made(tmp_path_factory):
 
 
 def frozen(path) -> Teacher:
-    return Teacher(open_encoder(FrozenConfig(ckpt=str(path))), TeacherComputeConfig(batch_size=8), torch.device("cpu"))
+    return Teacher(
+        open_encoder(FrozenConfig(ckpt=str(path))), TeacherComputeConfig(batch_size=8), torch.device("cpu")
+    )
 
 
 def student(path, data, fingerprint, seed, **changes):
     make_run(path, data, source="in-process", seed=seed)
-    values = {"objective": "salt", "predictor_out_width": ENCODER.width, "teacher_fingerprint": fingerprint} | changes
+    values = {
+        "objective": "salt",
+        "predictor_out_width": ENCODER.width,
+        "teacher_fingerprint": fingerprint,
+    } | changes
     config = CheckpointConfig.model_validate(CONFIG.model_dump() | values)
     for step in (3, 12):
         encoder, predictor = Encoder(ENCODER), new_predictor(config)
@@ -69,12 +89,24 @@ def test_a_held_out_loss_is_the_training_loss(made):
                 target = frozen(teacher).forward(clip)[0, mask.hidden_idx[row]]
                 with torch.no_grad():
                     seen = encoder(normalise(torch.from_numpy(clip)), mask.visible_idx[row : row + 1])
-                    expected = predictor(seen, mask.visible_idx[[row]], mask.hidden_idx[[row]], grid=CONFIG.grid, mask_set=set_idx)
+                    expected = predictor(
+                        seen,
+                        mask.visible_idx[[row]],
+                        mask.hidden_idx[[row]],
+                        grid=CONFIG.grid,
+                        mask_set=set_idx,
+                    )
                 losses.append((expected[0] - target).abs().mean().item())
     assert found == pytest.approx(np.mean(losses), rel=1e-5)
-    other_masks = student_loss(ckpt, clips, seed=6, targets=targets_of(frozen(teacher), clips, 8), device=device)
+    other_masks = student_loss(
+        ckpt, clips, seed=6, targets=targets_of(frozen(teacher), clips, 8), device=device
+    )
     assert found != other_masks
-    assert 0.5 < vpixel_loss(teacher / "checkpoints" / "step-3", clips, pixel_norm="channel", seed=5, device=device) < 2
+    assert (
+        0.5
+        < vpixel_loss(teacher / "checkpoints" / "step-3", clips, pixel_norm="channel", seed=5, device=device)
+        < 2
+    )
 
 
 def test_checkpoints_are_in_order(made):
@@ -88,7 +120,9 @@ def test_the_line_is_least_squares():
     y = 0.4 - 0.2 * x + 0.05 * rng.normal(size=9)
     line, oracle = fit(x.tolist(), y.tolist()), linregress(x, y)
     assert line is not None
-    assert (line.slope, line.intercept, line.r2) == pytest.approx((oracle.slope, oracle.intercept, oracle.rvalue**2))
+    assert (line.slope, line.intercept, line.r2) == pytest.approx(
+        (oracle.slope, oracle.intercept, oracle.rvalue**2)
+    )
     exact = fit([1, 2, 4], [2, 4, 8])
     assert exact is not None
     assert exact.predict(3) == pytest.approx((6, 6, 6))
@@ -110,7 +144,12 @@ def test_the_interval_holds_95_of_100_new_points():
 
 def select(tmp_path, made, students, teachers, **values):
     data, _, _ = made
-    config = {"run_dirs": tuple(map(str, students)), "teacher": tuple(map(str, teachers)), "data": str(data), "loader": LOADER}
+    config = {
+        "run_dirs": tuple(map(str, students)),
+        "teacher": tuple(map(str, teachers)),
+        "data": str(data),
+        "loader": LOADER,
+    }
     run(SelectConfig(**config, out=str(tmp_path / "select.json"), **values))
     return json.loads((tmp_path / "select.json").read_text())
 
@@ -127,8 +166,12 @@ def test_losses_alone_without_a_probe(tmp_path, made, capsys):
 def test_accuracy_is_predicted_for_what_was_not_probed(tmp_path, made):
     _, teachers, (a, b, _) = made
     losses = {row["name"]: row["x"] for row in select(tmp_path, made, [a, b], teachers[:1])["checkpoints"]}
-    accuracy = {name: {"shade": 0.9 - losses[name] / 10, "side": 0.5} for name in ("a/step-3", "a", "b/step-3")}
-    (tmp_path / "probe.json").write_text(json.dumps({"accuracy": accuracy, "labels": {"shade": {}, "side": {}}}))
+    accuracy = {
+        name: {"shade": 0.9 - losses[name] / 10, "side": 0.5} for name in ("a/step-3", "a", "b/step-3")
+    }
+    (tmp_path / "probe.json").write_text(
+        json.dumps({"accuracy": accuracy, "labels": {"shade": {}, "side": {}}})
+    )
     found = select(tmp_path, made, [a, b], teachers[:1], probe=str(tmp_path / "probe.json"), label="shade")
     assert (found["r2"], found["slope"], found["num_probed"]) == (pytest.approx(1), pytest.approx(-0.1), 3)
     assert found["label"] == "shade"
@@ -143,7 +186,10 @@ def test_accuracy_is_predicted_for_what_was_not_probed(tmp_path, made):
 
 def test_what_may_not_be_compared_is_refused(tmp_path, made):
     data, teachers, (a, b, c) = made
-    with pytest.raises(ValueError, match=r"got runs of 2 teachers, expected one: losses against different targets say nothing"):
+    with pytest.raises(
+        ValueError,
+        match=r"got runs of 2 teachers, expected one: losses against different targets say nothing",
+    ):
         select(tmp_path, made, [a, c], teachers)
     with pytest.raises(ValueError, match=r"whose teacher is .*, expected one of those given as --teacher"):
         select(tmp_path, made, [a, c], teachers[:1])

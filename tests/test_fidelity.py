@@ -1,13 +1,14 @@
-"""Every number that the paper and the reference code give about the method; docs/fidelity.md is what the command writes."""
+"""Every number that the paper and the reference code give about the method; docs/fidelity.md is what the
+command writes."""
 
 from pathlib import Path
 
 import pytest
 
-from common.config import FidelityConfig
-from student_trainer.evaluation.fidelity import page
-from student_trainer.evaluation.fidelity.oracle import Oracle, exact, near, printed
-from student_trainer.evaluation.fidelity.paper_flops import TABLES
+from salt_distill.common.config import FidelityConfig
+from salt_distill.student_trainer.evaluation.fidelity import page
+from salt_distill.student_trainer.evaluation.fidelity.oracle import Oracle, exact, near, printed
+from salt_distill.student_trainer.evaluation.fidelity.paper_flops import TABLES
 
 COMMITTED = Path(__file__).parent.parent / "docs" / "fidelity.md"
 SUBJECTS = {section.title: section.oracles for section in page.SECTIONS} | {
@@ -20,7 +21,8 @@ def test_the_numbers_are_the_sources_but_where_the_page_says_why_not(subject):
     oracles: list[Oracle] = SUBJECTS[subject]()
     assert oracles
     wrong = [
-        f"{oracle.name} ({oracle.source}): {oracle.show(oracle.find())}, expected {oracle.show(oracle.expected)}: {oracle.verdict.words}"
+        f"{oracle.name} ({oracle.source}): {oracle.show(oracle.find())}, expected"
+        f" {oracle.show(oracle.expected)}: {oracle.verdict.words}"
         for oracle in oracles
         if oracle.verdict.holds != (oracle.differs is None)
     ]

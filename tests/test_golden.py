@@ -1,4 +1,5 @@
-"""Golden losses: ten steps of each objective through the real loop. ``python tests/test_golden.py`` records them anew."""
+"""Golden losses: ten steps of each objective through the real loop. ``python tests/test_golden.py`` records
+them anew."""
 
 import json
 import platform
@@ -10,11 +11,11 @@ import pytest
 import torch
 from train_tools import ALONE, CPU, RandomClips, tensors_of
 
-from common.config import StudentRun, TeacherComputeConfig, TeacherRun, TrainConfig, VJepaRun
-from common.model.checkpoint import save_checkpoint
-from common.model.teacher import Teacher
-from student_trainer.loop import new_objective, train_on
-from student_trainer.target_source import LocalTargets
+from salt_distill.common.config import StudentRun, TeacherComputeConfig, TeacherRun, TrainConfig, VJepaRun
+from salt_distill.common.model.checkpoint import save_checkpoint
+from salt_distill.common.model.teacher import Teacher
+from salt_distill.student_trainer.loop import new_objective, train_on
+from salt_distill.student_trainer.targets.source import LocalTargets
 
 GOLDEN = Path(__file__).parent / "golden"
 RUN = {
@@ -27,8 +28,10 @@ RUN = {
     "encoder": {"width": 96, "depth": 4, "num_heads": 3, "mlp_width": 384, "patch_size": 8},
     "predictor": {"width": 48, "depth": 2, "num_heads": 2, "mlp_width": 192},
     "view": {"num_frames": 8, "frame_step": 1, "crop_size": 32},
-    "mask": {"sets": [{"num_blocks": 8, "area_fraction": 0.15}, {"num_blocks": 2, "area_fraction": 0.7}], "truncate": "first"},
-    "optim": {"lr": 5e-4, "start_lr": 2e-4, "final_lr": 1e-6, "warmup_steps": 3, "weight_decay": 0.04, "final_weight_decay": 0.4, "clip_grad": 0.5},
+    "mask": {"sets": [{"num_blocks": 8, "area_fraction": 0.15}, {"num_blocks": 2, "area_fraction": 0.7}],
+    "truncate": "first"},
+    "optim": {"lr": 5e-4, "start_lr": 2e-4, "final_lr": 1e-6, "warmup_steps": 3, "weight_decay": 0.04,
+    "final_weight_decay": 0.4, "clip_grad": 0.5},
     "compute": {"dtype": "float32"},
 }  # fmt: skip
 RUNS: dict[str, tuple[type[TrainConfig], dict]] = {
@@ -44,7 +47,9 @@ def run(objective: str, out: Path) -> list[float]:
     config = config_class.model_validate(RUN | values | {"out": str(out)})
     source = None
     if isinstance(config, StudentRun):
-        teacher, checkpoint_config = new_objective(TeacherRun.model_validate(RUN | {"out": str(out), "seed": 4}), None)
+        teacher, checkpoint_config = new_objective(
+            TeacherRun.model_validate(RUN | {"out": str(out), "seed": 4}), None
+        )
         save_checkpoint(out / "teacher", checkpoint_config, tensors_of(teacher), {})
         source = LocalTargets(Teacher.load(out / "teacher", TeacherComputeConfig(), CPU), config.target_dtype)
     out.mkdir(exist_ok=True)
@@ -53,10 +58,17 @@ def run(objective: str, out: Path) -> list[float]:
 
 
 def here() -> dict[str, str | int]:
-    """What decides the last bits. The processor's name too: libraries choose their kernels by more than the vector extension."""
+    """What decides the last bits. The processor's name too: libraries choose their kernels by more than the
+    vector extension."""
     info = Path("/proc/cpuinfo")
     names = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+        [
+            line.partition(":")[2].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if info.exists()
+        else []
     )
     return {
         "torch": torch.__version__,

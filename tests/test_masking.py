@@ -1,4 +1,5 @@
-"""The contract that every masking strategy keeps. The numbers of V-JEPA 2's multi-block masks are in test_fidelity.py."""
+"""The contract that every masking strategy keeps. The numbers of V-JEPA 2's multi-block masks are in
+test_fidelity.py."""
 
 import hashlib
 
@@ -6,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import MASKS, BlockSetConfig, MaskConfig, TubeSetConfig, mask_layer
-from common.model.grid import TokenGrid
-from common.model.masking import group_idx, mask_group
+from salt_distill.common.config import MASKS, BlockSetConfig, MaskConfig, TubeSetConfig, mask_layer
+from salt_distill.common.model.grid import TokenGrid
+from salt_distill.common.model.masking import group_idx, mask_group
 
 PAPER_GRID = TokenGrid(8, 14, 14)
 NUM_PLACES = 14 * 14
@@ -19,10 +20,15 @@ def config_of(name: str, **values) -> MaskConfig:
 
 
 def test_random_keeps_all_time_steps_alike():
-    groups = [mask_group(MaskConfig(truncate="random"), PAPER_GRID, seed=0, step=step, group=0, batch_size=24) for step in range(10)]
+    groups = [
+        mask_group(MaskConfig(truncate="random"), PAPER_GRID, seed=0, step=step, group=0, batch_size=24)
+        for step in range(10)
+    ]
     for set_idx in range(2):
         for name in ("visible_idx", "hidden_idx"):
-            t_idx = torch.cat([getattr(group.sets[set_idx], name).flatten() for group in groups]) // NUM_PLACES
+            t_idx = (
+                torch.cat([getattr(group.sets[set_idx], name).flatten() for group in groups]) // NUM_PLACES
+            )
             mean = np.bincount(t_idx, minlength=8) / (24 * len(groups))
             np.testing.assert_allclose(mean, np.full(8, mean.mean()), atol=5)
 
@@ -36,7 +42,9 @@ def test_masks_are_the_same_bits_as_ever():
     for (truncate, grid), digest in digests.items():
         hasher = hashlib.sha256()
         for step, group in np.ndindex(3, 3):
-            for mask in mask_group(MaskConfig(truncate=truncate), grid, seed=7, step=step, group=group, batch_size=60).sets:
+            for mask in mask_group(
+                MaskConfig(truncate=truncate), grid, seed=7, step=step, group=group, batch_size=60
+            ).sets:
                 for idx in (mask.visible_idx, mask.hidden_idx):
                     hasher.update(repr(tuple(idx.shape)).encode() + idx.numpy().astype("<i8").tobytes())
         assert hasher.hexdigest()[:16] == digest, (truncate, grid)
@@ -61,7 +69,9 @@ def test_visible_and_hidden_are_disjoint_and_ascend(strategy, truncate, grid):
 @pytest.mark.parametrize("truncate", ["first", "random"])
 @pytest.mark.parametrize("strategy", MASKS)
 def test_visible_and_hidden_cover_the_grid_where_nothing_is_cut(strategy, truncate):
-    group = mask_group(config_of(strategy, truncate=truncate), PAPER_GRID, seed=0, step=3, group=0, batch_size=1)
+    group = mask_group(
+        config_of(strategy, truncate=truncate), PAPER_GRID, seed=0, step=3, group=0, batch_size=1
+    )
     for mask_set in group.sets:
         together = torch.cat((mask_set.visible_idx[0], mask_set.hidden_idx[0])).sort().values
         assert torch.equal(together, torch.arange(PAPER_GRID.num_tokens))
@@ -70,10 +80,16 @@ def test_visible_and_hidden_cover_the_grid_where_nothing_is_cut(strategy, trunca
 @pytest.mark.parametrize("strategy", MASKS)
 def test_masks_depend_on_seed_step_and_position_alone(strategy):
     def sets(**changed):
-        return mask_group(config_of(strategy), PAPER_GRID, **{"seed": 0, "step": 5, "group": 0, "batch_size": 24, **changed}).sets
+        return mask_group(
+            config_of(strategy), PAPER_GRID, **{"seed": 0, "step": 5, "group": 0, "batch_size": 24, **changed}
+        ).sets
 
     def same(first, second):
-        pairs = [(getattr(a, name), getattr(b, name)) for a, b in zip(first, second, strict=True) for name in ("visible_idx", "hidden_idx")]
+        pairs = [
+            (getattr(a, name), getattr(b, name))
+            for a, b in zip(first, second, strict=True)
+            for name in ("visible_idx", "hidden_idx")
+        ]
         return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
 
     first = sets()
@@ -105,7 +121,9 @@ def test_causal_blocks_hide_every_late_time_step(max_temporal_keep, first_hidden
         mask_group(MaskConfig(sets=(mask_set,)), PAPER_GRID, seed=0, step=0, group=0, batch_size=1).sets[0]
         for mask_set in (blocks, blocks.model_copy(update={"max_temporal_keep": 1.0}))
     )
-    assert torch.equal(causal.visible_idx, plain.visible_idx[:, plain.visible_idx[0] < first_hidden * NUM_PLACES])
+    assert torch.equal(
+        causal.visible_idx, plain.visible_idx[:, plain.visible_idx[0] < first_hidden * NUM_PLACES]
+    )
     late = torch.arange(first_hidden * NUM_PLACES, PAPER_GRID.num_tokens)
     assert torch.isin(late, causal.hidden_idx).all()
 
@@ -119,17 +137,26 @@ def test_random_tubes_hide_videomaes_number_of_places_in_every_time_step():
 
 
 def test_random_tubes_hide_every_place_equally_often():
-    steps = [mask_group(config_of("random-tube"), PAPER_GRID, seed=0, step=step, group=0, batch_size=24).sets[0] for step in range(100)]
-    seen = np.bincount(torch.cat([mask.visible_idx.flatten() for mask in steps]), minlength=PAPER_GRID.num_tokens)[:NUM_PLACES]
+    steps = [
+        mask_group(config_of("random-tube"), PAPER_GRID, seed=0, step=step, group=0, batch_size=24).sets[0]
+        for step in range(100)
+    ]
+    seen = np.bincount(
+        torch.cat([mask.visible_idx.flatten() for mask in steps]), minlength=PAPER_GRID.num_tokens
+    )[:NUM_PLACES]
     expected = 2400 * 20 / NUM_PLACES
     assert abs(seen - expected).max() < 5 * expected**0.5
 
 
 def test_multi_random_tube_shows_what_multi_block_keeps():
-    short, long = mask_group(config_of("multi-random-tube"), PAPER_GRID, seed=0, step=0, group=0, batch_size=24).sets
+    short, long = mask_group(
+        config_of("multi-random-tube"), PAPER_GRID, seed=0, step=0, group=0, batch_size=24
+    ).sets
     assert short.visible_idx.shape[1] / PAPER_GRID.num_tokens == pytest.approx(0.234, abs=0.5 / NUM_PLACES)
     assert long.visible_idx.shape[1] / PAPER_GRID.num_tokens == pytest.approx(0.068, abs=0.5 / NUM_PLACES)
-    assert set(short.visible_idx[0].tolist()) & set(long.hidden_idx[0].tolist())  # each set has its own places
+    assert set(short.visible_idx[0].tolist()) & set(
+        long.hidden_idx[0].tolist()
+    )  # each set has its own places
 
 
 def test_hidden_by_any_is_the_union_of_the_sets():
@@ -137,15 +164,26 @@ def test_hidden_by_any_is_the_union_of_the_sets():
     found = group.hidden_by_any(PAPER_GRID.num_tokens)
     assert len(found) == 24
     for row, token_idx in enumerate(found):
-        assert token_idx.tolist() == sorted(set().union(*(mask.hidden_idx[row].tolist() for mask in group.sets)))
+        assert token_idx.tolist() == sorted(
+            set().union(*(mask.hidden_idx[row].tolist() for mask in group.sets))
+        )
 
 
 def test_masks_that_leave_nothing_visible_or_hidden_are_an_error():
     everything = MaskConfig(sets=(BlockSetConfig(num_blocks=1, area_fraction=1.0, aspect_ratio=(1.0, 1.0)),))
     with pytest.raises(ValueError, match="expected blocks that leave tokens visible"):
         mask_group(everything, TokenGrid(2, 4, 4), seed=0, step=0, group=0, batch_size=1)
-    with pytest.raises(ValueError, match=r"got hidden_fraction=0.05 of 16 places, expected at least one hidden place"):
-        mask_group(MaskConfig(sets=(TubeSetConfig(hidden_fraction=0.05),)), TokenGrid(2, 4, 4), seed=0, step=0, group=0, batch_size=1)
+    with pytest.raises(
+        ValueError, match=r"got hidden_fraction=0.05 of 16 places, expected at least one hidden place"
+    ):
+        mask_group(
+            MaskConfig(sets=(TubeSetConfig(hidden_fraction=0.05),)),
+            TokenGrid(2, 4, 4),
+            seed=0,
+            step=0,
+            group=0,
+            batch_size=1,
+        )
 
 
 def test_a_group_outside_the_batch_is_an_error():

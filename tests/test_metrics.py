@@ -1,4 +1,5 @@
-"""What Prometheus reads: of all replicas, of the runs, of a student; and that list, dashboard and exposition name the same things."""
+"""What Prometheus reads: of all replicas, of the runs, of a student; and that list, dashboard and exposition
+name the same things."""
 
 import json
 import re
@@ -21,14 +22,14 @@ from service_tools import ARROW, Caller, FailingTeacher, GatedTeacher, clips_by_
 from teacher_tools import BATCH_SIZE, load_teacher, serving
 from train_tools import ALONE, RandomClips, small_run
 
-from common import metrics
-from common.config import ServiceConfig, TeacherRun
-from common.targets import wire
-from student_trainer.loop import train_on
-from teacher_server.board import Board
-from teacher_server.counters import BOUNDS_S, Histogram, without_parts
-from teacher_server.replica import Place
-from teacher_server.service import board_arguments
+from salt_distill.common import metrics
+from salt_distill.common.config import ServiceConfig, TeacherRun
+from salt_distill.common.targets import wire
+from salt_distill.student_trainer.loop import train_on
+from salt_distill.teacher_server.board.board import Board
+from salt_distill.teacher_server.board.counters import BOUNDS_S, Histogram, without_parts
+from salt_distill.teacher_server.http.replica import Place
+from salt_distill.teacher_server.http.service import board_arguments
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,7 +42,9 @@ def teacher(tmp_path_factory):
 def samples(text):
     """Name and labels, by their names -> value. The parser refuses what is not Prometheus' format."""
     return {
-        (sample.name, *sample.labels.values()): sample.value for family in text_string_to_metric_families(text) for sample in family.samples
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
     }
 
 
@@ -55,7 +58,9 @@ def scrape(caller):
 def replica(teacher, board, **service):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    with serving(teacher, port=port, place=Place(board=board, url=f"http://127.0.0.1:{port}", buckets=2), **service) as (url, inside):
+    with serving(
+        teacher, port=port, place=Place(board=board, url=f"http://127.0.0.1:{port}", buckets=2), **service
+    ) as (url, inside):
         yield Caller(url), inside
 
 
@@ -81,20 +86,37 @@ def test_either_replica_speaks_for_both(teacher):
             of_one, of_other = scrape(one), scrape(other)
         for name in ("clips_served", "clips_computed", "forwards", "retries_seen", "bytes_out"):
             assert of_one[f"salt_{name}_total",] == of_other[f"salt_{name}_total",], name
-        assert (of_one["salt_clips_served_total",], of_one["salt_clips_computed_total",], of_one["salt_replicas",]) == (8, 6, 2)
-        assert (of_one["salt_from_memory_total",], of_one["salt_passed_on_total",], of_one["salt_retries_seen_total",]) == (2, 2, 1)
-        assert of_one["salt_requests_total", "200", "/v1/targets"] == 2  # what replicas ask each other is not counted
+        assert (
+            of_one["salt_clips_served_total",],
+            of_one["salt_clips_computed_total",],
+            of_one["salt_replicas",],
+        ) == (8, 6, 2)
+        assert (
+            of_one["salt_from_memory_total",],
+            of_one["salt_passed_on_total",],
+            of_one["salt_retries_seen_total",],
+        ) == (2, 2, 1)
+        assert (
+            of_one["salt_requests_total", "200", "/v1/targets"] == 2
+        )  # what replicas ask each other is not counted
         assert of_one["salt_requests_total", "415", "/v1/targets"] == 1
         assert of_one["salt_queue_wait_seconds_count",] == 6
         assert of_one["salt_forward_seconds_count",] == of_one["salt_forwards_total",]
         assert of_one["salt_serialise_seconds_count",] == 3  # and what they answered each other is
         assert of_one["salt_request_seconds_count",] == 3
-        assert {name: value for name, value in of_one.items() if name[0].startswith("salt_run_") and name[1] == "a"} == {
+        assert {
+            name: value
+            for name, value in of_one.items()
+            if name[0].startswith("salt_run_") and name[1] == "a"
+        } == {
             **{
                 (f"salt_run_{name}", "a"): value
                 for name, value in (("step", 3), ("loss", 0.5), ("teacher_wait_ms", 1.5), ("clips_per_s", 8))
             },
-            **{(f"salt_run_{name}_total", "a"): value for name, value in (("clips_served", 2), ("clips_computed", 2))},
+            **{
+                (f"salt_run_{name}_total", "a"): value
+                for name, value in (("clips_served", 2), ("clips_computed", 2))
+            },
             ("salt_run_bytes_out_total", "a"): of_one["salt_run_bytes_out_total", "a"],
             ("salt_run_seen_timestamp_seconds", "a"): of_one["salt_run_seen_timestamp_seconds", "a"],
         }
@@ -117,7 +139,9 @@ def test_the_time_of_a_forward_is_where_it_was_spent(teacher):
         gated.gate.set()
         assert first.result() == second.result() == ["ok"] * BATCH_SIZE
         got = scrape(caller)
-    assert got["salt_forward_seconds_bucket", "0.25"] == got["salt_forward_seconds_count",] - 1  # the one at the gate
+    assert (
+        got["salt_forward_seconds_bucket", "0.25"] == got["salt_forward_seconds_count",] - 1
+    )  # the one at the gate
     assert got["salt_queue_wait_seconds_bucket", "0.25"] == BATCH_SIZE  # the others waited behind it
     assert got["salt_request_seconds_sum",] > 0.6
     assert got["salt_serialise_seconds_sum",] < 0.3
@@ -128,7 +152,9 @@ def test_a_failure_and_a_client_that_leaves_are_counted(teacher):
         caller, clips = Caller(url), clips_by_digest(2)
         one, other = clips
         body = wire.write_request("float16", [wire.RequestRow(clip_digest=one, clip=clips[one].tobytes())])
-        status, headers, _ = caller.send("POST", "/v1/targets", b"".join(body), {**ARROW, "X-Salt-Request": "mine"})
+        status, headers, _ = caller.send(
+            "POST", "/v1/targets", b"".join(body), {**ARROW, "X-Salt-Request": "mine"}
+        )
         assert (status, headers["X-Salt-Request"]) == (500, "mine")
         failing.gate.clear()
         with pytest.raises(TimeoutError):
@@ -143,7 +169,12 @@ def test_a_histogram_counts_each_time_once():
     for seconds in (0.0, 0.001, 0.0011, 59.9, 60.0, 61.0):
         histogram.observe(seconds)
     parts = histogram.parts()
-    assert {bound: count for bound, count in parts.items() if count and bound != "sum"} == {"0.001": 2, "0.0025": 1, "60.0": 2, "inf": 1}
+    assert {bound: count for bound, count in parts.items() if count and bound != "sum"} == {
+        "0.001": 2,
+        "0.0025": 1,
+        "60.0": 2,
+        "inf": 1,
+    }
     assert parts["sum"] == pytest.approx(180.9021)
     assert len(parts) == len(BOUNDS_S) + 2
 
@@ -163,11 +194,15 @@ def test_every_counter_has_a_metric_and_every_metric_a_sample(teacher, tmp_path)
     for metric in (*metrics.SERVICE, *metrics.RUNS):
         assert (f"{metric.name}_count" if metric.kind == "histogram" else metric.name) in names, metric.name
     listed = {metric.name for metric in (*metrics.SERVICE, *metrics.RUNS)} | {"salt_teacher_info"}
-    assert {re.sub("_(bucket|sum|count)$", "", name) if "_seconds_" in name else name for name in names} == listed
+    assert {
+        re.sub("_(bucket|sum|count)$", "", name) if "_seconds_" in name else name for name in names
+    } == listed
 
 
 def test_the_list_is_up_to_date():
-    assert (ROOT / "docs" / "metrics.md").read_text() == metrics.page(), "run `python -m common.metrics`"
+    assert (ROOT / "docs" / "metrics.md").read_text() == metrics.page(), (
+        "run `python -m salt_distill.common.metrics`"
+    )
 
 
 def test_dashboard_and_scrape_configuration_name_what_there_is():
@@ -180,16 +215,26 @@ def test_dashboard_and_scrape_configuration_name_what_there_is():
             names = re.findall(r"salt_\w+", target["expr"])
             assert names, target
             shown |= {re.sub("_bucket$", "", name) for name in names}
-            assert not [label for label in re.findall(r"{{(\w+)}}", target["legendFormat"]) if label not in ("run", "code", "instance")]
+            assert not [
+                label
+                for label in re.findall(r"{{(\w+)}}", target["legendFormat"])
+                if label not in ("run", "code", "instance")
+            ]
     assert shown <= known
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
-    assert shown >= {"salt_requests_total", "salt_queue_wait_seconds", "salt_run_clips_served_total", "salt_student_teacher_wait_ms"}
+    assert shown >= {
+        "salt_requests_total",
+        "salt_queue_wait_seconds",
+        "salt_run_clips_served_total",
+        "salt_student_teacher_wait_ms",
+    }
     jobs = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())["scrape_configs"]
     assert [job["job_name"] for job in jobs] == ["salt-teacher", "salt-student"]
 
 
 def test_grafana_knows_every_key_of_the_dashboard():
-    """Grafana's own typed model of a dashboard drops what it does not know: nothing of ours is lost on the way through it."""
+    """Grafana's own typed model of a dashboard drops what it does not know: nothing of ours is lost on the
+    way through it."""
     register_default_plugins()
     board = json.loads((ROOT / "deploy" / "grafana-dashboard.json").read_text())
     assert list(lost(board, through_grafana(board))) == []
@@ -221,8 +266,15 @@ def test_prometheus_takes_the_scrape_configuration_and_every_expression(tmp_path
 
     promtool("check", "config", ROOT / "deploy" / "prometheus.yml")
     board = json.loads((ROOT / "deploy" / "grafana-dashboard.json").read_text())
-    expressions = {target["expr"].replace("$__rate_interval", "1m") for panel in board["panels"] for target in panel["targets"]}
-    rules = [{"record": f"expression_{number}", "expr": expression} for number, expression in enumerate(sorted(expressions))]
+    expressions = {
+        target["expr"].replace("$__rate_interval", "1m")
+        for panel in board["panels"]
+        for target in panel["targets"]
+    }
+    rules = [
+        {"record": f"expression_{number}", "expr": expression}
+        for number, expression in enumerate(sorted(expressions))
+    ]
     (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
     promtool("check", "rules", tmp_path / "rules.yml")
 

@@ -1,11 +1,12 @@
-"""Encoder, predictor, pixel targets and objectives: what must hold. The numbers of the paper and of V-JEPA 2's code are in test_fidelity.py."""
+"""Encoder, predictor, pixel targets and objectives: what must hold. The numbers of the paper and of V-JEPA
+2's code are in test_fidelity.py."""
 
 import numpy as np
 import pytest
 import torch
 from einops import rearrange
 
-from common.config import (
+from salt_distill.common.config import (
     MASKS,
     PRESETS,
     EmaConfig,
@@ -17,17 +18,17 @@ from common.config import (
     mask_layer,
     preset_layer,
 )
-from common.model.grid import TokenGrid, grid_of, token_grid
-from common.model.masking import mask_group
-from common.model.pixels import normalise, pixel_targets
-from common.model.predictor import Predictor
-from common.model.rope import rope_table, rotate
-from common.model.vit import Encoder, init_weights
-from student_trainer.loop import new_objective
-from student_trainer.objective import Objective
-from student_trainer.salt import Salt
-from student_trainer.vjepa import VJepa
-from student_trainer.vpixel import VPixel, pixel_width
+from salt_distill.common.model.grid import TokenGrid, grid_of, token_grid
+from salt_distill.common.model.masking import mask_group
+from salt_distill.common.model.pixels import normalise, pixel_targets
+from salt_distill.common.model.predictor import Predictor
+from salt_distill.common.model.rope import rope_table, rotate
+from salt_distill.common.model.vit import Encoder, init_weights
+from salt_distill.student_trainer.loop import new_objective
+from salt_distill.student_trainer.objective import Objective
+from salt_distill.student_trainer.salt import Salt
+from salt_distill.student_trainer.vjepa import VJepa
+from salt_distill.student_trainer.vpixel import VPixel, pixel_width
 
 ENCODER = EncoderConfig(width=24, depth=2, num_heads=2, mlp_width=48, patch_size=8)
 PREDICTOR = PredictorConfig(width=12, depth=2, num_heads=1, mlp_width=24)
@@ -43,7 +44,12 @@ def new_encoder(config: EncoderConfig = ENCODER) -> Encoder:
 
 def new_predictor(out_width: int, num_sets: int = 2) -> Predictor:
     predictor = Predictor(
-        PREDICTOR, in_width=ENCODER.width, out_width=out_width, num_mask_tokens=num_sets, rope=ENCODER.rope, norm_eps=1e-6
+        PREDICTOR,
+        in_width=ENCODER.width,
+        out_width=out_width,
+        num_mask_tokens=num_sets,
+        rope=ENCODER.rope,
+        norm_eps=1e-6,
     )
     predictor.init_weights(torch.Generator().manual_seed(1), std=0.02)
     return predictor
@@ -70,9 +76,18 @@ def test_rope_reads_positions_from_the_true_grid(grid, head_width):
     token = grid.num_tokens - 2
     t, h, w = token // (grid.h * grid.w), token // grid.w % grid.h, token % grid.w
     half = head_width // 3 // 2  # 64 -> 10 frequencies on each of 20, 20, 20 channels, 4 left
-    angles = [position * 10_000 ** (-(channel % half) / half) for position in (t, h, w) for channel in range(2 * half)]
+    angles = [
+        position * 10_000 ** (-(channel % half) / half)
+        for position in (t, h, w)
+        for channel in range(2 * half)
+    ]
     angles += [0.0] * (head_width - 6 * half)
-    torch.testing.assert_close(table[:, token], torch.tensor(np.array([np.cos(angles), np.sin(angles)], np.float32)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        table[:, token],
+        torch.tensor(np.array([np.cos(angles), np.sin(angles)], np.float32)),
+        rtol=0,
+        atol=1e-5,
+    )
 
 
 def test_a_head_without_a_channel_for_each_axis_is_an_error():
@@ -100,11 +115,18 @@ def test_patch_embedding_is_a_convolution():
     clip = torch.randn(2, 3, *VIEW.clip_shape[:3])
     size = ENCODER.tubelet_size, ENCODER.patch_size, ENCODER.patch_size
     convolution = torch.nn.Conv3d(3, ENCODER.width, size, stride=size)
-    convolution.load_state_dict({"weight": encoder.patch_embed.weight.reshape(ENCODER.width, 3, *size), "bias": encoder.patch_embed.bias})
+    convolution.load_state_dict(
+        {
+            "weight": encoder.patch_embed.weight.reshape(ENCODER.width, 3, *size),
+            "bias": encoder.patch_embed.bias,
+        }
+    )
     embedded = []
     encoder.patch_embed.register_forward_hook(lambda module, inputs, output: embedded.append(output))
     encoder(clip)
-    torch.testing.assert_close(embedded[0], rearrange(convolution(clip), "b e t h w -> b (t h w) e"), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        embedded[0], rearrange(convolution(clip), "b e t h w -> b (t h w) e"), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_naming_every_token_is_the_dense_forward():
@@ -151,7 +173,10 @@ def test_init_fills_every_parameter_of_a_presets_model(preset):
     run = TeacherRun.model_validate(preset_layer(TeacherRun, preset) | {"data": "", "out": "", "seed": 1})
     narrow = {"width": 6 * run.encoder.num_heads, "mlp_width": 32, "depth": 2}  # as the preset is, but small
     narrow_predictor = {"width": 6 * run.predictor.num_heads, "mlp_width": 32, "depth": 2}
-    encoder, predictor = run.encoder.model_copy(update=narrow), run.predictor.model_copy(update=narrow_predictor)
+    encoder, predictor = (
+        run.encoder.model_copy(update=narrow),
+        run.predictor.model_copy(update=narrow_predictor),
+    )
     objective, _ = new_objective(run.model_copy(update={"encoder": encoder, "predictor": predictor}), None)
     for parameter in objective.parameters():
         torch.nn.init.constant_(parameter, torch.nan)
@@ -174,31 +199,45 @@ def test_every_parameter_learns(objective, mask):
     config = MaskConfig.model_validate(mask_layer(mask)["mask"])
     model: Objective
     if objective == "vpixel":
-        model = VPixel(new_encoder(), new_predictor(pixel_width(ENCODER), len(config.sets)), pixel_norm="channel")
+        model = VPixel(
+            new_encoder(), new_predictor(pixel_width(ENCODER), len(config.sets)), pixel_norm="channel"
+        )
     elif objective == "salt":
         model = Salt(new_encoder(), new_predictor(20, len(config.sets)))
     else:
         model = VJepa(new_encoder(), new_predictor(ENCODER.width, len(config.sets)), ema=EmaConfig())
     target = torch.randn(3, GRID.num_tokens, 20) if objective == "salt" else None
     torch.nn.init.normal_(model.predictor.mask_tokens)
-    losses = model(random_pixels(3, *VIEW.clip_shape), target, mask_group(config, GRID, seed=0, step=0, group=0, batch_size=3))
+    losses = model(
+        random_pixels(3, *VIEW.clip_shape),
+        target,
+        mask_group(config, GRID, seed=0, step=0, group=0, batch_size=3),
+    )
     assert losses.shape == (len(config.sets), 3)
     losses.mean().backward()
     learning = {name: p for name, p in model.named_parameters() if not name.startswith("target_encoder")}
     assert [name for name, p in learning.items() if p.grad is None or not p.grad.any()] == []
-    assert [name for name, p in model.named_parameters() if name not in learning and (p.requires_grad or p.grad is not None)] == []
+    assert [
+        name
+        for name, p in model.named_parameters()
+        if name not in learning and (p.requires_grad or p.grad is not None)
+    ] == []
     assert model.predictor.mask_tokens.grad.any(1).all()  # each mask set has its own
 
 
 def test_salt_loss_is_the_mean_distance_over_hidden_tokens():
     model = Salt(new_encoder(), new_predictor(20))
-    torch.nn.init.zeros_(model.predictor.head.weight)  # the prediction is 0, so the loss is the target's mean size
+    torch.nn.init.zeros_(
+        model.predictor.head.weight
+    )  # the prediction is 0, so the loss is the target's mean size
     target = torch.randn(3, GRID.num_tokens, 20)
     group = mask_group(MaskConfig(), GRID, seed=0, step=0, group=0, batch_size=3)
     losses = model(random_pixels(3, *VIEW.clip_shape), target, group)
     for set_idx, mask_set in enumerate(group.sets):
         for row in range(3):
-            torch.testing.assert_close(losses[set_idx, row], target[row, mask_set.hidden_idx[row]].abs().mean())
+            torch.testing.assert_close(
+                losses[set_idx, row], target[row, mask_set.hidden_idx[row]].abs().mean()
+            )
 
 
 # --- pixels ---
@@ -214,7 +253,9 @@ def test_normalised_pixels_use_the_mean_and_deviation_of_imagenet():
 def test_channels_of_a_cube_are_normalised_one_by_one():
     pixels = random_pixels(2, 4, 32, 32, 3)
     every = torch.arange(2 * 2 * 2).expand(2, -1)
-    targets = pixel_targets(pixels, every, patch_size=16, tubelet_size=2, norm="channel").unflatten(-1, (-1, 3))
+    targets = pixel_targets(pixels, every, patch_size=16, tubelet_size=2, norm="channel").unflatten(
+        -1, (-1, 3)
+    )
     assert targets.mean(-2).abs().max() < 1e-5
     torch.testing.assert_close(targets.var(-2), torch.ones(2, 8, 3), rtol=1e-4, atol=0)
 
@@ -222,7 +263,9 @@ def test_channels_of_a_cube_are_normalised_one_by_one():
 @pytest.mark.parametrize("norm", ["channel", "joint"])
 def test_a_flat_cube_gives_zeros(norm):
     pixels = torch.full((1, 2, 16, 16, 3), 200, dtype=torch.uint8)
-    targets = pixel_targets(pixels, torch.zeros(1, 1, dtype=torch.int64), patch_size=16, tubelet_size=2, norm=norm)
+    targets = pixel_targets(
+        pixels, torch.zeros(1, 1, dtype=torch.int64), patch_size=16, tubelet_size=2, norm=norm
+    )
     torch.testing.assert_close(targets, torch.zeros_like(targets), rtol=0, atol=1e-3)
 
 
@@ -231,7 +274,10 @@ def test_joint_norm_keeps_the_difference_between_channels():
     pixels[..., 0] += 150
     one = torch.zeros(1, 1, dtype=torch.int64)
     means = {
-        norm: pixel_targets(pixels, one, patch_size=16, tubelet_size=2, norm=norm).unflatten(-1, (-1, 3)).mean(-2).flatten()
+        norm: pixel_targets(pixels, one, patch_size=16, tubelet_size=2, norm=norm)
+        .unflatten(-1, (-1, 3))
+        .mean(-2)
+        .flatten()
         for norm in ("channel", "joint")
     }
     assert means["channel"].abs().max() < 1e-4

@@ -10,17 +10,18 @@ from foreign_tools import VIEW, encoder_config, exported, random_clip, save_ours
 from safetensors.torch import load_file, save_file
 from transformers import VJEPA2Config, VJEPA2ForVideoClassification, VJEPA2Model
 
-from common.config import FrozenConfig, TeacherComputeConfig
-from common.model.checkpoint import load_encoder, open_encoder
-from common.model.foreign import NUM_HEADS
-from common.model.frozen import FrozenEncoder
-from common.model.layouts import shapes_of, vjepa2_encoder
-from common.model.pixels import normalise
-from common.model.teacher import Teacher, fingerprint
-from common.model.vit import Encoder
+from salt_distill.common.config import FrozenConfig, TeacherComputeConfig
+from salt_distill.common.model.checkpoint import load_encoder, open_encoder
+from salt_distill.common.model.foreign import NUM_HEADS
+from salt_distill.common.model.frozen import FrozenEncoder
+from salt_distill.common.model.layouts import shapes_of, vjepa2_encoder
+from salt_distill.common.model.pixels import normalise
+from salt_distill.common.model.teacher import Teacher, fingerprint
+from salt_distill.common.model.vit import Encoder
 
 SMALL_HF = {
-    "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 8, "crop_size": 32, "frames_per_clip": 4,
+    "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 8, "crop_size": 32,
+    "frames_per_clip": 4,
     "pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1,
 }  # fmt: skip
 
@@ -51,7 +52,9 @@ def test_the_same_weights_are_the_same_teacher_in_every_format(ours, as_hf, as_p
         assert all(torch.equal(tensor, states[0][name]) for name, tensor in state.items())
     assert len({fingerprint(encoder, module) for encoder, module in zip(found, modules, strict=True)}) == 1
     assert [encoder.view.clip_shape for encoder in found] == [VIEW.clip_shape] * 3
-    assert found[2].view == VIEW  # our own file keeps the whole view, config.json of transformers only its clip
+    assert (
+        found[2].view == VIEW
+    )  # our own file keeps the whole view, config.json of transformers only its clip
     compute = TeacherComputeConfig(batch_size=2)
     pixels = np.random.default_rng(0).integers(0, 256, (2, *VIEW.clip_shape), dtype=np.uint8)
     teachers = [Teacher(encoder, compute, torch.device("cpu")) for encoder in found]
@@ -83,7 +86,8 @@ def test_fingerprint_stays_what_it_was():
 
 
 def released(path, *, prefix="module.backbone.", **more):
-    """A file as V-JEPA 2 releases them, of its smallest size: no configuration, a table of positions that nothing reads, an optimizer."""
+    """A file as V-JEPA 2 releases them, of its smallest size: no configuration, a table of positions that
+    nothing reads, an optimizer."""
     config = encoder_config(32, width=192, depth=12, num_heads=3, mlp_width=768)
     generator = torch.Generator().manual_seed(0)
     encoder = {
@@ -93,7 +97,13 @@ def released(path, *, prefix="module.backbone.", **more):
     average = {name: tensor + 0.01 for name, tensor in encoder.items()}
     for tensors in (encoder, average):
         tensors[prefix + "pos_embed"] = torch.zeros(1, 8, 192)
-    checkpoint = {"encoder": encoder, "target_encoder": average, "opt": {"state": {0: {"step": torch.ones(())}}}, "epoch": 3, "loss": 0.5}
+    checkpoint = {
+        "encoder": encoder,
+        "target_encoder": average,
+        "opt": {"state": {0: {"step": torch.ones(())}}},
+        "epoch": 3,
+        "loss": 0.5,
+    }
     torch.save(checkpoint | more, path)
     return path, checkpoint
 
@@ -104,16 +114,24 @@ def test_a_file_without_configuration_is_recognised_by_its_sizes(tmp_path):
     assert found.config == encoder_config(32, width=192, depth=12, num_heads=3, mlp_width=768)
     assert found.view.clip_shape == (16, 224, 224, 3)
     state = found.load().state_dict()  # the moving average, as in the evaluations
-    assert torch.equal(state["blocks.11.attn.w_qkv.weight"], checkpoint["target_encoder"]["module.backbone.blocks.11.attn.qkv.weight"])
+    assert torch.equal(
+        state["blocks.11.attn.w_qkv.weight"],
+        checkpoint["target_encoder"]["module.backbone.blocks.11.attn.qkv.weight"],
+    )
     assert state.keys() == Encoder(found.config).state_dict().keys()
-    torch.save({"encoder": {f"backbone.{name[16:]}": tensor for name, tensor in checkpoint["encoder"].items()}}, path)
+    torch.save(
+        {"encoder": {f"backbone.{name[16:]}": tensor for name, tensor in checkpoint["encoder"].items()}}, path
+    )
     state = load_encoder(path).state_dict()
     assert torch.equal(state["norm.bias"], checkpoint["encoder"]["module.backbone.norm.bias"])
 
 
 def test_a_file_of_any_size_can_say_its_heads(tmp_path):
     path, checkpoint = released(tmp_path / "vitt.pt")
-    torch.save(checkpoint | {"salt": {"encoder": {"width": 192, "depth": 12, "num_heads": 12, "mlp_width": 768}}}, path)
+    torch.save(
+        checkpoint | {"salt": {"encoder": {"width": 192, "depth": 12, "num_heads": 12, "mlp_width": 768}}},
+        path,
+    )
     found = open_encoder(FrozenConfig(ckpt=str(path)))
     assert (found.config.num_heads, found.view.clip_shape) == (12, (16, 224, 224, 3))
     state = found.load().state_dict()
@@ -146,7 +164,10 @@ def put(name, *shape):
     [
         (drop("encoder.layer.1.attention.key.bias"), "encoder.layer.1.attention.key.bias is missing"),
         (put("encoder.layer.2.norm1.bias", 128), "encoder.layer.2.norm1.bias is not expected"),
-        (put("encoder.layer.0.mlp.fc1.weight", 500, 128), r"encoder.layer.0.mlp.fc1.weight: got \(500, 128\), expected \(512, 128\)"),
+        (
+            put("encoder.layer.0.mlp.fc1.weight", 500, 128),
+            r"encoder.layer.0.mlp.fc1.weight: got \(500, 128\), expected \(512, 128\)",
+        ),
         (put("decoder.weight", 3), "decoder.weight is not expected"),
     ],
 )
@@ -179,9 +200,13 @@ def test_a_configuration_that_does_not_fit_is_refused(ours, tmp_path, key, value
 def test_a_missing_file_of_weights_is_named(ours, tmp_path):
     directory = exported(ours, tmp_path / "hf", "hf")
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"got no model.safetensors, expected the model's weights as safetensors"):
+    with pytest.raises(
+        ValueError, match=r"got no model.safetensors, expected the model's weights as safetensors"
+    ):
         load_encoder(directory)
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    (directory / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model-1.safetensors"}})
+    )
     with pytest.raises(ValueError, match=r"got no model-1\.safetensors"):
         load_encoder(directory)
 
@@ -200,8 +225,14 @@ def with_zeros(name, *shape):
         (without("blocks.5.attn.proj.bias"), "blocks.5.attn.proj.bias is missing"),
         (with_zeros("blocks.0.mlp.fc3.bias", 192), "blocks.0.mlp.fc3.bias is not expected"),
         (with_zeros("blocks.3.norm1.weight", 191), r"blocks.3.norm1.weight: got \(191,\), expected \(192,\)"),
-        (with_zeros("blocks.12.norm1.weight", 192), r"got 13 blocks of width 192, and no tensor tells the attention heads.*192 x 12: 3"),
-        (with_zeros("patch_embed.proj.weight", 192, 3, 16, 16), r"patch_embed.proj.weight \(192, 3, 16, 16\).*expected a video ViT's"),
+        (
+            with_zeros("blocks.12.norm1.weight", 192),
+            r"got 13 blocks of width 192, and no tensor tells the attention heads.*192 x 12: 3",
+        ),
+        (
+            with_zeros("patch_embed.proj.weight", 192, 3, 16, 16),
+            r"patch_embed.proj.weight \(192, 3, 16, 16\).*expected a video ViT's",
+        ),
         (without("patch_embed.proj.weight"), "patch_embed.proj.weight None"),
     ],
 )
@@ -226,12 +257,21 @@ def test_our_own_file_does_not_fit_another_depth(as_pt, tmp_path):
 
 
 def test_what_is_no_encoder_is_refused(tmp_path):
-    one = {"predictor_pos_embed": torch.zeros(1), "mask_tokens.0": torch.zeros(1), "mask_tokens.1": torch.zeros(1)}
-    path, _ = released(tmp_path / "vjepa1.pt", predictor={f"module.backbone.{name}": tensor for name, tensor in one.items()})
+    one = {
+        "predictor_pos_embed": torch.zeros(1),
+        "mask_tokens.0": torch.zeros(1),
+        "mask_tokens.1": torch.zeros(1),
+    }
+    path, _ = released(
+        tmp_path / "vjepa1.pt", predictor={f"module.backbone.{name}": tensor for name, tensor in one.items()}
+    )
     with pytest.raises(ValueError, match="got a V-JEPA 1 file"):
         load_encoder(path)
     torch.save({"classifiers": [{}], "epoch": 20}, tmp_path / "probe.pt")
-    with pytest.raises(ValueError, match=r"got keys classifiers, epoch, expected `encoder` or `target_encoder`: a probe's file"):
+    with pytest.raises(
+        ValueError,
+        match=r"got keys classifiers, epoch, expected `encoder` or `target_encoder`: a probe's file",
+    ):
         load_encoder(tmp_path / "probe.pt")
     torch.save({"encoder": re.compile("x")}, tmp_path / "code.pt")  # a pickled call, which is never made
     with pytest.raises(ValueError, match="got no file of tensors and plain values"):
@@ -245,8 +285,14 @@ def test_what_is_no_encoder_is_refused(tmp_path):
 
 def test_clips_of_another_size_move_no_weight(ours):
     """A teacher of 4x32x32 for 8x64x64: positions come from the true grid."""
-    plain, larger = (open_encoder(FrozenConfig(ckpt=str(ours), **clip)) for clip in ({}, {"num_frames": 8, "crop_size": 64}))
-    teachers = [Teacher(encoder, TeacherComputeConfig(batch_size=1), torch.device("cpu")) for encoder in (plain, larger)]
+    plain, larger = (
+        open_encoder(FrozenConfig(ckpt=str(ours), **clip))
+        for clip in ({}, {"num_frames": 8, "crop_size": 64})
+    )
+    teachers = [
+        Teacher(encoder, TeacherComputeConfig(batch_size=1), torch.device("cpu"))
+        for encoder in (plain, larger)
+    ]
     assert [teacher.spec.clip_shape for teacher in teachers] == [(4, 32, 32, 3), (8, 64, 64, 3)]
     assert (teachers[1].spec.grid, teachers[1].spec.num_tokens) == ((4, 4, 4), 64)
     assert teachers[0].spec.fingerprint == teachers[1].spec.fingerprint
@@ -256,5 +302,7 @@ def test_clips_of_another_size_move_no_weight(ours):
     assert torch.equal(teachers[1].forward(pixels), expected)
     with pytest.raises(ValueError, match="got a token grid of 2 frames by 8 pixels, expected 2 by 16"):
         open_encoder(FrozenConfig(ckpt=str(ours), patch_size=8))
-    with pytest.raises(ValueError, match="got clips of 4 frames of 24 pixels, expected multiples of 2 frames and 16 pixels"):
+    with pytest.raises(
+        ValueError, match="got clips of 4 frames of 24 pixels, expected multiples of 2 frames and 16 pixels"
+    ):
         open_encoder(FrozenConfig(ckpt=str(ours), crop_size=24))

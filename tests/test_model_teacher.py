@@ -4,8 +4,8 @@ import pytest
 import torch
 from teacher_tools import BATCH_SIZE, random_clips, save_teacher
 
-from common.config import TeacherComputeConfig
-from common.model.teacher import Teacher
+from salt_distill.common.config import TeacherComputeConfig
+from salt_distill.common.model.teacher import Teacher
 
 CPU = torch.device("cpu")
 
@@ -20,7 +20,8 @@ def teacher_of(ckpt, **compute):
 
 
 @pytest.mark.parametrize(
-    ("compute", "said", "tolerance"), [({"dtype": "bfloat16"}, ("bfloat16", False), 0.1), ({"compile": True}, ("float32", True), 1e-5)]
+    ("compute", "said", "tolerance"),
+    [({"dtype": "bfloat16"}, ("bfloat16", False), 0.1), ({"compile": True}, ("float32", True), 1e-5)],
 )
 def test_precision_and_compilation_are_said_and_change_rounding_alone(ckpt, compute, said, tolerance):
     plain, other = teacher_of(ckpt), teacher_of(ckpt, **compute)

@@ -7,9 +7,9 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from common.config import FrozenConfig, TeacherComputeConfig
-from common.model.checkpoint import load_encoder, open_encoder
-from common.model.teacher import Teacher
+from salt_distill.common.config import FrozenConfig, TeacherComputeConfig
+from salt_distill.common.model.checkpoint import load_encoder, open_encoder
+from salt_distill.common.model.teacher import Teacher
 
 VIT = "timm-random:vit_tiny_patch16_224"  # a class token
 MODELS = {
@@ -35,13 +35,17 @@ def test_tokens_are_the_mean_of_the_frames_of_a_tubelet(name):
             for step in range(2):
                 frames = []
                 for frame in (clip[row, :, 2 * step], clip[row, :, 2 * step + 1]):
-                    resized = F.interpolate(frame[None], (2 * patch, 3 * patch), mode="bilinear", align_corners=False)
+                    resized = F.interpolate(
+                        frame[None], (2 * patch, 3 * patch), mode="bilinear", align_corners=False
+                    )
                     frames.append(module.model.forward_features(resized)[0, num_prefix_tokens:])
                 assert found[row, 6 * step : 6 * step + 6].shape == (6, width)
                 assert (found[row, 6 * step : 6 * step + 6] - (frames[0] + frames[1]) / 2).abs().max() < 1e-5
     assert found.shape == (2, 12, width)
     assert found.std() > 0.1
-    assert not any("attn_pool" in parameter or "head" in parameter for parameter, _ in module.named_parameters())
+    assert not any(
+        "attn_pool" in parameter or "head" in parameter for parameter, _ in module.named_parameters()
+    )
 
 
 def test_a_teacher_of_patch_14_sees_196_pixels_of_224():
@@ -70,7 +74,9 @@ def test_cubes_and_clips_are_the_students():
     with torch.no_grad():
         expected = module(torch.from_numpy(pixels).permute(0, 4, 1, 2, 3) / 127.5 - 1)
     assert (F.layer_norm(expected, (192,), eps=1e-5) - targets).abs().max() < 1e-4
-    with pytest.raises(ValueError, match="got clips of 16 frames of 224 pixels, expected multiples of 3 frames and 8 pixels"):
+    with pytest.raises(
+        ValueError, match="got clips of 16 frames of 224 pixels, expected multiples of 3 frames and 8 pixels"
+    ):
         opened(VIT, patch_size=8, tubelet_size=3)
 
 
@@ -79,7 +85,9 @@ def test_random_weights_are_the_same_each_time_and_leave_no_trace():
     teachers = []
     for _ in range(2):
         torch.rand(3)
-        teachers.append(Teacher.load("timm-random:test_vit", TeacherComputeConfig(batch_size=1), torch.device("cpu")))
+        teachers.append(
+            Teacher.load("timm-random:test_vit", TeacherComputeConfig(batch_size=1), torch.device("cpu"))
+        )
     assert teachers[0].spec == teachers[1].spec
     torch.set_rng_state(before)
     expected = torch.rand(3)
@@ -100,7 +108,12 @@ def test_weights_that_cannot_be_downloaded_are_never_random(monkeypatch, tmp_pat
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     encoder = opened("timm:test_vit.r160_in1k")  # what it is needs no weights
-    with pytest.raises(ValueError, match=r"timm:test_vit.r160_in1k: its weights cannot be had.*timm-random:test_vit.r160_in1k for random"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"timm:test_vit.r160_in1k: its weights cannot be had.*timm-random:test_vit.r160_in1k for random"
+        ),
+    ):
         encoder.load()
 
 

@@ -8,13 +8,15 @@ from foreign_tools import random_clip, tokens
 from safetensors.torch import load_file, save_file
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification, VideoMAEModel
 
-from common.config import FrozenConfig, TeacherComputeConfig
-from common.model.checkpoint import load_encoder, open_encoder
-from common.model.teacher import Teacher
+from salt_distill.common.config import FrozenConfig, TeacherComputeConfig
+from salt_distill.common.model.checkpoint import load_encoder, open_encoder
+from salt_distill.common.model.teacher import Teacher
 
 SMALL = {
-    "image_size": 32, "patch_size": 8, "num_frames": 4, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "intermediate_size": 96, "decoder_hidden_size": 24, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
+    "image_size": 32, "patch_size": 8, "num_frames": 4, "hidden_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96, "decoder_hidden_size": 24, "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
     "decoder_intermediate_size": 48,
 }  # fmt: skip
 
@@ -37,7 +39,11 @@ def test_directories_of_transformers_are_read(kind, mean_pooling, tmp_path):
         expected = model(clip.transpose(1, 2)).last_hidden_state
     assert (tokens(tmp_path, clip) - expected).abs().max() < 1e-5
     found = open_encoder(FrozenConfig(ckpt=str(tmp_path)))
-    assert (found.view.clip_shape, tuple(found.grid), found.config.num_heads) == ((4, 32, 32, 3), (2, 4, 4), 4)
+    assert (found.view.clip_shape, tuple(found.grid), found.config.num_heads) == (
+        (4, 32, 32, 3),
+        (2, 4, 4),
+        4,
+    )
 
 
 def test_both_spellings_of_the_biases_are_read(tmp_path):
@@ -67,7 +73,10 @@ def test_what_does_not_fit_is_named(tmp_path):
     save_file(tensors | {"encoder.layer.0.lambda_1": torch.ones(48)}, path)
     with pytest.raises(ValueError, match=r"encoder.layer.0.lambda_1 is not expected"):
         load_encoder(tmp_path)
-    save_file({name: tensor for name, tensor in tensors.items() if "layer.1.intermediate.dense.bias" not in name}, path)
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if "layer.1.intermediate.dense.bias" not in name},
+        path,
+    )
     with pytest.raises(ValueError, match=r"encoder.layer.1.intermediate.dense.bias is missing"):
         load_encoder(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -82,5 +91,9 @@ def test_it_can_be_a_teacher(tmp_path):
     for changes in ({}, {"use_mean_pooling": False}, {"layer_norm_eps": 1e-6}):
         torch.manual_seed(0)
         save_random(VideoMAEModel, tmp_path / f"{len(names)}", **changes)
-        names.add(Teacher.load(tmp_path / f"{len(names)}", TeacherComputeConfig(), torch.device("cpu")).spec.fingerprint)
+        names.add(
+            Teacher.load(
+                tmp_path / f"{len(names)}", TeacherComputeConfig(), torch.device("cpu")
+            ).spec.fingerprint
+        )
     assert len(names) == 3

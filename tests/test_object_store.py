@@ -1,4 +1,5 @@
-"""Shards, checkpoints and target caches in an object store: a whole student of a real S3 server, which fails and dawdles on request."""
+"""Shards, checkpoints and target caches in an object store: a whole student of a real S3 server, which fails
+and dawdles on request."""
 
 import io
 import re
@@ -17,7 +18,7 @@ from foreign_tools import random_clip, tokens
 from moto_s3 import Store, moto_store
 from train_tools import ALONE
 
-from common.config import (
+from salt_distill.common.config import (
     CacheGcConfig,
     CacheStatsConfig,
     CacheVerifyConfig,
@@ -27,15 +28,15 @@ from common.config import (
     TrainConfig,
     merge,
 )
-from common.data.fetched import fetched
-from common.model.checkpoint import read_config
-from common.targets.codec import CorruptTargetError
-from common.targets.store import CacheFile
-from common.targets.target_cache import TargetCache
-from student_trainer.loop import train
-from student_trainer.run_directory import open_run, read_metrics
-from teacher_server.cache import collect_garbage, show_stats, verify
-from teacher_server.precompute import precompute
+from salt_distill.common.folders.fetched import fetched
+from salt_distill.common.model.checkpoint import read_config
+from salt_distill.common.targets.codec import CorruptTargetError
+from salt_distill.common.targets.store import CacheFile
+from salt_distill.common.targets.target_cache import TargetCache
+from salt_distill.student_trainer.loop import train
+from salt_distill.student_trainer.run_directory import open_run, read_metrics
+from salt_distill.teacher_server.cache.commands import collect_garbage, show_stats, verify
+from salt_distill.teacher_server.precompute import precompute
 
 SMALL = {
     "steps": 3,
@@ -100,15 +101,23 @@ def written(shards: Path, teacher: Path, out: str | Path, **values) -> str:
 
 
 def on_disk(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def in_store(store: Store, folder: str) -> dict[str, bytes]:
     found = store.files.get_file_info(fs.FileSelector(f"salt/{folder}", recursive=True, allow_not_found=True))
-    return {info.path.removeprefix(f"salt/{folder}/"): store.files.open_input_file(info.path).read() for info in found if info.is_file}
+    return {
+        info.path.removeprefix(f"salt/{folder}/"): store.files.open_input_file(info.path).read()
+        for info in found
+        if info.is_file
+    }
 
 
-def test_a_student_takes_shards_and_teacher_from_a_store_that_fails_and_dawdles(store, shards, teacher, tmp_path):
+def test_a_student_takes_shards_and_teacher_from_a_store_that_fails_and_dawdles(
+    store, shards, teacher, tmp_path
+):
     local = run(StudentRun, shards, tmp_path / "local", teacher_ckpt=str(teacher))
     addresses = store.put(shards, "toy"), store.put(teacher, "runs/teacher")
     store.faults, store.stalls = 5, 1
@@ -138,13 +147,27 @@ def test_targets_are_written_to_a_store_that_fails_and_dawdles(store, shards, te
     assert not list((tmp_path / "xdg" / "salt").rglob("*.arrow"))
     store.requests.clear()
     assert "targets are there, and are checked" in written(shards, teacher, "s3://salt/made")
-    assert not [request for request in store.requests if not request.startswith(("GET", "HEAD")) and "manifest" not in request]
-    with pytest.raises(ValueError, match=r"s3://salt/made: got a cache with data_seed=0, expected 1: precompute into an empty folder"):
+    assert not [
+        request
+        for request in store.requests
+        if not request.startswith(("GET", "HEAD")) and "manifest" not in request
+    ]
+    with pytest.raises(
+        ValueError,
+        match=r"s3://salt/made: got a cache with data_seed=0, expected 1: precompute into an empty folder",
+    ):
         written(shards, teacher, "s3://salt/made", data_seed=1)
 
 
 def test_a_command_that_is_killed_goes_on_in_the_store(store, shards, teacher, targets, tmp_path):
-    program = [str(Path(sys.executable).parent / "salt-serve"), "precompute", "--ckpt", str(teacher), "--data", str(shards)]
+    program = [
+        str(Path(sys.executable).parent / "salt-serve"),
+        "precompute",
+        "--ckpt",
+        str(teacher),
+        "--data",
+        str(shards),
+    ]
     program += ["--out", "s3://salt/killed", "--views", "2", "--workers", "0"]
     with subprocess.Popen(program, stderr=subprocess.DEVNULL) as process:
         while not (done := in_store(store, "killed")):
@@ -155,9 +178,16 @@ def test_a_command_that_is_killed_goes_on_in_the_store(store, shards, teacher, t
     left.mkdir(parents=True)
     (left / "file.arrow").write_bytes(b"0" * 1000)
     store.requests.clear()
-    assert re.search(r"\d+ targets to come, \d+ more are there: ", written(shards, teacher, "s3://salt/killed"))
+    assert re.search(
+        r"\d+ targets to come, \d+ more are there: ", written(shards, teacher, "s3://salt/killed")
+    )
     assert in_store(store, "killed") == on_disk(targets)
-    assert not [request for request in store.requests for name in done if request.startswith(("PUT", "POST")) and name in request]
+    assert not [
+        request
+        for request in store.requests
+        for name in done
+        if request.startswith(("PUT", "POST")) and name in request
+    ]
     assert not list(left.parent.iterdir())
 
 
@@ -165,16 +195,26 @@ def test_damage_in_a_store_is_named_and_the_same_command_puts_it_right(store, sh
     address, whole = store.put(targets, "damaged"), on_disk(targets)
     first, second, third = sorted(name for name in whole if name.endswith(".arrow"))[:3]
     row, other = (CacheFile(targets / name, TargetCache(targets).spec).row(3) for name in (first, second))
-    flipped = whole[first].index(bytes(row.encoded.target)), whole[second].index((other.key or "").encode()), len(whole[third]) - 40
+    flipped = (
+        whole[first].index(bytes(row.encoded.target)),
+        whole[second].index((other.key or "").encode()),
+        len(whole[third]) - 40,
+    )
     for name, position in zip((first, second, third), flipped, strict=True):
         data = bytearray(whole[name])
         data[position] ^= 1
         with store.files.open_output_stream(f"salt/damaged/{name}") as file:
             file.write(bytes(data))
-    with pytest.raises(CorruptTargetError, match="s3://salt/damaged: 3 of its files are damaged: repeat its `salt-serve precompute`"):
+    with pytest.raises(
+        CorruptTargetError,
+        match="s3://salt/damaged: 3 of its files are damaged: repeat its `salt-serve precompute`",
+    ):
         checked(address)
     said = written(shards, teacher, address)
-    assert f"s3://salt/damaged/{first}, row 3, sample {row.key}, view {row.view}: got a target with checksum" in said
+    assert (
+        f"s3://salt/damaged/{first}, row 3, sample {row.key}, view {row.view}: got a target with checksum"
+        in said
+    )
     assert re.search(rf"s3://salt/damaged/{second}: got \d+ rows with sha256", said)
     assert f"s3://salt/damaged/{third}: got no readable cache file" in said
     assert in_store(store, "damaged") == whole
@@ -196,31 +236,50 @@ def test_what_a_cache_in_a_store_holds_and_what_is_not_done_there(store, targets
         show_stats(CacheStatsConfig(targets=place, json_=True))
     in_the_store, here = capsys.readouterr().out.split("}\n{")
     assert in_the_store.strip("{}\n") == here.strip("{}\n")
-    with pytest.raises(ValueError, match=r"got --repair with s3://salt/shown, .* repeat the `salt-serve precompute` that made it"):
+    with pytest.raises(
+        ValueError,
+        match=r"got --repair with s3://salt/shown, .* repeat the `salt-serve precompute` that made it",
+    ):
         checked(address, repair=True)
-    with pytest.raises(ValueError, match=r"got s3://salt/shown, expected a folder of this machine: nothing is written through"):
+    with pytest.raises(
+        ValueError,
+        match=r"got s3://salt/shown, expected a folder of this machine: nothing is written through",
+    ):
         collect_garbage(CacheGcConfig(targets=address), rich.console.Console())
     with pytest.raises(ValueError, match=r"got s3://salt/nowhere, expected the folder of a target cache"):
         checked("s3://salt/nowhere")
     store.files.delete_file("salt/shown/manifest.json")
-    with pytest.raises(ValueError, match=r"got s3://salt/shown, expected a target cache with a manifest.json"):
+    with pytest.raises(
+        ValueError, match=r"got s3://salt/shown, expected a target cache with a manifest.json"
+    ):
         checked(address)
 
 
-def test_a_disk_without_room_for_a_file_and_a_store_that_is_gone_are_said(store, shards, teacher, monkeypatch):
+def test_a_disk_without_room_for_a_file_and_a_store_that_is_gone_are_said(
+    store, shards, teacher, monkeypatch
+):
     used = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: used._replace(free=3000))
     with pytest.raises(
-        ValueError, match=r"got 3.0 kB free on \S+ under .*/xdg/salt, expected \S+ kB for 1 files at a time on their way to s3://salt/gone"
+        ValueError,
+        match=(
+            r"got 3.0 kB free on \S+ under .*/xdg/salt, expected \S+ kB for 1 files at a time on their way to"
+            r" s3://salt/gone"
+        ),
     ):
         written(shards, teacher, "s3://salt/gone")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: used)
-    monkeypatch.setattr("common.data.files.RETRY_BUDGET_S", 0.3)
+    monkeypatch.setattr("salt_distill.common.folders.folder.RETRY_BUDGET_S", 0.3)
     store.faults = 10**6
-    with pytest.raises(ConnectionError, match=r"s3://salt/gone: its files could not be listed: .* put that right, and repeat the command"):
+    with pytest.raises(
+        ConnectionError,
+        match=r"s3://salt/gone: its files could not be listed: .* put that right, and repeat the command",
+    ):
         written(shards, teacher, "s3://salt/gone")
     store.faults = 0
-    with pytest.raises(ConnectionError, match=r"s3://none/x: \S+\.arrow could not be written: .*NO_SUCH_BUCKET"):
+    with pytest.raises(
+        ConnectionError, match=r"s3://none/x: \S+\.arrow could not be written: .*NO_SUCH_BUCKET"
+    ):
         written(shards, teacher, "s3://none/x")
 
 
@@ -249,7 +308,10 @@ def test_a_copy_that_was_interrupted_goes_on_and_what_changes_is_copied_anew(sto
 def test_what_is_not_in_a_store_is_said(store, teacher, tmp_path):
     shutil.copytree(teacher, tmp_path / "unfinished")
     (tmp_path / "unfinished" / "checkpoints" / "step-3" / "manifest.json").unlink()
-    with pytest.raises(ValueError, match=r"got s3://salt/nowhere, expected a folder or a file of an object store: nothing is there"):
+    with pytest.raises(
+        ValueError,
+        match=r"got s3://salt/nowhere, expected a folder or a file of an object store: nothing is there",
+    ):
         read_config("s3://salt/nowhere")
     with pytest.raises(ValueError, match="no checkpoint has been written there"):
         read_config(store.put(tmp_path / "unfinished", "runs/unfinished"))
@@ -258,7 +320,16 @@ def test_what_is_not_in_a_store_is_said(store, teacher, tmp_path):
 
 @pytest.mark.faults
 def test_several_actors_write_to_a_store_that_fails_and_dawdles(store, shards, teacher, targets, tmp_path):
-    program = [str(Path(sys.executable).parent / "salt-serve"), "precompute", "--ckpt", str(teacher), "--data", str(shards), "--views", "2"]
+    program = [
+        str(Path(sys.executable).parent / "salt-serve"),
+        "precompute",
+        "--ckpt",
+        str(teacher),
+        "--data",
+        str(shards),
+        "--views",
+        "2",
+    ]
     program += ["--workers", "2", "--cpus-per-worker", "0.5", "--out", "s3://salt/actors"]
     store.faults, store.stalls = 5, 1
     subprocess.run(program, check=True, capture_output=True)
@@ -268,7 +339,9 @@ def test_several_actors_write_to_a_store_that_fails_and_dawdles(store, shards, t
 
 
 @pytest.mark.faults
-def test_a_student_resumes_from_its_checkpoint_in_the_store_on_another_machine(store, shards, teacher, tmp_path):
+def test_a_student_resumes_from_its_checkpoint_in_the_store_on_another_machine(
+    store, shards, teacher, tmp_path
+):
     """The first machine dies with its disk; the store fails and dawdles while it is read."""
     addresses = store.put(shards, "toy"), store.put(teacher, "runs/teacher")
     values = merge(SMALL, {"data": addresses[0], "teacher_ckpt": addresses[1], "steps": 40, "keep_every": 5})
@@ -285,7 +358,9 @@ def test_a_student_resumes_from_its_checkpoint_in_the_store_on_another_machine(s
     ]
     subprocess.run([*program, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
     program += ["--storage", "s3://salt/runs/student"]
-    with subprocess.Popen([*program, "--out", str(tmp_path / "first")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [*program, "--out", str(tmp_path / "first")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         while not store.files.get_file_info("salt/runs/student/checkpoint").is_file:
             assert process.poll() is None
             time.sleep(0.05)

@@ -10,16 +10,23 @@ from rich.console import Console
 from service_tools import wait_until
 from train_tools import CPU, SMALL, small_run, train_on_random_clips
 
-from common.config import EncoderConfig, FrozenConfig, StudentRun, TeacherComputeConfig, TeacherRun, VJepaRun
-from common.model.checkpoint import open_encoder
-from common.model.compute import matrix_peak
-from common.model.flops import FORWARD_FLOPS, encoder_forward
-from common.model.teacher import Teacher
-from student_trainer.progress import PLAIN_LINES, curve, show_progress
-from student_trainer.run_directory import read_metrics
-from student_trainer.service_targets import ServiceTargets
-from student_trainer.target_source import CachedTargets, ReservedTargets, open_source
-from student_trainer.utilisation import Utilisation
+from salt_distill.common.config import (
+    EncoderConfig,
+    FrozenConfig,
+    StudentRun,
+    TeacherComputeConfig,
+    TeacherRun,
+    VJepaRun,
+)
+from salt_distill.common.model.checkpoint import open_encoder
+from salt_distill.common.model.compute import matrix_peak
+from salt_distill.common.model.flops import FORWARD_FLOPS, encoder_forward
+from salt_distill.common.model.teacher import Teacher
+from salt_distill.student_trainer.progress import PLAIN_LINES, curve, show_progress
+from salt_distill.student_trainer.run_directory import read_metrics
+from salt_distill.student_trainer.targets.service import ServiceTargets
+from salt_distill.student_trainer.targets.source import CachedTargets, ReservedTargets, open_source
+from salt_distill.student_trainer.utilisation import Utilisation
 
 NUM_TOKENS = 2 * 4 * 4
 
@@ -44,9 +51,18 @@ def test_a_terminal_shows_loss_speed_utilisation_waits_tokens_and_time_left(out)
     last = read_metrics(out)[-1]
     final = text[text.rindex("run ━") :]
     assert "10/10" in final
-    assert re.search(rf"loss {last['loss']:.4f} [▁-█]{{10}}  lr {last['lr']:.2e}  gradient norm {last['grad_norm']:.3g}", final), final
-    assert re.search(rf"clips/s {last['clips_per_s']:,.1f}  tokens/s {last['tokens_per_s']:,.0f}  MFU {last['mfu']:.1%}", final), final
-    assert f"tokens: context {last['context_fraction']:.1%}  target {last['target_fraction']:.1%}  bad clips 1" in final
+    assert re.search(
+        rf"loss {last['loss']:.4f} [▁-█]{{10}}  lr {last['lr']:.2e}  gradient norm {last['grad_norm']:.3g}",
+        final,
+    ), final
+    assert re.search(
+        rf"clips/s {last['clips_per_s']:,.1f}  tokens/s {last['tokens_per_s']:,.0f}  MFU {last['mfu']:.1%}",
+        final,
+    ), final
+    assert (
+        f"tokens: context {last['context_fraction']:.1%}  target {last['target_fraction']:.1%}  bad clips 1"
+        in final
+    )
     assert re.search(r"ETA 0:00:00", final)
 
 
@@ -54,7 +70,10 @@ def test_a_file_gets_a_few_plain_lines(out):
     lines = shown(out, terminal=False).splitlines()
     assert 2 <= len(lines) <= PLAIN_LINES
     assert all(
-        re.match(r"run: step \d+/10  loss \d\.\d{4}  \d+ clips/s  MFU \d+\.\d%  waits: .*  ETA 0:00:\d\d$", line) for line in lines
+        re.match(
+            r"run: step \d+/10  loss \d\.\d{4}  \d+ clips/s  MFU \d+\.\d%  waits: .*  ETA 0:00:\d\d$", line
+        )
+        for line in lines
     ), lines
     assert "step 10/10" in lines[-1]
 
@@ -79,7 +98,9 @@ def test_a_teacher_counts_where_it_runs_in_the_workers(out):
     forward = encoder_forward(EncoderConfig(**SMALL["encoder"]), NUM_TOKENS).total
 
     def clip_flops(run, target_flops=0.0, **values):
-        return Utilisation.of(small_run(run, **values), out_width=32, target_flops=target_flops, peak_flops_per_s=1.0).clip_flops
+        return Utilisation.of(
+            small_run(run, **values), out_width=32, target_flops=target_flops, peak_flops_per_s=1.0
+        ).clip_flops
 
     source = open_source(small_run(StudentRun, teacher_ckpt=str(out)), run="a")
     source.close()
@@ -87,11 +108,17 @@ def test_a_teacher_counts_where_it_runs_in_the_workers(out):
     served = clip_flops(StudentRun, teacher_url="http://127.0.0.1:1")
     assert clip_flops(StudentRun, source.clip_flops, teacher_ckpt=str(out)) - served == pytest.approx(forward)
     assert clip_flops(VJepaRun) - served == pytest.approx(forward)
-    assert ServiceTargets.clip_flops == CachedTargets.clip_flops == ReservedTargets.clip_flops == 0, "computed elsewhere"
+    assert ServiceTargets.clip_flops == CachedTargets.clip_flops == ReservedTargets.clip_flops == 0, (
+        "computed elsewhere"
+    )
 
 
 def test_a_teacher_of_others_counts_two_products_of_each_weight_and_token():
-    timm = open_encoder(FrozenConfig(ckpt="timm-random:vit_tiny_patch16_224", num_frames=2, crop_size=32, patch_size=16, tubelet_size=2))
+    timm = open_encoder(
+        FrozenConfig(
+            ckpt="timm-random:vit_tiny_patch16_224", num_frames=2, crop_size=32, patch_size=16, tubelet_size=2
+        )
+    )
     teacher = Teacher(timm, TeacherComputeConfig(batch_size=1), CPU)
     assert teacher.clip_flops == FORWARD_FLOPS * teacher.spec.num_parameters * 4
 
@@ -110,6 +137,8 @@ def test_weights_and_biases_gets_every_line_of_a_run_and_of_its_continuation(out
     [written] = out.glob(f"wandb/offline-run-*-{identity}/run-{identity}.wandb")
     losses = [json.dumps(line["loss"]).encode() for line in read_metrics(out)]
     assert len(losses) == 2
-    wait_until(lambda: all(loss in written.read_bytes() for loss in losses))  # its own process writes the file
+    wait_until(
+        lambda: all(loss in written.read_bytes() for loss in losses)
+    )  # its own process writes the file
     train_on_random_clips(config)
     assert (out / "wandb_id").read_text().strip() == identity, "a continuation is the same run there"

@@ -14,21 +14,21 @@ from service_tools import ARROW, Caller, clips_by_digest, wait_until
 from teacher_tools import VIEW, batch_of, load_teacher, random_clips, serving
 from train_tools import ALONE, RandomClips, small_run
 
-import teacher_server.cli
-from common.command import run_app
-from common.config import ServiceClientConfig, ServiceConfig, StudentRun
-from common.credentials import access_token
-from common.targets import wire
-from student_trainer.loop import train_on
-from student_trainer.run_directory import open_run
-from student_trainer.service_targets import ServiceTargets
-from student_trainer.target_source import open_source
-from teacher_server import peers
-from teacher_server.access import Tokens, read_tokens
-from teacher_server.board import Board
-from teacher_server.rates import Rates
-from teacher_server.replica import Place
-from teacher_server.service import board_arguments, build_app
+import salt_distill.teacher_server.cli
+from salt_distill.common.command import run_app
+from salt_distill.common.config import ServiceClientConfig, ServiceConfig, StudentRun
+from salt_distill.common.credentials import access_token
+from salt_distill.common.targets import wire
+from salt_distill.student_trainer.loop import train_on
+from salt_distill.student_trainer.run_directory import open_run
+from salt_distill.student_trainer.targets.service import ServiceTargets
+from salt_distill.student_trainer.targets.source import open_source
+from salt_distill.teacher_server.board.board import Board
+from salt_distill.teacher_server.board.rates import Rates
+from salt_distill.teacher_server.http.access import Tokens, read_tokens
+from salt_distill.teacher_server.http.replica import Place
+from salt_distill.teacher_server.http.service import board_arguments, build_app
+from salt_distill.teacher_server.sharing import peers
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,16 @@ def requests(app):
 def test_every_route_refuses_who_has_no_token(teacher, tokens, caller):
     refused = []
     for method, path in requests(build_app(teacher, ServiceConfig())):
-        for headers in ({}, bearer("wrong-" + 32 * "w"), bearer(ALICE[:-1]), {"Authorization": f"Basic {ALICE}"}, {peers.PASSED: "1"}):
-            status, answered, body = caller.send(method, path, None if method in ("GET", "HEAD") else REPORT, {**JSON, **headers})
+        for headers in (
+            {},
+            bearer("wrong-" + 32 * "w"),
+            bearer(ALICE[:-1]),
+            {"Authorization": f"Basic {ALICE}"},
+            {peers.PASSED: "1"},
+        ):
+            status, answered, body = caller.send(
+                method, path, None if method in ("GET", "HEAD") else REPORT, {**JSON, **headers}
+            )
             if path in ("/", "/healthz", "/readyz") and peers.PASSED not in headers:
                 assert status == 200
                 continue
@@ -68,7 +76,15 @@ def test_every_route_refuses_who_has_no_token(teacher, tokens, caller):
             if method != "HEAD":
                 assert set(json.loads(body)) == {"error", "expected", "got", "hint"}
                 assert not any(secret in body.decode() for secret in ("wrong-", ALICE[:-1]))
-    assert {"/v1/teacher", "/v1/targets", "/v1/runs", "/v1/runs/alice/progress", "/metrics", "/docs", "/openapi.json"} <= set(refused)
+    assert {
+        "/v1/teacher",
+        "/v1/targets",
+        "/v1/runs",
+        "/v1/runs/alice/progress",
+        "/metrics",
+        "/docs",
+        "/openapi.json",
+    } <= set(refused)
     assert caller.send("GET", "/v1/nothing")[0] == 401  # not even which routes there are
     assert caller.send("GET", "/v1/../healthz/../v1/teacher")[0] == 401
 
@@ -81,7 +97,10 @@ def test_a_token_that_is_taken_away_or_added(teacher, tokens, caplog):
             for method, path in requests(build_app(teacher, ServiceConfig()))
             if method == "GET" and path not in ("/healthz", "/readyz", "/")
         ]
-        assert {caller.send("GET", path, headers=bearer(OPERATOR))[0] for path in paths} == {200, 404}  # there is no run yet
+        assert {caller.send("GET", path, headers=bearer(OPERATOR))[0] for path in paths} == {
+            200,
+            404,
+        }  # there is no run yet
         tokens.write_text("nonsense: [")
         wait_until(lambda: "stay as they were" in caplog.text)
         assert caller.send("GET", "/v1/runs", headers=bearer(OPERATOR))[0] == 200
@@ -105,7 +124,9 @@ def test_a_token_speaks_for_its_runs_and_their_groups_only(caller):
         (OPERATOR, "whoever", "any", 200),
     ):
         report = json.dumps({"step": 1, "slot": 0, "group": group})
-        assert caller.send("POST", f"/v1/runs/{run}/progress", report, {**JSON, **bearer(token)})[0] == expected, (token, run, group)
+        assert (
+            caller.send("POST", f"/v1/runs/{run}/progress", report, {**JSON, **bearer(token)})[0] == expected
+        ), (token, run, group)
         if group is None:
             assert caller.ask(list(clips), clips, run=run, headers=bearer(token))[0] == expected
     assert caller.send("POST", "/v1/something/new", b"", bearer(ALICE))[0] == 403
@@ -121,7 +142,10 @@ def test_a_token_speaks_for_its_runs_and_their_groups_only(caller):
         ("a: SECRET-0123456789abcdef", "a: Input should be a valid dictionary"),
         ("a: {token: SECRET-0123456789abcdef, colour: SECRET-1}", "a.colour: Extra inputs are not permitted"),
         ("a: {tokn: SECRET-0123456789abcdef}", r"a\.token: Field required"),
-        ("a: {token: SECRET-0123456789abcdef}\nb: {token: SECRET-0123456789abcdef}", "a and b have one token"),
+        (
+            "a: {token: SECRET-0123456789abcdef}\nb: {token: SECRET-0123456789abcdef}",
+            "a and b have one token",
+        ),
         ("a: {token: SECRET-0123456789abcdef\nb: ]", "line 2: not YAML"),
         ("a: {token: 1234567890123456}", r"a\.token: Input should be a valid string"),
     ],
@@ -162,9 +186,13 @@ def test_limits_of_a_token(teacher, tmp_path):
                     assert json.loads(body)["expected"] == f"at most {number - 1} clips"
         status, body = caller.ask(list(clips)[:2], clips, headers=bearer("small-0123456789abcdef"))
         assert (status, json.loads(body)["expected"]) == (413, "at most 5000 bytes")
-        body = b"".join(wire.write_request("float16", [wire.RequestRow(clip_digest=digest) for digest in list(clips)[:3]]))
+        body = b"".join(
+            wire.write_request("float16", [wire.RequestRow(clip_digest=digest) for digest in list(clips)[:3]])
+        )
         headers = {**ARROW, **bearer("slow-0123456789abcdef")}
-        assert caller.send("POST", "/v1/targets", body, headers)[0] == 200  # a second's worth was left of the first request
+        assert (
+            caller.send("POST", "/v1/targets", body, headers)[0] == 200
+        )  # a second's worth was left of the first request
         status, answered, said = caller.send("POST", "/v1/targets", body, headers)
         assert (status, json.loads(said)["expected"]) == (429, "at most 4 clips/s")
         assert 0 < float(answered["Retry-After"]) <= 0.5
@@ -207,12 +235,19 @@ def test_no_secret_and_no_pixel_in_any_log(teacher, tokens, tmp_path, caplog, ca
     caplog.set_level(logging.DEBUG)
     with serving(teacher, tokens=tokens, request_log=tmp_path / "logs" / "requests.jsonl") as (url, _):
         caller, clips = Caller(url), clips_by_digest(2)
-        assert caller.statuses(list(clips), clips, run="alice", headers={**bearer(ALICE), "X-Salt-Request": "mine-1"}) == ["ok"] * 2
+        assert (
+            caller.statuses(
+                list(clips), clips, run="alice", headers={**bearer(ALICE), "X-Salt-Request": "mine-1"}
+            )
+            == ["ok"] * 2
+        )
         caller.ask(list(clips), run="alice", headers=bearer("wrong-" + ALICE))
         caller.ask(list(clips), run="alice", headers={**bearer(GROUP), "X-Salt-Request": 'x" {"evil'})
         caller.send("POST", "/v1/targets", ALICE.encode(), {**ARROW, **bearer(ALICE), "X-Salt-Run": "alice"})
         caller.send("GET", f"/v1/{ALICE}", headers=bearer(ALICE))
-        status, headers, _ = caller.send("GET", "/v1/teacher", headers={**bearer(OPERATOR), "X-Salt-Request": "a" * 65})
+        status, headers, _ = caller.send(
+            "GET", "/v1/teacher", headers={**bearer(OPERATOR), "X-Salt-Request": "a" * 65}
+        )
         assert (status, len(headers["X-Salt-Request"])) == (200, 12)
     written = (tmp_path / "logs" / "requests.jsonl").read_text()
     lines = [json.loads(line) for line in written.splitlines()]
@@ -244,8 +279,15 @@ def test_both_sides_name_a_request_that_is_repeated(teacher, tmp_path, caplog):
             inside.ready = True
             targets.result(timeout=20)
         assert inside.batcher.counters.retries_seen == source.counters()["retries"]
-    refused = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines() if '"status": 503' in line]
-    warned = re.findall(r"503 the teacher is not ready: .* \(request ([0-9a-f]{12})\); it fails since .* trying again", caplog.text)
+    refused = [
+        json.loads(line)
+        for line in (tmp_path / "requests.jsonl").read_text().splitlines()
+        if '"status": 503' in line
+    ]
+    warned = re.findall(
+        r"503 the teacher is not ready: .* \(request ([0-9a-f]{12})\); it fails since .* trying again",
+        caplog.text,
+    )
     assert [line["request"] for line in refused] == warned
     assert len(warned) >= 2
 
@@ -265,10 +307,18 @@ def test_both_sides_name_a_request_that_is_repeated(teacher, tmp_path, caplog):
 )
 def test_flags_that_would_let_strangers_in(flags, said, capsys, monkeypatch, tokens):
     monkeypatch.setattr(
-        sys, "argv", ["salt-serve", "teacher", "--ckpt", "run", *(str(tokens) if flag == "FILE" else flag for flag in flags)]
+        sys,
+        "argv",
+        [
+            "salt-serve",
+            "teacher",
+            "--ckpt",
+            "run",
+            *(str(tokens) if flag == "FILE" else flag for flag in flags),
+        ],
     )
     with pytest.raises(SystemExit) as stopped:
-        run_app(teacher_server.cli.app)
+        run_app(salt_distill.teacher_server.cli.app)
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err
 
@@ -278,14 +328,16 @@ def test_flags_that_open_the_door_knowingly(more, capsys, monkeypatch, tokens):
     command = ["salt-serve", "teacher", "--ckpt", "run", "--host", "0.0.0.0", "--print-config"]
     monkeypatch.setattr(sys, "argv", [*command, *(str(tokens) if flag == "FILE" else flag for flag in more)])
     with pytest.raises(SystemExit) as stopped:
-        run_app(teacher_server.cli.app)
+        run_app(salt_distill.teacher_server.cli.app)
     assert not stopped.value.code
     printed = capsys.readouterr().out
     assert "host: 0.0.0.0" in printed
     assert ALICE not in printed
 
 
-def test_a_student_shows_its_token_and_leaves_it_nowhere(teacher, tokens, tmp_path, caplog, capfd, monkeypatch):
+def test_a_student_shows_its_token_and_leaves_it_nowhere(
+    teacher, tokens, tmp_path, caplog, capfd, monkeypatch
+):
     caplog.set_level(logging.DEBUG)
     (tmp_path / "alice.token").write_text(f"{ALICE}\n")
     with serving(teacher, tokens=tokens) as (url, _):
@@ -303,11 +355,17 @@ def test_a_student_shows_its_token_and_leaves_it_nowhere(teacher, tokens, tmp_pa
         with contextlib.closing(open_source(config, run="alice")) as source:
             train_on(RandomClips(config.view.clip_shape), source, config, ALONE, None)
         monkeypatch.setenv("SALT_TOKEN", "wrong-" + 32 * "w")
-        with pytest.raises(ValueError, match="the teacher refused a request: 401 a token is needed") as refused:
+        with pytest.raises(
+            ValueError, match="the teacher refused a request: 401 a token is needed"
+        ) as refused:
             open_source(small_run(StudentRun, **values), run="alice")
         monkeypatch.delenv("SALT_TOKEN")
         with pytest.raises(
-            ValueError, match=r"got no Authorization header.*--teacher-token-file FILE or SALT_TOKEN.*\(request [0-9a-f]{12}\)"
+            ValueError,
+            match=(
+                r"got no Authorization header.*--teacher-token-file FILE or SALT_TOKEN.*\(request"
+                r" [0-9a-f]{12}\)"
+            ),
         ):
             open_source(small_run(StudentRun, **values), run="alice")
     said = caplog.text + "".join(capfd.readouterr()) + str(refused.value)

@@ -11,13 +11,13 @@ from service_tools import Caller, GatedTeacher, clips_by_digest, wait_until
 from teacher_tools import VIEW, load_teacher, serving
 from train_tools import small_run
 
-from common.config import StudentRun, TeacherRun, VJepaRun
-from student_trainer.board import _SHOWN, shown_config
-from student_trainer.target_source import open_source
-from teacher_server import board_file
-from teacher_server.board import Board, Ending
-from teacher_server.replica import Place
-from teacher_server.runs import MAX_CONFIG_BYTES, MAX_POINTS, Curve, Progress
+from salt_distill.common.config import StudentRun, TeacherRun, VJepaRun
+from salt_distill.student_trainer.targets.group import _SHOWN, shown_config
+from salt_distill.student_trainer.targets.source import open_source
+from salt_distill.teacher_server.board import file as board_file
+from salt_distill.teacher_server.board.board import Board, Ending
+from salt_distill.teacher_server.board.runs import MAX_CONFIG_BYTES, MAX_POINTS, Curve, Progress
+from salt_distill.teacher_server.http.replica import Place
 
 
 def new_board(file=None, teacher="a" * 64, max_runs=100):
@@ -61,15 +61,32 @@ def test_a_resumed_run_goes_on_where_it_resumed():
 def test_the_board_outlives_its_process(tmp_path):
     file = tmp_path / "boards" / "board.jsonl"
     board = new_board(file)
-    now(board.served("http://a#1", counters(clips_served=7, memory_bytes=5), "student", clips=7, computed=3, num_bytes=70))
+    now(
+        board.served(
+            "http://a#1",
+            counters(clips_served=7, memory_bytes=5),
+            "student",
+            clips=7,
+            computed=3,
+            num_bytes=70,
+        )
+    )
     for step in (10, 20, 30):
-        now(board.post("student", report(step, loss=1 / step, config={"optim": {"lr": 1e-3}} if step == 10 else None)))
+        now(
+            board.post(
+                "student", report(step, loss=1 / step, config={"optim": {"lr": 1e-3}} if step == 10 else None)
+            )
+        )
     now(board.post("other", report(1, group="g")))
     for _ in range(2):  # a second time after the first one's lines were written anew
         again = new_board(file)
         seen, before = now(again.run("student")), now(board.run("student"))
         assert seen == before
-        assert seen["curve"] == {"step": [10, 20, 30], "flops": [1e10, 2e10, 3e10], "loss": [1 / 10, 1 / 20, 1 / 30]}
+        assert seen["curve"] == {
+            "step": [10, 20, 30],
+            "flops": [1e10, 2e10, 3e10],
+            "loss": [1 / 10, 1 / 20, 1 / 30],
+        }
         assert seen["config"] == {"optim": {"lr": 1e-3}}
         assert (seen["clips_served"], seen["hit_rate"]) == (7, pytest.approx(4 / 7))
         assert [run["id"] for run in now(again.runs())] == ["other", "student"]
@@ -77,25 +94,38 @@ def test_the_board_outlives_its_process(tmp_path):
 
 
 def test_counters_are_summed_over_replicas_and_restarts(tmp_path, monkeypatch):
-    monkeypatch.setattr("teacher_server.board._SAVE_S", -1.0)
+    monkeypatch.setattr("salt_distill.teacher_server.board.board._SAVE_S", -1.0)
     file = tmp_path / "board.jsonl"
     board = new_board(file)
     now(board.served("http://a#1", counters(clips_served=5, memory_bytes=10)))
     now(board.served("http://a#1", counters(clips_served=7, memory_bytes=20)))
     now(board.served("http://b#2", counters(clips_served=100, memory_bytes=1)))
-    assert {name: now(board.counters())[name] for name in ("clips_served", "memory_bytes")} == {"clips_served": 107, "memory_bytes": 21}
+    assert {name: now(board.counters())[name] for name in ("clips_served", "memory_bytes")} == {
+        "clips_served": 107,
+        "memory_bytes": 21,
+    }
     now(board.lost("http://a"))  # what it did stays, what it held is gone
-    now(board.served("http://a#3", counters(clips_served=1, memory_bytes=2)))  # another process at the same place
-    assert {name: now(board.counters())[name] for name in ("clips_served", "memory_bytes")} == {"clips_served": 108, "memory_bytes": 3}
+    now(
+        board.served("http://a#3", counters(clips_served=1, memory_bytes=2))
+    )  # another process at the same place
+    assert {name: now(board.counters())[name] for name in ("clips_served", "memory_bytes")} == {
+        "clips_served": 108,
+        "memory_bytes": 3,
+    }
     again = new_board(file)
     assert now(again.counters())["clips_served"] == 108
     assert "memory_bytes" not in now(again.counters())
-    now(again.served("http://b#2", counters(clips_served=101, memory_bytes=4)))  # the board's process died, this one's did not
-    assert {name: now(again.counters())[name] for name in ("clips_served", "memory_bytes")} == {"clips_served": 109, "memory_bytes": 4}
+    now(
+        again.served("http://b#2", counters(clips_served=101, memory_bytes=4))
+    )  # the board's process died, this one's did not
+    assert {name: now(again.counters())[name] for name in ("clips_served", "memory_bytes")} == {
+        "clips_served": 109,
+        "memory_bytes": 4,
+    }
 
 
 def test_many_replicas_that_ended_are_one_sum(monkeypatch):
-    monkeypatch.setattr("teacher_server.board._MAX_REPLICAS", 3)
+    monkeypatch.setattr("salt_distill.teacher_server.board.board._MAX_REPLICAS", 3)
     board = new_board()
     for number in range(20):
         now(board.served(f"http://a#{number}", counters(clips_served=1)))
@@ -152,7 +182,10 @@ def test_a_full_disk_costs_lines_and_no_answer(tmp_path, caplog):
     ("content", "error"),
     [
         ("not ours\n", "is no board"),
-        ('{"format": "salt-board-1", "teacher": "bbbbbbbbbbbbbbb"}\n', "of teacher bbbbbbbbbbbb .*a file of its own"),
+        (
+            '{"format": "salt-board-1", "teacher": "bbbbbbbbbbbbbbb"}\n',
+            "of teacher bbbbbbbbbbbb .*a file of its own",
+        ),
     ],
 )
 def test_a_file_that_is_not_this_teachers_is_refused(tmp_path, content, error):
@@ -188,21 +221,37 @@ def test_one_run_by_its_route(service):
 
 def test_a_student_shows_what_it_learns_and_no_place(service):
     caller, _ = service
-    fields = {kind: set(kind.model_fields) for kind in (TeacherRun, StudentRun, VJepaRun)}  # a tracker shows all three
+    fields = {
+        kind: set(kind.model_fields) for kind in (TeacherRun, StudentRun, VJepaRun)
+    }  # a tracker shows all three
     assert set().union(*fields.values()) >= _SHOWN
     source_of = {TeacherRun: {}, StudentRun: {"teacher_url": "http://127.0.0.1:1"}, VJepaRun: {}}
     for kind, names in fields.items():
         assert set(shown_config(small_run(kind, **source_of[kind]))) == (names & _SHOWN) | {"data"}
     url = f"http://{caller.parts.netloc}"
-    values = {"data": "s3://key:secret@bucket/toy", "teacher_url": url, "out": "/home/me/a", "view": VIEW.model_dump(), "seed": 7}
-    source = open_source(small_run(StudentRun, **values, loader={"shard_cache_dir": "/home/me/cache"}), run="a")
+    values = {
+        "data": "s3://key:secret@bucket/toy",
+        "teacher_url": url,
+        "out": "/home/me/a",
+        "view": VIEW.model_dump(),
+        "seed": 7,
+    }
+    source = open_source(
+        small_run(StudentRun, **values, loader={"shard_cache_dir": "/home/me/cache"}), run="a"
+    )
     line = {"step": 1, "slot": 30, "loss": 0.5, "flops": 1e9, "teacher_wait_ms": 1.0, "clips_per_s": 9.0}
     source.report(line)
     source.report({**line, "step": 2})
     source.close()
     seen = caller.json("/v1/runs/a")
-    assert (seen["config"]["data"], seen["config"]["seed"], seen["config"]["encoder"]["width"]) == ("toy", 7, 32)
-    assert not any(secret in json.dumps(seen["config"]) for secret in ("secret", "/home", "127.0.0.1", "bucket"))
+    assert (seen["config"]["data"], seen["config"]["seed"], seen["config"]["encoder"]["width"]) == (
+        "toy",
+        7,
+        32,
+    )
+    assert not any(
+        secret in json.dumps(seen["config"]) for secret in ("secret", "/home", "127.0.0.1", "bucket")
+    )
     assert seen["progress"]["step"] == 2
 
 
@@ -217,8 +266,14 @@ def test_a_drained_service_answers_only_what_it_has_begun(tmp_path):
         begun = pool.submit(caller.statuses, [first], clips)
         wait_until(lambda: inside.open_requests == 1)
         assert json.loads(caller.send("POST", "/v1/drain")[2]) == {"ending": "drain"}
-        status, headers, body = caller.send("POST", "/v1/targets", b"", {"Content-Type": "application/vnd.apache.arrow.stream"})
-        assert (status, headers["Retry-After"], json.loads(body)["error"]) == (503, "0.5", "the teacher is drained")
+        status, headers, body = caller.send(
+            "POST", "/v1/targets", b"", {"Content-Type": "application/vnd.apache.arrow.stream"}
+        )
+        assert (status, headers["Retry-After"], json.loads(body)["error"]) == (
+            503,
+            "0.5",
+            "the teacher is drained",
+        )
         assert caller.send("GET", "/readyz")[0] == 503
         assert caller.send("GET", "/healthz")[0] == 200
         wait_until(lambda: caller.counters()["draining"] == 1)

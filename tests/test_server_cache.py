@@ -9,14 +9,24 @@ import rich.console
 import torch
 from teacher_tools import BATCH_SIZE, save_teacher
 
-from common.config import CacheGcConfig, CacheStatsConfig, CacheVerifyConfig, PrecomputeConfig, TeacherComputeConfig
-from common.targets import codec, store
-from common.targets.segments import SegmentStore
-from common.targets.target_cache import TargetCache
-from teacher_server.cache import collect_garbage, show_stats, verify
-from teacher_server.precompute import precompute
+from salt_distill.common.config import (
+    CacheGcConfig,
+    CacheStatsConfig,
+    CacheVerifyConfig,
+    PrecomputeConfig,
+    TeacherComputeConfig,
+)
+from salt_distill.common.targets import codec, store
+from salt_distill.common.targets.segments import SegmentStore
+from salt_distill.common.targets.target_cache import TargetCache
+from salt_distill.teacher_server.cache.commands import collect_garbage, show_stats, verify
+from salt_distill.teacher_server.precompute import precompute
 
-SPEC = store.CacheSpec(teacher={"name": "t", "fingerprint": "f" * 64, "compute": {"device": "cpu"}}, target_dtype="int8", shape=(5, 8))
+SPEC = store.CacheSpec(
+    teacher={"name": "t", "fingerprint": "f" * 64, "compute": {"device": "cpu"}},
+    target_dtype="int8",
+    shape=(5, 8),
+)
 
 
 def printing(command, config):
@@ -35,7 +45,13 @@ def ckpt(tmp_path_factory):
 def made(shards, ckpt, tmp_path_factory):
     """A cache in int8, so that targets have scales, and its bytes."""
     root = tmp_path_factory.mktemp("targets")
-    values = {"views": 2, "workers": 0, "data_seed": 5, "target_dtype": "int8", "teacher": TeacherComputeConfig(batch_size=BATCH_SIZE)}
+    values = {
+        "views": 2,
+        "workers": 0,
+        "data_seed": 5,
+        "target_dtype": "int8",
+        "teacher": TeacherComputeConfig(batch_size=BATCH_SIZE),
+    }
     printing(precompute, PrecomputeConfig(ckpt=str(ckpt), data=str(shards), out=str(root), **values))
     return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
@@ -62,7 +78,12 @@ def position_of(root, part):
     """Where a part of the fourth row of a file lies."""
     path = a_file(root)
     row = store.CacheFile(path, TargetCache(root).spec).row(3)
-    found = {"target": row.encoded.target, "scale": row.encoded.scale, "digest": row.clip_digest, "key": row.key.encode()}
+    found = {
+        "target": row.encoded.target,
+        "scale": row.encoded.scale,
+        "digest": row.clip_digest,
+        "key": row.key.encode(),
+    }
     return path.read_bytes().index(bytes(found[part])) + 1
 
 
@@ -77,7 +98,9 @@ def position_of(root, part):
         ("manifest", r"manifest\.json is damaged", 0),
     ],
 )
-def test_one_flipped_byte_is_named_and_only_that_is_computed_again(root, made, shards, ckpt, part, said, computed):
+def test_one_flipped_byte_is_named_and_only_that_is_computed_again(
+    root, made, shards, ckpt, part, said, computed
+):
     if part == "manifest":
         flip(root / store.MANIFEST, (root / store.MANIFEST).read_bytes().index(b'"rows"') + 2)
     elif part == "footer":
@@ -86,11 +109,15 @@ def test_one_flipped_byte_is_named_and_only_that_is_computed_again(root, made, s
         flip(a_file(root), position_of(root, part))
     with pytest.raises(codec.CorruptTargetError, match="1 of its files are damaged: add --repair"):
         printing(verify, CacheVerifyConfig(targets=str(root)))
-    printed = printing(verify, CacheVerifyConfig(targets=str(root), repair=True, ckpt=str(ckpt), data=str(shards)))
+    printed = printing(
+        verify, CacheVerifyConfig(targets=str(root), repair=True, ckpt=str(ckpt), data=str(shards))
+    )
     assert re.search(said, printed)
     all_of_the_file = len(store.CacheFile(a_file(root), TargetCache(root).spec))
     # an unreadable footer leaves no row to keep
-    assert f"{computed} targets computed again" in printed or (part == "footer" and f"{all_of_the_file} targets computed again" in printed)
+    assert f"{computed} targets computed again" in printed or (
+        part == "footer" and f"{all_of_the_file} targets computed again" in printed
+    )
     assert {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()} == made
     assert "nothing is damaged" in printing(verify, CacheVerifyConfig(targets=str(root)))
 
@@ -98,7 +125,9 @@ def test_one_flipped_byte_is_named_and_only_that_is_computed_again(root, made, s
 def test_a_missing_file_and_a_lost_manifest(root, made, shards, ckpt):
     a_file(root).unlink()
     (root / store.MANIFEST).write_text("{")
-    printed = printing(verify, CacheVerifyConfig(targets=str(root), repair=True, ckpt=str(ckpt), data=str(shards)))
+    printed = printing(
+        verify, CacheVerifyConfig(targets=str(root), repair=True, ckpt=str(ckpt), data=str(shards))
+    )
     assert "manifest.json is damaged" in printed
     assert {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()} == made
 
@@ -117,7 +146,9 @@ def segments(root, count=3, of_each=4):
     kept = {}
     writer = SegmentStore(root, SPEC, segment_bytes=10**9)
     for number in range(count):
-        targets = codec.encode(torch.randn(of_each, 5, 8, generator=torch.Generator().manual_seed(number)), "int8")
+        targets = codec.encode(
+            torch.randn(of_each, 5, 8, generator=torch.Generator().manual_seed(number)), "int8"
+        )
         kept |= {bytes([number, row]) * 16: target for row, target in enumerate(targets)}
         writer.add(kept)
         writer.seal()
@@ -179,7 +210,12 @@ def test_stats(root, capsys):
     show_stats(CacheStatsConfig(targets=str(root), json_=True))
     facts = json.loads(capsys.readouterr().out)
     cache = TargetCache(root)
-    assert (facts["targets"], facts["views"], facts["target_dtype"], facts["data_seed"]) == (len(cache), 2, "int8", 5)
+    assert (facts["targets"], facts["views"], facts["target_dtype"], facts["data_seed"]) == (
+        len(cache),
+        2,
+        "int8",
+        5,
+    )
     assert (facts["unlisted_files"], facts["unlisted_bytes"]) == (1, 77)
     show_stats(CacheStatsConfig(targets=str(root)))
     assert cache.spec.fingerprint[:16] in capsys.readouterr().out.replace("\n", "")

@@ -1,4 +1,5 @@
-"""`salt-serve status | runs | drain | stop` on the real Ray: a stop under load loses no request, and the board outlives it."""
+"""`salt-serve status | runs | drain | stop` on the real Ray: a stop under load loses no request, and the
+board outlives it."""
 
 import http.client
 import json
@@ -15,11 +16,11 @@ from serve_tools import SALT_SERVE, descendants, end, start
 from service_tools import Caller, GatedTeacher, clips_by_digest, wait_until
 from teacher_tools import load_teacher, save_teacher, serving
 
-from common.config import DrainConfig, ServiceConfig
-from teacher_server.board import Board, Ending
-from teacher_server.drain import drain
-from teacher_server.replica import Place
-from teacher_server.service import board_arguments
+from salt_distill.common.config import DrainConfig, ServiceConfig
+from salt_distill.teacher_server.board.board import Board, Ending
+from salt_distill.teacher_server.drain import drain
+from salt_distill.teacher_server.http.replica import Place
+from salt_distill.teacher_server.http.service import board_arguments
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,8 @@ def salt_serve(*arguments):
 
 
 class Student:
-    """Asks for new clips until the service is gone. ``outcomes``: when a request was begun, and what came of it."""
+    """Asks for new clips until the service is gone. ``outcomes``: when a request was begun, and what came of
+    it."""
 
     def __init__(self, url: str, number: int) -> None:
         self.outcomes: list[tuple[float, int | str, str]] = []
@@ -62,7 +64,9 @@ class Student:
 @pytest.mark.faults
 def test_a_stop_under_load_loses_no_request_and_the_board_outlives_it(ckpt, tmp_path):
     board = ["--board-file", str(tmp_path / "board.jsonl")]
-    process, url = start(ckpt, "--replicas", "2", "--cpus", "0.4", *board, "--set", "service.batch_wait_ms=300")
+    process, url = start(
+        ckpt, "--replicas", "2", "--cpus", "0.4", *board, "--set", "service.batch_wait_ms=300"
+    )
     wait_until(lambda: Caller(url).counters()["replicas"] == 2)
     assert Caller(url).post("student-0", step=3, slot=24, loss=0.5, flops=1e9, config={"seed": 1})[0] == 200
     students = [Student(url, number) for number in range(3)]
@@ -91,13 +95,17 @@ def test_a_stop_under_load_loses_no_request_and_the_board_outlives_it(ckpt, tmp_
     with serving(load_teacher(tmp_path), place=Place(board=board_of(tmp_path))) as (url, _):
         again = Caller(url).json("/v1/runs/student-0")
         assert (again["progress"]["step"], again["config"], again["curve"]["loss"]) == (3, {"seed": 1}, [0.5])
-        assert Caller(url).counters()["clips_served"] >= served  # saved each ten seconds, and when the service ends
+        assert (
+            Caller(url).counters()["clips_served"] >= served
+        )  # saved each ten seconds, and when the service ends
 
 
 def test_a_board_of_another_teacher_is_refused_before_anything_starts(ckpt, tmp_path):
     board_of(tmp_path)
     other = save_teacher(tmp_path / "other", 1)
-    refused = salt_serve("teacher", "--ckpt", str(other), "--port", "0", "--board-file", str(tmp_path / "board.jsonl"))
+    refused = salt_serve(
+        "teacher", "--ckpt", str(other), "--port", "0", "--board-file", str(tmp_path / "board.jsonl")
+    )
     assert refused.returncode == 1
     assert "losses under two teachers do not compare" in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -119,7 +127,9 @@ def test_drain_waits_for_what_was_begun(tmp_path):
         wait_until(lambda: inside.ending is Ending.DRAIN)
         time.sleep(0.6)
         assert not draining.done()
-        with pytest.raises(ConnectionError, match="has not answered everything after 0 s, 1 requests are open"):
+        with pytest.raises(
+            ConnectionError, match="has not answered everything after 0 s, 1 requests are open"
+        ):
             drain(DrainConfig(url=url, wait=0), stop=False)
         gated.gate.set()
         draining.result(timeout=60)
@@ -129,13 +139,19 @@ def test_drain_waits_for_what_was_begun(tmp_path):
 
 @pytest.mark.faults
 def test_the_board_dies_and_comes_back(ckpt, tmp_path):
-    process, url = start(ckpt, "--replicas", "2", "--cpus", "0.4", "--board-file", str(tmp_path / "board.jsonl"))
+    process, url = start(
+        ckpt, "--replicas", "2", "--cpus", "0.4", "--board-file", str(tmp_path / "board.jsonl")
+    )
     try:
         caller, clips = Caller(url), clips_by_digest(12)
         wait_until(lambda: caller.counters()["replicas"] == 2)
         assert caller.statuses(list(clips), clips, run="a") == ["ok"] * 12
         assert caller.post("a", step=1, slot=8, loss=0.5)[0] == 200
-        [pid] = [pid for pid in descendants(process.pid) if b"ray::Board" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        [pid] = [
+            pid
+            for pid in descendants(process.pid)
+            if b"ray::Board" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: caller.send("GET", "/v1/teacher")[0] == 200 and caller.counters()["replicas"] == 2)
         assert caller.counters()["clips_served"] == 12  # the replicas say it again

@@ -1,4 +1,5 @@
-"""What goes wrong between client and service, on the plain ASGI app: never a 5xx, never a wrong target, and the next request is served."""
+"""What goes wrong between client and service, on the plain ASGI app: never a 5xx, never a wrong target, and
+the next request is served."""
 
 import json
 
@@ -11,7 +12,7 @@ from schemathesis import GenerationMode
 from service_tools import ARROW, Caller, clips_by_digest
 from teacher_tools import load_teacher, serving
 
-from common.targets import codec, wire
+from salt_distill.common.targets import codec, wire
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +30,18 @@ def caller(teacher):
 def expected(teacher):
     """Each clip's checksum, by its digest."""
     clips = clips_by_digest(4)
-    return {digest: codec.encode(teacher.forward(clip[None]), "float16")[0].checksum for digest, clip in clips.items()}
+    return {
+        digest: codec.encode(teacher.forward(clip[None]), "float16")[0].checksum
+        for digest, clip in clips.items()
+    }
 
 
 def body_of(clips):
-    return b"".join(wire.write_request("float16", [wire.RequestRow(clip_digest=digest, clip=clip.tobytes()) for digest, clip in clips]))
+    return b"".join(
+        wire.write_request(
+            "float16", [wire.RequestRow(clip_digest=digest, clip=clip.tobytes()) for digest, clip in clips]
+        )
+    )
 
 
 def test_corrupt_and_truncated_bodies(caller, expected):
@@ -63,7 +71,9 @@ def test_corrupt_and_truncated_bodies(caller, expected):
 def test_a_body_that_is_shorter_than_it_says(caller):
     clips = clips_by_digest(1)
     with pytest.raises(TimeoutError):
-        caller.send("POST", "/v1/targets", body_of(clips.items()), {**ARROW, "Content-Length": "90000"}, timeout=0.3)
+        caller.send(
+            "POST", "/v1/targets", body_of(clips.items()), {**ARROW, "Content-Length": "90000"}, timeout=0.3
+        )
     assert caller.statuses(list(clips), clips) == ["ok"]
 
 
@@ -74,10 +84,22 @@ def test_bodies_that_are_not_what_the_protocol_says(caller):
         ({"clip_digest": digest}, right),
         ({"clip_digest": digest, "clip": pa.array([b"x"], pa.binary())}, right),
         ({"clip_digest": pa.array([b"x"]), "clip": pa.array([b"x"], pa.large_binary())}, right),
-        ({"clip_digest": pa.array([None], pa.binary(32)), "clip": pa.array([b"x"], pa.large_binary())}, right),
-        ({"clip_digest": digest, "clip": pa.array([b"x"], pa.large_binary())}, {**right, "salt.protocol": "2"}),
-        ({"clip_digest": digest, "clip": pa.array([b"x"], pa.large_binary())}, {**right, "salt.target_dtype": "float64"}),
-        ({"clip_digest": digest, "clip": pa.array([b"x"], pa.large_binary())}, {**right, "salt.colour": "blue"}),
+        (
+            {"clip_digest": pa.array([None], pa.binary(32)), "clip": pa.array([b"x"], pa.large_binary())},
+            right,
+        ),
+        (
+            {"clip_digest": digest, "clip": pa.array([b"x"], pa.large_binary())},
+            {**right, "salt.protocol": "2"},
+        ),
+        (
+            {"clip_digest": digest, "clip": pa.array([b"x"], pa.large_binary())},
+            {**right, "salt.target_dtype": "float64"},
+        ),
+        (
+            {"clip_digest": digest, "clip": pa.array([b"x"], pa.large_binary())},
+            {**right, "salt.colour": "blue"},
+        ),
         ({"clip_digest": digest, "clip": pa.array([b"x"], pa.large_binary())}, {}),
     ]
     for columns, metadata in cases:
@@ -86,7 +108,10 @@ def test_bodies_that_are_not_what_the_protocol_says(caller):
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
         status, _, answer = caller.send("POST", "/v1/targets", sink.getvalue().to_pybytes(), ARROW)
-        assert (status, set(json.loads(answer))) == (422, {"error", "expected", "got", "hint"}), (columns, metadata)
+        assert (status, set(json.loads(answer))) == (422, {"error", "expected", "got", "hint"}), (
+            columns,
+            metadata,
+        )
 
 
 def test_an_oversized_body(caller):
@@ -123,7 +148,13 @@ def fuzz(schema):
         has_wrong_bodies = operation.ok().path.endswith("/progress")  # the others take nothing, or any bytes
         for mode in list(GenerationMode) if has_wrong_bodies else [GenerationMode.POSITIVE]:
 
-            @settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+            @settings(
+                max_examples=25,
+                deadline=None,
+                derandomize=True,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            )
             @given(case=operation.ok().as_strategy(generation_mode=mode))
             def call(case):
                 statuses.add(case.call(timeout=20).status_code)

@@ -1,4 +1,5 @@
-"""Clients that mean harm: bodies that trickle or lie, streams built to exhaust memory, names that are paths."""
+"""Clients that mean harm: bodies that trickle or lie, streams built to exhaust memory, names that are
+paths."""
 
 import contextlib
 import json
@@ -14,7 +15,7 @@ from access_tools import ALICE, HEAD, JSON, OPERATOR, REPORT, bearer, raw, write
 from service_tools import ARROW, Caller, clips_by_digest, wait_until
 from teacher_tools import load_teacher, serving
 
-from common.targets import wire
+from salt_distill.common.targets import wire
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,8 @@ def caller(teacher, tokens):
 
 def test_a_body_that_trickles(teacher, tokens):
     with serving(teacher, tokens=tokens, body_timeout_s=0.5) as (url, inside):
-        head = f"{HEAD}Authorization: Bearer {ALICE}\r\nX-Salt-Run: alice\r\nContent-Length: 5000\r\n\r\n".encode()
+        more = f"Authorization: Bearer {ALICE}\r\nX-Salt-Run: alice\r\nContent-Length: 5000\r\n\r\n"
+        head = f"{HEAD}{more}".encode()
         parts = Caller(url).parts
         with socket.create_connection((parts.hostname, parts.port), timeout=5) as slow:
             slow.sendall(head)
@@ -65,19 +67,29 @@ def test_a_body_that_trickles(teacher, tokens):
 def test_a_body_that_lies_about_its_length(teacher, tokens):
     clips = clips_by_digest(1)
     body = b"".join(
-        wire.write_request("float16", [wire.RequestRow(clip_digest=digest, clip=clip.tobytes()) for digest, clip in clips.items()])
+        wire.write_request(
+            "float16",
+            [wire.RequestRow(clip_digest=digest, clip=clip.tobytes()) for digest, clip in clips.items()],
+        )
     )
     with serving(teacher, tokens=tokens, body_timeout_s=0.3) as (url, inside):
         head = f"{HEAD}Authorization: Bearer {ALICE}\r\nX-Salt-Run: alice\r\nContent-Length: "
         for length in (len(body) + 1, 10 * len(body)):
-            assert raw(url, f"{head}{length}\r\n\r\n".encode() + body, wait_s=3)[0].startswith(b"HTTP/1.1 408 ")
+            assert raw(url, f"{head}{length}\r\n\r\n".encode() + body, wait_s=3)[0].startswith(
+                b"HTTP/1.1 408 "
+            )
         shorter, _ = raw(url, f"{head}{len(body) - 100}\r\n\r\n".encode() + body, wait_s=1)
         assert shorter.split()[1] in (b"400", b"422")  # what is over is no request
         assert b"HTTP/1.1 200" not in shorter
         for length in (10**15, 2**70):
-            assert raw(url, f"{head}{length}\r\n\r\n".encode() + body, wait_s=1)[0].split()[1] in (b"413", b"400")
+            assert raw(url, f"{head}{length}\r\n\r\n".encode() + body, wait_s=1)[0].split()[1] in (
+                b"413",
+                b"400",
+            )
         for wrong in ("-5", "5, 6", "abc", ""):
-            assert raw(url, f"{head}{wrong}\r\n\r\n".encode() + body, wait_s=1)[0].startswith(b"HTTP/1.1 400 ")
+            assert raw(url, f"{head}{wrong}\r\n\r\n".encode() + body, wait_s=1)[0].startswith(
+                b"HTTP/1.1 400 "
+            )
         both = f"{head}{len(body)}\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + body
         assert raw(url, both, wait_s=1)[0].split()[1] in (b"400", b"413", b"408", b"422")
         assert inside.batcher.counters.clips_computed == 0
@@ -95,33 +107,56 @@ def stream_of(schema, *batches, compression=None):
 def bombs():
     """Streams that stand for far more memory than they have bytes, by name."""
     right = {"salt.protocol": "1", "salt.target_dtype": "float16"}
-    digests, gigabyte = pa.array([bytes(32)], pa.binary(32)), pa.array([b"\0" * 300_000_000], pa.large_binary())
-    plain = pa.schema([pa.field("clip_digest", pa.binary(32), nullable=False), pa.field("clip", pa.large_binary())], right)
+    digests, gigabyte = (
+        pa.array([bytes(32)], pa.binary(32)),
+        pa.array([b"\0" * 300_000_000], pa.large_binary()),
+    )
+    plain = pa.schema(
+        [pa.field("clip_digest", pa.binary(32), nullable=False), pa.field("clip", pa.large_binary())], right
+    )
     zeros = pa.record_batch([digests, gigabyte], schema=plain)
-    small = stream_of(plain, pa.record_batch([digests, pa.array([b"x" * 100], pa.large_binary())], schema=plain))
+    small = stream_of(
+        plain, pa.record_batch([digests, pa.array([b"x" * 100], pa.large_binary())], schema=plain)
+    )
     yield "compressed buffers", stream_of(plain, zeros, compression="zstd")
-    yield "compressed buffers (lz4)", stream_of(plain, pa.record_batch([digests, gigabyte.slice(0, 1)], schema=plain), compression="lz4")
+    yield (
+        "compressed buffers (lz4)",
+        stream_of(plain, pa.record_batch([digests, gigabyte.slice(0, 1)], schema=plain), compression="lz4"),
+    )
     words = pa.DictionaryArray.from_arrays(pa.array([0], pa.int8()), gigabyte)
     other = pa.schema([plain.field(0), pa.field("clip", words.type)], right)
-    yield "a dictionary", stream_of(other, pa.record_batch([digests, words], schema=other), compression="zstd")
+    yield (
+        "a dictionary",
+        stream_of(other, pa.record_batch([digests, words], schema=other), compression="zstd"),
+    )
     nested = pa.large_binary()
     for _ in range(60):
         nested = pa.list_(nested)
     yield "deep nesting", stream_of(pa.schema([plain.field(0), pa.field("clip", nested)], right))
-    yield "many columns", stream_of(pa.schema([pa.field(f"c{number}", pa.int8()) for number in range(50_000)], right))
+    yield (
+        "many columns",
+        stream_of(pa.schema([pa.field(f"c{number}", pa.int8()) for number in range(50_000)], right)),
+    )
     yield "long metadata", stream_of(pa.schema(list(plain), {**right, "salt.note": "x" * 100_000}))
     empty = pa.record_batch([digests.slice(0, 0), gigabyte.slice(0, 0)], schema=plain)
     yield "many empty batches", stream_of(plain, *[empty] * 10_000)
     yield (
         "many rows",
         stream_of(
-            plain, pa.record_batch([pa.array([bytes(32)] * 50_000, pa.binary(32)), pa.nulls(50_000, pa.large_binary())], schema=plain)
+            plain,
+            pa.record_batch(
+                [pa.array([bytes(32)] * 50_000, pa.binary(32)), pa.nulls(50_000, pa.large_binary())],
+                schema=plain,
+            ),
         ),
     )
     for place in range(0, len(small) - 8, 4):  # every length and offset in turn, a terabyte or so
         yield f"a huge number at {place}", small[:place] + struct.pack("<q", 1 << 40) + small[place + 8 :]
         if place % 16 == 0:
-            yield f"the largest length at {place}", small[:place] + struct.pack("<i", (1 << 31) - 1) + small[place + 4 :]
+            yield (
+                f"the largest length at {place}",
+                small[:place] + struct.pack("<i", (1 << 31) - 1) + small[place + 4 :],
+            )
 
 
 def test_arrow_streams_built_to_exhaust_memory(teacher, tokens):
@@ -137,7 +172,9 @@ def test_arrow_streams_built_to_exhaust_memory(teacher, tokens):
             assert pa.total_allocated_bytes() - before < 50_000_000, name
             statuses.add(status)
             named[name] = (status, json.loads(answer)["error"] if status != 200 else "")
-        assert statuses <= {200, 413, 422}, {name: value for name, value in named.items() if value[0] not in (200, 413, 422)}
+        assert statuses <= {200, 413, 422}, {
+            name: value for name, value in named.items() if value[0] not in (200, 413, 422)
+        }
         assert "compressed" in named["compressed buffers"][1]
         assert "compressed" in named["compressed buffers (lz4)"][1]
         assert "expected at most 65536" in named["many columns"][1]
@@ -167,7 +204,9 @@ def test_names_that_are_paths(caller, teacher):
         "%F0%9F%98%80",
         "a b",
     ):
-        status, _, _ = caller.send("POST", f"/v1/runs/{name.replace(' ', '%20')}/progress", REPORT, {**JSON, **bearer(OPERATOR)})
+        status, _, _ = caller.send(
+            "POST", f"/v1/runs/{name.replace(' ', '%20')}/progress", REPORT, {**JSON, **bearer(OPERATOR)}
+        )
         assert status in (404, 405, 422), name
     for name in ("..", ".", "../../etc/passwd", "a/b", "a" * 65, ""):
         status, _ = caller.ask(list(clips_by_digest(1)), run=name, headers=bearer(OPERATOR))

@@ -1,4 +1,5 @@
-"""The status page in a real browser: the real service, two replicas, three live runs. Skips where chromium is absent unless FAIL_WITHOUT_BROWSER=1."""
+"""The status page in a real browser: the real service, two replicas, three live runs. Skips where chromium is
+absent unless FAIL_WITHOUT_BROWSER=1."""
 
 import json
 import os
@@ -10,8 +11,8 @@ from screenshots import has_browser, new_browser, prefer
 from serve_tools import end, start
 from teacher_tools import batch_of, load_teacher, random_clips, serving
 
-from common.config import ServiceClientConfig
-from student_trainer.service_targets import ServiceTargets
+from salt_distill.common.config import ServiceClientConfig
+from salt_distill.student_trainer.targets.service import ServiceTargets
 
 EVIL = "<img src=x onerror=document.title='owned'>"
 
@@ -37,12 +38,24 @@ class LiveRun:
         self._thread.start()
 
     def _live(self, url: str, number: int) -> None:
-        source = ServiceTargets(url, "float16", ServiceClientConfig(retry_budget_s=5), f"run-{number}", group="g", shown=self._shown)
+        source = ServiceTargets(
+            url,
+            "float16",
+            ServiceClientConfig(retry_budget_s=5),
+            f"run-{number}",
+            group="g",
+            shown=self._shown,
+        )
         for step in range(1, 10_000):
             if self._ended.wait(0.15):
                 break
             source.request(batch_of(random_clips(4, seed=step)), slot=4 * step).result(timeout=30)
-            line = {"loss": (1 + number) / step, "flops": 1e9 * step * (1 + number), "teacher_wait_ms": 2.5, "clips_per_s": 25.0}
+            line = {
+                "loss": (1 + number) / step,
+                "flops": 1e9 * step * (1 + number),
+                "teacher_wait_ms": 2.5,
+                "clips_per_s": 25.0,
+            }
             source.report({"step": step, "slot": 4 * step, **line})
         source.close()
 
@@ -71,13 +84,27 @@ def test_the_page_of_two_replicas_and_three_live_runs(browser, tmp_path):
         browser.get(url)
         until(
             lambda: (
-                len(ask(browser, "[...document.querySelectorAll('#chart path.run')].filter(path => /L/.test(path.getAttribute('d')))")) == 3
+                len(
+                    ask(
+                        browser,
+                        "[...document.querySelectorAll('#chart path.run')].filter(path =>"
+                        " /L/.test(path.getAttribute('d')))",
+                    )
+                )
+                == 3
             )
         )
         until(lambda: ask(browser, "document.querySelectorAll('#tiles b')[5].textContent") == "2")  # replicas
-        rows = ask(browser, "[...document.querySelectorAll('tr.row')].map(row => [...row.cells].map(cell => cell.textContent))")
+        rows = ask(
+            browser,
+            "[...document.querySelectorAll('tr.row')].map(row => [...row.cells].map(cell =>"
+            " cell.textContent))",
+        )
         assert [row[0] for row in rows] == ["run-0", "run-1", "run-2"]
-        assert all(row[4] == "25.0" and row[5] == "2.5 ms" and row[8] == "g" and row[9].endswith("clips") for row in rows)
+        assert all(
+            row[4] == "25.0" and row[5] == "2.5 ms" and row[8] == "g" and row[9].endswith("clips")
+            for row in rows
+        )
         assert ask(browser, "document.querySelector('#state').textContent") == "ready"
         assert "forwards avoided" in ask(browser, "document.querySelector('#avoided-of').textContent")
         # It is live: steps grow without a reload.
@@ -97,7 +124,12 @@ def test_the_page_of_two_replicas_and_three_live_runs(browser, tmp_path):
         assert "run-2: loss" in ask(browser, "document.querySelector('#spoken').textContent")
         # A row opens its configuration, in which nothing is markup.
         browser.find_element("css selector", "tr.row button").click()
-        until(lambda: "0.001" in (ask(browser, "document.querySelector('tr.config:not([hidden])')?.textContent") or ""))
+        until(
+            lambda: (
+                "0.001"
+                in (ask(browser, "document.querySelector('tr.config:not([hidden])')?.textContent") or "")
+            )
+        )
         assert EVIL in ask(browser, "document.querySelector('tr.config').textContent")
         assert ask(browser, "document.querySelectorAll('main img').length") == 0
         assert ask(browser, "document.title").endswith("SALT teacher")
@@ -105,10 +137,17 @@ def test_the_page_of_two_replicas_and_three_live_runs(browser, tmp_path):
         colors = []
         for scheme in ("light", "dark"):
             prefer(browser, scheme)
-            colors.append(ask(browser, "['backgroundColor', 'color'].map(name => getComputedStyle(document.body)[name])"))
+            colors.append(
+                ask(
+                    browser, "['backgroundColor', 'color'].map(name => getComputedStyle(document.body)[name])"
+                )
+            )
         assert len({color for pair in colors for color in pair}) == 4
         # Nothing came from elsewhere.
-        assert all(name.startswith(url) for name in ask(browser, "performance.getEntriesByType('resource').map(entry => entry.name)"))
+        assert all(
+            name.startswith(url)
+            for name in ask(browser, "performance.getEntriesByType('resource').map(entry => entry.name)")
+        )
         errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
         assert not errors
     finally:
@@ -126,9 +165,17 @@ def locked(app):
     """An app that wants a token, as the service's access does it, but for its page."""
 
     async def around(scope, receive, send):
-        if scope["type"] == "http" and scope["path"] != "/" and (b"authorization", b"Bearer s3cret") not in scope["headers"]:
-            body = json.dumps({"error": "no token", "expected": "a token", "got": "none", "hint": "ask"}).encode()
-            await send({"type": "http.response.start", "status": 401, "headers": [(b"www-authenticate", b"Bearer")]})
+        if (
+            scope["type"] == "http"
+            and scope["path"] != "/"
+            and (b"authorization", b"Bearer s3cret") not in scope["headers"]
+        ):
+            body = json.dumps(
+                {"error": "no token", "expected": "a token", "got": "none", "hint": "ask"}
+            ).encode()
+            await send(
+                {"type": "http.response.start", "status": 401, "headers": [(b"www-authenticate", b"Bearer")]}
+            )
             return await send({"type": "http.response.body", "body": body})
         return await app(scope, receive, send)
 

@@ -17,14 +17,14 @@ import rich.console
 import torch
 from teacher_tools import BATCH_SIZE, VIEW, save_teacher
 
-from common.config import LoaderConfig, PrecomputeConfig, StudentRun, TeacherComputeConfig
-from common.data.encode import encode_mp4
-from common.data.reader import Reader
-from common.data.shards import open_dataset
-from common.model.teacher import Teacher
-from common.targets.target_cache import TargetCache
-from student_trainer.target_source import CachedTargets, LocalTargets, views_of
-from teacher_server.precompute import precompute
+from salt_distill.common.config import LoaderConfig, PrecomputeConfig, StudentRun, TeacherComputeConfig
+from salt_distill.common.data.encode import encode_mp4
+from salt_distill.common.data.reader import Reader
+from salt_distill.common.data.shards import open_dataset
+from salt_distill.common.model.teacher import Teacher
+from salt_distill.common.targets.target_cache import TargetCache
+from salt_distill.student_trainer.targets.source import CachedTargets, LocalTargets, views_of
+from salt_distill.teacher_server.precompute import precompute
 
 SHARDS, SAMPLES = 2, 6
 
@@ -37,7 +37,10 @@ def data(tmp_path_factory):
     for shard in range(SHARDS):
         with tarfile.open(folder / f"moving-{shard:06d}.tar", "w") as tar:
             for number in range(SAMPLES):
-                frames = [av.VideoFrame.from_ndarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)) for _ in range(6)]
+                frames = [
+                    av.VideoFrame.from_ndarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+                    for _ in range(6)
+                ]
                 video = encode_mp4(frames, width=32, height=24, fps=10, crf=30)
                 member = tarfile.TarInfo(f"{shard}{number:03d}.mp4")
                 member.size = len(video)
@@ -52,7 +55,13 @@ def ckpt(tmp_path_factory):
 
 
 def config_of(data, ckpt, out, **changes):
-    values = {"views": 2, "workers": 0, "data_seed": 5, "teacher": TeacherComputeConfig(batch_size=BATCH_SIZE), **changes}
+    values = {
+        "views": 2,
+        "workers": 0,
+        "data_seed": 5,
+        "teacher": TeacherComputeConfig(batch_size=BATCH_SIZE),
+        **changes,
+    }
     return PrecomputeConfig(ckpt=str(ckpt), data=str(data), out=str(out), **values)
 
 
@@ -68,7 +77,11 @@ def reader_of(data, data_seed=5):
 
 
 def files_in(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_a_student_finds_every_clip_and_the_same_bits(data, ckpt, tmp_path):
@@ -89,7 +102,10 @@ def test_a_student_finds_every_clip_and_the_same_bits(data, ckpt, tmp_path):
 
 def test_what_is_to_come_is_said_and_a_disk_that_is_too_small_is_refused(data, ckpt, tmp_path, monkeypatch):
     per_target = 8 * 24 * 2  # tokens, width, float16
-    assert re.search(r"24 targets to come: \S+ kB of .* free, at least 0:00:\d\d at \S+ clips/s", run(data, ckpt, tmp_path / "a"))
+    assert re.search(
+        r"24 targets to come: \S+ kB of .* free, at least 0:00:\d\d at \S+ clips/s",
+        run(data, ckpt, tmp_path / "a"),
+    )
     assert "all 24 targets are there, and are checked" in run(data, ckpt, tmp_path / "a")
     next((tmp_path / "a").rglob("view-1/*000001.arrow")).unlink()
     assert "6 targets to come, 18 more are there" in run(data, ckpt, tmp_path / "a")
@@ -104,7 +120,9 @@ def test_layout_and_manifest(data, ckpt, tmp_path):
     run(data, ckpt, tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     fingerprint = manifest["fingerprint"]
-    names = [f"{fingerprint}/view-{view}/moving-{shard:06d}.arrow" for view in range(2) for shard in range(SHARDS)]
+    names = [
+        f"{fingerprint}/view-{view}/moving-{shard:06d}.arrow" for view in range(2) for shard in range(SHARDS)
+    ]
     assert sorted(files_in(tmp_path)) == sorted([*names, "manifest.json"])
     assert {name: facts["rows"] for name, facts in manifest["files"].items()} == dict.fromkeys(names, SAMPLES)
     assert (manifest["views"], manifest["data_seed"], manifest["skipped"]) == (2, 5, [])
@@ -114,8 +132,21 @@ def test_layout_and_manifest(data, ckpt, tmp_path):
 def test_a_killed_command_goes_on_and_ends_with_the_same_bytes(data, ckpt, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(data, ckpt, whole)
-    start = "from teacher_server.cli import main; main()"
-    command = [sys.executable, "-c", start, "precompute", "--ckpt", ckpt, "--data", data, "--out", killed, "--views", "2"]
+    start = "from salt_distill.teacher_server.cli import main; main()"
+    command = [
+        sys.executable,
+        "-c",
+        start,
+        "precompute",
+        "--ckpt",
+        ckpt,
+        "--data",
+        data,
+        "--out",
+        killed,
+        "--views",
+        "2",
+    ]
     settings = ["--workers", "0", "--data-seed", "5", "--set", f"teacher.batch_size={BATCH_SIZE}"]
     process = subprocess.Popen([*map(str, command), *settings], stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(killed.rglob("view-*/[!.]*.arrow")):
@@ -125,7 +156,9 @@ def test_a_killed_command_goes_on_and_ends_with_the_same_bytes(data, ckpt, tmp_p
     first = {path: path.stat().st_mtime_ns for path in killed.rglob("view-*/[!.]*.arrow")}
     assert first
     run(data, ckpt, killed)
-    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in first.items())  # what was whole was not made again
+    assert all(
+        path.stat().st_mtime_ns == time_ns for path, time_ns in first.items()
+    )  # what was whole was not made again
     assert files_in(killed) == files_in(whole)
 
 
@@ -171,7 +204,14 @@ def test_another_cache_is_not_overwritten(data, ckpt, tmp_path):
 
 def test_a_student_takes_the_number_of_views_from_the_cache(data, ckpt, tmp_path):
     run(data, ckpt, tmp_path)
-    values = {"data": str(data), "out": "unused", "steps": 1, "batch_size": 4, "targets": str(tmp_path), "optim": {"warmup_steps": 0}}
+    values = {
+        "data": str(data),
+        "out": "unused",
+        "steps": 1,
+        "batch_size": 4,
+        "targets": str(tmp_path),
+        "optim": {"warmup_steps": 0},
+    }
     assert views_of(StudentRun.model_validate(values)) == 2
     assert views_of(StudentRun.model_validate({**values, "views": 2})) == 2
     with pytest.raises(ValueError, match=r"got --views 3, but .* holds 2 views"):

@@ -1,4 +1,5 @@
-"""The real thing: `salt-serve teacher` and `salt-serve precompute` on a private Ray, and what they leave behind."""
+"""The real thing: `salt-serve teacher` and `salt-serve precompute` on a private Ray, and what they leave
+behind."""
 
 import json
 import signal
@@ -12,12 +13,12 @@ from serve_tools import SALT_SERVE, alive, descendants, end, start
 from service_tools import Caller, clips_by_digest, wait_until
 from teacher_tools import BATCH_SIZE, batch_of, load_teacher, random_clips
 
-from common.config import FrozenConfig, ServiceClientConfig, TeacherComputeConfig
-from common.model.checkpoint import open_encoder
-from common.model.teacher import Teacher
-from common.targets.target_cache import TargetCache
-from student_trainer.service_targets import ServiceTargets
-from student_trainer.target_source import LocalTargets
+from salt_distill.common.config import FrozenConfig, ServiceClientConfig, TeacherComputeConfig
+from salt_distill.common.model.checkpoint import open_encoder
+from salt_distill.common.model.teacher import Teacher
+from salt_distill.common.targets.target_cache import TargetCache
+from salt_distill.student_trainer.targets.service import ServiceTargets
+from salt_distill.student_trainer.targets.source import LocalTargets
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +35,31 @@ def test_serve_share_and_end_without_a_trace(teacher):
         family = descendants(process.pid)
         assert len(family) > 4  # Ray's processes are among them
         clients = [ServiceClientConfig(request_clips=size, retry_budget_s=5) for size in (5, 8)]
-        students = [ServiceTargets(url, "float16", client, f"student-{client.request_clips}") for client in clients]
+        students = [
+            ServiceTargets(url, "float16", client, f"student-{client.request_clips}") for client in clients
+        ]
         local = LocalTargets(local_teacher, "float16")
         try:
             futures = [source.request(batch) for source in (*students, local)]
             results = [future.result(timeout=30) for future in futures]
-            students[0].report({"step": 7, "slot": 56, "loss": 0.5, "flops": 1e9, "teacher_wait_ms": 1.0, "clips_per_s": 9.0})
+            students[0].report(
+                {"step": 7, "slot": 56, "loss": 0.5, "flops": 1e9, "teacher_wait_ms": 1.0, "clips_per_s": 9.0}
+            )
         finally:
             for source in (*students, local):
                 source.close()
         assert torch.equal(results[0], results[2])
         assert torch.equal(results[1], results[2])
-        shown = subprocess.run([*SALT_SERVE, "status", "--url", url, "--json"], capture_output=True, text=True, check=True)
+        shown = subprocess.run(
+            [*SALT_SERVE, "status", "--url", url, "--json"], capture_output=True, text=True, check=True
+        )
         facts = json.loads(shown.stdout)
         assert (facts["counters"]["clips_served"], facts["counters"]["clips_computed"]) == (48, 24)
         assert {run["id"]: run["clips_served"] for run in facts["runs"]} == {"student-5": 24, "student-8": 24}
-        assert {run["id"]: (run["progress"] or {}).get("step") for run in facts["runs"]} == {"student-5": 7, "student-8": None}
+        assert {run["id"]: (run["progress"] or {}).get("step") for run in facts["runs"]} == {
+            "student-5": 7,
+            "student-8": None,
+        }
         family |= descendants(process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
@@ -85,7 +95,10 @@ def test_two_replicas_behind_one_url(teacher, tmp_path):
                 assert header.fingerprint == local_teacher.spec.fingerprint
                 assert {row.status for row in rows} == {"ok"}
         counters = caller.counters()
-        assert (counters["clips_computed"], counters["passed_on"]) == (48, passed_on)  # the bucket header led to the owner
+        assert (counters["clips_computed"], counters["passed_on"]) == (
+            48,
+            passed_on,
+        )  # the bucket header led to the owner
     finally:
         said = end(process)
     assert "haproxy ingress, 2 replicas" in said
@@ -99,7 +112,10 @@ def test_a_killed_server_of_anothers_encoder_takes_its_ray_with_it():
     family = descendants(process.pid)
     try:
         choice = FrozenConfig(ckpt=name, num_frames=4, crop_size=16, patch_size=8)
-        local = LocalTargets(Teacher(open_encoder(choice), TeacherComputeConfig(batch_size=BATCH_SIZE), torch.device("cpu")), "float16")
+        local = LocalTargets(
+            Teacher(open_encoder(choice), TeacherComputeConfig(batch_size=BATCH_SIZE), torch.device("cpu")),
+            "float16",
+        )
         served = ServiceTargets(url, "float16", ServiceClientConfig(), "student")
         assert served.spec == local.spec
         results = [source.request(batch_of(random_clips(5))).result(timeout=30) for source in (served, local)]

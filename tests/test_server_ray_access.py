@@ -1,4 +1,5 @@
-"""Access on the real Ray Serve: tokens behind HAProxy, TLS that ends in the replicas, and where nothing else listens."""
+"""Access on the real Ray Serve: tokens behind HAProxy, TLS that ends in the replicas, and where nothing else
+listens."""
 
 import http.client
 import json
@@ -13,10 +14,10 @@ from serve_tools import SALT_SERVE, descendants, end, start
 from service_tools import Caller, clips_by_digest, wait_until
 from teacher_tools import batch_of, load_teacher, new_certificate, random_clips
 
-from common.config import ServiceClientConfig
-from common.credentials import trusted
-from student_trainer.service_targets import ServiceTargets
-from student_trainer.target_source import LocalTargets
+from salt_distill.common.config import ServiceClientConfig
+from salt_distill.common.credentials import trusted
+from salt_distill.student_trainer.targets.service import ServiceTargets
+from salt_distill.student_trainer.targets.source import LocalTargets
 
 TOKEN = "alice-" + 32 * "a"
 
@@ -36,7 +37,16 @@ def tokens(tmp_path):
 def test_tls_ends_in_two_replicas_behind_one_port(teacher, tokens, tmp_path):
     ckpt, local_teacher = teacher
     cert, key = new_certificate(tmp_path)
-    flags = ("--tokens", str(tokens), "--tls-cert", str(cert), "--tls-key", str(key), "--request-log", str(tmp_path / "requests.jsonl"))
+    flags = (
+        "--tokens",
+        str(tokens),
+        "--tls-cert",
+        str(cert),
+        "--tls-key",
+        str(key),
+        "--request-log",
+        str(tmp_path / "requests.jsonl"),
+    )
     process, url = start(ckpt, "--replicas", "2", "--cpus", "0.4", *flags)
     assert url.startswith("https://127.0.0.1:")
     try:
@@ -48,9 +58,17 @@ def test_tls_ends_in_two_replicas_behind_one_port(teacher, tokens, tmp_path):
             with closing(ServiceTargets(url, "float16", client, run, token=TOKEN, ca=str(cert))) as source:
                 assert torch.equal(source.request(batch).result(timeout=30), expected)
         facts = facts_of(url, cert)
-        assert (facts["ingress"], facts["counters"]["clips_computed"], facts["counters"]["clips_served"]) == ("direct", 24, 48)
-        environment = {name: value for name, value in os.environ.items() if name != "SALT_TOKEN"} | {"SSL_CERT_FILE": str(cert)}
-        refused = subprocess.run([*SALT_SERVE, "runs", "--url", url], capture_output=True, text=True, env=environment, check=False)
+        assert (facts["ingress"], facts["counters"]["clips_computed"], facts["counters"]["clips_served"]) == (
+            "direct",
+            24,
+            48,
+        )
+        environment = {name: value for name, value in os.environ.items() if name != "SALT_TOKEN"} | {
+            "SSL_CERT_FILE": str(cert)
+        }
+        refused = subprocess.run(
+            [*SALT_SERVE, "runs", "--url", url], capture_output=True, text=True, env=environment, check=False
+        )
         assert (refused.returncode, "401" in refused.stderr) == (1, True), refused
         doors = listening(descendants(process.pid))
         assert len(doors) > 3  # the replicas', Ray Serve's, Ray's own
@@ -60,7 +78,10 @@ def test_tls_ends_in_two_replicas_behind_one_port(teacher, tokens, tmp_path):
         said = end(process)
     assert "direct ingress, 2 replicas" in said
     logged = (tmp_path / "requests.jsonl").read_text()
-    assert {json.loads(line)["run"] for line in logged.splitlines() if '"/v1/targets"' in line} == {"alice", "bob"}
+    assert {json.loads(line)["run"] for line in logged.splitlines() if '"/v1/targets"' in line} == {
+        "alice",
+        "bob",
+    }
     assert TOKEN not in said + logged
 
 
@@ -104,7 +125,10 @@ def tells(address, port):
     """Whether a stranger who asks there, in HTTP, for what the teacher is gets an answer."""
     try:
         return b"fingerprint" in Caller(f"http://{address}:{port}").send("GET", "/v1/teacher", timeout=1)[2]
-    except (OSError, http.client.HTTPException):  # Ray's own protocols answer in their ways, and its metrics to any path
+    except (
+        OSError,
+        http.client.HTTPException,
+    ):  # Ray's own protocols answer in their ways, and its metrics to any path
         return False
 
 

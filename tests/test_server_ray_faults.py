@@ -14,11 +14,11 @@ from serve_tools import descendants, end, start
 from service_tools import Caller, clips_by_digest, wait_until
 from teacher_tools import batch_of, load_teacher, random_clips, save_teacher
 
-from common.config import ServiceClientConfig
-from common.local_ray import ray_to_join
-from student_trainer.service_targets import ServiceTargets
-from student_trainer.target_source import LocalTargets
-from teacher_server.ingress import haproxy_environment
+from salt_distill.common.config import ServiceClientConfig
+from salt_distill.common.local_ray import ray_to_join
+from salt_distill.student_trainer.targets.service import ServiceTargets
+from salt_distill.student_trainer.targets.source import LocalTargets
+from salt_distill.teacher_server.ray_serve.ingress import haproxy_environment
 
 pytestmark = pytest.mark.faults
 
@@ -32,7 +32,10 @@ def teacher(tmp_path_factory):
 def test_two_teachers_in_a_cluster_that_others_started(tmp_path):
     teachers = [save_teacher(tmp_path / f"teacher-{seed}", seed) for seed in (0, 1)]
     with ray_to_join(None, haproxy_environment()) as cluster:
-        servers = [start(ckpt, "--address", cluster["address"], "--name", f"t{seed}") for seed, ckpt in enumerate(teachers)]
+        servers = [
+            start(ckpt, "--address", cluster["address"], "--name", f"t{seed}")
+            for seed, ckpt in enumerate(teachers)
+        ]
         try:
             assert [url.rsplit("/", 1)[1] for _, url in servers] == ["t0", "t1"]
             one, other = (Caller(url) for _, url in servers)
@@ -59,10 +62,16 @@ def test_two_replicas_behind_the_python_proxy(teacher):
     batch, local = batch_of(random_clips(48)), LocalTargets(local_teacher, "float16")
     with ray_to_join(None) as cluster:
         process, url = start(ckpt, "--address", cluster["address"], "--replicas", "2", "--cpus", "0.4")
-        students = [ServiceTargets(url, "float16", ServiceClientConfig(request_clips=4, retry_budget_s=30), name) for name in ("a", "b")]
+        students = [
+            ServiceTargets(url, "float16", ServiceClientConfig(request_clips=4, retry_budget_s=30), name)
+            for name in ("a", "b")
+        ]
         try:
             caller = Caller(url)
-            assert (caller.json("/v1/teacher")["ingress"], caller.json("/v1/teacher")["buckets"]) == ("python", 2)
+            assert (caller.json("/v1/teacher")["ingress"], caller.json("/v1/teacher")["buckets"]) == (
+                "python",
+                2,
+            )
             wait_until(lambda: caller.counters()["replicas"] == 2)
             expected = local.request(batch).result()
             for student in students:
@@ -80,7 +89,9 @@ def test_a_replica_killed_under_load(teacher):
     ckpt, local_teacher = teacher
     process, url = start(ckpt, "--replicas", "2", "--cpus", "0.4")
     local = LocalTargets(local_teacher, "float16")
-    student = ServiceTargets(url, "float16", ServiceClientConfig(request_clips=4, retry_budget_s=90), "student")
+    student = ServiceTargets(
+        url, "float16", ServiceClientConfig(request_clips=4, retry_budget_s=90), "student"
+    )
     try:
         caller = Caller(url)
         wait_until(lambda: caller.counters()["replicas"] == 2)
@@ -100,7 +111,10 @@ def test_a_replica_joins_under_load(teacher):
     """From one replica to two, by the clips that wait: each distinct clip still costs one forward."""
     ckpt, _ = teacher
     fast = {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1"}
-    settings = [f"--set={key}" for key in ("service.clips_per_replica=1", "service.batch_wait_ms=300", "teacher.batch_size=512")]
+    settings = [
+        f"--set={key}"
+        for key in ("service.clips_per_replica=1", "service.batch_wait_ms=300", "teacher.batch_size=512")
+    ]
     process, url = start(ckpt, "--replicas", "1:2", "--cpus", "0.4", *settings, environment=fast)
     stop, sent, failed = threading.Event(), [0, 0], []
 
@@ -147,7 +161,9 @@ def test_a_rolling_replacement_never_mixes_targets(tmp_path):
 
         def student():
             while not stop.is_set():
-                with suppress(http.client.HTTPException, ConnectionError):  # the replica that had the connection ended: clients try again
+                with suppress(
+                    http.client.HTTPException, ConnectionError
+                ):  # the replica that had the connection ended: clients try again
                     status, body = caller.ask(list(clips), clips, headers={"X-Salt-Teacher": fingerprint})
                     seen.append((status, fingerprint.encode() in body if status == 200 else None))
                 time.sleep(0.05)
@@ -178,4 +194,8 @@ def test_a_rolling_replacement_never_mixes_targets(tmp_path):
 
 def replicas_of(process):
     """The processes of a server's replicas."""
-    return [pid for pid in descendants(process.pid) if b"ServeReplica" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [
+        pid
+        for pid in descendants(process.pid)
+        if b"ServeReplica" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]

@@ -11,14 +11,14 @@ import pytest
 from service_tools import Caller, GatedTeacher, clips_by_digest, wait_until
 from teacher_tools import BATCH_SIZE, load_teacher, serving
 
-from common.config import ServiceConfig
-from common.targets import codec
-from common.targets.segments import SegmentStore
-from common.targets.store import CacheSpec
-from common.targets.target_cache import TargetCache
-from teacher_server.board import Board
-from teacher_server.replica import Place
-from teacher_server.service import board_arguments
+from salt_distill.common.config import ServiceConfig
+from salt_distill.common.targets import codec
+from salt_distill.common.targets.segments import SegmentStore
+from salt_distill.common.targets.store import CacheSpec
+from salt_distill.common.targets.target_cache import TargetCache
+from salt_distill.teacher_server.board.board import Board
+from salt_distill.teacher_server.http.replica import Place
+from salt_distill.teacher_server.http.service import board_arguments
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,9 @@ def test_two_replicas_compute_each_clip_once(teacher, board):
         assert (counters["clips_computed"], counters["clips_served"], counters["replicas"]) == (8, 20, 2)
         assert (counters["passed_on"], counters["need_clip"]) == (8, 0)
         assert other.counters()["clips_served"] == 20  # either replica speaks for both
-        assert {run["id"]: (run["clips_served"], run["clips_computed"]) for run in other.json("/v1/runs")} == {
+        assert {
+            run["id"]: (run["clips_served"], run["clips_computed"]) for run in other.json("/v1/runs")
+        } == {
             "test": (12, 4),
             "second": (8, 4),
         }
@@ -62,7 +64,11 @@ def test_two_replicas_compute_each_clip_once(teacher, board):
 
 def test_a_clip_in_flight_on_another_replica(teacher, board):
     gated = GatedTeacher(teacher)
-    with replica(gated, board) as (one, inside), replica(teacher, board) as (other, _), ThreadPoolExecutor(2) as pool:
+    with (
+        replica(gated, board) as (one, inside),
+        replica(teacher, board) as (other, _),
+        ThreadPoolExecutor(2) as pool,
+    ):
         clips = clips_by_digest(BATCH_SIZE)
         gated.gate.clear()
         first = pool.submit(one.statuses, list(clips), clips)
@@ -75,7 +81,11 @@ def test_a_clip_in_flight_on_another_replica(teacher, board):
 
 
 def test_leases_hold_over_replicas(teacher, board):
-    with replica(teacher, board) as (one, inside), replica(teacher, board) as (other, _), ThreadPoolExecutor(1) as pool:
+    with (
+        replica(teacher, board) as (one, inside),
+        replica(teacher, board) as (other, _),
+        ThreadPoolExecutor(1) as pool,
+    ):
         clips = clips_by_digest(4)
         a, b, c, d = clips
         assert one.statuses([a, b]) == ["need_clip"] * 2
@@ -107,7 +117,9 @@ def test_a_replica_that_dies_loses_its_clips_and_no_answer(teacher, board):
         assert other.statuses(list(clips), clips) == ["ok"] * 6
         counters = other.counters()
         assert (counters["clips_computed"], counters["replicas"]) == (6, 1)
-        assert set(asyncio.run(board.claim("http://another", list(clips)))) == {f"http://127.0.0.1:{other.parts.port}"}
+        assert set(asyncio.run(board.claim("http://another", list(clips)))) == {
+            f"http://127.0.0.1:{other.parts.port}"
+        }
 
 
 def test_targets_outlive_the_service_on_disk(teacher, tmp_path):
@@ -116,10 +128,14 @@ def test_targets_outlive_the_service_on_disk(teacher, tmp_path):
         caller = Caller(url)
         assert caller.statuses(list(clips), clips) == ["ok"] * 6
         assert caller.statuses(list(clips)) == ["ok"] * 6  # not sealed yet, not in memory
-        assert caller.statuses(list(clips), dtype="int8", clips=clips) == ["ok"] * 6  # another rounding is not kept
+        assert (
+            caller.statuses(list(clips), dtype="int8", clips=clips) == ["ok"] * 6
+        )  # another rounding is not kept
         counters = caller.counters()
         assert (counters["clips_computed"], counters["from_disk"], counters["disk_clips"]) == (12, 6, 6)
-    assert [path.name for path in (tmp_path / "segments").iterdir()] == [next((tmp_path / "segments").glob("*-0.arrow")).name]
+    assert [path.name for path in (tmp_path / "segments").iterdir()] == [
+        next((tmp_path / "segments").glob("*-0.arrow")).name
+    ]
     cache = TargetCache(tmp_path)
     assert len(cache) == 6
     with serving(GatedTeacher(teacher), cache=tmp_path) as (url, _):
@@ -163,7 +179,11 @@ def test_a_disk_that_is_full_costs_no_answer(teacher, tmp_path, caplog):
 
 
 def test_a_cache_of_another_teacher_is_refused(teacher, tmp_path):
-    spec = CacheSpec(teacher=teacher.spec.to_json(), target_dtype="float16", shape=(teacher.spec.num_tokens, teacher.spec.width))
+    spec = CacheSpec(
+        teacher=teacher.spec.to_json(),
+        target_dtype="float16",
+        shape=(teacher.spec.num_tokens, teacher.spec.width),
+    )
     SegmentStore(tmp_path, spec, segment_bytes=1)
     other = load_teacher(tmp_path / "other", seed=1)
     with pytest.raises(ValueError, match="got a cache with fingerprint="), serving(other, cache=tmp_path):
@@ -176,10 +196,16 @@ def test_a_cache_of_another_teacher_is_refused(teacher, tmp_path):
 
 
 def test_two_writers_share_a_folder(teacher, tmp_path):
-    spec = CacheSpec(teacher=teacher.spec.to_json(), target_dtype="float16", shape=(teacher.spec.num_tokens, teacher.spec.width))
+    spec = CacheSpec(
+        teacher=teacher.spec.to_json(),
+        target_dtype="float16",
+        shape=(teacher.spec.num_tokens, teacher.spec.width),
+    )
     size = codec.num_bytes("float16", *spec.shape)
     clips = clips_by_digest(5)
-    encoded = {digest: codec.encode(teacher.forward(clip[None]), "float16")[0] for digest, clip in clips.items()}
+    encoded = {
+        digest: codec.encode(teacher.forward(clip[None]), "float16")[0] for digest, clip in clips.items()
+    }
     one, other = (SegmentStore(tmp_path, spec, segment_bytes=2 * size) for _ in range(2))
     a, b, c, d, e = clips
     one.add({a: encoded[a], b: encoded[b]})  # sealed: it has its size

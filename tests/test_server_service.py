@@ -10,7 +10,7 @@ import torch
 from service_tools import Caller, FailingTeacher, GatedTeacher, clips_by_digest, wait_until
 from teacher_tools import BATCH_SIZE, VIEW, load_teacher, random_clips, serving
 
-from common.targets import codec, wire
+from salt_distill.common.targets import codec, wire
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,12 @@ def test_what_the_service_says_of_itself(service, teacher):
     facts = caller.json("/v1/teacher")
     assert facts["fingerprint"] == teacher.spec.fingerprint
     assert facts["clip_shape"] == list(VIEW.clip_shape)
-    assert (facts["grid"], facts["width"], facts["batch_size"], facts["protocol"]) == ([2, 2, 2], 24, BATCH_SIZE, "1")
+    assert (facts["grid"], facts["width"], facts["batch_size"], facts["protocol"]) == (
+        [2, 2, 2],
+        24,
+        BATCH_SIZE,
+        "1",
+    )
     assert facts["dtypes"] == ["float16", "bfloat16", "int8"]
     assert facts["compute"]["batch_size"] == BATCH_SIZE
     assert caller.json("/healthz") == {"alive": True}
@@ -89,7 +94,11 @@ def test_two_clients_with_the_same_clips_share_one_forward_each(teacher):
         checksums = [[row.encoded.checksum for row in future.result()[1]] for future in both]
         assert checksums[0] == checksums[1]
         counters = caller.counters()
-        assert (counters["clips_served"], counters["clips_computed"], counters["coalesced"]) == (2 * BATCH_SIZE, BATCH_SIZE, BATCH_SIZE)
+        assert (counters["clips_served"], counters["clips_computed"], counters["coalesced"]) == (
+            2 * BATCH_SIZE,
+            BATCH_SIZE,
+            BATCH_SIZE,
+        )
         assert gated.batches == [1, BATCH_SIZE]  # the first one warms up
 
 
@@ -118,7 +127,11 @@ def test_one_forward_serves_two_roundings(teacher):
         others = [pool.submit(caller.targets, list(clips), None, dtype) for dtype in ("int8", "bfloat16")]
         wait_until(lambda: len(inside.batcher.flight(next(iter(clips))).results) == 3)
         gated.gate.set()
-        assert [future.result()[0].target_dtype for future in (first, *others)] == ["float16", "int8", "bfloat16"]
+        assert [future.result()[0].target_dtype for future in (first, *others)] == [
+            "float16",
+            "int8",
+            "bfloat16",
+        ]
         assert caller.counters()["clips_computed"] == 1
 
 
@@ -139,7 +152,9 @@ def test_crossing_leases_do_not_deadlock(teacher):
         caller, clips = Caller(url), clips_by_digest(4)
         a, b, c, d = clips
         assert caller.statuses([a, b]) == ["need_clip"] * 2  # the one client holds a and b
-        header, rows = caller.targets([c, a, d, b])  # the other one gets c and d, and is not kept waiting for a and b
+        header, rows = caller.targets(
+            [c, a, d, b]
+        )  # the other one gets c and d, and is not kept waiting for a and b
         assert [row.status for row in rows] == ["need_clip"] * 4
         assert header.leased == (1, 3)
         started = time.monotonic()
@@ -191,13 +206,17 @@ def test_only_some_tokens(service):
     [whole] = caller.targets([digest], clips, "int8")[1]
     header, [part] = caller.targets([digest], None, "int8", token_idx=np.array([1, 6]))
     decoded = codec.decode(whole.encoded, "int8", num_tokens=header.shape[0], width=header.shape[1])
-    assert torch.equal(codec.decode(part.encoded, "int8", num_tokens=2, width=header.shape[1]), decoded[[1, 6]])
+    assert torch.equal(
+        codec.decode(part.encoded, "int8", num_tokens=2, width=header.shape[1]), decoded[[1, 6]]
+    )
 
 
 def test_errors_say_got_expected_and_hint(service, teacher):
     caller, _ = service
     arrow = {"Content-Type": wire.CONTENT_TYPE}
-    body = b"".join(wire.write_request("float16", [wire.RequestRow(clip_digest=bytes(32), token_idx=np.array([99]))]))
+    body = b"".join(
+        wire.write_request("float16", [wire.RequestRow(clip_digest=bytes(32), token_idx=np.array([99]))])
+    )
     cases = [
         (409, body, {**arrow, "X-Salt-Teacher": "0" * 64}, teacher.spec.fingerprint),
         (415, body, {"Content-Type": "application/json"}, "application/json"),
@@ -217,23 +236,34 @@ def test_errors_say_got_expected_and_hint(service, teacher):
 
 def test_a_body_that_is_too_large(teacher):
     with serving(teacher, max_request_bytes=5000) as (url, _):
-        status, _, body = Caller(url).send("POST", "/v1/targets", bytes(5001), {"Content-Type": wire.CONTENT_TYPE})
+        status, _, body = Caller(url).send(
+            "POST", "/v1/targets", bytes(5001), {"Content-Type": wire.CONTENT_TYPE}
+        )
         assert (status, json.loads(body)["expected"]) == (413, "at most 5000 bytes")
-        chunked = Caller(url).send("POST", "/v1/targets", iter([bytes(3000), bytes(3000)]), {"Content-Type": wire.CONTENT_TYPE})
+        chunked = Caller(url).send(
+            "POST", "/v1/targets", iter([bytes(3000), bytes(3000)]), {"Content-Type": wire.CONTENT_TYPE}
+        )
         assert chunked[0] == 413
 
 
 def test_a_busy_teacher_says_when_to_come_back(teacher):
     gated = GatedTeacher(teacher)
     clip_bytes = random_clips(1).nbytes
-    with serving(gated, max_pending_bytes=2 * clip_bytes, retry_after_s=0.25) as (url, inside), ThreadPoolExecutor(1) as pool:
+    with (
+        serving(gated, max_pending_bytes=2 * clip_bytes, retry_after_s=0.25) as (url, inside),
+        ThreadPoolExecutor(1) as pool,
+    ):
         caller, clips = Caller(url), clips_by_digest(2)
         first, second = clips
         gated.gate.clear()
         waiting = pool.submit(caller.statuses, [first], clips)
         wait_until(lambda: inside.batcher.flight(first) is not None)
-        body = b"".join(wire.write_request("float16", [wire.RequestRow(clip_digest=second, clip=clips[second].tobytes())]))
-        status, headers, answer = caller.send("POST", "/v1/targets", body, {"Content-Type": wire.CONTENT_TYPE})
+        body = b"".join(
+            wire.write_request("float16", [wire.RequestRow(clip_digest=second, clip=clips[second].tobytes())])
+        )
+        status, headers, answer = caller.send(
+            "POST", "/v1/targets", body, {"Content-Type": wire.CONTENT_TYPE}
+        )
         assert (status, headers["Retry-After"]) == (429, "0.25")
         assert "wait for the teacher" in json.loads(answer)["error"]
         gated.gate.set()
@@ -271,8 +301,16 @@ def test_the_board(service):
     assert caller.send("POST", "/v1/runs/a/progress", json.dumps(report), headers)[0] == 200
     assert caller.send("POST", "/v1/runs/b/progress", json.dumps({**report, "step": 4}), headers)[0] == 200
     runs = caller.json("/v1/runs")
-    assert [(run["id"], run["progress"]["step"], run["progress"]["loss"]) for run in runs] == [("b", 4, 0.5), ("a", 3, 0.5)]
-    for wrong in ({**report, "colour": 1}, {**report, "step": -1}, {"step": 1}, {**report, "loss": float("nan")}):
+    assert [(run["id"], run["progress"]["step"], run["progress"]["loss"]) for run in runs] == [
+        ("b", 4, 0.5),
+        ("a", 3, 0.5),
+    ]
+    for wrong in (
+        {**report, "colour": 1},
+        {**report, "step": -1},
+        {"step": 1},
+        {**report, "loss": float("nan")},
+    ):
         status, _, body = caller.send("POST", "/v1/runs/a/progress", json.dumps(wrong), headers)
         assert (status, set(json.loads(body))) == (422, {"error", "expected", "got", "hint"})
     assert caller.json("/v1/runs")[1]["progress"]["step"] == 3

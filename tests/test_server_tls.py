@@ -13,16 +13,16 @@ from access_tools import ALICE, OPERATOR, raw, write_tokens
 from service_tools import ARROW, Caller, GatedTeacher, clips_by_digest, wait_until
 from teacher_tools import batch_of, load_teacher, new_certificate, random_clips, serving
 
-from common.config import ServiceClientConfig, ServiceConfig, StatusConfig
-from common.credentials import trusted
-from common.targets import codec, wire
-from student_trainer.retry import TeacherUnavailableError
-from student_trainer.service_targets import ServiceTargets
-from teacher_server.board import Board
-from teacher_server.listener import Tls, tls_socket
-from teacher_server.replica import Place
-from teacher_server.service import board_arguments
-from teacher_server.status import call
+from salt_distill.common.config import ServiceClientConfig, ServiceConfig, StatusConfig
+from salt_distill.common.credentials import trusted
+from salt_distill.common.targets import codec, wire
+from salt_distill.student_trainer.targets.retry import TeacherUnavailableError
+from salt_distill.student_trainer.targets.service import ServiceTargets
+from salt_distill.teacher_server.board.board import Board
+from salt_distill.teacher_server.http.listener import Tls, tls_socket
+from salt_distill.teacher_server.http.replica import Place
+from salt_distill.teacher_server.http.service import board_arguments
+from salt_distill.teacher_server.status import call
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +62,18 @@ def test_a_student_over_tls(teacher, tokens, certificate, monkeypatch):
         got = source.request(batch).result(timeout=20)
         source.close()
         for row, encoded in zip(got, expected, strict=True):
-            tokens_of = codec.decode(encoded, "float16", num_tokens=teacher.spec.num_tokens, width=teacher.spec.width)
+            tokens_of = codec.decode(
+                encoded, "float16", num_tokens=teacher.spec.num_tokens, width=teacher.spec.width
+            )
             assert torch.equal(row, tokens_of)
-        with pytest.raises(ValueError, match=r"shows no certificate that is trusted: .*give --teacher-ca FILE"):
+        with pytest.raises(
+            ValueError, match=r"shows no certificate that is trusted: .*give --teacher-ca FILE"
+        ):
             ServiceTargets(url, "float16", client, "alice", token=ALICE)
         with pytest.raises(TeacherUnavailableError):
-            ServiceTargets(url.replace("https", "http"), "float16", client, "alice", token=ALICE, ca=str(certificate[0]))
+            ServiceTargets(
+                url.replace("https", "http"), "float16", client, "alice", token=ALICE, ca=str(certificate[0])
+            )
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
         monkeypatch.setenv("SALT_TOKEN", OPERATOR)
         assert call(StatusConfig(url=url), "/v1/teacher")["fingerprint"] == teacher.spec.fingerprint
@@ -92,7 +98,9 @@ def test_a_head_that_trickles(teacher, certificate):
     with over_tls(teacher, certificate, header_timeout_s=0.4) as (url, _):
         trusting = trusted(str(certificate[0]))
         for whole in (b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
-            answer, seconds = raw(url, whole, then=b"GET /v1/teacher HTTP/1.1\r\nX-Slow: ", wait_s=10, tls=trusting)
+            answer, seconds = raw(
+                url, whole, then=b"GET /v1/teacher HTTP/1.1\r\nX-Slow: ", wait_s=10, tls=trusting
+            )
             assert answer.count(b"200 OK") == bool(whole)
             assert 0.3 < seconds < 5
         parts = Caller(url).parts

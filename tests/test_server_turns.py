@@ -1,4 +1,5 @@
-"""Who is served when: turns between runs, room in bytes, deadlines, clients that leave, groups that keep together."""
+"""Who is served when: turns between runs, room in bytes, deadlines, clients that leave, groups that keep
+together."""
 
 import json
 import threading
@@ -10,8 +11,8 @@ import pytest
 from service_tools import ARROW, Caller, GatedTeacher, clips_by_digest, wait_until
 from teacher_tools import BATCH_SIZE, load_teacher, random_clips, serving
 
-from common.targets import codec
-from teacher_server.fair_queue import FairQueue
+from salt_distill.common.targets import codec
+from salt_distill.teacher_server.sharing.fair_queue import FairQueue
 
 
 @pytest.fixture(scope="module")
@@ -163,31 +164,68 @@ def test_each_worker_of_a_run_is_a_member_of_its_group(teacher):
             "members": 4,
         }
         assert caller.post("a", step=0, slot=64, group="g", worker=1)[1]["wait"]
-        assert [run["progress"]["step"] for run in caller.json("/v1/runs")] == [3, 2]  # the first workers' reports are shown
+        assert [run["progress"]["step"] for run in caller.json("/v1/runs")] == [
+            3,
+            2,
+        ]  # the first workers' reports are shown
         caller.post("a", step=0, slot=50, group="g", worker=1)
         caller.post("b", step=3, slot=60, group="g")
-        assert caller.post("b", step=3, slot=60, group="g")[1]["slowest_slot"] == 40  # a's first worker, not b's second
+        assert (
+            caller.post("b", step=3, slot=60, group="g")[1]["slowest_slot"] == 40
+        )  # a's first worker, not b's second
         caller.post("a", step=0, slot=0, worker=0)
         caller.post("a", step=0, slot=0, worker=1)
-        assert caller.post("b", step=3, slot=60, group="g")[1] == {"wait": False, "slowest_slot": 60, "window_clips": 10, "members": 2}
+        assert caller.post("b", step=3, slot=60, group="g")[1] == {
+            "wait": False,
+            "slowest_slot": 60,
+            "window_clips": 10,
+            "members": 2,
+        }
 
 
 def test_a_group_keeps_together(teacher):
     target_bytes = codec.num_bytes("float16", teacher.spec.num_tokens, teacher.spec.width)
     with serving(teacher, memory_bytes=10 * target_bytes + 1, group_timeout_s=0.6) as (url, _):
         caller = Caller(url)
-        assert caller.post("alone", step=9, slot=900) == (200, {"wait": False, "slowest_slot": None, "window_clips": 10, "members": 0})
-        assert caller.post("a", step=1, slot=4, group="g")[1] == {"wait": False, "slowest_slot": 4, "window_clips": 10, "members": 1}
-        assert caller.post("b", step=3, slot=14, group="g")[1]["wait"] is False  # ten clips ahead: memory has them
+        assert caller.post("alone", step=9, slot=900) == (
+            200,
+            {"wait": False, "slowest_slot": None, "window_clips": 10, "members": 0},
+        )
+        assert caller.post("a", step=1, slot=4, group="g")[1] == {
+            "wait": False,
+            "slowest_slot": 4,
+            "window_clips": 10,
+            "members": 1,
+        }
+        assert (
+            caller.post("b", step=3, slot=14, group="g")[1]["wait"] is False
+        )  # ten clips ahead: memory has them
         ahead = {"step": 4, "slot": 15, "group": "g"}
-        assert caller.post("b", **ahead)[1] == {"wait": True, "slowest_slot": 4, "window_clips": 10, "members": 2}
+        assert caller.post("b", **ahead)[1] == {
+            "wait": True,
+            "slowest_slot": 4,
+            "window_clips": 10,
+            "members": 2,
+        }
         assert caller.post("c", step=9, slot=99, group="other")[1]["wait"] is False
-        assert {run["id"]: run["skew_clips"] for run in caller.json("/v1/runs")} == {"a": 0, "b": 11, "c": 0, "alone": None}
+        assert {run["id"]: run["skew_clips"] for run in caller.json("/v1/runs")} == {
+            "a": 0,
+            "b": 11,
+            "c": 0,
+            "alone": None,
+        }
         caller.post("a", step=2, slot=5, group="g")
         assert caller.post("b", **ahead)[1]["wait"] is False  # the slowest went on
         caller.post("b", step=5, slot=16, group="g")
-        wait_until(lambda: caller.post("b", step=5, slot=16, group="g")[1]["wait"] is False)  # a is silent, so it has left
+        wait_until(
+            lambda: caller.post("b", step=5, slot=16, group="g")[1]["wait"] is False
+        )  # a is silent, so it has left
         assert caller.post("a", step=2, slot=5, group="g")[1]["members"] == 2
         assert caller.post("a", step=2, slot=5)[1]["members"] == 0  # a report without the group leaves it
-        assert caller.post("b", step=6, slot=50, group="g")[1] == {"wait": False, "slowest_slot": 50, "window_clips": 10, "members": 1}
+        assert caller.post("b", step=6, slot=50, group="g")[1] == {
+            "wait": False,
+            "slowest_slot": 50,
+            "window_clips": 10,
+            "members": 1,
+        }
         assert caller.post("b", step=6, slot=50, group="two words")[0] == 422

@@ -1,4 +1,5 @@
-"""A student of a teacher on the real Ray Serve, while something goes wrong there: it learns the same, or stops. Slow: `make test-faults`."""
+"""A student of a teacher on the real Ray Serve, while something goes wrong there: it learns the same, or
+stops. Slow: `make test-faults`."""
 
 import os
 import signal
@@ -19,16 +20,25 @@ from student_tools import run_of, train
 from teacher_tools import load_teacher, save_teacher
 from train_tools import RandomClips
 
-from common.local_ray import ray_to_join
-from common.targets import codec, wire
-from student_trainer.target_source import LocalTargets, open_source
-from student_trainer.teacher_client import TeacherMismatchError
-from teacher_server.ingress import haproxy_environment
+from salt_distill.common.local_ray import ray_to_join
+from salt_distill.common.targets import codec, wire
+from salt_distill.student_trainer.targets.client import TeacherMismatchError
+from salt_distill.student_trainer.targets.source import LocalTargets, open_source
+from salt_distill.teacher_server.ray_serve.ingress import haproxy_environment
 
 pytestmark = pytest.mark.faults
 
 SIZE, STEPS, DISTURBED_STEP = 30, 20, 4
-SETTINGS = ("--replicas", "2", "--cpus", "0.4", "--set", "service.lease_s=1", "--set", "service.batch_wait_ms=100")
+SETTINGS = (
+    "--replicas",
+    "2",
+    "--cpus",
+    "0.4",
+    "--set",
+    "service.lease_s=1",
+    "--set",
+    "service.batch_wait_ms=100",
+)
 
 
 @dataclass
@@ -51,7 +61,11 @@ class Served:
 
     def replicas(self):
         """Their processes."""
-        return [pid for pid in descendants(os.getpid()) if b"ServeReplica" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [
+            pid
+            for pid in descendants(os.getpid())
+            if b"ServeReplica" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +87,16 @@ def teacher(tmp_path_factory):
 
 
 class DisturbedClips(RandomClips):
-    """Clips of a test's own. At one step ``disturb`` is called with what ``clips_of`` that step gives; while ``lasts()``, steps take their time."""
+    """Clips of a test's own. At one step ``disturb`` is called with what ``clips_of`` that step gives; while
+    ``lasts()``, steps take their time."""
 
-    def __init__(self, clip_shape, first_slot: int, disturb: Callable = lambda clips: None, lasts: Callable = lambda: False) -> None:
+    def __init__(
+        self,
+        clip_shape,
+        first_slot: int,
+        disturb: Callable = lambda clips: None,
+        lasts: Callable = lambda: False,
+    ) -> None:
         super().__init__(clip_shape)
         self._first_slot, self._disturb, self._lasts = first_slot, disturb, lasts
 
@@ -89,7 +110,8 @@ class DisturbedClips(RandomClips):
         return clips
 
 
-# Each takes the service and clips that the student is about to ask for; what it returns is called for as long as the fault is to last.
+# Each takes the service and clips that the student is about to ask for; what it returns is called for as long
+# as the fault is to last.
 
 
 def a_replica_is_killed(service, clips):
@@ -122,7 +144,9 @@ def another_run_is_greedy(service, clips):
     """The student is not served after it."""
     many = clips_by_digest(16_000, seed=1)
     for first in range(0, len(many), 4000):  # at most 4096 clips in a request
-        assert set(Caller(service.url).statuses(list(many)[first : first + 4000], many, run="greedy", timeout=120)) == {"ok"}
+        assert set(
+            Caller(service.url).statuses(list(many)[first : first + 4000], many, run="greedy", timeout=120)
+        ) == {"ok"}
 
 
 def the_service_is_updated(service, clips):
@@ -159,7 +183,10 @@ def test_a_student_learns_the_same(fault, service, teacher, tmp_path):
     config = run_of(tmp_path / "run", service.url, steps=STEPS, client={"retry_budget_s": 90})
     with closing(open_source(config, run=fault.__name__)) as source:
         clips = DisturbedClips(
-            config.view.clip_shape, first_slot, disturb, lambda: fault is not another_run_is_greedy and threads[0].is_alive()
+            config.view.clip_shape,
+            first_slot,
+            disturb,
+            lambda: fault is not another_run_is_greedy and threads[0].is_alive(),
         )
         losses = train(config, source, clips)
         still_disturbed = threads[0].is_alive()
@@ -205,17 +232,31 @@ def test_bodies_that_are_damaged(service, teacher):
     caller, clips = Caller(service.url), clips_by_digest(4, seed=2)
     first, second, *others = clips
     body = b"".join(
-        wire.write_request("float16", [wire.RequestRow(clip_digest=digest, clip=clip.tobytes()) for digest, clip in clips.items()])
+        wire.write_request(
+            "float16",
+            [wire.RequestRow(clip_digest=digest, clip=clip.tobytes()) for digest, clip in clips.items()],
+        )
     )
-    too_large = {**ARROW, "Content-Length": str(1 + caller.json("/v1/teacher")["limits"]["max_request_bytes"])}
+    too_large = {
+        **ARROW,
+        "Content-Length": str(1 + caller.json("/v1/teacher")["limits"]["max_request_bytes"]),
+    }
     assert caller.send("POST", "/v1/targets", body[: len(body) // 2], ARROW)[0] == 422
     assert caller.send("POST", "/v1/targets", bytes(len(body)), ARROW)[0] == 422
     assert caller.send("POST", "/v1/targets", body, too_large)[0] == 413
-    assert caller.statuses([first, second], {first: clips[second], second: clips[second][1:]}) == ["bad_digest", "bad_shape"]
+    assert caller.statuses([first, second], {first: clips[second], second: clips[second][1:]}) == [
+        "bad_digest",
+        "bad_shape",
+    ]
     order = [*clips, *reversed(clips), *others]
     _, rows = caller.targets(order, clips)
-    expected = {digest: codec.encode(teacher.forward(clip[None]), "float16")[0].checksum for digest, clip in clips.items()}
-    assert [(row.clip_digest, row.encoded.checksum) for row in rows] == [(digest, expected[digest]) for digest in order]
+    expected = {
+        digest: codec.encode(teacher.forward(clip[None]), "float16")[0].checksum
+        for digest, clip in clips.items()
+    }
+    assert [(row.clip_digest, row.encoded.checksum) for row in rows] == [
+        (digest, expected[digest]) for digest in order
+    ]
 
 
 def test_another_teacher_that_joins_stops_the_run(service, tmp_path):

@@ -13,7 +13,16 @@ from benchmarks.study.findings import Findings, difference
 from benchmarks.study.jobs import Job, Lengths, steps_of_equal_flops, study
 from benchmarks.study.page import write_page
 from benchmarks.study.runner import JobError, read_ended, run
-from benchmarks.study.strokes import ARCHIVE, GROUND, LONGEST_LIFT_MS, NUM_FRAMES, TEST_DRAWERS, draw, drawings, read_strokes
+from benchmarks.study.strokes import (
+    ARCHIVE,
+    GROUND,
+    LONGEST_LIFT_MS,
+    NUM_FRAMES,
+    TEST_DRAWERS,
+    draw,
+    drawings,
+    read_strokes,
+)
 
 ROOT = Path(__file__).parent.parent
 LABELLED = ROOT.parent / "shared/data/labelled"
@@ -93,8 +102,14 @@ MAKE = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.mkdir(); (p / 'mad
 
 
 def test_jobs_run_once_in_the_order_of_their_needs(tmp_path):
-    needs_first = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); assert (p.parent / 'first/made').exists(); p.mkdir()"
-    jobs = [python("first", f"import time; time.sleep(0.5); {MAKE}"), python("second", needs_first, needs=("first",))]
+    needs_first = (
+        "import sys, pathlib; p = pathlib.Path(sys.argv[1]); assert (p.parent / 'first/made').exists();"
+        " p.mkdir()"
+    )
+    jobs = [
+        python("first", f"import time; time.sleep(0.5); {MAKE}"),
+        python("second", needs_first, needs=("first",)),
+    ]
     assert run(jobs, tmp_path, at_once=2, minutes=None)
     assert set(read_ended(tmp_path)) == {"first", "second"}
     assert read_ended(tmp_path)["first"].wall_s >= 0.5
@@ -103,7 +118,8 @@ def test_jobs_run_once_in_the_order_of_their_needs(tmp_path):
 
 def test_what_time_ran_out_for_starts_again_from_nothing_or_goes_on(tmp_path):
     slow = (
-        "import sys, pathlib, time; p = pathlib.Path(sys.argv[1]); p.mkdir(exist_ok=EXIST); (p / 'made').write_text('x'); time.sleep(WAIT)"
+        "import sys, pathlib, time; p = pathlib.Path(sys.argv[1]); p.mkdir(exist_ok=EXIST); (p /"
+        " 'made').write_text('x'); time.sleep(WAIT)"
     )
     anew, on = slow.replace("EXIST", "False"), slow.replace("EXIST", "True")
     started = time.monotonic()
@@ -114,15 +130,23 @@ def test_what_time_ran_out_for_starts_again_from_nothing_or_goes_on(tmp_path):
     assert read_ended(tmp_path) == {}
     (tmp_path / "on/kept").write_text("x")
     assert run(
-        [python("anew", anew.replace("WAIT", "0")), python("on", on.replace("WAIT", "0"), goes_on=True)], tmp_path, at_once=2, minutes=None
+        [python("anew", anew.replace("WAIT", "0")), python("on", on.replace("WAIT", "0"), goes_on=True)],
+        tmp_path,
+        at_once=2,
+        minutes=None,
     )
     assert (tmp_path / "on/kept").exists()
 
 
 def test_a_job_that_fails_ends_the_study_with_what_it_said(tmp_path):
-    jobs = [python("bad", "raise SystemExit('no such shards')"), python("long", "import time; time.sleep(60)")]
+    jobs = [
+        python("bad", "raise SystemExit('no such shards')"),
+        python("long", "import time; time.sleep(60)"),
+    ]
     started = time.monotonic()
-    with pytest.raises(JobError, match=r"(?s)bad ended with exit status 1; .*logs/bad.txt has all.*no such shards"):
+    with pytest.raises(
+        JobError, match=r"(?s)bad ended with exit status 1; .*logs/bad.txt has all.*no such shards"
+    ):
         run(jobs, tmp_path, at_once=2, minutes=None)
     assert time.monotonic() - started < 30
     assert read_ended(tmp_path) == {}
@@ -141,12 +165,27 @@ def test_the_page_says_what_was_not_run(tmp_path):
 def test_the_whole_study_at_toy_length_in_pieces(tmp_path):
     lengths = ["--seeds", 1, "--steps", 8, "--videos", 160, "--probe-epochs", 1]
     command = [
-        *(sys.executable, "-m", "benchmarks.study", "--large", "--out", tmp_path / "runs", "--page", tmp_path / "page/study.md"),
+        *(
+            sys.executable,
+            "-m",
+            "benchmarks.study",
+            "--large",
+            "--out",
+            tmp_path / "runs",
+            "--page",
+            tmp_path / "page/study.md",
+        ),
         *lengths,
     ]
     pieces = []
     for minutes in (0.7, 30):
-        ended = subprocess.run([*map(str, command), "--minutes", str(minutes)], cwd=ROOT, capture_output=True, text=True, check=False)
+        ended = subprocess.run(
+            [*map(str, command), "--minutes", str(minutes)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         pieces.append(ended.returncode)
         assert ended.returncode in (0, 3), ended.stderr
     assert pieces == [3, 0]

@@ -15,13 +15,20 @@ from service_tools import wait_until
 from teacher_tools import serving
 from train_tools import ALONE, CPU
 
-from common.config import StudentRun, SweepConfig, TeacherComputeConfig, TeacherRun, load_yaml, merge
-from common.local_ray import ray_to_join
-from common.model.teacher import Teacher
-from student_trainer.loop import train
-from student_trainer.run_directory import open_run, read_metrics
-from student_trainer.sweep import fits, needs, run
-from student_trainer.sweep_file import runs_of
+from salt_distill.common.config import (
+    StudentRun,
+    SweepConfig,
+    TeacherComputeConfig,
+    TeacherRun,
+    load_yaml,
+    merge,
+)
+from salt_distill.common.local_ray import ray_to_join
+from salt_distill.common.model.teacher import Teacher
+from salt_distill.student_trainer.loop import train
+from salt_distill.student_trainer.run_directory import open_run, read_metrics
+from salt_distill.student_trainer.sweep.file import runs_of
+from salt_distill.student_trainer.sweep.run import fits, needs, run
 
 SMALL = {
     "steps": 6,
@@ -42,14 +49,18 @@ def write(tmp_path):
 
     def write(values, **flags):
         (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-        return SweepConfig.model_validate({"file": str(tmp_path / "sweep.yaml"), "out": str(tmp_path / "sizes"), **flags})
+        return SweepConfig.model_validate(
+            {"file": str(tmp_path / "sweep.yaml"), "out": str(tmp_path / "sizes"), **flags}
+        )
 
     return write
 
 
 @pytest.mark.faults
 def test_runs_share_one_teacher_and_one_that_fails_is_named(shards, tmp_path, write):
-    teacher_run = TeacherRun.model_validate(SMALL | {"data": str(shards), "out": str(tmp_path / "teacher"), "steps": 2})
+    teacher_run = TeacherRun.model_validate(
+        SMALL | {"data": str(shards), "out": str(tmp_path / "teacher"), "steps": 2}
+    )
     open_run(teacher_run)
     train(teacher_run, ALONE, None)
     file = {
@@ -60,11 +71,27 @@ def test_runs_share_one_teacher_and_one_that_fails_is_named(shards, tmp_path, wr
 
     def sweep(url, *more):
         write(file)
-        return salt("salt-train", "sweep", tmp_path / "sweep.yaml", "--teacher-url", url, "--out", tmp_path / "sizes", *more, check=False)
+        return salt(
+            "salt-train",
+            "sweep",
+            tmp_path / "sweep.yaml",
+            "--teacher-url",
+            url,
+            "--out",
+            tmp_path / "sizes",
+            *more,
+            check=False,
+        )
 
     teacher = Teacher.load(tmp_path / "teacher", TeacherComputeConfig(batch_size=4), CPU)
-    with serving(teacher) as (url, _), ray_to_join(None) as ray_arguments, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ADDRESS", ray_arguments["address"])  # one Ray for all, since starting it is most of the time
+    with (
+        serving(teacher) as (url, _),
+        ray_to_join(None) as ray_arguments,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv(
+            "RAY_ADDRESS", ray_arguments["address"]
+        )  # one Ray for all, since starting it is most of the time
         begun = sweep(url)
         first = json.loads((tmp_path / "sizes" / "summary.json").read_text())
         file["runs"]["lost"] = {}
@@ -72,14 +99,20 @@ def test_runs_share_one_teacher_and_one_that_fails_is_named(shards, tmp_path, wr
     assert begun.returncode == 1
     assert "narrow: started with 0.5 CPU; log: " in begun.stderr
     assert "1 of 3 runs failed; the same command continues them. lost: error: " in begun.stderr
-    assert {name: of_run["state"] for name, of_run in first["runs"].items()} == {"narrow": "done", "wide": "done", "lost": "failed"}
+    assert {name: of_run["state"] for name, of_run in first["runs"].items()} == {
+        "narrow": "done",
+        "wide": "done",
+        "lost": "failed",
+    }
     assert continued.returncode == 0, continued.stderr
     assert "3 runs, 2 of them done" in continued.stderr
     assert "narrow: started" not in continued.stderr
     for shown in ("narrow  ", "wide  ", "failed", "48 forwards for 96 targets, 48 saved"):
         assert shown in begun.stdout
     summary = json.loads(continued.stdout)
-    assert {name: of_run["state"] for name, of_run in summary["runs"].items()} == dict.fromkeys(file["runs"], "done")
+    assert {name: of_run["state"] for name, of_run in summary["runs"].items()} == dict.fromkeys(
+        file["runs"], "done"
+    )
     for name, of_run in summary["runs"].items():
         lines = read_metrics(tmp_path / "sizes" / name)
         assert [line["step"] for line in lines] == list(range(1, 7))
@@ -91,29 +124,49 @@ def test_runs_share_one_teacher_and_one_that_fails_is_named(shards, tmp_path, wr
         6 * 8,
         6 * 8,
     )  # 48 distinct clips of 80
-    assert (summary["sharing"]["clips_served"], summary["sharing"]["clips_computed"]) == (3 * 6 * 8, 6 * 8)  # of all parts of the sweep
+    assert (summary["sharing"]["clips_served"], summary["sharing"]["clips_computed"]) == (
+        3 * 6 * 8,
+        6 * 8,
+    )  # of all parts of the sweep
     file["common"]["optim"] = {"warmup_steps": 1, "lr": 0.5}
     with pytest.raises(ValueError, match=r"narrow was started with optim\.lr="):
         run(write(file, teacher_url=url), rich.console.Console(quiet=True))
 
 
 def test_a_grid_is_every_combination_for_every_run(write):
-    file = {"preset": "nano", "common": {"data": "shards", "optim": {"clip_grad": 2.0}}, "runs": {"a": {}, "b": {"seed": 3}}}
-    runs = runs_of(write(file | {"grid": {"optim.lr": ["1e-3", 2e-3], "encoder.depth": [2]}}, teacher_url=URL))
-    assert list(runs) == ["a_lr-1e-3_depth-2", "a_lr-0.002_depth-2", "b_lr-1e-3_depth-2", "b_lr-0.002_depth-2"]
-    assert [run.optim.lr for run in runs.values()] == [1e-3, 2e-3, 1e-3, 2e-3]
-    assert {(run.optim.clip_grad, run.encoder.depth, run.data_seed, run.group, run.teacher_url) for run in runs.values()} == {
-        (2.0, 2, 0, "sizes", URL)
+    file = {
+        "preset": "nano",
+        "common": {"data": "shards", "optim": {"clip_grad": 2.0}},
+        "runs": {"a": {}, "b": {"seed": 3}},
     }
+    runs = runs_of(
+        write(file | {"grid": {"optim.lr": ["1e-3", 2e-3], "encoder.depth": [2]}}, teacher_url=URL)
+    )
+    assert list(runs) == [
+        "a_lr-1e-3_depth-2",
+        "a_lr-0.002_depth-2",
+        "b_lr-1e-3_depth-2",
+        "b_lr-0.002_depth-2",
+    ]
+    assert [run.optim.lr for run in runs.values()] == [1e-3, 2e-3, 1e-3, 2e-3]
+    assert {
+        (run.optim.clip_grad, run.encoder.depth, run.data_seed, run.group, run.teacher_url)
+        for run in runs.values()
+    } == {(2.0, 2, 0, "sizes", URL)}
     assert [run.seed for run in runs.values()] == [0, 0, 3, 3]
-    assert list(runs_of(write({"preset": "nano", "common": {"data": "d"}, "grid": {"seed": [4, 5]}}, teacher_url=URL))) == [
+    assert list(
+        runs_of(write({"preset": "nano", "common": {"data": "d"}, "grid": {"seed": [4, 5]}}, teacher_url=URL))
+    ) == [
         "seed-4",
         "seed-5",
     ]
 
 
 def test_a_run_may_have_a_preset_and_a_mask_of_its_own(write):
-    file = {"common": {"data": "shards", "targets": "targets"}, "runs": {"large": {}, "other": {"preset": "vit-b", "mask": "random-tube"}}}
+    file = {
+        "common": {"data": "shards", "targets": "targets"},
+        "runs": {"large": {}, "other": {"preset": "vit-b", "mask": "random-tube"}},
+    }
     runs = runs_of(write(file))
     assert [run.encoder.width for run in runs.values()] == [1024, 768]
     assert [len(run.mask.sets) for run in runs.values()] == [2, 1]
@@ -123,13 +176,19 @@ def test_a_run_may_have_a_preset_and_a_mask_of_its_own(write):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"runs": {"a": {"encoder.widht": 8}}}, "sweep.yaml: run a: encoder.widht: Extra inputs are not permitted"),
+        (
+            {"runs": {"a": {"encoder.widht": 8}}},
+            "sweep.yaml: run a: encoder.widht: Extra inputs are not permitted",
+        ),
         ({"runs": {"a": {"out": "b"}}}, "run a: got out, expected none of it in the file"),
         ({"runs": {"a": {"workers": 0}}}, "run a: got workers=0, expected at least 1"),
         ({"runs": {"a": {"preset": "vit-x"}}}, "run a: got preset 'vit-x', expected one of"),
         ({"runs": {"a b": {}}}, "got a run named 'a b'"),
         ({"runs": {}}, "got no runs, expected `runs`, `grid` or both"),
-        ({"runs": {"a": {}, "b": {"teacher_url": None, "targets": "x"}}}, "got 2 sources of targets, expected one"),
+        (
+            {"runs": {"a": {}, "b": {"teacher_url": None, "targets": "x"}}},
+            "got 2 sources of targets, expected one",
+        ),
         ({"grid": {"seed": [1, 1]}}, "got two runs named a_seed-1"),
         ({"run": {}}, "run\n  Extra inputs are not permitted"),
     ],
@@ -143,7 +202,10 @@ def test_what_is_wrong_in_a_file_names_the_run(write, change, sentence):
 
 def test_a_run_starts_where_its_workers_have_room():
     values = {**SMALL, "data": "d", "out": "o", "teacher_url": URL, "batch_size": 96}
-    small, large = (StudentRun.model_validate(values | more) for more in ({}, {"workers": 2, "cpus_per_worker": 2, "gpus_per_worker": 0.5}))
+    small, large = (
+        StudentRun.model_validate(values | more)
+        for more in ({}, {"workers": 2, "cpus_per_worker": 2, "gpus_per_worker": 0.5})
+    )
     room = {"CPU": 6.0, "GPU": 1.0}
     assert needs(large) == {"CPU": 4.0, "GPU": 1.0}
     assert fits(large, [small, small], room)
@@ -154,23 +216,36 @@ def test_a_run_starts_where_its_workers_have_room():
 
 @pytest.mark.faults
 def test_a_sweep_that_is_ended_takes_its_runs_and_its_ray_along(shards, tmp_path, write):
-    teacher_run = TeacherRun.model_validate(SMALL | {"data": str(shards), "out": str(tmp_path / "teacher"), "steps": 2})
+    teacher_run = TeacherRun.model_validate(
+        SMALL | {"data": str(shards), "out": str(tmp_path / "teacher"), "steps": 2}
+    )
     open_run(teacher_run)
     train(teacher_run, ALONE, None)
-    common = {**SMALL, "data": str(shards), "cpus_per_worker": 0.5, "steps": 1_000_000, "teacher_ckpt": str(tmp_path / "teacher")}
+    common = {
+        **SMALL,
+        "data": str(shards),
+        "cpus_per_worker": 0.5,
+        "steps": 1_000_000,
+        "teacher_ckpt": str(tmp_path / "teacher"),
+    }
     write({"preset": "nano", "common": common, "grid": {"seed": [0, 1]}})
     program = [
         sys.executable,
         "-c",
-        "from student_trainer.cli import main; main()",
+        "from salt_distill.student_trainer.cli import main; main()",
         "sweep",
         tmp_path / "sweep.yaml",
         "--out",
         tmp_path / "sizes",
     ]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
-        wait_until(lambda: all((tmp_path / "sizes" / f"seed-{seed}" / "metrics.jsonl").exists() for seed in (0, 1)), seconds=240)
+    with subprocess.Popen(
+        program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    ) as process:
+        wait_until(
+            lambda: all((tmp_path / "sizes" / f"seed-{seed}" / "metrics.jsonl").exists() for seed in (0, 1)),
+            seconds=240,
+        )
         started = descendants(process.pid)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM

@@ -7,7 +7,7 @@ import pytest
 import torch
 import xxhash
 
-from common.targets import codec
+from salt_distill.common.targets import codec
 
 
 def layer_normed(b=3, n=5, d=16, seed=0):
@@ -35,11 +35,16 @@ def test_bfloat16_is_stored_as_the_upper_half_of_float32():
 def test_int8_against_a_slow_reference():
     targets = layer_normed()
     for target, encoded in zip(targets.numpy(), codec.encode(targets, "int8"), strict=True):
-        scales, values = np.frombuffer(encoded.scale, "<f4"), np.frombuffer(encoded.target, np.int8).reshape(5, 16)
+        scales, values = (
+            np.frombuffer(encoded.scale, "<f4"),
+            np.frombuffer(encoded.target, np.int8).reshape(5, 16),
+        )
         for token in range(5):
             scale = np.float32(np.abs(target[token]).max()) / np.float32(127)
             assert scales[token] == scale
-            assert values[token].tolist() == [int(np.clip(np.rint(x / scale), -128, 127)) for x in target[token]]
+            assert values[token].tolist() == [
+                int(np.clip(np.rint(x / scale), -128, 127)) for x in target[token]
+            ]
         decoded = codec.decode(encoded, "int8", num_tokens=5, width=16)
         assert np.array_equal(decoded.numpy(), values.astype(np.float32) * scales[:, None])
         assert np.abs(values).max(axis=1).tolist() == [127] * 5
@@ -71,7 +76,10 @@ def test_one_flipped_bit_is_found(dtype):
 
 def test_a_cut_target_and_a_missing_scale_are_found():
     [encoded] = codec.encode(layer_normed(b=1), "int8")
-    for broken in (dataclasses.replace(encoded, target=bytes(encoded.target)[:-1]), dataclasses.replace(encoded, scale=None)):
+    for broken in (
+        dataclasses.replace(encoded, target=bytes(encoded.target)[:-1]),
+        dataclasses.replace(encoded, scale=None),
+    ):
         with pytest.raises(codec.CorruptTargetError, match="expected 80 and 20"):
             codec.decode(broken, "int8", num_tokens=5, width=16)
 
@@ -80,7 +88,9 @@ def test_a_cut_target_and_a_missing_scale_are_found():
 def test_encoding_does_not_depend_on_the_batch(dtype):
     targets = layer_normed()
     together = codec.encode(targets, dtype)
-    assert [together[row].checksum for row in range(3)] == [codec.encode(targets[row : row + 1], dtype)[0].checksum for row in range(3)]
+    assert [together[row].checksum for row in range(3)] == [
+        codec.encode(targets[row : row + 1], dtype)[0].checksum for row in range(3)
+    ]
     assert len({encoded.checksum for encoded in together}) == 3
 
 
@@ -88,7 +98,12 @@ def test_encoding_does_not_depend_on_the_batch(dtype):
 @pytest.mark.parametrize("dtype", codec.TARGET_DTYPES)
 def test_a_batch_is_decoded_to_the_bits_of_its_rows(dtype, together_bytes, monkeypatch):
     monkeypatch.setattr(codec, "_TOGETHER_BYTES", together_bytes)
-    encoded = [*codec.encode(layer_normed(b=4), dtype), None, codec.encode(layer_normed(b=1, seed=1), dtype)[0], None]
+    encoded = [
+        *codec.encode(layer_normed(b=4), dtype),
+        None,
+        codec.encode(layer_normed(b=1, seed=1), dtype)[0],
+        None,
+    ]
     out = torch.full((7, 5, 16), float("nan"))
     codec.decode_whole(iter(encoded), out, dtype)
     zeros = torch.zeros(5, 16)
@@ -100,7 +115,9 @@ def test_a_batch_is_decoded_to_the_bits_of_its_rows(dtype, together_bytes, monke
 def test_some_tokens_of_a_target_are_the_same_values(dtype):
     [encoded] = codec.encode(layer_normed(b=1), dtype)
     whole = codec.decode(encoded, dtype, num_tokens=5, width=16)
-    part = codec.decode(codec.take_tokens(encoded, np.array([1, 4]), num_tokens=5), dtype, num_tokens=2, width=16)
+    part = codec.decode(
+        codec.take_tokens(encoded, np.array([1, 4]), num_tokens=5), dtype, num_tokens=2, width=16
+    )
     assert torch.equal(part, whole[[1, 4]])
 
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from common.targets import codec, store
-from common.targets.target_cache import TargetCache
+from salt_distill.common.targets import codec, store
+from salt_distill.common.targets.target_cache import TargetCache
 
 SPEC = store.CacheSpec(
     teacher={"fingerprint": "f" * 64, "width": 8},
@@ -27,7 +27,12 @@ SPEC = store.CacheSpec(
 def rows_of(view, count=7):
     targets = torch.randn(count, 5, 8, generator=torch.Generator().manual_seed(view))
     return [
-        store.CacheRow(clip_digest=np.random.default_rng([view, number]).bytes(32), key=f"source/{number}", view=view, encoded=encoded)
+        store.CacheRow(
+            clip_digest=np.random.default_rng([view, number]).bytes(32),
+            key=f"source/{number}",
+            view=view,
+            encoded=encoded,
+        )
         for number, encoded in enumerate(codec.encode(targets, "int8"))
     ]
 
@@ -54,7 +59,9 @@ def test_every_row_is_found_by_its_digest(cache_root):
     for row in rows_of(0) + rows_of(1):
         found = cache.find(row.clip_digest)
         assert (found.key, found.view, found.encoded.checksum) == (row.key, row.view, row.encoded.checksum)
-        assert torch.equal(*(codec.decode(one.encoded, "int8", num_tokens=5, width=8) for one in (row, found)))
+        assert torch.equal(
+            *(codec.decode(one.encoded, "int8", num_tokens=5, width=8) for one in (row, found))
+        )
 
 
 def test_other_digests_are_misses_even_with_a_common_prefix(cache_root):
@@ -87,7 +94,12 @@ def test_plain_pyarrow_reads_it_and_the_manifest_lists_it(cache_root):
         table = pa.ipc.open_file(pa.memory_map(str(cache_root / name))).read_all()
         assert table.schema.names == ["clip_digest", "key", "view", "target", "scale", "checksum"]
         assert facts["rows"] == len(table) == 7
-    assert (manifest["fingerprint"], manifest["views"], manifest["data_seed"], manifest["decoder"]) == ("f" * 64, 2, 3, "decoder 1")
+    assert (manifest["fingerprint"], manifest["views"], manifest["data_seed"], manifest["decoder"]) == (
+        "f" * 64,
+        2,
+        3,
+        "decoder 1",
+    )
 
 
 def test_writing_again_gives_the_same_bytes(cache_root, tmp_path_factory):
@@ -123,7 +135,10 @@ def test_a_flipped_byte_of_a_target_or_a_scale_is_named(cache_root):
     flip(path, bytes(rows[5].encoded.scale))
     whole, damage = store.CacheFile(path, SPEC).check()
     assert [row.key for row in whole] == [f"source/{number}" for number in (0, 1, 2, 3, 6)]
-    assert [f"row {number}, sample source/{number}, view 0" in str(error) for number, error in zip((4, 5), damage, strict=True)] == [
+    assert [
+        f"row {number}, sample source/{number}, view 0" in str(error)
+        for number, error in zip((4, 5), damage, strict=True)
+    ] == [
         True,
         True,
     ]
@@ -136,7 +151,9 @@ def test_a_flipped_byte_of_a_target_or_a_scale_is_named(cache_root):
 def test_a_flipped_byte_of_a_digest_is_refused(cache_root):
     path = cache_root / store.file_path(SPEC, 0, "train-000000.tar")
     flip(path, rows_of(0)[4].clip_digest)
-    with pytest.raises(codec.CorruptTargetError, match=r"train-000000.arrow, record batch 0: got clip digests with hash"):
+    with pytest.raises(
+        codec.CorruptTargetError, match=r"train-000000.arrow, record batch 0: got clip digests with hash"
+    ):
         TargetCache(cache_root)
     whole, damage = store.CacheFile(path, SPEC).check()
     assert (len(whole), len(damage)) == (7, 1)

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from common.targets import codec, wire
+from salt_distill.common.targets import codec, wire
 
 DIGESTS = [bytes([number]) * 32 for number in range(4)]
 METADATA = {"salt.protocol": "1", "salt.target_dtype": "float16"}
@@ -31,18 +31,27 @@ def test_request_round_trip():
     assert request.target_dtype == "int8"
     assert [row.clip_digest for row in request.rows] == DIGESTS[:3]
     assert [None if row.clip is None else bytes(row.clip) for row in request.rows] == [b"pixels", None, None]
-    assert [None if row.token_idx is None else row.token_idx.tolist() for row in request.rows] == [None, None, [0, 3, 9]]
+    assert [None if row.token_idx is None else row.token_idx.tolist() for row in request.rows] == [
+        None,
+        None,
+        [0, 3, 9],
+    ]
 
 
 def test_a_clip_is_not_copied_out_of_the_body():
-    body = pa.py_buffer(b"".join(wire.write_request("int8", [wire.RequestRow(clip_digest=DIGESTS[0], clip=bytes(1000))])))
+    body = pa.py_buffer(
+        b"".join(wire.write_request("int8", [wire.RequestRow(clip_digest=DIGESTS[0], clip=bytes(1000))]))
+    )
     [row] = wire.read_request(body).rows
     assert body.address <= row.clip.address < body.address + body.size
 
 
 def test_large_cells_are_pieces_of_a_body_and_small_ones_are_not():
     clips = [np.full(size, value, dtype=np.uint8) for value, size in enumerate((100_000, 10, 70_001, 10))]
-    body = wire.write_request("int8", [wire.RequestRow(clip_digest=DIGESTS[number], clip=clip.data) for number, clip in enumerate(clips)])
+    body = wire.write_request(
+        "int8",
+        [wire.RequestRow(clip_digest=DIGESTS[number], clip=clip.data) for number, clip in enumerate(clips)],
+    )
     addresses = [np.frombuffer(piece, dtype=np.uint8).ctypes.data for piece in body]
     assert len(body) == 5
     assert [addresses[1], addresses[3]] == [clips[0].ctypes.data, clips[2].ctypes.data]  # where they were
@@ -53,7 +62,9 @@ def test_large_cells_are_pieces_of_a_body_and_small_ones_are_not():
 @pytest.mark.parametrize("dtype", codec.TARGET_DTYPES)
 def test_response_round_trip(dtype):
     encoded = codec.encode(torch.randn(2, 5, 8), dtype)
-    header = wire.ResponseHeader(target_dtype=dtype, fingerprint="f" * 64, compute={"batch_size": 4}, shape=(5, 8), leased=(2,))
+    header = wire.ResponseHeader(
+        target_dtype=dtype, fingerprint="f" * 64, compute={"batch_size": 4}, shape=(5, 8), leased=(2,)
+    )
     rows = [
         wire.ResponseRow(clip_digest=DIGESTS[0], status="ok", encoded=encoded[0]),
         wire.ResponseRow(clip_digest=DIGESTS[1], status="ok", encoded=encoded[1]),
@@ -62,16 +73,22 @@ def test_response_round_trip(dtype):
     ]
     read_header, read_rows = wire.read_response(b"".join(wire.write_response(header, rows)))
     assert read_header == header
-    assert [(row.clip_digest, row.status) for row in read_rows] == [(row.clip_digest, row.status) for row in rows]
+    assert [(row.clip_digest, row.status) for row in read_rows] == [
+        (row.clip_digest, row.status) for row in rows
+    ]
     for got, expected in zip(read_rows[:2], encoded, strict=True):
-        assert torch.equal(*(codec.decode(one, dtype, num_tokens=5, width=8) for one in (got.encoded, expected)))
+        assert torch.equal(
+            *(codec.decode(one, dtype, num_tokens=5, width=8) for one in (got.encoded, expected))
+        )
     assert read_rows[2].encoded is None
 
 
 def test_a_response_is_plain_arrow():
     [encoded] = codec.encode(torch.ones(1, 2, 3), "int8")
     header = wire.ResponseHeader(target_dtype="int8", fingerprint="f", compute={}, shape=(2, 3))
-    body = b"".join(wire.write_response(header, [wire.ResponseRow(clip_digest=DIGESTS[0], status="ok", encoded=encoded)]))
+    body = b"".join(
+        wire.write_response(header, [wire.ResponseRow(clip_digest=DIGESTS[0], status="ok", encoded=encoded)])
+    )
     table = pa.ipc.open_stream(body).read_all()
     names = {
         "clip_digest": pa.binary(32),
@@ -88,17 +105,44 @@ def test_a_response_is_plain_arrow():
 BROKEN = {
     "no stream": (b"not arrow at all", "no Arrow IPC stream"),
     "cut": (body_of(COLUMNS)[:-200], "no Arrow IPC stream"),
-    "no rows": (body_of({"clip_digest": pa.array([], pa.binary(32)), "clip": pa.array([], pa.large_binary())}), "without rows"),
-    "missing column": (body_of({"clip_digest": COLUMNS["clip_digest"]}), "got the columns clip_digest, expected clip_digest, clip"),
-    "extra column": (body_of({**COLUMNS, "label": pa.array([1])}), "got the columns clip_digest, clip, label"),
-    "wrong type": (body_of({**COLUMNS, "clip": pa.array([b"abc"], pa.binary())}), "clip: got binary, expected large_binary"),
-    "short digest": (body_of({**COLUMNS, "clip_digest": pa.array([b"x" * 31], pa.binary(31))}), "expected fixed_size_binary"),
-    "null digest": (body_of({**COLUMNS, "clip_digest": pa.array([None], pa.binary(32))}), "without clip_digest"),
+    "no rows": (
+        body_of({"clip_digest": pa.array([], pa.binary(32)), "clip": pa.array([], pa.large_binary())}),
+        "without rows",
+    ),
+    "missing column": (
+        body_of({"clip_digest": COLUMNS["clip_digest"]}),
+        "got the columns clip_digest, expected clip_digest, clip",
+    ),
+    "extra column": (
+        body_of({**COLUMNS, "label": pa.array([1])}),
+        "got the columns clip_digest, clip, label",
+    ),
+    "wrong type": (
+        body_of({**COLUMNS, "clip": pa.array([b"abc"], pa.binary())}),
+        "clip: got binary, expected large_binary",
+    ),
+    "short digest": (
+        body_of({**COLUMNS, "clip_digest": pa.array([b"x" * 31], pa.binary(31))}),
+        "expected fixed_size_binary",
+    ),
+    "null digest": (
+        body_of({**COLUMNS, "clip_digest": pa.array([None], pa.binary(32))}),
+        "without clip_digest",
+    ),
     "no metadata": (body_of(COLUMNS, {}), "expected also salt.protocol"),
     "other protocol": (body_of(COLUMNS, {**METADATA, "salt.protocol": "2"}), "different versions"),
-    "unknown metadata": (body_of(COLUMNS, {**METADATA, "salt.color": "red"}), "unknown schema metadata salt.color"),
-    "unknown dtype": (body_of(COLUMNS, {**METADATA, "salt.target_dtype": "float8"}), "expected one of float16, bfloat16, int8"),
-    "tokens twice": (body_of({**COLUMNS, "token_idx": pa.array([[1, 1]], pa.list_(pa.uint16()))}), "strictly ascending"),
+    "unknown metadata": (
+        body_of(COLUMNS, {**METADATA, "salt.color": "red"}),
+        "unknown schema metadata salt.color",
+    ),
+    "unknown dtype": (
+        body_of(COLUMNS, {**METADATA, "salt.target_dtype": "float8"}),
+        "expected one of float16, bfloat16, int8",
+    ),
+    "tokens twice": (
+        body_of({**COLUMNS, "token_idx": pa.array([[1, 1]], pa.list_(pa.uint16()))}),
+        "strictly ascending",
+    ),
     "no tokens": (body_of({**COLUMNS, "token_idx": pa.array([[]], pa.list_(pa.uint16()))}), "empty"),
 }
 

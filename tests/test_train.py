@@ -11,7 +11,7 @@ import pytest
 import torch
 from command_tools import SMALL, STEPS, losses, salt, train_teacher
 
-from common.local_ray import ray_to_join
+from salt_distill.common.local_ray import ray_to_join
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +22,35 @@ def teacher(shards, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def targets(teacher, shards, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("targets") / "targets"
-    salt("salt-serve", "precompute", "--ckpt", teacher, "--data", shards, "--views", 2, "--out", out, "--workers", 0)
+    salt(
+        "salt-serve",
+        "precompute",
+        "--ckpt",
+        teacher,
+        "--data",
+        shards,
+        "--views",
+        2,
+        "--out",
+        out,
+        "--workers",
+        0,
+    )
     return out
 
 
 @pytest.fixture(scope="module")
 def teacher_url(teacher):
-    program = [str(Path(sys.executable).parent / "salt-serve"), "teacher", "--ckpt", str(teacher), "--port", "0", "--cpus", "0.5"]
+    program = [
+        str(Path(sys.executable).parent / "salt-serve"),
+        "teacher",
+        "--ckpt",
+        str(teacher),
+        "--port",
+        "0",
+        "--cpus",
+        "0.5",
+    ]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         yield server.stdout.readline().strip()
@@ -51,33 +73,46 @@ def test_a_teacher_learns_and_its_run_explains_itself(teacher):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_served_cached_and_in_process_targets_train_alike(workers, teacher, targets, teacher_url, shards, tmp_path):
+def test_served_cached_and_in_process_targets_train_alike(
+    workers, teacher, targets, teacher_url, shards, tmp_path
+):
     weights = (teacher / (teacher / "checkpoint").read_text().strip() / "model.safetensors").read_bytes()
-    sources = {"served": ["--teacher-url", teacher_url], "cached": ["--targets", targets], "local": ["--teacher-ckpt", teacher]}
+    sources = {
+        "served": ["--teacher-url", teacher_url],
+        "cached": ["--targets", targets],
+        "local": ["--teacher-ckpt", teacher],
+    }
     runs = {}
     with ray_to_join(None) as ray_arguments:  # one Ray for the three, since starting it is most of the time
         for name, source in sources.items():
             out = runs[name] = tmp_path / name
-            salt("salt-train", "student", *source, "--data", shards, "--out", out, "--workers", workers, "--cpus-per-worker", 0.5, *SMALL,
+            salt("salt-train", "student", *source, "--data", shards, "--out", out, "--workers", workers,
+            "--cpus-per-worker", 0.5, *SMALL,
                  RAY_ADDRESS=ray_arguments["address"])  # fmt: skip
     served = losses(runs["served"])
     assert len(served) == STEPS
     assert served == losses(runs["cached"]) == losses(runs["local"])
     assert np.mean(served[-5:]) < np.mean(served[:5])
-    assert (teacher / (teacher / "checkpoint").read_text().strip() / "model.safetensors").read_bytes() == weights
+    assert (
+        teacher / (teacher / "checkpoint").read_text().strip() / "model.safetensors"
+    ).read_bytes() == weights
 
 
 def test_world_size_does_not_change_the_loss(teacher, shards, tmp_path):
     for workers in (0, 2):
-        salt("salt-train", "student", "--teacher-ckpt", teacher, "--data", shards, "--out", tmp_path / str(workers), "--workers", workers,
+        salt("salt-train", "student", "--teacher-ckpt", teacher, "--data", shards, "--out",
+        tmp_path / str(workers), "--workers", workers,
              "--cpus-per-worker", 0.5, *SMALL)  # fmt: skip
     alone, together = losses(tmp_path / "0"), losses(tmp_path / "2")
     np.testing.assert_allclose(alone[0], together[0], rtol=1e-6)
-    np.testing.assert_allclose(alone, together, rtol=1e-3)  # sums in another order drift apart as the run goes on
+    np.testing.assert_allclose(
+        alone, together, rtol=1e-3
+    )  # sums in another order drift apart as the run goes on
 
 
 def test_a_worker_error_reaches_the_user_as_its_own_sentence(teacher, shards, tmp_path):
-    failed = salt("salt-train", "student", "--teacher-ckpt", teacher, "--data", shards, "--out", tmp_path / "z", *SMALL,
+    failed = salt("salt-train", "student", "--teacher-ckpt", teacher, "--data", shards, "--out",
+    tmp_path / "z", *SMALL,
                   "--set", "encoder.patch_size=16", check=False)  # fmt: skip
     assert failed.returncode == 1
     assert "token grid" in failed.stderr
@@ -87,7 +122,7 @@ def test_a_worker_error_reaches_the_user_as_its_own_sentence(teacher, shards, tm
 def test_checkpoints_load_strictly(teacher, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    from common.model.checkpoint import find_checkpoint, load_encoder
+    from salt_distill.common.model.checkpoint import find_checkpoint, load_encoder
 
     checkpoint = find_checkpoint(teacher)
     assert load_encoder(teacher)(torch.zeros(1, 3, 8, 32, 32)).shape == (1, 64, 24)

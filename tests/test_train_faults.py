@@ -1,4 +1,5 @@
-"""Training in Ray's workers that is killed at some step: what is learned in the end is what an uninterrupted run learned. Slow: `make test-faults`."""
+"""Training in Ray's workers that is killed at some step: what is learned in the end is what an uninterrupted
+run learned. Slow: `make test-faults`."""
 
 import json
 import os
@@ -13,7 +14,7 @@ import pytest
 from command_tools import SMALL, losses, salt, train_teacher
 from serve_tools import descendants, end, start
 
-from common.model.checkpoint import find_checkpoint
+from salt_distill.common.model.checkpoint import find_checkpoint
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -34,7 +35,20 @@ def run_of(teacher, shards, tmp_path_factory):
 
     def arguments(name: str) -> list[object]:
         if name == "cached" and not targets.exists():
-            salt("salt-serve", "precompute", "--ckpt", teacher, "--data", shards, "--views", 2, "--out", targets, "--workers", 0)
+            salt(
+                "salt-serve",
+                "precompute",
+                "--ckpt",
+                teacher,
+                "--data",
+                shards,
+                "--views",
+                2,
+                "--out",
+                targets,
+                "--workers",
+                0,
+            )
         if name == "served" and not servers:
             servers.append(start(teacher, "--set", "teacher.batch_size=16"))
         kinds = {
@@ -71,7 +85,9 @@ def training(run: Path, *arguments: object) -> subprocess.Popen:
     program = [str(Path(sys.executable).parent / "salt-train"), *map(str, arguments), "--out", str(run)]
     process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     steps = random.SystemRandom().randint(2, STEPS // 2)  # workers outlive their node by a second or two
-    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < steps:
+    while (
+        not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < steps
+    ):
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     return process
@@ -97,7 +113,11 @@ def assert_same(run: Path, expected: Path) -> None:
 def test_a_killed_run_goes_on_to_the_bit(name, victim, run_of, whole, tmp_path):
     run = tmp_path / "killed"
     process = training(run, *run_of(name), *TWO)
-    pids = {"worker": below(process, b"RayTrainWorker")[:1], "driver": [process.pid], "node": below(process, b"raylet/raylet")}[victim]
+    pids = {
+        "worker": below(process, b"RayTrainWorker")[:1],
+        "driver": [process.pid],
+        "node": below(process, b"raylet/raylet"),
+    }[victim]
     assert len(pids) == 1
     os.kill(pids[0], signal.SIGKILL)
     process.communicate(timeout=90)
@@ -120,13 +140,23 @@ def test_a_lost_worker_is_replaced_inside_one_command(run_of, whole, tmp_path):
 
 
 def test_a_run_takes_as_many_workers_as_there_is_room_for(run_of, whole, tmp_path):
-    """Two of one to three, of which the machine has room for no more; whatever is wrong with a run itself is not tried again."""
+    """Two of one to three, of which the machine has room for no more; whatever is wrong with a run itself is
+    not tried again."""
     run = tmp_path / "elastic"
     room = ["--workers", "1:3", "--cpus-per-worker", (os.cpu_count() or 1) / 2, "--max-failures", -1]
     salt("salt-train", *run_of("local"), *room, "--out", run)
     assert [start["world_size"] for start in json.loads((run / "environment.json").read_text())] == [2]
     assert losses(run) == losses(whole("local"))
-    wrong = salt("salt-train", *run_of("local"), *room, "--out", tmp_path / "wrong", "--set", "encoder.patch_size=16", check=False)
+    wrong = salt(
+        "salt-train",
+        *run_of("local"),
+        *room,
+        "--out",
+        tmp_path / "wrong",
+        "--set",
+        "encoder.patch_size=16",
+        check=False,
+    )
     assert wrong.returncode == 1
     assert "token grid" in wrong.stderr
     assert "Traceback" not in wrong.stderr

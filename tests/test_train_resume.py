@@ -22,7 +22,10 @@ def test_kill_and_resume_equals_an_uninterrupted_run(objective, teacher, shards,
     killed = tmp_path / "killed"
     program = [str(Path(sys.executable).parent / "salt-train"), *map(str, arguments), "--out", str(killed)]
     with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not (killed / "checkpoint").exists() or len((killed / "metrics.jsonl").read_text().splitlines()) < 13:
+        while (
+            not (killed / "checkpoint").exists()
+            or len((killed / "metrics.jsonl").read_text().splitlines()) < 13
+        ):
             assert process.poll() is None
             time.sleep(0.01)
         process.kill()
@@ -31,21 +34,40 @@ def test_kill_and_resume_equals_an_uninterrupted_run(objective, teacher, shards,
     assert losses(killed) == losses(tmp_path / "whole")
     whole, resumed = (run / "checkpoints" / f"step-{STEPS}" for run in (tmp_path / "whole", killed))
     files = {path.name for path in whole.glob("*.safetensors")}
-    assert files == {"model.safetensors", "predictor.safetensors"} | ({"online.safetensors"} if objective == "vjepa" else set())
+    assert files == {"model.safetensors", "predictor.safetensors"} | (
+        {"online.safetensors"} if objective == "vjepa" else set()
+    )
     assert [name for name in files if (whole / name).read_bytes() != (resumed / name).read_bytes()] == []
 
 
 def test_wrong_continuations_are_refused_with_a_sentence(teacher, shards, tmp_path):
-    again = salt("salt-train", "teacher", "--data", shards, "--out", teacher, "--workers", 0, *SMALL, check=False)
+    again = salt(
+        "salt-train", "teacher", "--data", shards, "--out", teacher, "--workers", 0, *SMALL, check=False
+    )
     assert again.returncode == 1
     assert "--resume" in again.stderr
-    other = salt("salt-train", "teacher", "--data", shards, "--out", teacher, "--workers", 0, "--resume", "--seed", 5, *SMALL, check=False)
+    other = salt(
+        "salt-train",
+        "teacher",
+        "--data",
+        shards,
+        "--out",
+        teacher,
+        "--workers",
+        0,
+        "--resume",
+        "--seed",
+        5,
+        *SMALL,
+        check=False,
+    )
     assert other.returncode == 1
     assert "seed=0" in other.stderr
     none = salt("salt-train", "student", "--data", shards, "--out", tmp_path / "x", *SMALL, check=False)
     assert none.returncode == 2
     assert "--teacher-url, --targets or --teacher-ckpt" in none.stderr
-    grid = salt("salt-train", "student", "--teacher-ckpt", teacher, "--data", shards, "--out", tmp_path / "y", "--workers", 0, *SMALL,
+    grid = salt("salt-train", "student", "--teacher-ckpt", teacher, "--data", shards, "--out",
+    tmp_path / "y", "--workers", 0, *SMALL,
                 "--set", "encoder.patch_size=16", check=False)  # fmt: skip
     assert grid.returncode == 1
     assert "token grid" in grid.stderr

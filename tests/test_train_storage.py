@@ -1,4 +1,5 @@
-"""A run's copy in an object store: complete when the run ends, good to go on from on another machine, and never silently absent."""
+"""A run's copy in an object store: complete when the run ends, good to go on from on another machine, and
+never silently absent."""
 
 import json
 from collections.abc import Callable
@@ -10,11 +11,11 @@ from s3_server import CREDENTIALS, S3Server, s3_server
 from service_tools import wait_until
 from train_tools import ALONE, ClipsUntil, StoppedError, small_run
 
-from common.config import TrainConfig, VJepaRun
-from common.model.checkpoint import find_checkpoint
-from student_trainer.loop import train_on
-from student_trainer.run_directory import claimed, open_run, read_metrics
-from student_trainer.storage import UploadError
+from salt_distill.common.config import TrainConfig, VJepaRun
+from salt_distill.common.model.checkpoint import find_checkpoint
+from salt_distill.student_trainer.loop import train_on
+from salt_distill.student_trainer.run_directory import claimed, open_run, read_metrics
+from salt_distill.student_trainer.storage import UploadError
 
 
 @pytest.fixture
@@ -27,7 +28,12 @@ def bucket(tmp_path, monkeypatch):
 
 
 def run_of(out: Path, storage: str | None, **values) -> TrainConfig:
-    values = {"log_every": 1, "keep_every": 2, "optim": {"warmup_steps": 1, "clip_grad": 0.5}, "steps": 6} | values
+    values = {
+        "log_every": 1,
+        "keep_every": 2,
+        "optim": {"warmup_steps": 1, "clip_grad": 0.5},
+        "steps": 6,
+    } | values
     return small_run(VJepaRun, out=str(out), storage=storage, **values)
 
 
@@ -67,7 +73,11 @@ def test_a_run_goes_on_from_its_copy_on_another_machine_to_the_bit(bucket: S3Ser
     with pytest.raises(StoppedError):
         train(run_of(first, address), fail, last_step=5)
     stored = bucket.folder / "runs" / "a"
-    wait_until(lambda: (stored / "checkpoint").exists() and (stored / "checkpoint").read_text() == "checkpoints/step-4\n")
+    wait_until(
+        lambda: (
+            (stored / "checkpoint").exists() and (stored / "checkpoint").read_text() == "checkpoints/step-4\n"
+        )
+    )
     assert files(stored / "checkpoints" / "step-4") == files(first / "checkpoints" / "step-4")
     for name in ("config.yaml", "environment.json"):
         assert (stored / name).read_bytes() == (first / name).read_bytes()
@@ -77,7 +87,9 @@ def test_a_run_goes_on_from_its_copy_on_another_machine_to_the_bit(bucket: S3Ser
         open_run(run_of(second, address))
     train(run_of(second, address, resume=True), fail)
     assert [line["step"] for line in read_metrics(second)] == [1, 2, 3, 4, 5, 6]
-    assert [line["loss"] for line in read_metrics(second)] == [line["loss"] for line in read_metrics(tmp_path / "whole")]
+    assert [line["loss"] for line in read_metrics(second)] == [
+        line["loss"] for line in read_metrics(tmp_path / "whole")
+    ]
     for name in ("model", "predictor", "online"):
         whole, found = (find_checkpoint(run) / f"{name}.safetensors" for run in (tmp_path / "whole", second))
         assert whole.read_bytes() == found.read_bytes()
@@ -92,7 +104,9 @@ def test_a_store_that_refuses_stops_the_run_with_a_sentence_and_catches_up(bucke
         bucket.denied = bucket.denied or step == 3
 
     config = run_of(tmp_path / "run", bucket.address("runs/a"))
-    with pytest.raises(UploadError, match=r"step-\d could not be copied to s3://.*ACCESS_DENIED.*It is whole in .*--resume"):
+    with pytest.raises(
+        UploadError, match=r"step-\d could not be copied to s3://.*ACCESS_DENIED.*It is whole in .*--resume"
+    ):
         train(config, deny)
     newest = find_checkpoint(tmp_path / "run").name
     assert newest in ("step-2", "step-4", "step-6")
@@ -106,7 +120,9 @@ def test_a_damaged_copy_is_not_gone_on_from(tmp_path):
     train(run_of(tmp_path / "run", str(storage), steps=2))
     path = storage / "checkpoints" / "step-2" / "online.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
-    with pytest.raises(ValueError, match=r"checkpoints/step-2/online.safetensors has sha256 .* it is damaged"):
+    with pytest.raises(
+        ValueError, match=r"checkpoints/step-2/online.safetensors has sha256 .* it is damaged"
+    ):
         train(run_of(tmp_path / "other", str(storage), resume=True))
     with pytest.raises(ValueError, match="which holds no run: leave --resume out"):
         open_run(run_of(tmp_path / "third", str(tmp_path / "nothing"), resume=True))

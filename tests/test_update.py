@@ -1,4 +1,5 @@
-"""One optimizer step: schedules, parameter groups, mask groups as micro-batches, the moving average, the compute switches."""
+"""One optimizer step: schedules, parameter groups, mask groups as micro-batches, the moving average, the
+compute switches."""
 
 import json
 import os
@@ -24,15 +25,15 @@ from train_tools import (
     train_on_random_clips,
 )
 
-from common.config import ComputeConfig, EmaConfig, OptimConfig, TeacherRun
-from common.model.compute import set_up, uses_bfloat16
-from common.model.pixels import normalise
-from student_trainer.loop import train_on, update
-from student_trainer.optim import new_optimizer, set_schedule
-from student_trainer.ranks import Worker
-from student_trainer.run_directory import claimed, open_run, read_metrics
-from student_trainer.schedule import ema_momentum
-from student_trainer.vjepa import VJepa
+from salt_distill.common.config import ComputeConfig, EmaConfig, OptimConfig, TeacherRun
+from salt_distill.common.model.compute import set_up, uses_bfloat16
+from salt_distill.common.model.pixels import normalise
+from salt_distill.student_trainer.loop import train_on, update
+from salt_distill.student_trainer.optim import new_optimizer, set_schedule
+from salt_distill.student_trainer.ranks import Worker
+from salt_distill.student_trainer.run_directory import claimed, open_run, read_metrics
+from salt_distill.student_trainer.schedule import ema_momentum
+from salt_distill.student_trainer.vjepa import VJepa
 
 # --- schedules (those of the paper are in test_fidelity.py) ---
 
@@ -57,7 +58,9 @@ def test_norms_and_biases_are_not_decayed_and_mask_tokens_are():
     assert len(decay) == len(named)
     kept = {name for name, parameter in named.items() if decay[id(parameter)] == 0}
     assert kept == {name for name in named if name.endswith("bias") or "norm" in name}
-    assert [decay[id(named[name])] for name in named.keys() - kept] == pytest.approx([0.22] * (len(named) - len(kept)))
+    assert [decay[id(named[name])] for name in named.keys() - kept] == pytest.approx(
+        [0.22] * (len(named) - len(kept))
+    )
     assert "predictor.mask_tokens" not in kept
 
 
@@ -81,13 +84,17 @@ def test_groups_one_by_one_give_the_gradient_of_all_at_once():
     assert batch.clips.good.sum() == 29
 
     objective, _ = new_model(config)
-    losses = torch.cat([objective(group.pixels, None, group.masks) for group in batch.groups(None, CPU)], dim=1)
+    losses = torch.cat(
+        [objective(group.pixels, None, group.masks) for group in batch.groups(None, CPU)], dim=1
+    )
     whole = losses.mean(0)[torch.from_numpy(batch.clips.good)].mean()  # DESIGN section 4, Loss
     whole.backward()
     expected = [parameter.grad for parameter in objective.parameters()]
 
     again, _ = new_model(config)
-    loss = update(again, torch.optim.SGD(again.parameters(), lr=0.0, fused=True), batch, None, config, ALONE).loss
+    loss = update(
+        again, torch.optim.SGD(again.parameters(), lr=0.0, fused=True), batch, None, config, ALONE
+    ).loss
     torch.testing.assert_close(loss, whole.detach().double(), rtol=1e-6, atol=0)
     for parameter, gradient in zip(again.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
@@ -97,16 +104,31 @@ def test_a_bad_clip_has_no_weight():
     config = small_run(TeacherRun)
     batch = batch_of(config)
     loss = update(
-        objective := new_model(config)[0], torch.optim.SGD(objective.parameters(), lr=0.0, fused=True), batch, None, config, ALONE
+        objective := new_model(config)[0],
+        torch.optim.SGD(objective.parameters(), lr=0.0, fused=True),
+        batch,
+        None,
+        config,
+        ALONE,
     ).loss
     batch.clips.pixels[BAD_SLOT] = 200 + torch.arange(32, dtype=torch.uint8).numpy()[:, None]
     again = update(
-        objective := new_model(config)[0], torch.optim.SGD(objective.parameters(), lr=0.0, fused=True), batch, None, config, ALONE
+        objective := new_model(config)[0],
+        torch.optim.SGD(objective.parameters(), lr=0.0, fused=True),
+        batch,
+        None,
+        config,
+        ALONE,
     ).loss
     assert torch.equal(loss, again)
     batch.clips.pixels[BAD_SLOT + 1] += 1
     other = update(
-        objective := new_model(config)[0], torch.optim.SGD(objective.parameters(), lr=0.0, fused=True), batch, None, config, ALONE
+        objective := new_model(config)[0],
+        torch.optim.SGD(objective.parameters(), lr=0.0, fused=True),
+        batch,
+        None,
+        config,
+        ALONE,
     ).loss
     assert not torch.equal(loss, other)
 
@@ -152,7 +174,9 @@ def test_no_operation_of_a_step_asks_for_a_value():
 @pytest.mark.needs_cuda
 def test_the_host_waits_nowhere_in_a_step_of_a_gpu():
     if not torch.cuda.is_available():
-        (pytest.fail if os.environ.get("FAIL_WITHOUT_CUDA") == "1" else pytest.skip)("there is no CUDA device")
+        (pytest.fail if os.environ.get("FAIL_WITHOUT_CUDA") == "1" else pytest.skip)(
+            "there is no CUDA device"
+        )
     step = step_of(torch.device("cuda"))
     step(1)
     torch.cuda.set_sync_debug_mode("error")
@@ -172,13 +196,18 @@ def test_the_target_encoder_follows_the_encoder_and_is_the_result():
     assert objective.result is objective.target_encoder
     assert checkpoint_config.objective == "vjepa"
     before = [parameter.clone() for parameter in objective.target_encoder.parameters()]
-    assert all(torch.equal(a, b) for a, b in zip(before, objective.encoder.parameters(), strict=True))  # it starts as a copy
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, objective.encoder.parameters(), strict=True)
+    )  # it starts as a copy
     optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
     for step in (1, 2):
         update(objective, optimizer, batch_of(config, step), None, config, ALONE)
         objective.after_step(step=step, steps=10)
         momentum = 0.75 + 0.25 * (step - 1) / 10
-        before = [momentum * old + (1 - momentum) * new for old, new in zip(before, objective.encoder.parameters(), strict=True)]
+        before = [
+            momentum * old + (1 - momentum) * new
+            for old, new in zip(before, objective.encoder.parameters(), strict=True)
+        ]
         for parameter, expected in zip(objective.target_encoder.parameters(), before, strict=True):
             torch.testing.assert_close(parameter.data, expected.data, rtol=1e-6, atol=1e-7)
             assert parameter.grad is None
@@ -188,7 +217,9 @@ def test_the_target_encoder_follows_the_encoder_and_is_the_result():
 def test_the_moving_target_is_the_normalised_dense_forward():
     config = small_run()
     objective, _ = new_model(config)
-    torch.nn.init.zeros_(objective.predictor.head.weight)  # the prediction is 0, so the loss is the target's mean size
+    torch.nn.init.zeros_(
+        objective.predictor.head.weight
+    )  # the prediction is 0, so the loss is the target's mean size
     group = next(iter(batch_of(config).groups(None, CPU)))
     losses = objective(group.pixels, None, group.masks)
     with torch.no_grad():
@@ -241,31 +272,44 @@ def test_activation_checkpointing_keeps_less():
 def test_explicit_attention_agrees(plain):
     explicit = losses_and_gradients(ComputeConfig(attention="explicit"))
     assert_close(explicit, plain)
-    assert not torch.equal(explicit["encoder.blocks.0.attn.w_qkv.weight"], plain["encoder.blocks.0.attn.w_qkv.weight"])
+    assert not torch.equal(
+        explicit["encoder.blocks.0.attn.w_qkv.weight"], plain["encoder.blocks.0.attn.w_qkv.weight"]
+    )
 
 
 def test_compiled_blocks_agree(plain, tmp_path):
     code = (
-        "from pathlib import Path; from common.config import ComputeConfig; from train_tools import save_losses_and_gradients\n"
-        f"save_losses_and_gradients(ComputeConfig(compile=True), Path({str(tmp_path / 'compiled.safetensors')!r}))"
+        "from pathlib import Path; from salt_distill.common.config import ComputeConfig; from train_tools"
+        " import save_losses_and_gradients\nsave_losses_and_gradients(ComputeConfig(compile=True),"
+        f" Path({str(tmp_path / 'compiled.safetensors')!r}))"
     )
     environment = {**os.environ, "TORCH_LOGS": "recompiles"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     compiled = load_file(tmp_path / "compiled.safetensors")
     assert_close(compiled, plain)  # the names too: a checkpoint of a compiled run is like any other
     assert not all(torch.equal(compiled[name], tensor) for name, tensor in plain.items())
     recompiled = [line for line in done.stderr.splitlines() if "Recompiling function" in line]
-    assert len(recompiled) <= 2, recompiled  # target encoder without gradient, then with; not one per block or per number of tokens
+    assert len(recompiled) <= 2, (
+        recompiled
+    )  # target encoder without gradient, then with; not one per block or per number of tokens
 
 
 def test_compile_without_a_compiler_is_refused_before_training(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     config = small_run(TeacherRun, out=str(tmp_path), compute={"compile": True})
-    with pytest.raises(ValueError, match=r"got compute.compile=true, but g\+\+ was not found: torch.compile needs a C\+\+ compiler"):
+    with pytest.raises(
+        ValueError,
+        match=r"got compute.compile=true, but g\+\+ was not found: torch.compile needs a C\+\+ compiler",
+    ):
         train_on_random_clips(config)
     assert not (tmp_path / "metrics.jsonl").exists()
 
@@ -276,11 +320,16 @@ def test_bfloat16_keeps_weights_and_gradients_in_float32():
         config = small_run(compute={"dtype": dtype})
         objective, _ = new_model(config)
         results[dtype] = update(
-            objective, torch.optim.SGD(objective.parameters(), lr=0.0, fused=True), batch_of(config), None, config, ALONE
+            objective,
+            torch.optim.SGD(objective.parameters(), lr=0.0, fused=True),
+            batch_of(config),
+            None,
+            config,
+            ALONE,
         ).loss
-        assert {p.dtype for p in objective.parameters()} | {p.grad.dtype for p in objective.parameters() if p.grad is not None} == {
-            torch.float32
-        }
+        assert {p.dtype for p in objective.parameters()} | {
+            p.grad.dtype for p in objective.parameters() if p.grad is not None
+        } == {torch.float32}
     torch.testing.assert_close(results["bfloat16"], results["float32"], rtol=2e-2, atol=0)
     assert results["bfloat16"] != results["float32"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -296,12 +345,18 @@ def test_auto_is_bfloat16_on_a_gpu_alone():
 def test_a_run_says_how_it_computed_and_may_compute_otherwise_when_it_goes_on(tmp_path):
     out = str(tmp_path / "run")
     first = small_run(TeacherRun, out=out, steps=4)
-    for config in (first, small_run(TeacherRun, out=out, resume=True, steps=5, compute={"activation_checkpointing": True})):
+    for config in (
+        first,
+        small_run(TeacherRun, out=out, resume=True, steps=5, compute={"activation_checkpointing": True}),
+    ):
         open_run(config)
         with claimed(config) as checkpoint:
             train_on(RandomClips(config.view.clip_shape), None, config, ALONE, checkpoint)  # type: ignore[arg-type]
     starts = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert [(start["after_step"], start["activation_checkpointing"], start["dtype"], start["decoder"]) for start in starts] == [
+    assert [
+        (start["after_step"], start["activation_checkpointing"], start["dtype"], start["decoder"])
+        for start in starts
+    ] == [
         (0, False, "float32", "none"),
         (4, True, "float32", "none"),
     ]
@@ -309,8 +364,12 @@ def test_a_run_says_how_it_computed_and_may_compute_otherwise_when_it_goes_on(tm
     line = read_metrics(out)[-1]  # of step 5 alone
     masks = batch_of(first, step=5).masks
     for name, idx in (("context_fraction", "visible_idx"), ("target_fraction", "hidden_idx")):
-        share = sum(getattr(mask, idx).numel() for group in masks for mask in group.sets) / (30 * 2 * 32)  # clips, sets, tokens
+        share = sum(getattr(mask, idx).numel() for group in masks for mask in group.sets) / (
+            30 * 2 * 32
+        )  # clips, sets, tokens
         assert line[name] == pytest.approx(share)
     other = small_run(TeacherRun, out=out, resume=True, steps=5, compute={"dtype": "bfloat16"})
-    with pytest.raises(ValueError, match=r"was started with compute\.dtype='auto', got compute\.dtype='bfloat16'"):
+    with pytest.raises(
+        ValueError, match=r"was started with compute\.dtype='auto', got compute\.dtype='bfloat16'"
+    ):
         open_run(other)

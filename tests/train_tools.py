@@ -1,4 +1,5 @@
-"""Training without files: clips from random bytes, a small run, its losses and gradients. What the tests of the loop share."""
+"""Training without files: clips from random bytes, a small run, its losses and gradients. What the tests of
+the loop share."""
 
 import contextlib
 import json
@@ -8,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.clip import ClipBatch, clip_digest
-from common.config import ComputeConfig, TrainConfig, VJepaRun
-from common.draws import words
-from common.model.checkpoint import CheckpointConfig
-from common.model.compute import set_up
-from common.model.grid import token_grid
-from student_trainer.batches import Batch, Batches
-from student_trainer.loop import Worker, new_objective, train_on
-from student_trainer.objective import Objective
-from student_trainer.parallel import modules_of
-from student_trainer.run_directory import claimed
+from salt_distill.common.clip import ClipBatch, clip_digest
+from salt_distill.common.config import ComputeConfig, TrainConfig, VJepaRun
+from salt_distill.common.draws import words
+from salt_distill.common.model.checkpoint import CheckpointConfig
+from salt_distill.common.model.compute import set_up
+from salt_distill.common.model.grid import token_grid
+from salt_distill.student_trainer.batches import Batch, Batches
+from salt_distill.student_trainer.loop import Worker, new_objective, train_on
+from salt_distill.student_trainer.objective import Objective
+from salt_distill.student_trainer.parallel import modules_of
+from salt_distill.student_trainer.run_directory import claimed
 
 CPU = torch.device("cpu")
 ALONE = Worker(rank=0, world_size=1, device=CPU)
@@ -29,7 +30,12 @@ SMALL = {
     "batch_size": 30,  # a mask group of 24 and one of 6
     "init_std": 0.07,
     "encoder": {"width": 32, "depth": 2, "num_heads": 2, "mlp_width": 64, "patch_size": 8},
-    "predictor": {"width": 32, "depth": 1, "num_heads": 2, "mlp_width": 64},  # blocks as the encoder's, so that they compile once
+    "predictor": {
+        "width": 32,
+        "depth": 1,
+        "num_heads": 2,
+        "mlp_width": 64,
+    },  # blocks as the encoder's, so that they compile once
     "view": {"num_frames": 4, "frame_step": 1, "crop_size": 32},
     "optim": {"warmup_steps": 3, "clip_grad": 1e9},
 }
@@ -53,7 +59,12 @@ class RandomClips:
         if BAD_SLOT in slots:
             self.skipped[f"random/{BAD_SLOT}"] = "it is the bad one"
         size = int(np.prod(self.clip_shape))
-        pixels = np.stack([words(0, "random clip", slot, size // 8).view(np.uint8).reshape(self.clip_shape) for slot in slots])
+        pixels = np.stack(
+            [
+                words(0, "random clip", slot, size // 8).view(np.uint8).reshape(self.clip_shape)
+                for slot in slots
+            ]
+        )
         good = np.array([slot != BAD_SLOT for slot in slots])
         pixels[~good] = 0
         return ClipBatch(
@@ -87,7 +98,8 @@ def batch_of(config: TrainConfig, step: int = 1) -> Batch:
 
 
 def new_model(config: TrainConfig) -> tuple[Objective, CheckpointConfig]:
-    """The model of a run, with mask tokens that are not zero: their gradient then reaches what is before them."""
+    """The model of a run, with mask tokens that are not zero: their gradient then reaches what is before
+    them."""
     objective, checkpoint_config = new_objective(config, None)
     torch.nn.init.normal_(objective.predictor.mask_tokens, generator=torch.Generator().manual_seed(1))
     return objective, checkpoint_config
@@ -113,8 +125,11 @@ class Piece:
 
 
 def train_in_processes(pieces: list[Piece], folder: Path) -> list[list[int]]:
-    """Runs the pieces one after the other, in plain PyTorch; the slots that each asked for, in order. ``folder``: an empty one."""
-    torch.multiprocessing.spawn(_train_rank, (pieces, folder), nprocs=max(piece.num_workers for piece in pieces))
+    """Runs the pieces one after the other, in plain PyTorch; the slots that each asked for, in order.
+    ``folder``: an empty one."""
+    torch.multiprocessing.spawn(
+        _train_rank, (pieces, folder), nprocs=max(piece.num_workers for piece in pieces)
+    )
     of_ranks = [
         [json.loads((folder / f"slots-{number}-{rank}").read_text()) for rank in range(piece.num_workers)]
         for number, piece in enumerate(pieces)
@@ -128,7 +143,9 @@ def _train_rank(rank: int, pieces: list[Piece], folder: Path) -> None:
         if rank >= piece.num_workers:
             continue
         store = f"file://{folder / f'store-{number}'}"
-        torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=piece.num_workers)
+        torch.distributed.init_process_group(
+            "gloo", init_method=store, rank=rank, world_size=piece.num_workers
+        )
         clips = ClipsUntil(piece.config, piece.last_step)
         worker = Worker(rank=rank, world_size=piece.num_workers, device=CPU)
         with (
@@ -145,7 +162,8 @@ class StoppedError(RuntimeError):
 
 
 class ClipsUntil(RandomClips):
-    """Those of the steps until ``last_step``; after it the run is stopped. ``asked``: every slot that was given, as often as it was."""
+    """Those of the steps until ``last_step``; after it the run is stopped. ``asked``: every slot that was
+    given, as often as it was."""
 
     def __init__(self, config: TrainConfig, last_step: int) -> None:
         super().__init__(config.view.clip_shape)
@@ -165,14 +183,20 @@ def losses_and_gradients(compute: ComputeConfig) -> dict[str, torch.Tensor]:
     config = small_run()
     objective, _ = new_model(config)
     set_up(objective, compute, CPU)
-    losses = torch.cat([objective(group.pixels, group.target, group.masks) for group in batch_of(config).groups(None, CPU)], dim=1)
+    losses = torch.cat(
+        [objective(group.pixels, group.target, group.masks) for group in batch_of(config).groups(None, CPU)],
+        dim=1,
+    )
     losses.mean().backward()
-    gradients = {name: parameter.grad for name, parameter in objective.named_parameters() if parameter.grad is not None}
+    gradients = {
+        name: parameter.grad for name, parameter in objective.named_parameters() if parameter.grad is not None
+    }
     return {"losses": losses.detach(), **gradients}
 
 
 def save_losses_and_gradients(compute: ComputeConfig, path: Path) -> None:
-    """The same into a file: for a process without the type checks of the tests, which torch.compile cannot look through."""
+    """The same into a file: for a process without the type checks of the tests, which torch.compile cannot
+    look through."""
     from safetensors.torch import save_file
 
     save_file(losses_and_gradients(compute), path)

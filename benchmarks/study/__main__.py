@@ -1,4 +1,5 @@
-"""The paper's claims at small scale, on moving digits and pen strokes: runs what is not there yet, and writes a page of what was found. `make study`."""
+"""The paper's claims at small scale, on moving digits and pen strokes: runs what is not there yet, and writes
+a page of what was found. `make study`."""
 
 import argparse
 import os
@@ -16,20 +17,34 @@ def main() -> int:
     """The exit status: 0 where all has run, 3 where time was up before."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/study"), help="folder of runs; a second start goes on in it (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("runs/study"),
+        help="folder of runs; a second start goes on in it (default: %(default)s)",
     )
     parser.add_argument(
-        "--page", type=Path, default=Path("docs/study.md"), help="page to write, its figures beside it (default: %(default)s)"
+        "--page",
+        type=Path,
+        default=Path("docs/study.md"),
+        help="page to write, its figures beside it (default: %(default)s)",
     )
     parser.add_argument(
-        "--large", action="store_true", help="also equal FLOPs, sizes, teacher data, masks, splits of a budget, chained stages"
+        "--large",
+        action="store_true",
+        help="also equal FLOPs, sizes, teacher data, masks, splits of a budget, chained stages",
     )
     parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on later")
     parser.add_argument(
-        "--at-once", type=int, default=os.cpu_count(), help="commands that run at a time, each with one thread (default: %(default)s)"
+        "--at-once",
+        type=int,
+        default=os.cpu_count(),
+        help="commands that run at a time, each with one thread (default: %(default)s)",
     )
     parser.add_argument(
-        "--labelled", type=Path, default=Path("../shared/data/labelled"), help=f"folder with {ARCHIVE}; without it no pen strokes"
+        "--labelled",
+        type=Path,
+        default=Path("../shared/data/labelled"),
+        help=f"folder with {ARCHIVE}; without it no pen strokes",
     )
     for name, what in {
         "seeds": "seeds of every run",
@@ -38,10 +53,18 @@ def main() -> int:
         "probe-epochs": "passes of a probe",
     }.items():
         parser.add_argument(
-            f"--{name}", type=int, default=getattr(Lengths(), name.replace("-", "_")), help=f"{what} (default: %(default)s)"
+            f"--{name}",
+            type=int,
+            default=getattr(Lengths(), name.replace("-", "_")),
+            help=f"{what} (default: %(default)s)",
         )
     arguments = parser.parse_args()
-    lengths = Lengths(seeds=arguments.seeds, steps=arguments.steps, videos=arguments.videos, probe_epochs=arguments.probe_epochs)
+    lengths = Lengths(
+        seeds=arguments.seeds,
+        steps=arguments.steps,
+        videos=arguments.videos,
+        probe_epochs=arguments.probe_epochs,
+    )
     labelled = arguments.labelled if (arguments.labelled / ARCHIVE).exists() else None
     if labelled is None:
         print(f"no pen strokes: {arguments.labelled / ARCHIVE} is not there", file=sys.stderr)
@@ -49,14 +72,18 @@ def main() -> int:
         signal.signal(number, lambda *_: sys.exit(130))
     try:
         whole = run(
-            study(lengths, labelled=labelled, is_large=arguments.large), arguments.out, at_once=arguments.at_once, minutes=arguments.minutes
+            study(lengths, labelled=labelled, is_large=arguments.large),
+            arguments.out,
+            at_once=arguments.at_once,
+            minutes=arguments.minutes,
         )
     except JobError as error:
         print(error, file=sys.stderr)
         return 1
     write_page(arguments.page, arguments.out, lengths, has_strokes=labelled is not None)
     print(
-        f"{arguments.page} says what was found" + ("" if whole else "; time was up before the end: the same command goes on"),
+        f"{arguments.page} says what was found"
+        + ("" if whole else "; time was up before the end: the same command goes on"),
         file=sys.stderr,
     )
     return 0 if whole else 3

@@ -14,7 +14,8 @@ RANDOM = "random-init"
 
 
 class Difference(NamedTuple):
-    """Of two runs, seed by seed, with the 95% interval of its mean (Student's t, n - 1 degrees of freedom); none for a single seed."""
+    """Of two runs, seed by seed, with the 95% interval of its mean (Student's t, n - 1 degrees of freedom);
+    none for a single seed."""
 
     by_seed: tuple[float, ...]
     mean: float
@@ -29,7 +30,11 @@ class Difference(NamedTuple):
             return "**holds**"
         if self.interval[1] < 0:
             return "**does not hold**"
-        return "open: above 0 in each seed, but the interval has 0 in it" if min(self.by_seed) > 0 else "open: the interval has 0 in it"
+        return (
+            "open: above 0 in each seed, but the interval has 0 in it"
+            if min(self.by_seed) > 0
+            else "open: the interval has 0 in it"
+        )
 
 
 def difference(better: Sequence[float], worse: Sequence[float]) -> Difference:
@@ -61,7 +66,10 @@ class Findings:
 
     def accuracies(self, data: str, run: str, label: str, experiment: str = "base") -> dict[int, float]:
         """By seed. ``run``: its last checkpoint, or RUN/step-N, or ``RANDOM``."""
-        return {seed: probe["accuracy"][_entry(probe, run)][label] for seed, probe in self.probes(data, experiment).items()}
+        return {
+            seed: probe["accuracy"][_entry(probe, run)][label]
+            for seed, probe in self.probes(data, experiment).items()
+        }
 
     def flops(self, data: str, *runs: str) -> float | None:
         """Training compute of these runs together by the paper's 6ND, of the first seed that has them."""
@@ -81,4 +89,7 @@ def _entry(probe: dict[str, Any], run: str) -> str:
     names = probe["accuracy"]
     if run in names:
         return run
-    return max((name for name in names if name.startswith(f"{run}/step-")), key=lambda name: int(name.rpartition("-")[2]))
+    return max(
+        (name for name in names if name.startswith(f"{run}/step-")),
+        key=lambda name: int(name.rpartition("-")[2]),
+    )

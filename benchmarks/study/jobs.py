@@ -12,12 +12,21 @@ SEEN_STEPS = 4
 STUDENTS = {
     "student": (),
     "student-shallow": ("--set", "encoder.depth=2"),
-    "student-narrow": ("--set", "encoder.width=48", "--set", "encoder.num_heads=2", "--set", "encoder.mlp_width=192"),
+    "student-narrow": (
+        "--set",
+        "encoder.width=48",
+        "--set",
+        "encoder.num_heads=2",
+        "--set",
+        "encoder.mlp_width=192",
+    ),
 }
-"""Students of one teacher, whose losses are held against their accuracies (Figure 3). The first has its teacher's size, as the teachers of the claims."""
+"""Students of one teacher, whose losses are held against their accuracies (Figure 3). The first has its
+teacher's size, as the teachers of the claims."""
 MEMORIES = 180
-"""Steps of a baseline's run over those in which its moving average forgets: V-JEPA 2's (1 - 0.99925) x 240,000. A short run keeps the ratio: with
-0.99925 itself its targets would stay close to the weights that it began with."""
+"""Steps of a baseline's run over those in which its moving average forgets: V-JEPA 2's (1 - 0.99925) x
+240,000. A short run keeps the ratio: with 0.99925 itself its targets would stay close to the weights that it
+began with."""
 DEEP, SHALLOW = ("--set", "encoder.depth=8"), ("--set", "encoder.depth=2")
 
 
@@ -34,7 +43,9 @@ class Lengths:
 
     def of(self, data: str) -> int:
         """Steps of a run on a data set, a multiple of the number of checkpoints."""
-        return max(SEEN_STEPS, (self.steps if data == "digits" else self.steps * 3 // 5) // SEEN_STEPS * SEEN_STEPS)
+        return max(
+            SEEN_STEPS, (self.steps if data == "digits" else self.steps * 3 // 5) // SEEN_STEPS * SEEN_STEPS
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +89,11 @@ class Experiment:
         needs: Sequence[str] = (),
         checkpoints: Sequence[int] = (),
     ) -> str:
-        """Adds a run, and where it is a student's the cache of its teacher's latents that it reads; gives back its path.
+        """Adds a run, and where it is a student's the cache of its teacher's latents that it reads; gives
+        back its path.
 
-        ``data``: what it trains on, of the study's data sets. ``checkpoints``: steps whose encoders are probed as well; the last one always is.
+        ``data``: what it trains on, of the study's data sets. ``checkpoints``: steps whose encoders are
+        probed as well; the last one always is.
         """
         out, shards = f"{self.folder}/{name}", f"{data or self.data}/shards"
         before = [shards, *needs]
@@ -95,7 +108,14 @@ class Experiment:
             length = steps if isinstance(steps, int) else steps(root)
             every = length // SEEN_STEPS if checkpoints else length
             source = [] if targets is None else ["--targets", root / targets]
-            schedule = ["--steps", length, "--keep-every", every, "--set", f"optim.warmup_steps={min(30, length // 2)}"]
+            schedule = [
+                "--steps",
+                length,
+                "--keep-every",
+                every,
+                "--set",
+                f"optim.warmup_steps={min(30, length // 2)}",
+            ]
             same = ["--seed", self.seed, "--data-seed", self.seed, "--views", 1, "--workers", 0]
             resume = ["--resume"] if (root / out / "config.yaml").exists() else []
             return [
@@ -125,9 +145,27 @@ class Experiment:
 
         def command(root: Path) -> list[object]:
             checkpoints = [part for run in runs for part in ("--ckpt", root / run)]
-            length = ["--epochs", self.lengths.probe_epochs, "--batch-size", 128, "--seed", self.seed, "--resume"]
+            length = [
+                "--epochs",
+                self.lengths.probe_epochs,
+                "--batch-size",
+                128,
+                "--seed",
+                self.seed,
+                "--resume",
+            ]
             random = ["--random-init"] if self.name == "base" else []
-            return ["salt-eval", "probe", *checkpoints, *random, "--data", root / f"{self.data}/shards", "--out", root / out, *length]
+            return [
+                "salt-eval",
+                "probe",
+                *checkpoints,
+                *random,
+                "--data",
+                root / f"{self.data}/shards",
+                "--out",
+                root / out,
+                *length,
+            ]
 
         needs = tuple(dict.fromkeys(run.partition("/checkpoints/")[0] for run in runs))
         self.jobs.append(Job(name=out, needs=needs, goes_on=True, command=command))
@@ -141,7 +179,14 @@ def small(data: str, seed: int, lengths: Lengths) -> list[Job]:
     seen = [steps * number // SEEN_STEPS for number in range(1, SEEN_STEPS + 1)]
     sizes = STUDENTS if data == "digits" else {"student": ()}
     students = [
-        experiment.train("student", name, *flags, steps=steps, teacher=teacher, checkpoints=seen if data == "digits" else ())
+        experiment.train(
+            "student",
+            name,
+            *flags,
+            steps=steps,
+            teacher=teacher,
+            checkpoints=seen if data == "digits" else (),
+        )
         for name, flags in sizes.items()
     ]
     experiment.train("vjepa", "ema", *momentum(2 * steps), steps=2 * steps, checkpoints=[steps, 2 * steps])
@@ -150,8 +195,24 @@ def small(data: str, seed: int, lengths: Lengths) -> list[Job]:
         out = f"{experiment.folder}/select.json"
 
         def select(root: Path) -> list[object]:
-            of = ["--teacher", root / teacher, "--data", root / f"{data}/shards", "--probe", root / probe, "--label", "motion"]
-            return ["salt-eval", "select", *(root / student for student in students), *of, "--out", root / out]
+            of = [
+                "--teacher",
+                root / teacher,
+                "--data",
+                root / f"{data}/shards",
+                "--probe",
+                root / probe,
+                "--label",
+                "motion",
+            ]
+            return [
+                "salt-eval",
+                "select",
+                *(root / student for student in students),
+                *of,
+                "--out",
+                root / out,
+            ]
 
         experiment.jobs.append(Job(name=out, needs=(probe,), command=select))
     return experiment.jobs
@@ -200,7 +261,9 @@ def large(seed: int, lengths: Lengths, *, strokes: bool) -> list[Job]:
     split = experiment("split")
     for quarters in (1, 2, 6):
         of = split.train("teacher", f"teacher-{quarters}-of-8", steps=2 * steps * quarters // 8)
-        split.train("student", f"student-{8 - quarters}-of-8", steps=2 * steps * (8 - quarters) // 8, teacher=of)
+        split.train(
+            "student", f"student-{8 - quarters}-of-8", steps=2 * steps * (8 - quarters) // 8, teacher=of
+        )
     split.judge()
 
     chain = experiment("chain")
@@ -221,12 +284,18 @@ def momentum(steps: int) -> tuple[str, ...]:
 
 def steps_of_equal_flops(root: Path, base: str) -> int:
     """Steps of the baseline that cost what a teacher and its student cost together, by the paper's 6ND."""
-    cost = {name: json.loads((root / base / name / "summary.json").read_text()) for name in ("teacher", "student", "ema")}
-    return round((cost["teacher"]["flops"] + cost["student"]["flops"]) / (cost["ema"]["flops"] / cost["ema"]["steps"]))
+    cost = {
+        name: json.loads((root / base / name / "summary.json").read_text())
+        for name in ("teacher", "student", "ema")
+    }
+    return round(
+        (cost["teacher"]["flops"] + cost["student"]["flops"]) / (cost["ema"]["flops"] / cost["ema"]["steps"])
+    )
 
 
 def study(lengths: Lengths, *, labelled: Path | None, is_large: bool) -> list[Job]:
-    """All jobs, in an order in which they may run. ``labelled``: the folder with the pen strokes, where there is one."""
+    """All jobs, in an order in which they may run. ``labelled``: the folder with the pen strokes, where there
+    is one."""
     jobs = [*_data(lengths, labelled, is_large), *_runs(lengths, labelled, is_large)]
     return list({job.name: job for job in jobs}.values())  # students of one teacher share its latents
 
@@ -243,12 +312,26 @@ def _runs(lengths: Lengths, labelled: Path | None, is_large: bool) -> Iterator[J
 def _data(lengths: Lengths, labelled: Path | None, is_large: bool) -> Iterator[Job]:
     yield Job(
         name="digits/videos",
-        command=lambda root: ["salt-data", "synth", root / "digits/videos", "--num-train", lengths.videos, "--num-test", NUM_TEST],
+        command=lambda root: [
+            "salt-data",
+            "synth",
+            root / "digits/videos",
+            "--num-train",
+            lengths.videos,
+            "--num-test",
+            NUM_TEST,
+        ],
     )
     if labelled:
         yield Job(
             name="strokes/videos",
-            command=lambda root: ["python", "-m", "benchmarks.study.strokes", labelled, root / "strokes/videos"],
+            command=lambda root: [
+                "python",
+                "-m",
+                "benchmarks.study.strokes",
+                labelled,
+                root / "strokes/videos",
+            ],
         )
     for name in ("digits", *(("strokes",) if labelled else ())):
         yield Job(name=f"{name}/shards", needs=(f"{name}/videos",), goes_on=True, command=_pack(name))
@@ -264,7 +347,20 @@ def _pack(name: str) -> Callable[[Path], list[object]]:
 
 def _precompute(teacher: str, shards: str, targets: str, seed: int) -> Callable[[Path], list[object]]:
     return lambda root: [
-        *("salt-serve", "precompute", "--ckpt", root / teacher, "--data", root / shards, "--views", 1, "--data-seed", seed, "--workers", 0),
+        *(
+            "salt-serve",
+            "precompute",
+            "--ckpt",
+            root / teacher,
+            "--data",
+            root / shards,
+            "--views",
+            1,
+            "--data-seed",
+            seed,
+            "--workers",
+            0,
+        ),
         *("--out", root / targets),
     ]
 
@@ -273,7 +369,8 @@ def _mixture(name: str, counts: dict[str, int | None]) -> Job:
     def command(root: Path) -> list[object]:
         recipe = root / f"{name}.yaml"
         sources = [
-            {"name": source, "path": str((root / source / "shards").resolve())} | ({} if count is None else {"count": count})
+            {"name": source, "path": str((root / source / "shards").resolve())}
+            | ({} if count is None else {"count": count})
             for source, count in counts.items()
         ]
         recipe.write_text(json.dumps({"name": name, "sources": sources}))  # JSON is YAML

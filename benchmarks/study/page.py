@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks.study.findings import LABELS, RANDOM, Difference, Findings, difference
 from benchmarks.study.jobs import MEMORIES, Lengths
 from benchmarks.study.runner import read_ended
-from common.whole import write_whole
+from salt_distill.common.whole import write_whole
 
 LARGE = {
     "flops": "SALT and the EMA baseline at equal FLOPs",
@@ -25,32 +25,51 @@ LARGE = {
     "chain": "Chained stages: a student as the next teacher",
 }
 """Experiments of `STUDY=large`, each with a probe of its own."""
-NAMES = {RANDOM: "random weights", "teacher": "teacher (V-Pixel)", "student": "student (SALT)", "ema": "EMA baseline (V-JEPA 2)"}
+NAMES = {
+    RANDOM: "random weights",
+    "teacher": "teacher (V-Pixel)",
+    "student": "student (SALT)",
+    "ema": "EMA baseline (V-JEPA 2)",
+}
 
 
 def write_page(path: Path, root: Path, lengths: Lengths, *, has_strokes: bool) -> None:
     """Writes ``path``, and its figures beside it, from what has run so far."""
     findings = Findings(root=root, num_seeds=lengths.seeds)
     data_sets = [data for data in LABELS if findings.probes(data)]
-    lines = [*_opening(root, lengths), *_claims(findings, data_sets, lengths), *_tables(findings, data_sets, lengths)]
+    lines = [
+        *_opening(root, lengths),
+        *_claims(findings, data_sets, lengths),
+        *_tables(findings, data_sets, lengths),
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     if data_sets:
         picture = path.with_name(f"{path.stem}-accuracy.png")
         _draw_accuracies(picture, findings, data_sets, lengths)
-        lines += ["", f"![accuracy of each run, a dot for each seed]({picture.name})", "", "A line: the mean; dotted: chance."]
+        lines += [
+            "",
+            f"![accuracy of each run, a dot for each seed]({picture.name})",
+            "",
+            "A line: the mean; dotted: chance.",
+        ]
     if findings.selections():
         picture = path.with_name(f"{path.stem}-loss.png")
         _draw_losses(picture, findings)
         lines += _selection(findings, picture.name)
     lines += _large(findings)
-    missing = [f"pen strokes: {'not through yet' if has_strokes else 'the drawings were not there'}"] if "strokes" not in data_sets else []
+    missing = (
+        [f"pen strokes: {'not through yet' if has_strokes else 'the drawings were not there'}"]
+        if "strokes" not in data_sets
+        else []
+    )
     missing += [title for name, title in LARGE.items() if not findings.probes("digits", name)]
     if missing:
         lines += ["", "## Not run", "", *(f"- {one}" for one in missing)]
         lines += [
             "",
             _paragraph(
-                "`STUDY=large make study` runs the rest: a night on 2 cores, or a GPU. `STUDY_MINUTES=9` stops it in time, and the same command goes on.",
+                "`STUDY=large make study` runs the rest: a night on 2 cores, or a GPU. `STUDY_MINUTES=9`"
+                " stops it in time, and the same command goes on.",
             ),
         ]
     write_whole(path, "\n".join(lines) + "\n")
@@ -62,18 +81,26 @@ def _opening(root: Path, lengths: Lengths) -> Iterator[str]:
     yield "# The paper's claims at small scale"
     yield ""
     yield _paragraph(
-        "Written by `make study` from its runs ([benchmarks/study](../benchmarks/study)): the claims of [arXiv:2509.24317](https://arxiv.org/abs/2509.24317) ",
-        "with encoders of half a million weights (preset `nano`). It says whether a claim holds here, not whether it holds at the paper's scale. ",
-        "Moving digits (`salt-data synth`): 8 directions of motion, which no token shows, so they have to be told from several. ",
-        "Pen strokes (timed drawings of 136 characters of five alphabets; the test is other people's hands): which character.",
+        "Written by `make study` from its runs ([benchmarks/study](../benchmarks/study)): the claims of"
+        " [arXiv:2509.24317](https://arxiv.org/abs/2509.24317) ",
+        "with encoders of half a million weights (preset `nano`). It says whether a claim holds here, not"
+        " whether it holds at the paper's scale. ",
+        "Moving digits (`salt-data synth`): 8 directions of motion, which no token shows, so they have to be"
+        " told from several. ",
+        "Pen strokes (timed drawings of 136 characters of five alphabets; the test is other people's hands):"
+        " which character.",
     )
     yield ""
     yield _paragraph(
         f"{len(ended)} commands, {cpu_s / 60:.0f} minutes of a core, {date.today():%Y-%m-%d}, ",
-        f"{os.cpu_count()} cores ({platform.machine()}), {_device()}, torch {torch.__version__}. {lengths.seeds} seeds, each of weights, masks and ",
-        f"order of clips; all runs of a seed see the same clips. Teacher and student train {lengths.of('digits')} steps of 24 clips on digits, ",
-        f"{lengths.of('strokes')} on strokes, the EMA baseline as many as both together, with a momentum of 1 - {MEMORIES}/steps, ",
-        f"which forgets in as large a part of the run as V-JEPA 2's 0.99925 in 240,000 steps; {lengths.videos} training videos of digits, one pinned view. ",
+        f"{os.cpu_count()} cores ({platform.machine()}), {_device()}, torch {torch.__version__}."
+        f" {lengths.seeds} seeds, each of weights, masks and ",
+        "order of clips; all runs of a seed see the same clips. Teacher and student train"
+        f" {lengths.of('digits')} steps of 24 clips on digits, ",
+        f"{lengths.of('strokes')} on strokes, the EMA baseline as many as both together, with a momentum of 1"
+        f" - {MEMORIES}/steps, ",
+        "which forgets in as large a part of the run as V-JEPA 2's 0.99925 in 240,000 steps;"
+        f" {lengths.videos} training videos of digits, one pinned view. ",
         f"Accuracy: attentive probe on frozen tokens, {lengths.probe_epochs} passes, nothing selected.",
     )
 
@@ -91,8 +118,10 @@ def _claims(findings: Findings, data_sets: Sequence[str], lengths: Lengths) -> I
     yield "## What was found"
     yield ""
     yield _paragraph(
-        "Differences of accuracy, seed by seed, with the 95% interval of their mean over seeds. *Holds*: all of it is above 0; *does not hold*: ",
-        "all of it is below. Where a teacher is not above random weights, the claims about its students say little.",
+        "Differences of accuracy, seed by seed, with the 95% interval of their mean over seeds. *Holds*: all"
+        " of it is above 0; *does not hold*: ",
+        "all of it is below. Where a teacher is not above random weights, the claims about its students say"
+        " little.",
     )
     yield ""
     yield "| claim | data | difference (95% interval) | each seed | |"
@@ -107,17 +136,26 @@ def _claims(findings: Findings, data_sets: Sequence[str], lengths: Lengths) -> I
             steps = lengths.of(data)
             names = [name.format(steps=steps) for name in (better, worse)]
             first, second = (findings.accuracies(data, name, LABELS[data]) for name in names)
-            yield f"| {title} | {data}, {LABELS[data]} | {_difference(difference(list(first.values()), list(second.values())))}"
+            yield (
+                f"| {title} | {data}, {LABELS[data]} |"
+                f" {_difference(difference(list(first.values()), list(second.values())))}"
+            )
     if selections := [one for one in findings.selections().values() if one["r2"] is not None]:
         values = ", ".join(f"{one['r2']:.2f}" for one in selections)
         falls = "in every seed" if all(one["slope"] < 0 for one in selections) else "not in every seed"
-        how = f"R² {values} | {selections[0]['num_probed']} checkpoints each | a lower loss goes with a higher accuracy {falls}"
+        how = (
+            f"R² {values} | {selections[0]['num_probed']} checkpoints each | a lower loss goes with a higher"
+            f" accuracy {falls}"
+        )
         yield f"| held-out loss tells accuracy (Figure 3: R² 0.951) | digits, motion | {how} |"
 
 
 def _difference(found: Difference) -> str:
     interval = "" if found.interval is None else " ({:+.3f} to {:+.3f})".format(*found.interval)
-    return f"{found.mean:+.3f}{interval} | {', '.join(f'{one:+.3f}' for one in found.by_seed)} | {found.verdict} |"
+    return (
+        f"{found.mean:+.3f}{interval} | {', '.join(f'{one:+.3f}' for one in found.by_seed)} |"
+        f" {found.verdict} |"
+    )
 
 
 def _tables(findings: Findings, data_sets: Sequence[str], lengths: Lengths) -> Iterator[str]:
@@ -158,12 +196,23 @@ def _selection(findings: Findings, picture: str) -> Iterator[str]:
     yield ""
     yield "## The loss that tells"
     yield ""
-    yield "Students of three sizes with one teacher, four checkpoints of each: loss on held-out clips (`salt-eval select`) against accuracy on motion."
+    yield (
+        "Students of three sizes with one teacher, four checkpoints of each: loss on held-out clips"
+        " (`salt-eval select`) against accuracy on motion."
+    )
     yield ""
     yield f"![held-out loss against accuracy]({picture})"
-    by_size = [(seed, run, _of_run(found, run)) for seed, found in findings.selections().items() for run in _runs_of(found)]
+    by_size = [
+        (seed, run, _of_run(found, run))
+        for seed, found in findings.selections().items()
+        for run in _runs_of(found)
+    ]
     yield ""
-    yield "| seed | R² | slope | " + " | ".join(f"R² of {run} alone" for run in _runs_of(next(iter(findings.selections().values())))) + " |"
+    yield (
+        "| seed | R² | slope | "
+        + " | ".join(f"R² of {run} alone" for run in _runs_of(next(iter(findings.selections().values()))))
+        + " |"
+    )
     yield "|---|---:|---:|" + "---:|" * len({run for _, run, _ in by_size})
     for seed, found in findings.selections().items():
         alone = [f"{_r2(points):.2f}" for of, _, points in by_size if of == seed]
@@ -175,7 +224,11 @@ def _runs_of(selection: dict) -> list[str]:
 
 
 def _of_run(selection: dict, run: str) -> list[tuple[float, float]]:
-    return [(row["x"], row["accuracy"]) for row in selection["checkpoints"] if row["name"].partition("/")[0] == run]
+    return [
+        (row["x"], row["accuracy"])
+        for row in selection["checkpoints"]
+        if row["name"].partition("/")[0] == run
+    ]
 
 
 def _r2(points: Sequence[tuple[float, float]]) -> float:
@@ -190,7 +243,10 @@ def _large(findings: Findings) -> Iterator[str]:
         yield ""
         yield f"## {title}"
         yield ""
-        yield f"Moving digits, {len(probes)} of {findings.num_seeds} seeds; beside them teacher and student of the table above."
+        yield (
+            f"Moving digits, {len(probes)} of {findings.num_seeds} seeds; beside them teacher and student of"
+            " the table above."
+        )
         yield ""
         yield "| | motion, mean (least to most) | less the student above, each seed |"
         yield "|---|---:|---|"
@@ -210,7 +266,11 @@ def _draw_accuracies(path: Path, findings: Findings, data_sets: Sequence[str], l
             axes.plot(values, [row] * len(values), "o", color="C0", alpha=0.7)
             axes.plot(statistics.fmean(values), row, "|", color="black", markersize=18)
         axes.set_yticks(range(len(rows)), [title for _, title, _ in rows], fontsize=8)
-        axes.axvline(next(iter(findings.probes(data).values()))["labels"][LABELS[data]]["chance"], color="grey", linestyle=":")
+        axes.axvline(
+            next(iter(findings.probes(data).values()))["labels"][LABELS[data]]["chance"],
+            color="grey",
+            linestyle=":",
+        )
         axes.invert_yaxis()
         axes.set_xlabel(f"{data}: accuracy on {LABELS[data]}", fontsize=8)
         axes.set_xlim(left=0)
@@ -220,13 +280,20 @@ def _draw_accuracies(path: Path, findings: Findings, data_sets: Sequence[str], l
 def _draw_losses(path: Path, findings: Findings) -> None:
     selections = findings.selections()
     figure = Figure(figsize=(3.6 * len(selections), 3.2), layout="constrained")
-    for axes, (seed, found) in zip(figure.subplots(1, len(selections), squeeze=False, sharey=True)[0], selections.items(), strict=True):
+    for axes, (seed, found) in zip(
+        figure.subplots(1, len(selections), squeeze=False, sharey=True)[0], selections.items(), strict=True
+    ):
         for number, run in enumerate(_runs_of(found)):
             x, y = zip(*_of_run(found, run), strict=True)
             axes.plot(x, y, "o-", color=f"C{number}", linewidth=0.7, label=run)
         if found["r2"] is not None:
-            ends = [min(row["x"] for row in found["checkpoints"]), max(row["x"] for row in found["checkpoints"])]
-            axes.plot(ends, [found["intercept"] + found["slope"] * x for x in ends], color="grey", linestyle="--")
+            ends = [
+                min(row["x"] for row in found["checkpoints"]),
+                max(row["x"] for row in found["checkpoints"]),
+            ]
+            axes.plot(
+                ends, [found["intercept"] + found["slope"] * x for x in ends], color="grey", linestyle="--"
+            )
             axes.set_title(f"seed {seed}: R² {found['r2']:.2f}", fontsize=9)
         axes.set_xlabel("held-out loss", fontsize=8)
     figure.axes[0].set_ylabel("accuracy on motion", fontsize=8)

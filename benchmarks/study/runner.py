@@ -51,7 +51,8 @@ def read_ended(root: Path) -> dict[str, Ended]:
 
 
 def run(jobs: Sequence[Job], root: Path, *, at_once: int, minutes: float | None) -> bool:
-    """Whether all jobs have ended; with ``minutes`` those that are left are stopped then, and go on at the next start.
+    """Whether all jobs have ended; with ``minutes`` those that are left are stopped then, and go on at the
+    next start.
 
     Raises JobError at the first that fails, after the others were stopped.
     """
@@ -60,13 +61,21 @@ def run(jobs: Sequence[Job], root: Path, *, at_once: int, minutes: float | None)
     todo = [job for job in jobs if job.name not in ended]
     deadline_s = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     console = Console(stderr=True)
-    columns = (TextColumn("study"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[now]}"))
+    columns = (
+        TextColumn("study"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[now]}"),
+    )
     running: list[_Running] = []
     try:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("study", total=len(jobs), completed=len(jobs) - len(todo), now="")
             while (todo or running) and time.monotonic() < deadline_s:
-                while len(running) < at_once and (job := next((job for job in todo if ended.issuperset(job.needs)), None)):
+                while len(running) < at_once and (
+                    job := next((job for job in todo if ended.issuperset(job.needs)), None)
+                ):
                     todo.remove(job)
                     running.append(_start(job, root))
                 progress.update(task, now=", ".join(one.job.name for one in running))
@@ -103,7 +112,9 @@ def _start(job: Job, root: Path) -> _Running:
     with log.open("ab") as file:
         file.write(f"$ {program} {' '.join(arguments)}\n".encode())
         file.flush()
-        process = subprocess.Popen([path, *arguments], stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
+        process = subprocess.Popen(
+            [path, *arguments], stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+        )
     return _Running(job=job, process=process, started_s=time.monotonic())
 
 
@@ -124,4 +135,7 @@ def _log(job: Job, root: Path) -> Path:
 def _what_failed(one: _Running, root: Path) -> str:
     log = _log(one.job, root)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-    return f"{one.job.name} ended with exit status {one.process.returncode}; {log} has all that it said, last:\n{tail}"
+    return (
+        f"{one.job.name} ended with exit status {one.process.returncode}; {log} has all that it said,"
+        f" last:\n{tail}"
+    )

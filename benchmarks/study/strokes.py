@@ -1,4 +1,5 @@
-"""Timed pen drawings as labelled videos: `python -m benchmarks.study.strokes LABELLED VIDEOS`. The pen writes a character of one of five alphabets."""
+"""Timed pen drawings as labelled videos: `python -m benchmarks.study.strokes LABELLED VIDEOS`. The pen writes
+a character of one of five alphabets."""
 
 import argparse
 import csv
@@ -15,7 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 from rich.progress import track
 
-from common.data.encode import encode_mp4
+from salt_distill.common.data.encode import encode_mp4
 
 ARCHIVE = "omniglot_strokes_background_small1.zip"
 _NAME = re.compile(r"[^/]+/(?P<alphabet>[^/]+)/(?P<character>character\d+)/\d+_(?P<drawer>\d+)\.txt")
@@ -53,7 +54,9 @@ def read_strokes(text: str) -> list[Stroke]:
         last = t
         points.append((x, -y, t - cut))
     if not strokes or points:
-        raise ValueError(f"got a drawing of {len(strokes)} whole strokes, expected one or more, each ended by BREAK")
+        raise ValueError(
+            f"got a drawing of {len(strokes)} whole strokes, expected one or more, each ended by BREAK"
+        )
     return strokes
 
 
@@ -92,7 +95,9 @@ def drawings(archive: Path) -> Iterator[tuple[str, str, str, int, str]]:
 
 def _write(out: Path, name: str, text: str) -> None:
     images = [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in draw(read_strokes(text))]
-    (out / f"{name}.mp4").write_bytes(encode_mp4(images, width=SIZE, height=SIZE, fps=FPS, crf=0, pix_fmt="yuv444p"))
+    (out / f"{name}.mp4").write_bytes(
+        encode_mp4(images, width=SIZE, height=SIZE, fps=FPS, crf=0, pix_fmt="yuv444p")
+    )
 
 
 def main() -> None:

@@ -1,9 +1,18 @@
 """Every configuration value of the project: its type, its default, its unit."""
 
-from common.config.access import TokenConfig
-from common.config.base import Config, dump_yaml, explain, load_yaml, merge
-from common.config.data import InspectConfig, MixConfig, MixExclusion, MixRecipe, MixSource, PackConfig, ScenesConfig, SynthConfig
-from common.config.evaluate import (
+from salt_distill.common.config.access import TokenConfig
+from salt_distill.common.config.base import Config, dump_yaml, explain, load_yaml, merge
+from salt_distill.common.config.data import (
+    InspectConfig,
+    MixConfig,
+    MixExclusion,
+    MixRecipe,
+    MixSource,
+    PackConfig,
+    ScenesConfig,
+    SynthConfig,
+)
+from salt_distill.common.config.evaluate import (
     ExportConfig,
     FidelityConfig,
     FlopsConfig,
@@ -14,8 +23,8 @@ from common.config.evaluate import (
     ReportConfig,
     SelectConfig,
 )
-from common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
-from common.config.model import (
+from salt_distill.common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
+from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
     BlockSetConfig,
     EncoderConfig,
@@ -27,10 +36,10 @@ from common.config.model import (
     ViewConfig,
     Views,
 )
-from common.config.plan import GpuName, PlanConfig, PlannedStudent
-from common.config.presets import MASKS, PRESETS, mask_layer, preset_layer
-from common.config.protocols import PROTOCOLS
-from common.config.serve import (
+from salt_distill.common.config.plan import GpuName, PlanConfig, PlannedStudent
+from salt_distill.common.config.presets import MASKS, PRESETS, mask_layer, preset_layer
+from salt_distill.common.config.protocols import PROTOCOLS
+from salt_distill.common.config.serve import (
     CacheGcConfig,
     CacheStatsConfig,
     CacheVerifyConfig,
@@ -42,8 +51,8 @@ from common.config.serve import (
     ServiceConfig,
     StatusConfig,
 )
-from common.config.sweep import SweepConfig, SweepFile
-from common.config.train import (
+from salt_distill.common.config.sweep import SweepConfig, SweepFile
+from salt_distill.common.config.train import (
     ComputeConfig,
     ComputeDtype,
     EmaConfig,

@@ -4,7 +4,7 @@ import re
 
 from pydantic import PositiveFloat, PositiveInt, SecretStr, field_validator
 
-from common.config.base import Config
+from salt_distill.common.config.base import Config
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,512}")
 
@@ -15,7 +15,8 @@ class TokenConfig(Config):
     token: SecretStr
     """The secret: 16 to 512 of A-Z a-z 0-9 . _ ~ + / = -, for example of `openssl rand -hex 32`."""
     runs: tuple[str, ...] | None = None
-    """Shell patterns of the run ids that it may ask and report as; None: any run, and what changes the service itself."""
+    """Shell patterns of the run ids that it may ask and report as; None: any run, and what changes the
+    service itself."""
     groups: tuple[str, ...] | None = None
     """Shell patterns of the groups that its runs may join; None: any."""
     max_request_bytes: PositiveInt | None = None
@@ -23,11 +24,14 @@ class TokenConfig(Config):
     max_request_clips: PositiveInt | None = None
     """Most clips of a request; None: `service.max_request_clips`, which holds for everybody."""
     clips_per_s: PositiveFloat | None = None
-    """Clips that it may ask for in a second, all replicas together. One that the service lacks is asked for twice, without bytes and with them."""
+    """Clips that it may ask for in a second, all replicas together. One that the service lacks is asked for
+    twice, without bytes and with them."""
 
     @field_validator("token")
     @classmethod
     def _is_a_token(cls, value: SecretStr) -> SecretStr:
         if _TOKEN.fullmatch(value.get_secret_value()) is None:
-            raise ValueError("expected 16 to 512 of A-Z a-z 0-9 . _ ~ + / = -, for example of `openssl rand -hex 32`")
+            raise ValueError(
+                "expected 16 to 512 of A-Z a-z 0-9 . _ ~ + / = -, for example of `openssl rand -hex 32`"
+            )
         return value

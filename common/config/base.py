@@ -15,12 +15,17 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     paths: ClassVar[tuple[str, ...]] = ()
-    """Fields that hold a path, or several, which are relative to where the command was given; or an address, or a name such as timm's."""
+    """Fields that hold a path, or several, which are relative to where the command was given; or an address,
+    or a name such as timm's."""
 
     def absolute(self) -> Self:
         """The same for processes with another working directory, such as workers on other machines."""
-        own = {name: _from_anywhere(value) for name in self.paths if (value := getattr(self, name)) is not None}
-        return self.model_copy(update=own | {name: value.absolute() for name, value in self if isinstance(value, Config)})
+        own = {
+            name: _from_anywhere(value) for name in self.paths if (value := getattr(self, name)) is not None
+        }
+        return self.model_copy(
+            update=own | {name: value.absolute() for name, value in self if isinstance(value, Config)}
+        )
 
 
 _WITH_SCHEME = re.compile(r"[a-z][a-z0-9+-]*:")
@@ -30,7 +35,9 @@ _WITH_SCHEME = re.compile(r"[a-z][a-z0-9+-]*:")
 def _from_anywhere(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
     if isinstance(value, tuple):
         return tuple(str(_from_anywhere(one)) for one in value)
-    return value if _WITH_SCHEME.match(value) else str(Path(value).absolute())  # links stay: what they lead to may change
+    return (
+        value if _WITH_SCHEME.match(value) else str(Path(value).absolute())
+    )  # links stay: what they lead to may change
 
 
 def merge(*layers: dict[str, Any]) -> dict[str, Any]:
@@ -39,7 +46,9 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
     for layer in layers:
         for key, value in layer.items():
             below = merged.get(key)
-            merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+            merged[key] = (
+                merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+            )
     return merged
 
 

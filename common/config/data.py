@@ -4,9 +4,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from common.config.base import Config
-from common.config.model import MASK_GROUP_SIZE, EncoderConfig, MaskConfig, ViewConfig, require_whole_cubes
-from common.config.train import LoaderConfig
+from salt_distill.common.config.base import Config
+from salt_distill.common.config.model import (
+    MASK_GROUP_SIZE,
+    EncoderConfig,
+    MaskConfig,
+    ViewConfig,
+    require_whole_cubes,
+)
+from salt_distill.common.config.train import LoaderConfig
 
 
 class SynthConfig(Config):
@@ -47,14 +53,16 @@ class PackConfig(Config):
     """`salt-data pack`: videos to WebDataset shards with an index."""
 
     src: str
-    """What to pack: a folder (with its subfolders; its labels.csv, where it has one), a quoted glob, or a list: a CSV file with a column `path`
-    and one column per label, or V-JEPA's `path label` lines."""
+    """What to pack: a folder (with its subfolders; its labels.csv, where it has one), a quoted glob, or a
+    list: a CSV file with a column `path` and one column per label, or V-JEPA's `path label` lines."""
     out: str
-    """Folder for the shards; a second run on the same input gives the same bytes, and continues one that was killed."""
+    """Folder for the shards; a second run on the same input gives the same bytes, and continues one that was
+    killed."""
     name: str | None = Field(default=None, pattern="^[^/]+$")
     """Name of the source in keys and file names; else the name of the folder or list."""
     images: Literal["each", "frames"] | None = None
-    """Images in a folder or glob: `each` is a clip that stands still, or all of a folder are the `frames` of one video. Else they are left out."""
+    """Images in a folder or glob: `each` is a clip that stands still, or all of a folder are the `frames` of
+    one video. Else they are left out."""
     fps: PositiveFloat | None = None
     """Frames per second of frame folders, which do not state it."""
     label_from_folder: str | None = None
@@ -68,7 +76,8 @@ class PackConfig(Config):
     max_video_bytes: int = Field(default=1_000_000_000, gt=0, lt=8 * 2**30)
     """Largest video that is taken, in bytes: a reader holds it whole. Larger ones are skipped."""
     short_side: PositiveInt | None = None
-    """Re-encode everything whose shorter side has more pixels, down to this many; else the original bytes are kept."""
+    """Re-encode everything whose shorter side has more pixels, down to this many; else the original bytes are
+    kept."""
     max_bad_fraction: float = Field(default=0.5, ge=0, le=1)
     """Share of videos that may be unreadable before the command stops."""
     timeout_s: PositiveFloat = 600.0
@@ -79,7 +88,10 @@ class PackConfig(Config):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.images == "frames" and self.fps is None:
-            raise ValueError("got --images frames without --fps, expected the frames per second of the folders: images do not state it")
+            raise ValueError(
+                "got --images frames without --fps, expected the frames per second of the folders: images do"
+                " not state it"
+            )
         if self.split_from_folder and self.split != "train":
             raise ValueError(f"got --split {self.split} with --split-from-folder, expected one of them")
         return self
@@ -101,16 +113,21 @@ class MixSource(Config):
     count: PositiveInt | None = None
     """Samples to draw; else all."""
     strata: PositiveInt = 1
-    """Bins of equal width between the two durations that give the same number of samples each, as far as they have them."""
+    """Bins of equal width between the two durations that give the same number of samples each, as far as they
+    have them."""
     weight: PositiveFloat | None = None
-    """Share of the source in what is read, relative to the other weights; else every sample is read equally often. For all sources or none."""
+    """Share of the source in what is read, relative to the other weights; else every sample is read equally
+    often. For all sources or none."""
 
     @model_validator(mode="after")
     def _strata_have_edges(self) -> Self:
         if self.strata > 1 and (self.count is None or self.max_duration_s is None):
             raise ValueError("strata: expected a count to draw, and max_duration_s as the last edge")
         if self.max_duration_s is not None and self.max_duration_s <= self.min_duration_s:
-            raise ValueError(f"max_duration_s: got {self.max_duration_s:g}, expected more than min_duration_s ({self.min_duration_s:g})")
+            raise ValueError(
+                f"max_duration_s: got {self.max_duration_s:g}, expected more than min_duration_s"
+                f" ({self.min_duration_s:g})"
+            )
         return self
 
 
@@ -118,7 +135,8 @@ class MixExclusion(Config):
     """Samples that a mixture must not hold."""
 
     path: str
-    """A data set, whose samples are excluded by content and by key, or a text file with one key or sha256 per line; relative to the recipe."""
+    """A data set, whose samples are excluded by content and by key, or a text file with one key or sha256 per
+    line; relative to the recipe."""
     split: str = "all"
     """Split of the data set; `all` excludes every sample."""
 
@@ -135,7 +153,8 @@ class MixRecipe(Config):
     seed: int = 0
     """Decides which samples are drawn."""
     sources: tuple[Annotated[MixSource, BeforeValidator(_path_alone)], ...] = Field(min_length=1)
-    """The sources in their order: of samples with the same content the first source keeps its own. A path alone takes all of its split `train`."""
+    """The sources in their order: of samples with the same content the first source keeps its own. A path
+    alone takes all of its split `train`."""
     exclude: tuple[Annotated[MixExclusion, BeforeValidator(_path_alone)], ...] = ()
     """What to leave out. A path alone excludes all that it holds."""
 
@@ -144,7 +163,8 @@ class MixRecipe(Config):
         without = [source.path for source in self.sources if source.weight is None]
         if 0 < len(without) < len(self.sources):
             raise ValueError(
-                f"sources: got a weight for some and none for {', '.join(without)}, expected a weight for all of them or for none"
+                f"sources: got a weight for some and none for {', '.join(without)}, expected a weight for all"
+                " of them or for none"
             )
         return self
 
@@ -168,7 +188,8 @@ class InspectConfig(Config):
     format: Literal["table", "json"] = "table"
     """`json` prints everything as one object."""
     sheet: str | None = None
-    """PNG to write: the first clips that a run with this data seed sees, and the masks of the first of them."""
+    """PNG to write: the first clips that a run with this data seed sees, and the masks of the first of
+    them."""
     num_clips: int = Field(default=6, ge=1, le=MASK_GROUP_SIZE)
     """Clips on the sheet."""
     data_seed: int = 0

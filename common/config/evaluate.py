@@ -4,21 +4,29 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from common.config.base import Config
-from common.config.model import EncoderConfig, MaskConfig, PredictorConfig, ViewConfig, require_whole_cubes
-from common.config.presets import PRESETS
-from common.config.train import ComputeDtype, LoaderConfig
+from salt_distill.common.config.base import Config
+from salt_distill.common.config.model import (
+    EncoderConfig,
+    MaskConfig,
+    PredictorConfig,
+    ViewConfig,
+    require_whole_cubes,
+)
+from salt_distill.common.config.presets import PRESETS
+from salt_distill.common.config.train import ComputeDtype, LoaderConfig
 
 
 class ProbeConfig(Config):
-    """The attentive probe on frozen encoders. Without a preset: the cross-attention block alone, one clip, one view, one setting (Table 7)."""
+    """The attentive probe on frozen encoders. Without a preset: the cross-attention block alone, one clip,
+    one view, one setting (Table 7)."""
 
     paths = ("ckpt", "data", "out", "features")
 
     ckpt: tuple[str, ...] = Field(min_length=1)
     """Frozen encoder to judge: whatever `salt-serve teacher --ckpt` takes."""
     data: str
-    """Packed data set with labels: the probe learns on its split `train`, chooses among settings on `val`, and is scored on `test`."""
+    """Packed data set with labels: the probe learns on its split `train`, chooses among settings on `val`,
+    and is scored on `test`."""
     out: str
     """JSON file of the accuracies; tables and pictures of the classes are written beside it."""
     num_frames: PositiveInt | None = None
@@ -26,26 +34,33 @@ class ProbeConfig(Config):
     crop_size: PositiveInt | None = None
     """Height and width of a clip, in pixels; none: what each checkpoint says, 224 where it says nothing."""
     frame_step: PositiveInt | None = None
-    """Frames of the video from one frame of a clip to the next; none: what each checkpoint says, 4 where it says nothing."""
+    """Frames of the video from one frame of a clip to the next; none: what each checkpoint says, 4 where it
+    says nothing."""
     segments: PositiveInt = 1
     """Equal parts of a video, each of which gives a clip; the probe reads the tokens of all together."""
     views: PositiveInt = 1
-    """Squares, spread along a frame's longer side, that are scored; their class probabilities are averaged. The probe learns on the middle one."""
+    """Squares, spread along a frame's longer side, that are scored; their class probabilities are averaged.
+    The probe learns on the middle one."""
     square: float = Field(default=1.0, gt=0, le=1)
-    """Side of a square, as a share of the frame's shorter side (V-JEPA 2: 0.875 with one view, 1 with three)."""
+    """Side of a square, as a share of the frame's shorter side (V-JEPA 2: 0.875 with one view, 1 with
+    three)."""
     augment: bool = False
-    """Learn on other clips in every epoch, starting anywhere in their segments, cropped to 8 to 100% of the frame (V-JEPA 2, but for its colour
-    changes and erasing). Every epoch then costs a forward; without it, the tokens of each training clip are computed once."""
+    """Learn on other clips in every epoch, starting anywhere in their segments, cropped to 8 to 100% of the
+    frame (V-JEPA 2, but for its colour changes and erasing). Every epoch then costs a forward; without it,
+    the tokens of each training clip are computed once."""
     random_init: bool = False
     """Also judge the first checkpoint's architecture with fresh weights."""
     depth: PositiveInt = 1
-    """Blocks of the probe: the last is the cross-attention of one learned query, those before it are self-attention over all tokens (V-JEPA 2: 4)."""
+    """Blocks of the probe: the last is the cross-attention of one learned query, those before it are
+    self-attention over all tokens (V-JEPA 2: 4)."""
     num_heads: PositiveInt | None = None
     """Attention heads of the probe; none: as many as the encoder has."""
     epochs: PositiveInt = 20
-    """Passes over the training clips. A data set of a few thousand clips wants more, or a smaller batch: 20 passes are then few steps."""
+    """Passes over the training clips. A data set of a few thousand clips wants more, or a smaller batch: 20
+    passes are then few steps."""
     lr: tuple[PositiveFloat, ...] = Field(default=(1e-3,), min_length=1)
-    """Learning rate at the first step; a cosine takes it to 0. A probe is trained for each pair of one and of `weight_decay`."""
+    """Learning rate at the first step; a cosine takes it to 0. A probe is trained for each pair of one and of
+    `weight_decay`."""
     weight_decay: tuple[NonNegativeFloat, ...] = Field(default=(0.01,), min_length=1)
     """AdamW's weight decay, on every parameter of the probe."""
     batch_size: PositiveInt = 256
@@ -59,19 +74,23 @@ class ProbeConfig(Config):
     dtype: ComputeDtype = "auto"
     """Precision of matrix products, as in `compute.dtype`. `auto`: bfloat16 on a GPU, float32 on a CPU."""
     features: str | None = None
-    """Folder that keeps the tokens of frozen encoders, in float16, for the next probe; it then costs no forward. None: they are kept in memory."""
+    """Folder that keeps the tokens of frozen encoders, in float16, for the next probe; it then costs no
+    forward. None: they are kept in memory."""
     max_feature_bytes: PositiveInt = 16_000_000_000
     """Most memory that the clips and tokens of one encoder may take on a worker, in bytes."""
     resume: bool = False
     """Continue a probe that was killed, with its `out`, after the last epoch that it ended."""
     workers: NonNegativeInt = 0
-    """Ray Train workers, which share the forwards and the probe's batches; 0 runs in this process, without Ray."""
+    """Ray Train workers, which share the forwards and the probe's batches; 0 runs in this process, without
+    Ray."""
     cpus_per_worker: PositiveFloat = 1.0
     """CPUs that Ray sets aside for a worker; may be a fraction."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
-    """GPUs that Ray sets aside for a worker; with 0 it runs on the CPU. `--workers 0` takes a GPU if there is one."""
+    """GPUs that Ray sets aside for a worker; with 0 it runs on the CPU. `--workers 0` takes a GPU if there is
+    one."""
     address: str | None = None
-    """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the command."""
+    """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the
+    command."""
     num_threads: PositiveInt = 1
     """CPU threads of encoder and probe, on each worker."""
     loader: LoaderConfig = LoaderConfig()
@@ -89,7 +108,10 @@ class ProbeConfig(Config):
     @model_validator(mode="after")
     def _keeps_what_stays(self) -> Self:
         if self.augment and self.features is not None:
-            raise ValueError("got --features with --augment, expected one of them: tokens of clips that change are of no use later")
+            raise ValueError(
+                "got --features with --augment, expected one of them: tokens of clips that change are of no"
+                " use later"
+            )
         return self
 
 
@@ -99,21 +121,25 @@ class PhysicsConfig(Config):
     ckpt: str
     """Run directory or checkpoint of a student (SALT), or of the baseline: its encoder and its predictor."""
     teacher: str | None = None
-    """The frozen teacher that the student learned from, whatever `salt-serve teacher --ckpt` takes. The baseline's is in its checkpoint."""
+    """The frozen teacher that the student learned from, whatever `salt-serve teacher --ckpt` takes. The
+    baseline's is in its checkpoint."""
     data: str
-    """Folder of the benchmark, as it is distributed; of InfLevel with the lists of pairs, `continuity.csv`, `gravity.csv` and `solidity.csv`."""
+    """Folder of the benchmark, as it is distributed; of InfLevel with the lists of pairs, `continuity.csv`,
+    `gravity.csv` and `solidity.csv`."""
     benchmark: Literal["intphys", "grasp", "inflevel"] = "intphys"
     """Whose folders these are; what `salt-data scenes` writes is IntPhys's."""
     out: str
     """JSON file of the accuracies and of each video's surprise."""
     window: PositiveInt | None = None
-    """Frames of a window, context and future; none: those of a clip of the checkpoint, twice as many for InfLevel."""
+    """Frames of a window, context and future; none: those of a clip of the checkpoint, twice as many for
+    InfLevel."""
     context: tuple[PositiveInt, ...] = ()
     """Frames of a window that the student sees; none: 1/8, 2/8, 3/8, 4/8 and 5/8 of it."""
     stride: PositiveInt = 2
     """Frames that were taken of a video, from one window to the next (the paper's s)."""
     frame_step: PositiveInt | None = None
-    """Frames of a video from one that is taken to the next; none: 2 for IntPhys, 10 for GRASP, 5 for InfLevel."""
+    """Frames of a video from one that is taken to the next; none: 2 for IntPhys, 10 for GRASP, 5 for
+    InfLevel."""
     crop_size: PositiveInt | None = None
     """Height and width of a window, in pixels; none: those of a clip of the checkpoint."""
     batch_size: PositiveInt = 16
@@ -132,7 +158,8 @@ class RankConfig(Config):
     out: str
     """JSON file of what was found."""
     split: str = "test"
-    """Split whose features are ranked: at least as many clips as the widest encoder has channels (the paper's RankMe: 25,600)."""
+    """Split whose features are ranked: at least as many clips as the widest encoder has channels (the paper's
+    RankMe: 25,600)."""
     k: PositiveInt = 20
     """Nearest training clips that vote."""
     num_frames: PositiveInt | None = None
@@ -162,11 +189,13 @@ class SelectConfig(Config):
     out: str
     """JSON file of what was found; a picture is written beside it."""
     probe: str | None = None
-    """JSON file of `salt-eval probe` with the accuracies of some of the runs or checkpoints; none: losses alone."""
+    """JSON file of `salt-eval probe` with the accuracies of some of the runs or checkpoints; none: losses
+    alone."""
     label: str | None = None
     """Label whose accuracy is meant; none: the only one."""
     by: Literal["student-loss", "teacher-loss", "rankme"] = "student-loss"
-    """What is held against accuracy: a student's loss (Figure 3), or its teacher's, or its teacher's RankMe (Figures 9 and 10)."""
+    """What is held against accuracy: a student's loss (Figure 3), or its teacher's, or its teacher's RankMe
+    (Figures 9 and 10)."""
     max_clips: PositiveInt = 512
     """Clips that the loss is of."""
     seed: int = 0
@@ -190,7 +219,8 @@ class ExportConfig(Config):
     num_frames: PositiveInt | None = None
     """Frames of the clips that it is meant for; none: the checkpoint's."""
     crop_size: PositiveInt | None = None
-    """Height and width of the clips that it is meant for, in pixels; none: the checkpoint's. `transformers` is right for no other."""
+    """Height and width of the clips that it is meant for, in pixels; none: the checkpoint's. `transformers`
+    is right for no other."""
 
 
 class ReportConfig(Config):
@@ -199,7 +229,8 @@ class ReportConfig(Config):
     run_dirs: tuple[str, ...] = ()
     """Run directories."""
     runs: str | None = None
-    """Folder of run directories; its probe.json, select.json, server.json and steps.tsv are read where they exist."""
+    """Folder of run directories; its probe.json, select.json, server.json and steps.tsv are read where they
+    exist."""
     out: str | None = None
     """The page; summary.json is written beside it. None: report.html in the folder of `--runs`."""
 
@@ -208,7 +239,9 @@ class ReportConfig(Config):
         if not self.run_dirs and self.runs is None:
             raise ValueError("got no runs, expected run directories, or --runs FOLDER")
         if self.out is None and self.runs is None:
-            raise ValueError("got no --out, expected a path for the page: only with --runs is there a folder for it")
+            raise ValueError(
+                "got no --out, expected a path for the page: only with --runs is there a folder for it"
+            )
         return self
 
 
@@ -216,7 +249,8 @@ class PicturesConfig(Config):
     """`salt-eval pictures`: what encoders make of clips."""
 
     ckpt: tuple[str, ...] = Field(min_length=1)
-    """Frozen encoder to look into: whatever `salt-serve teacher --ckpt` takes. A run of ours shows its masks too, and what it predicts."""
+    """Frozen encoder to look into: whatever `salt-serve teacher --ckpt` takes. A run of ours shows its masks
+    too, and what it predicts."""
     data: str
     """Packed data set; the first clips of it are shown."""
     out: str
@@ -242,9 +276,11 @@ class FlopsConfig(Config):
     """Compute of a training run, by the paper's 6ND and exactly."""
 
     teacher: str | None = None
-    """What the run learns from: the preset of a frozen teacher (SALT), `ema` for a moving average of its own encoder (V-JEPA 2). None: pixels (V-Pixel)."""
+    """What the run learns from: the preset of a frozen teacher (SALT), `ema` for a moving average of its own
+    encoder (V-JEPA 2). None: pixels (V-Pixel)."""
     teacher_steps: tuple[PositiveInt, ...] = ()
-    """Steps that the frozen teacher trained, to count them too: V-Pixel first, then for each repetition a student that becomes the next teacher."""
+    """Steps that the frozen teacher trained, to count them too: V-Pixel first, then for each repetition a
+    student that becomes the next teacher."""
     steps: PositiveInt = 160_000
     """Optimizer steps of the run itself."""
     batch_size: PositiveInt = 3072
@@ -264,15 +300,25 @@ class FlopsConfig(Config):
     def _means_something(self) -> Self:
         require_whole_cubes(self.view, self.encoder)
         if self.teacher not in (None, "ema", *PRESETS):
-            raise ValueError(f"got teacher {self.teacher!r}, expected ema, or the preset of a frozen teacher: {', '.join(PRESETS)}")
+            raise ValueError(
+                f"got teacher {self.teacher!r}, expected ema, or the preset of a frozen teacher:"
+                f" {', '.join(PRESETS)}"
+            )
         if self.teacher_steps and self.teacher in (None, "ema"):
-            raise ValueError("got --teacher-steps without a frozen teacher, expected --teacher PRESET with it")
+            raise ValueError(
+                "got --teacher-steps without a frozen teacher, expected --teacher PRESET with it"
+            )
         if self.paper:
             changed = [
-                name for name in type(self).model_fields if name not in ("paper", "format") and getattr(self, name) != _default(name)
+                name
+                for name in type(self).model_fields
+                if name not in ("paper", "format") and getattr(self, name) != _default(name)
             ]
             if changed:
-                raise ValueError(f"got --paper with {', '.join(changed)}, expected --paper alone: it shows the paper's own runs")
+                raise ValueError(
+                    f"got --paper with {', '.join(changed)}, expected --paper alone: it shows the paper's own"
+                    " runs"
+                )
         return self
 
 

@@ -2,11 +2,12 @@
 
 from pydantic import PositiveFloat, PositiveInt
 
-from common.config.base import Config
-from common.config.model import ViewConfig
+from salt_distill.common.config.base import Config
+from salt_distill.common.config.model import ViewConfig
 
 TIMM, TIMM_RANDOM = "timm:", "timm-random:"
-"""What a --ckpt begins with that names an architecture of timm: with its released weights, or with random ones."""
+"""What a --ckpt begins with that names an architecture of timm: with its released weights, or with random
+ones."""
 
 
 class FrozenConfig(Config):
@@ -15,20 +16,24 @@ class FrozenConfig(Config):
     paths = ("ckpt",)
 
     ckpt: str
-    """Run directory or checkpoint, Hugging Face VJEPA2 or VideoMAE directory, V-JEPA 2 `.pt` file, or the address of one in an object store, such as
-    s3://BUCKET/RUNS/teacher; `timm:NAME`, or `timm-random:NAME` for random weights."""
+    """Run directory or checkpoint, Hugging Face VJEPA2 or VideoMAE directory, V-JEPA 2 `.pt` file, or the
+    address of one in an object store, such as s3://BUCKET/RUNS/teacher; `timm:NAME`, or `timm-random:NAME`
+    for random weights."""
     num_frames: PositiveInt | None = None
     """Frames of a clip; none: what the checkpoint says, 16 where it says nothing."""
     crop_size: PositiveInt | None = None
     """Height and width of a clip, in pixels; none: what the checkpoint says, 224 where it says nothing."""
     patch_size: PositiveInt | None = None
-    """Side of the square of pixels that gives a token, for `timm:` only (16): the student's. Frames are resized to as many patches of its own."""
+    """Side of the square of pixels that gives a token, for `timm:` only (16): the student's. Frames are
+    resized to as many patches of its own."""
     tubelet_size: PositiveInt | None = None
-    """Frames that give a token, for `timm:` only (2): the student's. A token is the mean of its frames' tokens."""
+    """Frames that give a token, for `timm:` only (2): the student's. A token is the mean of its frames'
+    tokens."""
 
 
 class DrawConfig(Config):
-    """How clips are drawn from videos, where that is not as the checkpoint says (a foreign one: not as in Table 5)."""
+    """How clips are drawn from videos, where that is not as the checkpoint says (a foreign one: not as in
+    Table 5)."""
 
     frame_step: PositiveInt | None = None
     """Frames of the video from one frame of the clip to the next."""

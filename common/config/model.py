@@ -4,12 +4,13 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from common.config.base import Config
+from salt_distill.common.config.base import Config
 
 Views = Literal["fresh"] | PositiveInt
 TargetDtype = Literal["float16", "bfloat16", "int8"]
 MASK_GROUP_SIZE = 24
-"""Clips that share a block size and kept counts: the paper's per-GPU batch, 3072 / 128 (DESIGN section 4, Masks)."""
+"""Clips that share a block size and kept counts: the paper's per-GPU batch, 3072 / 128 (DESIGN section 4,
+Masks)."""
 
 
 class EncoderConfig(Config):
@@ -28,7 +29,8 @@ class EncoderConfig(Config):
     tubelet_size: PositiveInt = 2
     """Frames of a patch."""
     rope: Literal["vjepa2_tiled", "interleaved"] = "vjepa2_tiled"
-    """Pairing of rotary frequencies: V-JEPA 2's own (the paper: identical to V-JEPA 2), or the norm-preserving one."""
+    """Pairing of rotary frequencies: V-JEPA 2's own (the paper: identical to V-JEPA 2), or the
+    norm-preserving one."""
     norm_eps: PositiveFloat = 1e-6
     """Epsilon of every LayerNorm of the encoder."""
 
@@ -61,13 +63,14 @@ def _check_heads(name: str, width: int, num_heads: int) -> None:
         raise ValueError(f"{name}.width={width} is no multiple of {name}.num_heads={num_heads}")
     if width // num_heads < 6:
         raise ValueError(
-            f"{name}: got a head width of {width // num_heads}, expected at least 6, so that each of RoPE's three axes "
-            f"has two channels to rotate: lower {name}.num_heads"
+            f"{name}: got a head width of {width // num_heads}, expected at least 6, so that each of RoPE's"
+            f" three axes has two channels to rotate: lower {name}.num_heads"
         )
 
 
 class ViewConfig(Config):
-    """Which clip a draw takes from a video (Table 5). Everything that decides a clip's bytes beside the draw itself."""
+    """Which clip a draw takes from a video (Table 5). Everything that decides a clip's bytes beside the draw
+    itself."""
 
     num_frames: PositiveInt = 16
     """Frames of a clip."""
@@ -109,7 +112,8 @@ class BlockSetConfig(Config):
     aspect_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.5)
     """Range of a block's height over width, drawn uniformly."""
     max_temporal_keep: float = Field(default=1.0, gt=0, le=1)
-    """Share of the clip's time steps, from the first, that may be visible; every later one is hidden. Below 1: causal multi-block."""
+    """Share of the clip's time steps, from the first, that may be visible; every later one is hidden. Below
+    1: causal multi-block."""
 
 
 class TubeSetConfig(Config):
@@ -123,11 +127,17 @@ MaskSetConfig = BlockSetConfig | TubeSetConfig
 
 
 class MaskConfig(Config):
-    """What the student sees and what it predicts. Default: V-JEPA's multi-block masks, short range and long range, both for every clip (Table 5)."""
+    """What the student sees and what it predicts. Default: V-JEPA's multi-block masks, short range and long
+    range, both for every clip (Table 5)."""
 
     sets: tuple[MaskSetConfig, ...] = Field(
-        default=(BlockSetConfig(num_blocks=8, area_fraction=0.15), BlockSetConfig(num_blocks=2, area_fraction=0.7)), min_length=1
+        default=(
+            BlockSetConfig(num_blocks=8, area_fraction=0.15),
+            BlockSetConfig(num_blocks=2, area_fraction=0.7),
+        ),
+        min_length=1,
     )
     """The mask sets; each is one forward of encoder and predictor."""
     truncate: Literal["first", "random"] = "first"
-    """Which tokens stay when a mask group is cut to its smallest member: the first in time order (V-JEPA's way), or a random subset."""
+    """Which tokens stay when a mask group is cut to its smallest member: the first in time order (V-JEPA's
+    way), or a random subset."""

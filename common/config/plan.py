@@ -4,9 +4,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from common.config.base import Config
-from common.config.model import TargetDtype, Views
-from common.config.presets import PRESETS
+from salt_distill.common.config.base import Config
+from salt_distill.common.config.model import TargetDtype, Views
+from salt_distill.common.config.presets import PRESETS
 
 GpuName = Literal["a100", "h100", "h200", "b200"]
 
@@ -40,7 +40,9 @@ class PlannedStudent(Config):
     def _one_speed(self) -> Self:
         require_preset("student", self.preset)
         if self.clips_per_s is not None and self.estimate is not None:
-            raise ValueError(f"got clips_per_s and estimate of the student {self.preset}, expected one of them")
+            raise ValueError(
+                f"got clips_per_s and estimate of the student {self.preset}, expected one of them"
+            )
         return self
 
 
@@ -48,13 +50,15 @@ class PlanConfig(Config):
     """What is to be trained, on what, at what price."""
 
     student: tuple[PlannedStudent, ...] = Field(min_length=1)
-    """Student runs, all of one data seed: PRESET or PRESET,runs=2,gpus=8,clips_per_s=50 (or estimate=FILE)."""
+    """Student runs, all of one data seed: PRESET or PRESET,runs=2,gpus=8,clips_per_s=50 (or
+    estimate=FILE)."""
     teacher: str = "vit-l"
     """Preset of the frozen teacher."""
     teacher_clips_per_s: PositiveFloat | None = None
     """Clips that one GPU's teacher computes per second."""
     teacher_estimate: str | None = None
-    """Or the JSON file of `salt-train student --teacher-ckpt CKPT --estimate --estimate-out FILE` on such a GPU."""
+    """Or the JSON file of `salt-train student --teacher-ckpt CKPT --estimate --estimate-out FILE` on such a
+    GPU."""
     gpu: GpuName | None = None
     """Or the GPU, for all speeds that are not given: its dense bfloat16 peak times `--mfu`."""
     mfu: float | None = Field(default=None, gt=0, le=1)
@@ -68,13 +72,15 @@ class PlanConfig(Config):
     samples: PositiveInt | None = None
     """Samples of the data set: what a pass over it and a cache of pinned views hold."""
     views: Views = "fresh"
-    """Views per sample, as in `salt-train`: `fresh` ones are never seen again, a number K repeats K pinned ones."""
+    """Views per sample, as in `salt-train`: `fresh` ones are never seen again, a number K repeats K pinned
+    ones."""
     target_dtype: TargetDtype = "float16"
     """Rounding of the targets on the wire and on disk."""
     teacher_replicas: PositiveInt | None = None
     """Teacher replicas, a GPU each; None: as many as the students need."""
     gpus: PositiveInt | None = None
-    """GPUs that there are, students' and teacher's together; where more are asked for they take turns. None: as many as asked for."""
+    """GPUs that there are, students' and teacher's together; where more are asked for they take turns. None:
+    as many as asked for."""
     link_gbps: PositiveFloat
     """Network link of a machine, in Gbit/s each way."""
     gpus_per_machine: PositiveInt = 8
@@ -99,7 +105,9 @@ class PlanConfig(Config):
     @model_validator(mode="after")
     def _means_something(self) -> Self:
         require_preset("teacher", self.teacher)
-        given = [name for name in ("teacher_clips_per_s", "teacher_estimate") if getattr(self, name) is not None]
+        given = [
+            name for name in ("teacher_clips_per_s", "teacher_estimate") if getattr(self, name) is not None
+        ]
         if len(given) > 1:
             raise ValueError("got --teacher-clips-per-s with --teacher-estimate, expected one of them")
         if self.gpu is not None and self.gpu_tflops is not None:
@@ -109,18 +117,21 @@ class PlanConfig(Config):
         if self.gpu is None and self.gpu_tflops is None:
             if not given:
                 raise ValueError(
-                    "got no clips/s of the teacher: give --teacher-clips-per-s, or --teacher-estimate FILE of `salt-train student --teacher-ckpt "
-                    "CKPT --estimate --estimate-out FILE`, or --gpu or --gpu-tflops"
+                    "got no clips/s of the teacher: give --teacher-clips-per-s, or --teacher-estimate FILE of"
+                    " `salt-train student --teacher-ckpt CKPT --estimate --estimate-out FILE`, or --gpu or"
+                    " --gpu-tflops"
                 )
             for student in self.student:
                 if student.clips_per_s is None and student.estimate is None:
                     raise ValueError(
-                        f"got no clips/s of the student {student.preset}: give --student {student.preset},clips_per_s=NUMBER, or estimate=FILE of "
-                        "`salt-train student --estimate --estimate-out FILE`, or --gpu or --gpu-tflops"
+                        f"got no clips/s of the student {student.preset}: give --student"
+                        f" {student.preset},clips_per_s=NUMBER, or estimate=FILE of `salt-train student"
+                        " --estimate --estimate-out FILE`, or --gpu or --gpu-tflops"
                     )
         if self.views != "fresh" and self.samples is None:
             raise ValueError(
-                f"got --views {self.views} without the size of the data set, expected --samples: a cache holds each view of each sample"
+                f"got --views {self.views} without the size of the data set, expected --samples: a cache"
+                " holds each view of each sample"
             )
         return self
 

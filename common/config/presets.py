@@ -1,10 +1,11 @@
-"""Sizes and masking strategies by name: arXiv:2509.24317, Tables 3 and 4, section 5.2; the sizes below vit-b are ours, for CPUs and small GPUs."""
+"""Sizes and masking strategies by name: arXiv:2509.24317, Tables 3 and 4, section 5.2; the sizes below vit-b
+are ours, for CPUs and small GPUs."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from common.config.base import Config, merge
-from common.config.model import MaskConfig
+from salt_distill.common.config.base import Config, merge
+from salt_distill.common.config.model import MaskConfig
 
 _PAPER_STEPS = {"TeacherRun": 80_000, "StudentRun": 160_000, "VJepaRun": 240_000}
 
@@ -20,18 +21,29 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vit-g": _vit(1408, 40, 16, 6144),
     # Weights, gradient and AdamW's state of 1.8e9 parameters are 29 GB.
     "vit-G": _vit(1664, 48, 16, 8192) | {"compute": {"sharding": "fsdp"}},
-    # ViT-S and ViT-Ti. The paper's predictor would be as large as these encoders and see more tokens, so they have one that is to them what it
-    # is to ViT-B: half the width, 12 deep, heads of 24. The weights' spread is V-JEPA 2's at ViT-L, kept for narrower maps: 0.02 sqrt(1024 / width).
-    "small": _vit(384, 12, 6, 1536) | {"predictor": {"width": 192, "depth": 12, "num_heads": 8, "mlp_width": 768}, "init_std": 0.033},
-    "tiny": _vit(192, 12, 3, 768) | {"predictor": {"width": 96, "depth": 12, "num_heads": 4, "mlp_width": 384}, "init_std": 0.046},
+    # ViT-S and ViT-Ti. The paper's predictor would be as large as these encoders and see more tokens, so they
+    # have one that is to them what it is to ViT-B: half the width, 12 deep, heads of 24. The weights' spread
+    # is V-JEPA 2's at ViT-L, kept for narrower maps: 0.02 sqrt(1024 / width).
+    "small": _vit(384, 12, 6, 1536)
+    | {"predictor": {"width": 192, "depth": 12, "num_heads": 8, "mlp_width": 768}, "init_std": 0.033},
+    "tiny": _vit(192, 12, 3, 768)
+    | {"predictor": {"width": 96, "depth": 12, "num_heads": 4, "mlp_width": 384}, "init_std": 0.046},
     "nano": {
         "encoder": {"width": 96, "depth": 4, "num_heads": 3, "mlp_width": 384, "patch_size": 8},
-        # One block: what a weak predictor can't work out, the encoder has to hold. With two, the encoder learns motion in twice the steps.
+        # One block: what a weak predictor can't work out, the encoder has to hold. With two, the encoder
+        # learns motion in twice the steps.
         "predictor": {"width": 48, "depth": 1, "num_heads": 2, "mlp_width": 192},
         "init_std": 0.07,
         "view": {"num_frames": 8, "frame_step": 2, "crop_size": 32, "scale": (0.9, 1.0), "flip": False},
         # A run this short learns until its end: with a cosine to zero it would stop half-way.
-        "optim": {"lr": 3e-3, "start_lr": 3e-4, "final_lr": 2e-3, "warmup_steps": 30, "clip_grad": 1.0, "final_weight_decay": 0.04},
+        "optim": {
+            "lr": 3e-3,
+            "start_lr": 3e-4,
+            "final_lr": 2e-3,
+            "warmup_steps": 30,
+            "clip_grad": 1.0,
+            "final_weight_decay": 0.04,
+        },
         "loader": {"frame_cache_bytes": 1_000_000_000, "decode_processes": 0},
         "batch_size": 24,
         "steps": 1500,
@@ -41,22 +53,29 @@ PRESETS: dict[str, dict[str, Any]] = {
 _BLOCKS = [mask_set.model_dump() for mask_set in MaskConfig().sets]
 MASKS: dict[str, list[dict[str, Any]]] = {
     "multi-block": _BLOCKS,
-    # V-JEPA's causal multi-block [12]: the last 4 of 16 frames are always hidden. Its [6] is max_temporal_keep 0.375.
+    # V-JEPA's causal multi-block [12]: the last 4 of 16 frames are always hidden. Its [6] is
+    # max_temporal_keep 0.375.
     "causal-multi-block": [blocks | {"max_temporal_keep": 0.75} for blocks in _BLOCKS],
-    # VideoMAE's 0.9: of 196 places 176 are hidden, so 160 of 1568 tokens are visible (V-JEPA's own random tube rounds to 152).
+    # VideoMAE's 0.9: of 196 places 176 are hidden, so 160 of 1568 tokens are visible (V-JEPA's own random
+    # tube rounds to 152).
     "random-tube": [{"hidden_fraction": 0.9}],
-    # Short and long range as tubes (section 5.2). The paper's fractions are unknown: its Table 15 is missing. These leave visible what the two
-    # multi-block sets keep in mask groups of 24, .234 and .068 of the tokens (46 and 13 of 196 places), so that only the masks' shape differs.
+    # Short and long range as tubes (section 5.2). The paper's fractions are unknown: its Table 15 is missing.
+    # These leave visible what the two multi-block sets keep in mask groups of 24, .234 and .068 of the tokens
+    # (46 and 13 of 196 places), so that only the masks' shape differs.
     "multi-random-tube": [{"hidden_fraction": 0.766}, {"hidden_fraction": 0.934}],
 }
 
 
-def preset_layer(config_class: type[Config], preset: str, presets: Mapping[str, dict[str, Any]] = PRESETS) -> dict[str, Any]:
+def preset_layer(
+    config_class: type[Config], preset: str, presets: Mapping[str, dict[str, Any]] = PRESETS
+) -> dict[str, Any]:
     """The values that a preset sets for a kind of run: of those that it has."""
     if preset not in presets:
         raise ValueError(f"got preset {preset!r}, expected one of {', '.join(presets)}")
     steps = {"steps": _PAPER_STEPS[config_class.__name__]} if config_class.__name__ in _PAPER_STEPS else {}
-    return merge(steps, {key: value for key, value in presets[preset].items() if key in config_class.model_fields})
+    return merge(
+        steps, {key: value for key, value in presets[preset].items() if key in config_class.model_fields}
+    )
 
 
 def mask_layer(mask: str) -> dict[str, Any]:

@@ -3,12 +3,20 @@
 import ipaddress
 from typing import Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
-from common.config.base import Config
-from common.config.frozen import DrawConfig, FrozenConfig
-from common.config.model import TargetDtype
-from common.config.train import LoaderConfig, TeacherComputeConfig
+from salt_distill.common.config.base import Config
+from salt_distill.common.config.frozen import DrawConfig, FrozenConfig
+from salt_distill.common.config.model import TargetDtype
+from salt_distill.common.config.train import LoaderConfig, TeacherComputeConfig
 
 
 class ServiceConfig(Config):
@@ -21,11 +29,13 @@ class ServiceConfig(Config):
     max_request_bytes: PositiveInt = 256_000_000
     """Largest request body, in bytes."""
     max_pending_bytes: PositiveInt = 1_000_000_000
-    """Requests that wait for the teacher, in bytes; beyond it a request is answered 429. No run may hold more than its share of it."""
+    """Requests that wait for the teacher, in bytes; beyond it a request is answered 429. No run may hold more
+    than its share of it."""
     max_request_clips: PositiveInt = 4096
     """Most clips of a request."""
     header_timeout_s: PositiveFloat = 10.0
-    """How long the head of a request may take to arrive where a replica itself listens (TLS, other replicas), in seconds."""
+    """How long the head of a request may take to arrive where a replica itself listens (TLS, other replicas),
+    in seconds."""
     body_timeout_s: PositiveFloat = 60.0
     """How long the body of a request may take to arrive, in seconds; then it is answered 408."""
     retry_after_s: PositiveFloat = 0.5
@@ -56,21 +66,27 @@ class ServeConfig(FrozenConfig):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     address: str | None = None
-    """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the command."""
+    """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the
+    command."""
     cpus: PositiveFloat = 1.0
     """CPUs that Ray sets aside for the teacher; may be a fraction."""
     gpus: float = Field(default=0.0, ge=0)
     """GPUs that Ray sets aside for the teacher; with 0 it runs on the CPU."""
     resource: str | None = None
-    """Custom resource of Ray that a machine must have for a replica, such as `teacher` of deploy/cluster-aws.yaml; None: any machine."""
+    """Custom resource of Ray that a machine must have for a replica, such as `teacher` of
+    deploy/cluster-aws.yaml; None: any machine."""
     replicas: str = Field(default="1", pattern=r"^[1-9]\d*(:[1-9]\d*)?$")
-    """Replicas, each with its own CPUs and GPUs: N, or MIN:MAX to follow the waiting clips. In a YAML file it stands in quotes."""
+    """Replicas, each with its own CPUs and GPUs: N, or MIN:MAX to follow the waiting clips. In a YAML file it
+    stands in quotes."""
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """Name of this teacher beside others of one cluster; its URL is then http://HOST:PORT/NAME. None: the one teacher, at the root."""
+    """Name of this teacher beside others of one cluster; its URL is then http://HOST:PORT/NAME. None: the one
+    teacher, at the root."""
     cache: str | None = None
-    """Folder that targets are also written to, and read from before they are computed; replicas may share it."""
+    """Folder that targets are also written to, and read from before they are computed; replicas may share
+    it."""
     tokens: str | None = None
-    """YAML file of access tokens; then every route but the page, /healthz and /readyz needs one. A change is seen within seconds."""
+    """YAML file of access tokens; then every route but the page, /healthz and /readyz needs one. A change is
+    seen within seconds."""
     insecure: bool = False
     """Listen beyond this machine without `--tokens`: whoever reaches the port may use the teacher."""
     tls_cert: str | None = None
@@ -80,7 +96,8 @@ class ServeConfig(FrozenConfig):
     request_log: str | None = None
     """File that requests and events are written to, a JSON line each, with ids of request, run and clips."""
     board_file: str | None = None
-    """File that keeps the student runs and what the replicas have done, read again when the service starts; None: in memory only."""
+    """File that keeps the student runs and what the replicas have done, read again when the service starts;
+    None: in memory only."""
     teacher: TeacherComputeConfig = TeacherComputeConfig()
     service: ServiceConfig = ServiceConfig()
 
@@ -96,13 +113,18 @@ class ServeConfig(FrozenConfig):
     def _closed_to_strangers(self) -> Self:
         if not _is_loopback(self.host) and self.tokens is None and not self.insecure:
             raise ValueError(
-                f"got --host {self.host} without --tokens, expected a file of access tokens where other machines may reach the teacher: "
-                "give --tokens FILE, or --insecure to let everybody in"
+                f"got --host {self.host} without --tokens, expected a file of access tokens where other"
+                " machines may reach the teacher: give --tokens FILE, or --insecure to let everybody in"
             )
         if self.insecure and self.tokens is not None:
-            raise ValueError("got --insecure with --tokens, expected one of them: with tokens the teacher is not open to everybody")
+            raise ValueError(
+                "got --insecure with --tokens, expected one of them: with tokens the teacher is not open to"
+                " everybody"
+            )
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError(f"got --tls-cert {self.tls_cert} and --tls-key {self.tls_key}, expected both or none")
+            raise ValueError(
+                f"got --tls-cert {self.tls_cert} and --tls-key {self.tls_key}, expected both or none"
+            )
         return self
 
     @property
@@ -117,10 +139,11 @@ class PrecomputeConfig(FrozenConfig):
     paths = (*FrozenConfig.paths, "data", "out")
 
     data: str
-    """Folder of WebDataset shards with an index, as `salt-data pack` writes it, or its address in an object store, such as s3://BUCKET/SHARDS."""
+    """Folder of WebDataset shards with an index, as `salt-data pack` writes it, or its address in an object
+    store, such as s3://BUCKET/SHARDS."""
     out: str
-    """The cache: a folder or an address such as s3://BUCKET/TARGETS. Arrow files and, last, manifest.json. A command that was killed continues when it is
-    repeated."""
+    """The cache: a folder or an address such as s3://BUCKET/TARGETS. Arrow files and, last, manifest.json. A
+    command that was killed continues when it is repeated."""
     views: PositiveInt
     """Pinned views per sample: the K of the student's `--views`."""
     data_seed: int = 0
@@ -134,9 +157,11 @@ class PrecomputeConfig(FrozenConfig):
     cpus_per_worker: PositiveFloat = 1.0
     """CPUs that Ray sets aside for a worker; may be a fraction."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
-    """GPUs that Ray sets aside for a worker. With 0 it runs on the CPU; `--workers 0` takes a GPU if there is one."""
+    """GPUs that Ray sets aside for a worker. With 0 it runs on the CPU; `--workers 0` takes a GPU if there is
+    one."""
     address: str | None = None
-    """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the command."""
+    """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the
+    command."""
     view: DrawConfig = DrawConfig()
     teacher: TeacherComputeConfig = TeacherComputeConfig()
     loader: LoaderConfig = LoaderConfig()
@@ -148,9 +173,11 @@ class OfServiceConfig(Config):
     url: str
     """The service, as `salt-serve teacher` prints it."""
     token_file: str | None = None
-    """File that holds an access token of the service, and nothing else; None: the environment variable SALT_TOKEN, if it is set."""
+    """File that holds an access token of the service, and nothing else; None: the environment variable
+    SALT_TOKEN, if it is set."""
     ca: str | None = None
-    """Certificates that an https `--url` may be signed by, a PEM file; None: those that the machine trusts."""
+    """Certificates that an https `--url` may be signed by, a PEM file; None: those that the machine
+    trusts."""
     json_: bool = False
     """One JSON object for programs, instead of tables for people."""
 
@@ -170,7 +197,8 @@ class DrainConfig(OfServiceConfig):
     """`salt-serve drain` and `salt-serve stop`: a teacher service that takes nothing new."""
 
     wait: float = Field(default=120.0, ge=0)
-    """How long to wait until everything that was begun is answered, and a service that stops has ended, in seconds."""
+    """How long to wait until everything that was begun is answered, and a service that stops has ended, in
+    seconds."""
 
 
 def _is_loopback(host: str) -> bool:
@@ -185,10 +213,11 @@ class CacheVerifyConfig(Config):
     """`salt-serve cache verify`: whether every target of a cache is what was written."""
 
     targets: str
-    """The cache, as `salt-serve precompute` or `--cache` writes it: a folder, or an address such as s3://BUCKET/TARGETS."""
+    """The cache, as `salt-serve precompute` or `--cache` writes it: a folder, or an address such as
+    s3://BUCKET/TARGETS."""
     repair: bool = False
-    """Compute again what is damaged, with `--ckpt` and `--data`, and leave the rest. In a cache that was written through it is dropped; in an object store
-    `salt-serve precompute` repairs."""
+    """Compute again what is damaged, with `--ckpt` and `--data`, and leave the rest. In a cache that was
+    written through it is dropped; in an object store `salt-serve precompute` repairs."""
     ckpt: str | None = None
     """The teacher that the targets are of, for `--repair`."""
     data: str | None = None
@@ -199,7 +228,10 @@ class CacheVerifyConfig(Config):
     def _for_repair(self) -> Self:
         given = [f"--{name}" for name in ("ckpt", "data") if getattr(self, name) is not None]
         if given and not self.repair:
-            raise ValueError(f"got {' and '.join(given)} without --repair, expected all or none: without it nothing is computed")
+            raise ValueError(
+                f"got {' and '.join(given)} without --repair, expected all or none: without it nothing is"
+                " computed"
+            )
         return self
 
 
@@ -207,7 +239,8 @@ class CacheStatsConfig(Config):
     """`salt-serve cache stats`: what a cache holds."""
 
     targets: str
-    """The cache, as `salt-serve precompute` or `--cache` writes it: a folder, or an address such as s3://BUCKET/TARGETS."""
+    """The cache, as `salt-serve precompute` or `--cache` writes it: a folder, or an address such as
+    s3://BUCKET/TARGETS."""
     json_: bool = False
     """JSON instead of a table."""
 
@@ -218,7 +251,8 @@ class CacheGcConfig(Config):
     targets: str
     """The cache, as `salt-serve precompute` or `--cache` writes it: a folder of this machine."""
     max_bytes: PositiveInt | None = None
-    """Drop the oldest segments of a cache that was written through until it has this size, in bytes; none: keep all."""
+    """Drop the oldest segments of a cache that was written through until it has this size, in bytes; none:
+    keep all."""
     dry_run: bool = False
     """Only say what would be removed."""
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
-from common.config.base import Config
+from salt_distill.common.config.base import Config
 
 
 class SweepConfig(Config):
@@ -17,13 +17,15 @@ class SweepConfig(Config):
     teacher_url: str | None = None
     """A teacher service, as `salt-serve teacher` prints it; instead of one in the file."""
     address: str | None = None
-    """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the command."""
+    """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the
+    command."""
     json_: bool = False
     """JSON instead of the table."""
 
 
 class SweepFile(Config):
-    """What is trained: values of `salt-train student`, as in its `--config` file. A key may be nested or dotted, optim: {lr: 1e-3} or optim.lr: 1e-3."""
+    """What is trained: values of `salt-train student`, as in its `--config` file. A key may be nested or
+    dotted, optim: {lr: 1e-3} or optim.lr: 1e-3."""
 
     preset: str = "vit-l"
     """Preset of all runs; a run may have another."""

@@ -4,8 +4,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from common.config.base import Config
-from common.config.model import (
+from salt_distill.common.config.base import Config
+from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
     EncoderConfig,
     MaskConfig,
@@ -48,23 +48,29 @@ Sharding = Literal["ddp", "fsdp"]
 
 
 class ComputeConfig(Config):
-    """How encoder and predictor compute. Beside the precision it decides speed and memory alone: losses and gradients agree to rounding."""
+    """How encoder and predictor compute. Beside the precision it decides speed and memory alone: losses and
+    gradients agree to rounding."""
 
     dtype: ComputeDtype = "auto"
-    """Precision of matrix products (autocast; weights, norms, targets and loss stay float32). `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    """Precision of matrix products (autocast; weights, norms, targets and loss stay float32). `auto`:
+    bfloat16 on a GPU, float32 on a CPU."""
     activation_checkpointing: bool = False
-    """Compute each block again in the backward instead of keeping what is inside it: a third more compute for a fraction of the memory."""
+    """Compute each block again in the backward instead of keeping what is inside it: a third more compute for
+    a fraction of the memory."""
     compile: bool = False
-    """Compile each block (torch.compile): faster steps after a slow first one. Needs a C++ compiler, on a GPU a C compiler too."""
+    """Compile each block (torch.compile): faster steps after a slow first one. Needs a C++ compiler, on a GPU
+    a C compiler too."""
     sharding: Sharding = "ddp"
-    """With several workers: `ddp` holds the whole model on each; `fsdp` holds a slice of each parameter and of its optimizer state, for models that
-    leave a GPU no room for clips, and gathers a block's parameters while it computes."""
+    """With several workers: `ddp` holds the whole model on each; `fsdp` holds a slice of each parameter and
+    of its optimizer state, for models that leave a GPU no room for clips, and gathers a block's parameters
+    while it computes."""
     attention: Literal["sdpa", "explicit"] = "sdpa"
     """PyTorch's fused attention, or softmax(q k^T) v written out, to compare it with."""
 
 
 class EmaConfig(Config):
-    """Momentum of V-JEPA's target encoder: target = momentum * target + (1 - momentum) * encoder after each step, linear in the step."""
+    """Momentum of V-JEPA's target encoder: target = momentum * target + (1 - momentum) * encoder after each
+    step, linear in the step."""
 
     start: float = Field(default=0.99925, ge=0, le=1)
     """At the first step. V-JEPA 2: 0.99925 throughout; V-JEPA: from 0.998 to 1."""
@@ -78,21 +84,26 @@ class LoaderConfig(Config):
     paths = ("shard_cache_dir",)
 
     decode_processes: NonNegativeInt = 2
-    """Processes that decode ahead of the step, on this rank; 0 decodes in the rank's own process, which a broken video may then take along."""
+    """Processes that decode ahead of the step, on this rank; 0 decodes in the rank's own process, which a
+    broken video may then take along."""
     decode_timeout_s: PositiveFloat = 60.0
-    """Longest that reading and decoding one clip may take, in seconds; then the video is bad, and its process is replaced."""
+    """Longest that reading and decoding one clip may take, in seconds; then the video is bad, and its process
+    is replaced."""
     prefetch_steps: PositiveInt = 3
     """Steps decoded, and asked of the teacher, ahead of the one that trains."""
     frame_cache_bytes: NonNegativeInt = 0
-    """Memory for decoded videos, in bytes; 0 decodes a video at every view. Fair only for a small data set of small videos."""
+    """Memory for decoded videos, in bytes; 0 decodes a video at every view. Fair only for a small data set of
+    small videos."""
     shard_cache_dir: str | None = None
-    """Folder on a local disk that keeps the videos read from shards, for shards in an object store or on a slow disk; runs may share it."""
+    """Folder on a local disk that keeps the videos read from shards, for shards in an object store or on a
+    slow disk; runs may share it."""
     shard_cache_bytes: PositiveInt = 100_000_000_000
     """Size of `shard_cache_dir`, in bytes; the videos that were not read for longest give way."""
     max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
     """Share of clips that may fail to decode before the run stops."""
     shuffle_shards: PositiveInt = 8
-    """Shards whose samples are shuffled together. Part of the order: runs that should see the same clips share it."""
+    """Shards whose samples are shuffled together. Part of the order: runs that should see the same clips
+    share it."""
 
 
 class TeacherComputeConfig(Config):
@@ -103,9 +114,11 @@ class TeacherComputeConfig(Config):
     num_threads: PositiveInt = 1
     """CPU threads of a teacher forward."""
     dtype: ComputeDtype = "auto"
-    """Precision of its matrix products, as in `compute.dtype`; norms and targets stay float32. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    """Precision of its matrix products, as in `compute.dtype`; norms and targets stay float32. `auto`:
+    bfloat16 on a GPU, float32 on a CPU."""
     compile: bool = False
-    """Compile its blocks (torch.compile): faster forwards after a slow first one, and other bits. Needs the compilers of `compute.compile`."""
+    """Compile its blocks (torch.compile): faster forwards after a slow first one, and other bits. Needs the
+    compilers of `compute.compile`."""
 
 
 OnTeacherLoss = Literal["wait", "local", "fail"]
@@ -124,18 +137,21 @@ class ServiceClientConfig(Config):
     segment_bytes: PositiveInt = 64_000_000
     """Size at which a file of `--cache` is sealed, in bytes: what a kill costs each rank."""
     retry_budget_s: PositiveFloat = 120.0
-    """How long one request is retried, with backoff, before the service counts as lost (`--on-teacher-loss`), in seconds."""
+    """How long one request is retried, with backoff, before the service counts as lost (`--on-teacher-loss`),
+    in seconds."""
 
 
 class TrainConfig(Config):
-    """What every training run has. The top level holds the flags of ``salt-train``; the rest is reached by ``--set``."""
+    """What every training run has. The top level holds the flags of ``salt-train``; the rest is reached by
+    ``--set``."""
 
     paths = ("data", "out", "storage")
     objective: ClassVar[str]
     """What checkpoints and summaries call it."""
 
     data: str
-    """Folder of WebDataset shards with an index, as `salt-data pack` writes it, or its address in an object store, such as s3://BUCKET/SHARDS."""
+    """Folder of WebDataset shards with an index, as `salt-data pack` writes it, or its address in an object
+    store, such as s3://BUCKET/SHARDS."""
     out: str
     """Run directory: config, metrics, TensorBoard events, checkpoints."""
     steps: PositiveInt
@@ -147,39 +163,47 @@ class TrainConfig(Config):
     data_seed: int = 0
     """Decides the order of the samples and their views; runs that share it see the same clips."""
     views: Views = "fresh"
-    """Views per sample: `fresh` draws a new one in every pass (the paper), a number K repeats K pinned ones."""
+    """Views per sample: `fresh` draws a new one in every pass (the paper), a number K repeats K pinned
+    ones."""
     split: str = "train"
     """Split of the data set to train on; `all` takes every sample."""
     workers: int | str = 1
-    """Ray Train workers. FEWEST:MOST, such as 2:8: as many of them as the cluster has room for, at every moment. 0 runs in this process, without Ray."""
+    """Ray Train workers. FEWEST:MOST, such as 2:8: as many of them as the cluster has room for, at every
+    moment. 0 runs in this process, without Ray."""
     cpus_per_worker: PositiveFloat = 1.0
     """CPUs that Ray sets aside for a worker; may be a fraction."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
-    """GPUs that Ray sets aside for a worker; with 0 it trains on the CPU. `--workers 0` takes a GPU if there is one."""
+    """GPUs that Ray sets aside for a worker; with 0 it trains on the CPU. `--workers 0` takes a GPU if there
+    is one."""
     max_failures: int = Field(default=0, ge=-1)
-    """Times that lost workers are replaced and the run goes on from its newest checkpoint, -1: always. A node that a cloud takes back does not
-    count. With 0 the run stops, and `--resume` continues it."""
+    """Times that lost workers are replaced and the run goes on from its newest checkpoint, -1: always. A node
+    that a cloud takes back does not count. With 0 the run stops, and `--resume` continues it."""
     address: str | None = None
-    """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the command."""
+    """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the
+    command."""
     num_threads: PositiveInt = 1
     """CPU threads of a worker's forward and backward."""
     init_std: PositiveFloat = 0.02
-    """Standard deviation of the initial weights (V-JEPA 2's 0.02). Narrow models start faster from more: 0.02 * sqrt(1024 / width)."""
+    """Standard deviation of the initial weights (V-JEPA 2's 0.02). Narrow models start faster from more: 0.02
+    * sqrt(1024 / width)."""
     log_every: PositiveInt = 10
     """Steps from one line of metrics.jsonl to the next."""
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
-    """Port at which the first worker shows the newest of them to Prometheus, on every address of its machine; None: at none."""
+    """Port at which the first worker shows the newest of them to Prometheus, on every address of its machine;
+    None: at none."""
     wandb: str | None = Field(default=None, min_length=1)
-    """Project of Weights & Biases that shows them too; needs the package wandb. None: nothing leaves this machine."""
+    """Project of Weights & Biases that shows them too; needs the package wandb. None: nothing leaves this
+    machine."""
     keep_every: PositiveInt = 1000
     """Steps from one checkpoint to the next; the last step always has one."""
     storage: str | None = None
-    """Address that checkpoints and metrics are copied to beside the training, such as s3://BUCKET/RUN, or a folder. `--resume` goes on from there
-    where `out` is empty or older, on any machine."""
+    """Address that checkpoints and metrics are copied to beside the training, such as s3://BUCKET/RUN, or a
+    folder. `--resume` goes on from there where `out` is empty or older, on any machine."""
     resume: bool = False
     """Continue the run in `out`, or in `storage`, after its newest checkpoint."""
     estimate: bool = False
-    """Instead of the run: time 20 steps on random clips, and say what the whole run takes in time, FLOPs and memory. Reads no data, writes no run."""
+    """Instead of the run: time 20 steps on random clips, and say what the whole run takes in time, FLOPs and
+    memory. Reads no data, writes no run."""
     estimate_out: str | None = None
     """JSON file for what `--estimate` finds."""
     encoder: EncoderConfig = EncoderConfig()
@@ -205,7 +229,10 @@ class TrainConfig(Config):
     def _number_or_range(cls, value: object) -> int | str:
         fewest, separator, most = str(value).partition(":")
         if not fewest.isdecimal() or (separator and not (most.isdecimal() and 1 <= int(fewest) <= int(most))):
-            raise ValueError(f"got {value!r}, expected a number of workers, or the fewest and the most of them, such as 2:8")
+            raise ValueError(
+                f"got {value!r}, expected a number of workers, or the fewest and the most of them, such"
+                " as 2:8"
+            )
         return f"{int(fewest)}:{int(most)}" if separator else int(fewest)
 
     @model_validator(mode="after")
@@ -213,19 +240,25 @@ class TrainConfig(Config):
         require_whole_cubes(self.view, self.encoder)
         if self.optim.warmup_steps >= self.steps:
             raise ValueError(
-                f"got steps={self.steps} with optim.warmup_steps={self.optim.warmup_steps}, expected a warm-up shorter than the run: "
-                f"raise --steps, or --set optim.warmup_steps={self.steps // 10}"
+                f"got steps={self.steps} with optim.warmup_steps={self.optim.warmup_steps}, expected a"
+                " warm-up shorter than the run: raise --steps, or --set"
+                f" optim.warmup_steps={self.steps // 10}"
             )
         num_groups = -(-self.batch_size // MASK_GROUP_SIZE)
         if self.most_workers > num_groups:
             raise ValueError(
-                f"got workers={self.workers} for batch_size={self.batch_size}, expected at most {num_groups}: a worker takes whole mask "
-                f"groups of {MASK_GROUP_SIZE} clips"
+                f"got workers={self.workers} for batch_size={self.batch_size}, expected at most {num_groups}:"
+                f" a worker takes whole mask groups of {MASK_GROUP_SIZE} clips"
             )
         if self.estimate_out is not None and not self.estimate:
-            raise ValueError(f"got --estimate-out {self.estimate_out} without --estimate, expected both: only an estimate is written there")
+            raise ValueError(
+                f"got --estimate-out {self.estimate_out} without --estimate, expected both: only an estimate"
+                " is written there"
+            )
         if self.estimate and self.resume:
-            raise ValueError("got --estimate with --resume, expected one of them: an estimate is of a whole run")
+            raise ValueError(
+                "got --estimate with --resume, expected one of them: an estimate is of a whole run"
+            )
         return self
 
 
@@ -235,11 +268,13 @@ class TeacherRun(TrainConfig):
     objective = "vpixel"
 
     pixel_norm: Literal["channel", "joint"] = "channel"
-    """Pixels of a cube are normalised per channel (VideoMAE, the paper), or over all channels together (MAE)."""
+    """Pixels of a cube are normalised per channel (VideoMAE, the paper), or over all channels together
+    (MAE)."""
 
 
 class StudentRun(TrainConfig):
-    """Stage 2, SALT: predict a frozen teacher's latents. One of the three sources of targets; beside a service, a teacher in reserve."""
+    """Stage 2, SALT: predict a frozen teacher's latents. One of the three sources of targets; beside a
+    service, a teacher in reserve."""
 
     paths = (*TrainConfig.paths, "targets", "teacher_ckpt", "cache", "teacher_token_file", "teacher_ca")
     objective = "salt"
@@ -247,54 +282,86 @@ class StudentRun(TrainConfig):
     teacher_url: str | None = None
     """A teacher service, as `salt-serve teacher` prints it."""
     teacher_token_file: str | None = None
-    """File that holds the access token of `--teacher-url`, and nothing else; None: the environment variable SALT_TOKEN, if it is set."""
+    """File that holds the access token of `--teacher-url`, and nothing else; None: the environment variable
+    SALT_TOKEN, if it is set."""
     teacher_ca: str | None = None
-    """Certificates that an https `--teacher-url` may be signed by, a PEM file; None: those that the machine trusts."""
+    """Certificates that an https `--teacher-url` may be signed by, a PEM file; None: those that the machine
+    trusts."""
     targets: str | None = None
-    """A target cache, as `salt-serve precompute` writes it, or its address in an object store: it is then copied to this machine first."""
+    """A target cache, as `salt-serve precompute` writes it, or its address in an object store: it is then
+    copied to this machine first."""
     teacher_ckpt: str | None = None
-    """A frozen encoder, as `salt-serve teacher --ckpt` takes it: the teacher runs in the student's own process, on the student's clips."""
+    """A frozen encoder, as `salt-serve teacher --ckpt` takes it: the teacher runs in the student's own
+    process, on the student's clips."""
     target_dtype: TargetDtype = "float16"
     """Rounding of the targets; the same in every source."""
     on_teacher_loss: OnTeacherLoss = "fail"
-    """What follows when a service fails for longer than `client.retry_budget_s`: `fail` stops the run, `wait` asks on for ever, `local` computes
-    with the teacher of `--teacher-ckpt` in this process until the service answers again."""
+    """What follows when a service fails for longer than `client.retry_budget_s`: `fail` stops the run, `wait`
+    asks on for ever, `local` computes with the teacher of `--teacher-ckpt` in this process until the service
+    answers again."""
     masked_targets: bool = False
     """Ask a service only for the tokens that the masks hide: fewer bytes, the same losses."""
     cache: str | None = None
-    """Folder that keeps what a service gave, for the next epoch or run: a clip is looked up there before the service is asked. Any number of
-    runs and ranks may share it. For pinned views (`--views K`): fresh ones are not seen again."""
+    """Folder that keeps what a service gave, for the next epoch or run: a clip is looked up there before the
+    service is asked. Any number of runs and ranks may share it. For pinned views (`--views K`): fresh ones
+    are not seen again."""
     group: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
-    """Runs that share a service's work under this name: those ahead wait before the others would find targets gone and compute them again."""
+    """Runs that share a service's work under this name: those ahead wait before the others would find targets
+    gone and compute them again."""
     teacher: TeacherComputeConfig = TeacherComputeConfig()
     client: ServiceClientConfig = ServiceClientConfig()
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        given = [name for name in ("teacher_url", "targets", "teacher_ckpt") if getattr(self, name) is not None]
+        given = [
+            name for name in ("teacher_url", "targets", "teacher_ckpt") if getattr(self, name) is not None
+        ]
         flags = ", ".join("--" + name.replace("_", "-") for name in given) or "none"
         if self.on_teacher_loss == "local":
             if given != ["teacher_url", "teacher_ckpt"]:
-                raise ValueError(f"got --on-teacher-loss local with {flags}, expected --teacher-url, and --teacher-ckpt as the reserve")
+                raise ValueError(
+                    f"got --on-teacher-loss local with {flags}, expected --teacher-url, and --teacher-ckpt as"
+                    " the reserve"
+                )
             return self
         if len(given) != 1:
-            raise ValueError(f"got {flags}, expected exactly one source of targets: --teacher-url, --targets or --teacher-ckpt")
-        for name in ("on_teacher_loss", "masked_targets", "group", "cache", "teacher_token_file", "teacher_ca"):
+            raise ValueError(
+                f"got {flags}, expected exactly one source of targets: --teacher-url, --targets or"
+                " --teacher-ckpt"
+            )
+        for name in (
+            "on_teacher_loss",
+            "masked_targets",
+            "group",
+            "cache",
+            "teacher_token_file",
+            "teacher_ca",
+        ):
             if self.teacher_url is None and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"got --{name.replace('_', '-')} with {flags}, expected it with --teacher-url: it is about a service")
+                raise ValueError(
+                    f"got --{name.replace('_', '-')} with {flags}, expected it with --teacher-url: it is"
+                    " about a service"
+                )
         return self
 
     @model_validator(mode="after")
     def _cacheable(self) -> Self:
         if self.cache is not None and self.masked_targets:
-            raise ValueError("got --cache with --masked-targets, expected one of them: a cache holds whole targets, for any mask")
+            raise ValueError(
+                "got --cache with --masked-targets, expected one of them: a cache holds whole targets, for"
+                " any mask"
+            )
         if self.cache is not None and self.views == "fresh":
-            raise ValueError("got --cache with --views fresh, expected --views K: fresh views are not seen again, and would fill the disk")
+            raise ValueError(
+                "got --cache with --views fresh, expected --views K: fresh views are not seen again, and"
+                " would fill the disk"
+            )
         return self
 
 
 class VJepaRun(TrainConfig):
-    """The baseline, V-JEPA 2: predict the latents of a moving average of the encoder itself. All else as in SALT, so that one thing differs."""
+    """The baseline, V-JEPA 2: predict the latents of a moving average of the encoder itself. All else as in
+    SALT, so that one thing differs."""
 
     objective = "vjepa"
 

@@ -7,15 +7,26 @@ from fractions import Fraction
 import av
 
 
-def encode_mp4(frames: Iterable[av.VideoFrame], *, width: int, height: int, fps: float, crf: int, pix_fmt: str = "yuv420p") -> bytes:
-    """H.264 in mp4 with every frame, at a constant rate; ``width`` and ``height`` even, ``crf`` 0 (lossless) to 51 (worst).
+def encode_mp4(
+    frames: Iterable[av.VideoFrame],
+    *,
+    width: int,
+    height: int,
+    fps: float,
+    crf: int,
+    pix_fmt: str = "yuv420p",
+) -> bytes:
+    """H.264 in mp4 with every frame, at a constant rate; ``width`` and ``height`` even, ``crf`` 0 (lossless)
+    to 51 (worst).
 
     One thread, because libx264 cuts the picture differently for every number of them.
     """
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream(
-            "libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(crf), "preset": "veryfast"}
+            "libx264",
+            rate=Fraction(fps).limit_denominator(1001),
+            options={"crf": str(crf), "preset": "veryfast"},
         )
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.codec_context.thread_count = 1

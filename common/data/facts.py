@@ -1,10 +1,6 @@
-"""What is known of a video, or why it cannot be used."""
+"""What is known of a video."""
 
 from dataclasses import dataclass
-
-
-class BadVideoError(ValueError):
-    """A video that cannot be used; the message is the reason, one sentence without the video's name."""
 
 
 @dataclass(frozen=True, kw_only=True)

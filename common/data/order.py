@@ -9,21 +9,29 @@ from fractions import Fraction
 
 import numpy as np
 
-from common.draws import words
+from salt_distill.common.draws import words
 
 
 class Order:
-    """A permutation of the samples of one source per pass, found without walking to it (DESIGN section 4, Slot and order).
+    """A permutation of the samples of one source per pass, found without walking to it (DESIGN section 4,
+    Slot and order).
 
-    Shards are permuted per pass; then the samples of each window of ``shuffle_shards`` shards are permuted together. Both by sorting
-    hashes of (data_seed, pass), so position p means the same sample whatever came before, and a reader that follows it has few shards open.
+    Shards are permuted per pass; then the samples of each window of ``shuffle_shards`` shards are permuted
+    together. Both by sorting hashes of (data_seed, pass), so position p means the same sample whatever came
+    before, and a reader that follows it has few shards open.
     """
 
-    def __init__(self, shard_sizes: Sequence[int], data_seed: int, shuffle_shards: int, source: str = "") -> None:
-        """``shard_sizes``: samples of each shard, 0 allowed. Raises ValueError for a source without samples."""
+    def __init__(
+        self, shard_sizes: Sequence[int], data_seed: int, shuffle_shards: int, source: str = ""
+    ) -> None:
+        """``shard_sizes``: samples of each shard, 0 allowed. Raises ValueError for a source without
+        samples."""
         self.num_samples = sum(shard_sizes)
         if not self.num_samples:
-            raise ValueError(f"got {len(shard_sizes)} shards without a sample in this split, expected at least one: choose another --split")
+            raise ValueError(
+                f"got {len(shard_sizes)} shards without a sample in this split, expected at least one: choose"
+                " another --split"
+            )
         self._sizes = np.asarray(shard_sizes, dtype=np.int64)
         self._data_seed = data_seed
         self._shuffle_shards = shuffle_shards
@@ -42,8 +50,14 @@ class Order:
 
     def _windows_of(self, number: int) -> tuple[list[np.ndarray], list[int]]:
         """The shards of each window, and the position after each window's last sample."""
-        order = np.argsort(words(self._data_seed, f"order of shards{self._of_source}", number, len(self._sizes)), kind="stable")
-        windows = [order[start : start + self._shuffle_shards] for start in range(0, len(order), self._shuffle_shards)]
+        order = np.argsort(
+            words(self._data_seed, f"order of shards{self._of_source}", number, len(self._sizes)),
+            kind="stable",
+        )
+        windows = [
+            order[start : start + self._shuffle_shards]
+            for start in range(0, len(order), self._shuffle_shards)
+        ]
         return windows, list(itertools.accumulate(int(self._sizes[window].sum()) for window in windows))
 
     def _samples_of(self, number: int, window: int) -> tuple[np.ndarray, np.ndarray]:
@@ -51,12 +65,16 @@ class Order:
         shards = self._windows(number)[0][window]
         shard_idx = np.repeat(shards, self._sizes[shards])
         sample_idx = np.concatenate([np.arange(int(self._sizes[shard])) for shard in shards])
-        order = np.argsort(words(self._data_seed, f"order of window {window}{self._of_source}", number, len(shard_idx)), kind="stable")
+        order = np.argsort(
+            words(self._data_seed, f"order of window {window}{self._of_source}", number, len(shard_idx)),
+            kind="stable",
+        )
         return shard_idx[order], sample_idx[order]
 
 
 class Mixture:
-    """The orders of several sources in one: a closed form says which of them a slot takes, so no slot depends on how another was found."""
+    """The orders of several sources in one: a closed form says which of them a slot takes, so no slot depends
+    on how another was found."""
 
     def __init__(
         self,
@@ -68,9 +86,11 @@ class Mixture:
         data_seed: int,
         shuffle_shards: int,
     ) -> None:
-        """For each shard its samples and its source; for each source its name, and its share in what is read relative to the others.
+        """For each shard its samples and its source; for each source its name, and its share in what is read
+        relative to the others.
 
-        Without weights every sample is read equally often. Raises ValueError where there is no sample, or none of a source with a weight.
+        Without weights every sample is read equally often. Raises ValueError where there is no sample, or
+        none of a source with a weight.
         """
         members: list[list[int]] = [[] for _ in names]
         for shard, source in enumerate(shard_sources):
@@ -81,8 +101,8 @@ class Mixture:
         empty = [name for name, its in zip(names, sizes, strict=True) if not sum(its)]
         if len(empty) == len(names) or (empty and weights is not None):
             raise ValueError(
-                f"got {len(shard_sizes)} shards without a sample{f' of {empty[0]}' if empty[0] else ''} in this split, expected at least one: "
-                "choose another --split"
+                f"got {len(shard_sizes)} shards without a sample{f' of {empty[0]}' if empty[0] else ''} in"
+                " this split, expected at least one: choose another --split"
             )
         self._sources = [
             (Order(its, data_seed, shuffle_shards, name), shards) if sum(its) else None
@@ -101,10 +121,12 @@ class Mixture:
 
 
 def interleave(shares: Sequence[int], slot: int) -> tuple[int, int]:
-    """(source, how many slots it took before): source i takes ``shares[i]`` of every ``sum(shares)`` slots, evenly spread.
+    """(source, how many slots it took before): source i takes ``shares[i]`` of every ``sum(shares)`` slots,
+    evenly spread.
 
-    The first source takes a slot wherever slot * share / sum passes a whole number; what it leaves is numbered anew and divided among the
-    others in the same way. So after any number of slots a source is off its exact share by less than the number of sources.
+    The first source takes a slot wherever slot * share / sum passes a whole number; what it leaves is
+    numbered anew and divided among the others in the same way. So after any number of slots a source is off
+    its exact share by less than the number of sources.
     """
     left = sum(shares)
     for source, share in enumerate(shares):
@@ -117,7 +139,8 @@ def interleave(shares: Sequence[int], slot: int) -> tuple[int, int]:
 
 
 def shares_of(weights: Sequence[float]) -> list[int]:
-    """The smallest whole numbers in the proportion of these weights, read as the decimal numbers that they were written as."""
+    """The smallest whole numbers in the proportion of these weights, read as the decimal numbers that they
+    were written as."""
     exact = [Fraction(str(weight)) for weight in weights]
     scale = math.lcm(*(weight.denominator for weight in exact))
     whole = [int(weight * scale) for weight in exact]

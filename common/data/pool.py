@@ -1,4 +1,5 @@
-"""A small pool of decoding processes, in which a file that crashes or stalls the decoder costs only itself."""
+"""A small pool of decoding processes, in which a file that crashes or stalls the decoder costs only
+itself."""
 
 import concurrent.futures
 import os
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from common.data.facts import BadVideoError
+from salt_distill.common.clip import BadVideoError
 
 START_TIMEOUT_S = 120.0
 """Longest that a worker may take to import what it calls, in seconds."""
@@ -26,12 +27,14 @@ EXIT_TIMEOUT_S = 5.0
 class DecodePool:
     """Calls a function in worker processes. A worker that crashes or does not answer is killed and replaced.
 
-    A thread here holds each worker and waits for it, so a call is one write and one read of a socket, and no lock or queue is shared with a
-    process that may die holding it. Workers start with the first items, and end with this process, however it ends. Thread safe.
+    A thread here holds each worker and waits for it, so a call is one write and one read of a socket, and no
+    lock or queue is shared with a process that may die holding it. Workers start with the first items, and
+    end with this process, however it ends. Thread safe.
     """
 
     def __init__(self, num_workers: int, *, timeout_s: float, call: Callable[[Any], Any]) -> None:
-        """``call`` is pickled: a function of a module, or an object whose class is one. With 0 workers a thread of this process calls it."""
+        """``call`` is pickled: a function of a module, or an object whose class is one. With 0 workers a
+        thread of this process calls it."""
         self._num_workers, self._timeout_s, self._call = num_workers, timeout_s, call
         self._threads = ThreadPoolExecutor(max(1, num_workers), thread_name_prefix="decode")
         self._own = threading.local()
@@ -40,7 +43,8 @@ class DecodePool:
         self._closed = False
 
     def submit(self, item: Any) -> Future[Any]:
-        """What ``call`` returns for an item, or the BadVideoError that it raises, or one that says how the decoder ended over it.
+        """What ``call`` returns for an item, or the BadVideoError that it raises, or one that says how the
+        decoder ended over it.
 
         Any other error of ``call`` is a RuntimeError here, with its traceback on stderr.
         """
@@ -68,14 +72,17 @@ class DecodePool:
             if self._closed:
                 raise concurrent.futures.CancelledError from None
             if code > 0:
-                raise RuntimeError(f"a decoding process ended with exit code {code}; its traceback is on stderr") from None
+                raise RuntimeError(
+                    f"a decoding process ended with exit code {code}; its traceback is on stderr"
+                ) from None
             raise BadVideoError(f"the decoder crashed (signal {-code})") from None
         if good:
             return value
         raise BadVideoError(value)
 
     def _worker(self) -> "_Worker":
-        """The worker of this thread. It is started here, because the kernel ends it with the thread that started it."""
+        """The worker of this thread. It is started here, because the kernel ends it with the thread that
+        started it."""
         worker = getattr(self._own, "worker", None)
         if worker is None:
             with self._lock:
@@ -89,7 +96,9 @@ class DecodePool:
                 code = self._end(worker, grace_s=EXIT_TIMEOUT_S)
                 if self._closed:
                     raise concurrent.futures.CancelledError from None
-                raise RuntimeError(f"a decoding process cannot start (exit code {code}); its traceback is on stderr") from error
+                raise RuntimeError(
+                    f"a decoding process cannot start (exit code {code}); its traceback is on stderr"
+                ) from error
         return worker
 
     def _end(self, worker: "_Worker", *, grace_s: float) -> int:
@@ -107,7 +116,7 @@ class _Worker:
         self._socket, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "common.data.pool", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "salt_distill.common.data.pool", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
@@ -147,7 +156,8 @@ def _receive(channel: socket.socket) -> Any:
 
 
 def _read(channel: socket.socket, num_bytes: int) -> memoryview:
-    """Writable memory, as an array that is unpickled from it should be; from numpy, which does not fill it with zeros first."""
+    """Writable memory, as an array that is unpickled from it should be; from numpy, which does not fill it
+    with zeros first."""
     data, start = np.empty(num_bytes, np.uint8).data, 0
     while start < num_bytes:
         count = channel.recv_into(data[start:])
@@ -174,7 +184,8 @@ def _serve(channel: socket.socket) -> None:
 
 
 def _end_with_parent() -> None:
-    """Where the kernel can, have it end this process with the thread that started it: one that hangs in C does not see its socket close."""
+    """Where the kernel can, have it end this process with the thread that started it: one that hangs in C
+    does not see its socket close."""
     if sys.platform == "linux":
         import ctypes
 

@@ -8,32 +8,37 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from common.clip import ClipBatch, clip_digest
-from common.config import LoaderConfig, ViewConfig, Views
-from common.data import views as view_of
-from common.data.facts import BadVideoError
-from common.data.order import Mixture
-from common.data.pool import DecodePool
-from common.data.sample import Sample, sha256_of
-from common.data.segments import SegmentCut
-from common.data.shard_cache import ShardCache
-from common.data.shards import open_dataset
-from common.data.tasks import AllFrames, Clip, Cut, Decoder, Slice, Task
-from common.data.video import decoder_name
+from salt_distill.common.clip import BadVideoError, ClipBatch, clip_digest
+from salt_distill.common.config import LoaderConfig, ViewConfig, Views
+from salt_distill.common.data import views as view_of
+from salt_distill.common.data.order import Mixture
+from salt_distill.common.data.pool import DecodePool
+from salt_distill.common.data.sample import Sample, sha256_of
+from salt_distill.common.data.segments import SegmentCut
+from salt_distill.common.data.shard_cache import ShardCache
+from salt_distill.common.data.shards import open_dataset
+from salt_distill.common.data.tasks import AllFrames, Clip, Cut, Decoder, Task
+from salt_distill.common.data.video import decoder_name
+from salt_distill.common.folders.slice import Slice
 
 logger = logging.getLogger(__name__)
 
 CENTRE_VIEW = -1
 """The view number of evaluation clips, which draws nothing."""
 _READS_PER_PROCESS = 4
-"""Videos that are read from a store, or wait for a decoding process, for each of them: what hides the store's latency."""
+"""Videos that are read from a store, or wait for a decoding process, for each of them: what hides the store's
+latency."""
 
 
 class Reader:
-    """The clips of a data set, as a pure function of their slots: no state of a Reader changes what it returns. Thread safe."""
+    """The clips of a data set, as a pure function of their slots: no state of a Reader changes what it
+    returns. Thread safe."""
 
-    def __init__(self, data: str, *, data_seed: int, views: Views, view: ViewConfig, split: str, loader: LoaderConfig) -> None:
-        """``data``: a folder of shards or its URL. Raises FileNotFoundError or ValueError where it is none, or has no such split."""
+    def __init__(
+        self, data: str, *, data_seed: int, views: Views, view: ViewConfig, split: str, loader: LoaderConfig
+    ) -> None:
+        """``data``: a folder of shards or its URL. Raises FileNotFoundError or ValueError where it is none,
+        or has no such split."""
         self.dataset = open_dataset(data)
         self.samples = self.dataset.samples(split)
         """For each shard its samples of the split."""
@@ -58,22 +63,41 @@ class Reader:
         self._counts = dict.fromkeys(("clips", "bad_clips", "shard_cache_hits", "shard_cache_misses"), 0)
         self._counts_lock = threading.Lock()
         self._frames = FrameCache(loader.frame_cache_bytes)
-        self._videos = None if loader.shard_cache_dir is None else ShardCache(loader.shard_cache_dir, loader.shard_cache_bytes)
-        self._pool = DecodePool(loader.decode_processes, timeout_s=loader.decode_timeout_s, call=Decoder(self.decoder))
-        self._threads = ThreadPoolExecutor(_READS_PER_PROCESS * max(1, loader.decode_processes), thread_name_prefix="read")
+        self._videos = (
+            None
+            if loader.shard_cache_dir is None
+            else ShardCache(loader.shard_cache_dir, loader.shard_cache_bytes)
+        )
+        self._pool = DecodePool(
+            loader.decode_processes, timeout_s=loader.decode_timeout_s, call=Decoder(self.decoder)
+        )
+        self._threads = ThreadPoolExecutor(
+            _READS_PER_PROCESS * max(1, loader.decode_processes), thread_name_prefix="read"
+        )
 
     def clips(self, slots: Sequence[int]) -> ClipBatch:
-        """The clips of these slots, in order. A video that cannot be decoded is a row of zeros with ``good`` False, named in ``skipped``.
+        """The clips of these slots, in order. A video that cannot be decoded is a row of zeros with ``good``
+        False, named in ``skipped``.
 
-        Raises ValueError when more than ``loader.max_bad_fraction`` of the clips so far (counted as at least 100) were bad.
+        Raises ValueError when more than ``loader.max_bad_fraction`` of the clips so far (counted as at least
+        100) were bad.
         """
         passes, shard_idx, sample_idx = zip(*(self.order.locate(slot) for slot in slots), strict=True)
-        rows = np.array([self.samples[shard].rows[place] for shard, place in zip(shard_idx, sample_idx, strict=True)], np.int32)
-        samples, views = self.dataset.take(rows), [view_of.view_number(self._views, number) for number in passes]
-        return self._batch(samples, [self._cut(sample, view) for sample, view in zip(samples, views, strict=True)], views)
+        rows = np.array(
+            [self.samples[shard].rows[place] for shard, place in zip(shard_idx, sample_idx, strict=True)],
+            np.int32,
+        )
+        samples, views = (
+            self.dataset.take(rows),
+            [view_of.view_number(self._views, number) for number in passes],
+        )
+        return self._batch(
+            samples, [self._cut(sample, view) for sample, view in zip(samples, views, strict=True)], views
+        )
 
     def evaluation(self, samples: Sequence[Sample]) -> ClipBatch:
-        """The centre view of each sample: middle frames, largest centred square, no flip. Bad videos as in ``clips``."""
+        """The centre view of each sample: middle frames, largest centred square, no flip. Bad videos as in
+        ``clips``."""
         return self.segments(samples, [self._cut(sample, CENTRE_VIEW) for sample in samples])
 
     def segments(self, samples: Sequence[Sample], cuts: Sequence[Cut | SegmentCut]) -> ClipBatch:
@@ -106,7 +130,9 @@ class Reader:
         with self._counts_lock:
             return self._counts | {"store_retries": self.dataset.folder.num_retries}
 
-    def _batch(self, samples: Sequence[Sample], cuts: Sequence[Cut | SegmentCut], views: Sequence[int]) -> ClipBatch:
+    def _batch(
+        self, samples: Sequence[Sample], cuts: Sequence[Cut | SegmentCut], views: Sequence[int]
+    ) -> ClipBatch:
         pixels = np.zeros((len(samples), *cuts[0].clip_shape), np.uint8)
         good = np.ones(len(samples), bool)
         digests = []
@@ -126,7 +152,13 @@ class Reader:
             for future in pending:
                 future.cancel()
         self._check_bad(num_clips=len(samples), num_bad=int((~good).sum()))
-        return ClipBatch(pixels=pixels, digests=tuple(digests), keys=tuple(sample.key for sample in samples), views=tuple(views), good=good)
+        return ClipBatch(
+            pixels=pixels,
+            digests=tuple(digests),
+            keys=tuple(sample.key for sample in samples),
+            views=tuple(views),
+            good=good,
+        )
 
     def _may_keep(self, sample: Sample) -> bool:
         return self._frames.get(sample.key) is not None or self._frames.has_room(_num_bytes(sample))
@@ -155,7 +187,9 @@ class Reader:
         if isinstance(encoded, Slice):
             if self._videos is None:
                 return encoded
-            encoded = self._pool.submit(encoded).result()  # a disk may not answer: that holds up a process which can be replaced, no thread
+            encoded = self._pool.submit(
+                encoded
+            ).result()  # a disk may not answer: that holds up a process which can be replaced, no thread
         _require_sha256(encoded, sample)
         if self._videos is not None:
             self._videos.put(sample.sha256, encoded)
@@ -170,13 +204,17 @@ class Reader:
             require_few_bad(clips, bad, self.skipped, self._max_bad_fraction)
 
 
-def require_few_bad(num_clips: int, num_bad: int, skipped: Mapping[str, str], max_bad_fraction: float) -> None:
-    """Raises ValueError where more than a share of the clips, counted as at least 100, were bad. ``skipped``: key -> reason."""
+def require_few_bad(
+    num_clips: int, num_bad: int, skipped: Mapping[str, str], max_bad_fraction: float
+) -> None:
+    """Raises ValueError where more than a share of the clips, counted as at least 100, were bad. ``skipped``:
+    key -> reason."""
     if num_bad > max_bad_fraction * max(num_clips, 100):
         key, reason = next(iter(skipped.items()))
         raise ValueError(
-            f"got {num_bad} clips that cannot be decoded among {num_clips}, expected at most loader.max_bad_fraction="
-            f"{max_bad_fraction:g} of them; {len(skipped)} videos are bad, the first is {key}: {reason}"
+            f"got {num_bad} clips that cannot be decoded among {num_clips}, expected at most"
+            f" loader.max_bad_fraction={max_bad_fraction:g} of them; {len(skipped)} videos are bad, the first"
+            f" is {key}: {reason}"
         )
 
 
@@ -187,14 +225,17 @@ def _num_bytes(sample: Sample) -> int:
 
 def _require_sha256(data: bytes, sample: Sample) -> None:
     if sha256_of(data) != sample.sha256:
-        raise BadVideoError(f"its bytes in {sample.tar} are not those that were indexed, so the tar was replaced since")
+        raise BadVideoError(
+            f"its bytes in {sample.tar} are not those that were indexed, so the tar was replaced since"
+        )
 
 
 class FrameCache:
     """Decoded videos, kept until ``max_bytes`` are full; nothing is ever evicted.
 
-    A pass takes every sample once, so the one that was used longest ago is the one needed next: evicting it would make a cache that is
-    a little too small useless, while keeping the first that came serves their share of every pass.
+    A pass takes every sample once, so the one that was used longest ago is the one needed next: evicting it
+    would make a cache that is a little too small useless, while keeping the first that came serves their
+    share of every pass.
     """
 
     def __init__(self, max_bytes: int) -> None:

@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from common.data.facts import VideoFacts
-from common.data.stills import content_hash, stills_in
+from salt_distill.common.data.facts import VideoFacts
+from salt_distill.common.data.stills import content_hash, stills_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,18 @@ SIDECAR_FIELDS = tuple(field.name for field in fields(Sample) if field.name not 
 """What the JSON beside a video in a tar holds (DESIGN section 4, Shards)."""
 
 
-def describe(key: str, sha256: str, facts: VideoFacts, *, labels: dict[str, int], split: str, source: str) -> dict[str, Any]:
+def describe(
+    key: str, sha256: str, facts: VideoFacts, *, labels: dict[str, int], split: str, source: str
+) -> dict[str, Any]:
     """The fields of a sidecar."""
-    values = {"key": key, "labels": labels, "split": split, **asdict(facts), "sha256": sha256, "source": source}
+    values = {
+        "key": key,
+        "labels": labels,
+        "split": split,
+        **asdict(facts),
+        "sha256": sha256,
+        "source": source,
+    }
     return {name: values[name] for name in SIDECAR_FIELDS}
 
 

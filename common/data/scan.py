@@ -7,19 +7,21 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from common.data.facts import BadVideoError, VideoFacts
-from common.data.lists import CLASS
-from common.data.pool import DecodePool
-from common.data.sample import SIDECAR_FIELDS, Sample, describe, sha256_of
-from common.data.stills import IMAGE_SUFFIXES, padded_size
-from common.data.video import VIDEO_SUFFIXES, probe
+from salt_distill.common.clip import BadVideoError
+from salt_distill.common.data.facts import VideoFacts
+from salt_distill.common.data.making.lists import CLASS
+from salt_distill.common.data.pool import DecodePool
+from salt_distill.common.data.sample import SIDECAR_FIELDS, Sample, describe, sha256_of
+from salt_distill.common.data.stills import IMAGE_SUFFIXES, padded_size
+from salt_distill.common.data.video import VIDEO_SUFFIXES, probe
 
 _FRAME = re.compile(r"\.\d+(" + "|".join(sorted(IMAGE_SUFFIXES)).replace(".", r"\.") + ")")
 """What follows a sample's stem in the name of a frame."""
 
 
 def scan(tar: Path, source: str, skipped: list[tuple[str, str]], pool: DecodePool) -> list[Sample]:
-    """The samples of one tar; those that cannot be used go to ``skipped``. Members belong together up to the first dot of their base name, as in WebDataset."""
+    """The samples of one tar; those that cannot be used go to ``skipped``. Members belong together up to the
+    first dot of their base name, as in WebDataset."""
     groups: dict[str, dict[str, tarfile.TarInfo]] = {}
     samples: list[tuple[str, tuple[int, int], Callable[[], dict[str, Any]]]] = []
     with tarfile.open(tar, "r:") as archive:
@@ -32,7 +34,13 @@ def scan(tar: Path, source: str, skipped: list[tuple[str, str]], pool: DecodePoo
             try:
                 place = _place_of(members)
                 if place is not None:
-                    samples.append((stem, place, _facts(archive, members, place, f"{source}/{tar.stem}/{stem}", source, pool)))
+                    samples.append(
+                        (
+                            stem,
+                            place,
+                            _facts(archive, members, place, f"{source}/{tar.stem}/{stem}", source, pool),
+                        )
+                    )
             except BadVideoError as error:
                 skipped.append((f"{tar.name}/{stem}", str(error)))
     found = []
@@ -46,7 +54,9 @@ def scan(tar: Path, source: str, skipped: list[tuple[str, str]], pool: DecodePoo
 
 def _place_of(members: dict[str, tarfile.TarInfo]) -> tuple[int, int] | None:
     """(offset, size) of a sample's encoded bytes in the tar; None where no member is a video or an image."""
-    suffixes = [suffix for suffix in members if suffix in VIDEO_SUFFIXES] or [suffix for suffix in members if suffix in IMAGE_SUFFIXES]
+    suffixes = [suffix for suffix in members if suffix in VIDEO_SUFFIXES] or [
+        suffix for suffix in members if suffix in IMAGE_SUFFIXES
+    ]
     if suffixes:
         return members[suffixes[0]].offset_data, members[suffixes[0]].size
     frames = [member for suffix, member in members.items() if _FRAME.fullmatch(suffix)]
@@ -57,16 +67,25 @@ def _place_of(members: dict[str, tarfile.TarInfo]) -> tuple[int, int] | None:
                 raise BadVideoError(f"its frame {frame.name} does not follow the frame before it in the tar")
             start = frame.offset_data + padded_size(frame.size)
         return frames[0].offset, start - frames[0].offset
-    named = next((suffix for suffix in members if PurePosixPath(suffix).suffix in VIDEO_SUFFIXES | IMAGE_SUFFIXES), None)
+    named = next(
+        (suffix for suffix in members if PurePosixPath(suffix).suffix in VIDEO_SUFFIXES | IMAGE_SUFFIXES),
+        None,
+    )
     if named is not None:
         raise BadVideoError(f"its video ends in {named}, expected one dot in the name, as in 000001.mp4")
     return None
 
 
 def _facts(
-    archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], place: tuple[int, int], key: str, source: str, pool: DecodePool
+    archive: tarfile.TarFile,
+    members: dict[str, tarfile.TarInfo],
+    place: tuple[int, int],
+    key: str,
+    source: str,
+    pool: DecodePool,
 ) -> Callable[[], dict[str, Any]]:
-    """What gives a sample's sidecar: its own if it is one of ours, else it is being probed, under ``key``: others count anew in every tar."""
+    """What gives a sample's sidecar: its own if it is one of ours, else it is being probed, under ``key``:
+    others count anew in every tar."""
     if ".json" in members:
         try:
             facts = json.loads(_read(archive, members[".json"]))
@@ -75,7 +94,10 @@ def _facts(
         if isinstance(facts, dict) and set(facts) == set(SIDECAR_FIELDS):
             return lambda: facts
     if not members.keys() & (VIDEO_SUFFIXES | IMAGE_SUFFIXES):
-        raise BadVideoError("it is numbered images whose rate no sidecar states, expected what `salt-data pack --images frames` writes")
+        raise BadVideoError(
+            "it is numbered images whose rate no sidecar states, expected what `salt-data pack --images"
+            " frames` writes"
+        )
     labels = {}
     if ".cls" in members:
         label = _read(archive, members[".cls"]).strip()

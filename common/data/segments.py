@@ -1,18 +1,20 @@
-"""The clips that an evaluation takes from one video: one of each of its segments, and of each of those one or more squares."""
+"""The clips that an evaluation takes from one video: one of each of its segments, and of each of those one or
+more squares."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from common.clip import clip_digest
-from common.config import ViewConfig
-from common.data.views import Draw, Frames, crop_box, frame_idx, resize
+from salt_distill.common.clip import clip_digest
+from salt_distill.common.config import ViewConfig
+from salt_distill.common.data.views import Draw, Frames, crop_box, frame_idx, resize
 
 
 @dataclass(frozen=True)
 class SegmentCut:
-    """Clips of a video's segments, for ``Task`` (V-JEPA 2's evaluations; its segments start at random, these at the middle unless drawn)."""
+    """Clips of a video's segments, for ``Task`` (V-JEPA 2's evaluations; its segments start at random, these
+    at the middle unless drawn)."""
 
     view: ViewConfig
     num_segments: int
@@ -25,14 +27,18 @@ class SegmentCut:
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
-        """Of what ``clip`` gives: the frames of all clips one after the other, view by view, segment by segment."""
+        """Of what ``clip`` gives: the frames of all clips one after the other, view by view, segment by
+        segment."""
         t, h, w, c = self.view.clip_shape
         return (self.num_views * self.num_segments * t, h, w, c)
 
     def frame_idx(self, num_frames: int, times: Int64[np.ndarray, " n"] | None) -> list[int]:
         """The frames of all segments."""
         starts = [draw.start for draw in self.draws] or [0.5] * self.num_segments
-        shares = [segment_start(self.view, num_frames, number, self.num_segments, start) for number, start in enumerate(starts)]
+        shares = [
+            segment_start(self.view, num_frames, number, self.num_segments, start)
+            for number, start in enumerate(starts)
+        ]
         return [idx for share in shares for idx in frame_idx(self.view, num_frames, share, times)]
 
     def clip(self, frames: Frames) -> tuple[UInt8[np.ndarray, "t s s 3"], bytes]:
@@ -40,13 +46,18 @@ class SegmentCut:
         height, width, _ = frames[0].shape
         t = self.view.num_frames
         if self.draws:
-            boxes = [[(number, crop_box(self.view, height, width, draw)) for number, draw in enumerate(self.draws)]]
+            boxes = [
+                [(number, crop_box(self.view, height, width, draw)) for number, draw in enumerate(self.draws)]
+            ]
         else:
             positions = np.linspace(0, 1, self.num_views) if self.num_views > 1 else [0.5]
             squares = [square_box(height, width, position, self.square) for position in positions]
             boxes = [[(number, box) for number in range(self.num_segments)] for box in squares]
         clips = [
-            resize([frame[top : top + h, left : left + w] for frame in frames[number * t : (number + 1) * t]], self.view.crop_size)
+            resize(
+                [frame[top : top + h, left : left + w] for frame in frames[number * t : (number + 1) * t]],
+                self.view.crop_size,
+            )
             for of_view in boxes
             for number, (top, left, h, w) in of_view
         ]
@@ -55,7 +66,8 @@ class SegmentCut:
 
 
 def segment_start(view: ViewConfig, num_frames: int, number: int, num_segments: int, start: float) -> float:
-    """Where among a video's possible starts, as a share of them, the clip of a segment begins; ``start``: where within the segment.
+    """Where among a video's possible starts, as a share of them, the clip of a segment begins; ``start``:
+    where within the segment.
 
     Segments too short for a clip have clips that overlap, spread evenly from the first frame to the last.
     """
@@ -63,14 +75,22 @@ def segment_start(view: ViewConfig, num_frames: int, number: int, num_segments: 
         return start
     span = (view.num_frames - 1) * view.frame_step + 1
     num_starts, segment = max(1, num_frames - span + 1), num_frames / num_segments
-    first = number * segment + start * (segment - span + 1) if segment >= span else number * (num_starts - 1) / (num_segments - 1)
+    first = (
+        number * segment + start * (segment - span + 1)
+        if segment >= span
+        else number * (num_starts - 1) / (num_segments - 1)
+    )
     return (min(int(first), num_starts - 1) + 0.5) / num_starts
 
 
 def square_box(height: int, width: int, position: float, share: float) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a square of ``share`` of the shorter side: in its middle, and at ``position`` along the longer one."""
+    """(top, left, height, width) of a square of ``share`` of the shorter side: in its middle, and at
+    ``position`` along the longer one."""
     short = min(height, width)
     side = max(1, round(short * share))
     along = (position, 0.5) if height > width else (0.5, position)
-    top, left = (min(int(place * (extent - side + 1)), extent - side) for place, extent in zip(along, (height, width), strict=True))
+    top, left = (
+        min(int(place * (extent - side + 1)), extent - side)
+        for place, extent in zip(along, (height, width), strict=True)
+    )
     return top, left, side, side

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.data.sample import sha256_of
+from salt_distill.common.data.sample import sha256_of
 
 _PARENT, _NAME = re.compile("[0-9a-f]{2}"), re.compile("[0-9a-f]{62}")
 """What it calls its own, and may remove."""
@@ -16,9 +16,11 @@ _FILL = 0.9
 
 
 class ShardCache:
-    """Videos under the hash of their content, never more than ``max_bytes`` of them; those that were not read for longest go first.
+    """Videos under the hash of their content, never more than ``max_bytes`` of them; those that were not read
+    for longest go first.
 
-    Any number of processes, runs and data sets may share a folder. Videos appear whole or not at all. Thread safe.
+    Any number of processes, runs and data sets may share a folder. Videos appear whole or not at all. Thread
+    safe.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int) -> None:
@@ -52,7 +54,8 @@ class ShardCache:
                 before = self._evict(len(data))
             partial = path.with_suffix(".tmp")
             partial.write_bytes(data)
-            # Counted first: who is killed between the two leaves a cache that is counted as too large, which the next eviction puts right.
+            # Counted first: who is killed between the two leaves a cache that is counted as too large, which
+            # the next eviction puts right.
             total.write(before + len(data))
             os.replace(partial, path)
 
@@ -60,7 +63,8 @@ class ShardCache:
         return self._folder / sha256[:2] / sha256[2:]
 
     def _evict(self, room: int) -> int:
-        """Makes room; the bytes of what is left. Under the lock, so a partial file is one that a killed process left."""
+        """Makes room; the bytes of what is left. Under the lock, so a partial file is one that a killed
+        process left."""
         videos: list[tuple[float, int, str]] = []
         for parent in os.scandir(self._folder):
             for entry in os.scandir(parent) if _PARENT.fullmatch(parent.name) else ():

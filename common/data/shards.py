@@ -9,22 +9,24 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32
 
-from common.data.files import Folder
-from common.data.index import load_index
-from common.data.sample import Sample
-from common.data.tasks import Slice
+from salt_distill.common.data.index import load_index
+from salt_distill.common.data.sample import Sample
+from salt_distill.common.folders.folder import Folder
+from salt_distill.common.folders.slice import Slice
 
 _REPEATED = frozenset(["split", "codec", "source", "tar"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Samples that are read in an order and passes of their own: one of a mixture, or a whole data set that is none."""
+    """Samples that are read in an order and passes of their own: one of a mixture, or a whole data set that
+    is none."""
 
     name: str
     """Empty for a whole data set."""
     weight: float | None
-    """Share in what is read, relative to the other weights; None for all sources: every sample is read equally often."""
+    """Share in what is read, relative to the other weights; None for all sources: every sample is read
+    equally often."""
 
 
 class Dataset:
@@ -40,16 +42,22 @@ class Dataset:
         """sha256 of the index's content, hex: equal for equal data sets, whatever wrote the files."""
         self.sources = [Source(name="", weight=None)]
         if info["kind"] == "mixture":
-            self.sources = [Source(name=source["name"], weight=source["weight"]) for source in info["sources"]]
+            self.sources = [
+                Source(name=source["name"], weight=source["weight"]) for source in info["sources"]
+            ]
         self._index = index
         tars = index["tar"].chunk(0)
         of_source = np.zeros(len(index), np.int64)
         if info["kind"] == "mixture":
             place = {source.name: place for place, source in enumerate(self.sources)}
             named = index["source"].chunk(0)
-            of_source = np.array([place[name] for name in named.dictionary.to_pylist()])[named.indices.to_numpy()]
+            of_source = np.array([place[name] for name in named.dictionary.to_pylist()])[
+                named.indices.to_numpy()
+            ]
         # A shard is what one source has in one tar; they are numbered as they come in the index.
-        pairs, first, shard = np.unique(of_source * len(tars.dictionary) + tars.indices.to_numpy(), return_index=True, return_inverse=True)
+        pairs, first, shard = np.unique(
+            of_source * len(tars.dictionary) + tars.indices.to_numpy(), return_index=True, return_inverse=True
+        )
         order = np.argsort(first)
         shard = np.argsort(order)[shard]
         self.shard_sources: list[int] = (pairs[order] // len(tars.dictionary)).tolist()
@@ -63,24 +71,37 @@ class Dataset:
     def shards(self) -> list[str]:
         """For each shard a name of its own."""
         names = [self.sources[source].name for source in self.shard_sources]
-        return [f"{name}--{PurePosixPath(tar).name}" if name else tar for name, tar in zip(names, self.tars, strict=True)]
+        return [
+            f"{name}--{PurePosixPath(tar).name}" if name else tar
+            for name, tar in zip(names, self.tars, strict=True)
+        ]
 
     def samples(self, split: str) -> list[Sequence[Sample]]:
         """For each shard the samples of a split in it, maybe none; ``all`` takes every sample."""
         splits = self._index["split"].chunk(0)
         known = splits.dictionary.to_pylist()
         if split not in ("all", *known):
-            raise ValueError(f"{self.folder.address}: got split {split!r}, expected one of {', '.join(sorted(known))}, or all")
+            raise ValueError(
+                f"{self.folder.address}: got split {split!r}, expected one of {', '.join(sorted(known))},"
+                " or all"
+            )
         mask = np.array([split in ("all", name) for name in known])[splits.indices.to_numpy()[self._rows]]
-        rows, ends = self._rows[mask], np.searchsorted(self._shard[mask], np.arange(len(self.tars)), side="right")
+        rows, ends = (
+            self._rows[mask],
+            np.searchsorted(self._shard[mask], np.arange(len(self.tars)), side="right"),
+        )
         return [_Rows(self, part) for part in np.split(rows, ends[:-1])]
 
     def take(self, rows: Int32[np.ndarray, " n"]) -> list[Sample]:
         """The samples in these rows of the index."""
-        return [Sample(**row | {"labels": dict(row["labels"])}) for row in self._index.take(pa.array(rows)).to_pylist()]
+        return [
+            Sample(**row | {"labels": dict(row["labels"])})
+            for row in self._index.take(pa.array(rows)).to_pylist()
+        ]
 
     def encoded(self, sample: Sample) -> Slice | bytes:
-        """Where the encoded bytes of a sample are, on this machine; else the bytes. Raises BadVideoError, and OSError where a store fails."""
+        """Where the encoded bytes of a sample are, on this machine; else the bytes. Raises BadVideoError, and
+        OSError where a store fails."""
         return self.folder.slice(sample.tar, sample.offset, sample.size)
 
     def read(self, sample: Sample) -> bytes:
@@ -101,16 +122,22 @@ class _Rows(Sequence[Sample]):
         return len(self.rows)
 
     def __getitem__(self, idx: Any) -> Any:
-        return _Rows(self._dataset, self.rows[idx]) if isinstance(idx, slice) else self._dataset.take(self.rows[[idx]])[0]
+        return (
+            _Rows(self._dataset, self.rows[idx])
+            if isinstance(idx, slice)
+            else self._dataset.take(self.rows[[idx]])[0]
+        )
 
     def __iter__(self) -> Iterator[Sample]:
         return iter(self._dataset.take(self.rows))
 
 
 def open_dataset(data: str | Path) -> Dataset:
-    """The data set in a folder of shards, or in an object store; tars that others packed get their index here, on first use.
+    """The data set in a folder of shards, or in an object store; tars that others packed get their index
+    here, on first use.
 
-    Raises FileNotFoundError where there are no shards or some are missing, ValueError where index and description disagree.
+    Raises FileNotFoundError where there are no shards or some are missing, ValueError where index and
+    description disagree.
     """
     folder = Folder(data)
     info, index = load_index(folder)
@@ -120,13 +147,19 @@ def open_dataset(data: str | Path) -> Dataset:
     missing = folder.missing(dataset.tars)
     if missing:
         raise FileNotFoundError(
-            f"{folder.address}: {len(missing)} of its {len(dataset.tars)} shards are not there, the first is {folder.path(missing[0])}: "
-            "copy them anew, or pack again"
+            f"{folder.address}: {len(missing)} of its {len(dataset.tars)} shards are not there, the first is"
+            f" {folder.path(missing[0])}: copy them anew, or pack again"
         )
     return dataset
 
 
 def _compact(index: pa.Table) -> pa.Table:
-    """The same in one chunk, since rows are taken from it all the time, with the strings that repeat by number: 3.6 million samples in 0.9 GB."""
+    """The same in one chunk, since rows are taken from it all the time, with the strings that repeat by
+    number: 3.6 million samples in 0.9 GB."""
     columns = {name: index[name].combine_chunks() for name in index.column_names}
-    return pa.table({name: column.dictionary_encode() if name in _REPEATED else column for name, column in columns.items()})
+    return pa.table(
+        {
+            name: column.dictionary_encode() if name in _REPEATED else column
+            for name, column in columns.items()
+        }
+    )

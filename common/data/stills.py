@@ -1,7 +1,8 @@
 """Encoded images -> frames: a still image, or the numbered images of a frame folder.
 
-A frame folder stands in a shard as plain members ``00000001.000000.jpg``, ``00000001.000001.jpg``, ..., one sample for WebDataset. Its encoded
-bytes are that run of the tar, headers included, so that one read gets them all and the frames of a clip are found without decoding others.
+A frame folder stands in a shard as plain members ``00000001.000000.jpg``, ``00000001.000001.jpg``, ..., one
+sample for WebDataset. Its encoded bytes are that run of the tar, headers included, so that one read gets them
+all and the frames of a clip are found without decoding others.
 """
 
 import hashlib
@@ -14,7 +15,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from common.data.facts import BadVideoError, VideoFacts
+from salt_distill.common.clip import BadVideoError
+from salt_distill.common.data.facts import VideoFacts
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"])
 """Names that are taken for images, in lower case."""
@@ -25,11 +27,14 @@ _BLOCK = 512
 """Bytes of a tar's unit."""
 _JPEG_QUALITY = 95
 
-warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of odd metadata, a line per image; what matters is raised
+warnings.filterwarnings(
+    "ignore", category=UserWarning, module="PIL"
+)  # of odd metadata, a line per image; what matters is raised
 
 
 def stills_in(data: bytes) -> list[memoryview] | None:
-    """The encoded images in these bytes: one, or those of a run of tar members; None where they are a video (or nothing known)."""
+    """The encoded images in these bytes: one, or those of a run of tar members; None where they are a video
+    (or nothing known)."""
     if data[257:262] == b"ustar":
         return _members(memoryview(data))
     is_image = data.startswith(_STARTS) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
@@ -37,14 +42,22 @@ def stills_in(data: bytes) -> list[memoryview] | None:
 
 
 def probe_stills(images: Sequence[memoryview]) -> VideoFacts:
-    """Facts of images as the frames of a video. They state no rate: it is given as one frame a second. Raises BadVideoError unless all decode."""
+    """Facts of images as the frames of a video. They state no rate: it is given as one frame a second. Raises
+    BadVideoError unless all decode."""
     shape, codec = (0, 0, 0), ""
     for number, image in enumerate(images):
         shown, format = _open(image, number)
         if number and shown.shape != shape:
             raise BadVideoError(f"frame {number} has another size than the frames before it")
         shape, codec = shown.shape, codec or format
-    return VideoFacts(num_frames=len(images), fps=1.0, width=shape[1], height=shape[0], duration_s=float(len(images)), codec=codec)
+    return VideoFacts(
+        num_frames=len(images),
+        fps=1.0,
+        width=shape[1],
+        height=shape[0],
+        duration_s=float(len(images)),
+        codec=codec,
+    )
 
 
 def decode_stills(images: Sequence[memoryview], frame_idx: Iterable[int]) -> UInt8[np.ndarray, "t h w 3"]:
@@ -62,7 +75,9 @@ def shrink_still(image: memoryview, short_side: int) -> bytes:
     """The image as a JPEG whose shorter side has at most this many pixels."""
     shown = Image.fromarray(_open(image, 0)[0])
     scale = min(1.0, short_side / min(shown.size))
-    small = shown.resize((max(1, round(shown.width * scale)), max(1, round(shown.height * scale))), Image.Resampling.BOX)
+    small = shown.resize(
+        (max(1, round(shown.width * scale)), max(1, round(shown.height * scale))), Image.Resampling.BOX
+    )
     file = io.BytesIO()
     small.save(file, "JPEG", quality=_JPEG_QUALITY)
     return file.getvalue()
@@ -82,7 +97,8 @@ def padded_size(num_bytes: int) -> int:
 
 
 def _members(run: memoryview) -> list[memoryview]:
-    """The contents of consecutive members, as `salt-data pack` writes them; tarfile takes longer for 300 headers than 16 frames for decoding."""
+    """The contents of consecutive members, as `salt-data pack` writes them; tarfile takes longer for 300
+    headers than 16 frames for decoding."""
     images = []
     start = 0
     while start < len(run):
@@ -103,14 +119,28 @@ def _open(image: memoryview, number: int) -> tuple[UInt8[np.ndarray, "h w 3"], s
     """Pixels and format of an image."""
     try:
         with Image.open(io.BytesIO(image)) as opened:
-            if getattr(opened, "n_frames", 1) > 1 and opened.format != "MPO":  # a camera's JPEG with a preview after it
+            if (
+                getattr(opened, "n_frames", 1) > 1 and opened.format != "MPO"
+            ):  # a camera's JPEG with a preview after it
                 raise BadVideoError(f"frame {number} is an animation, expected one image")
             if opened.mode not in _MODES:
-                raise BadVideoError(f"frame {number} has pixels of mode {opened.mode}, expected at most 8 bits a channel")
+                raise BadVideoError(
+                    f"frame {number} has pixels of mode {opened.mode}, expected at most 8 bits a channel"
+                )
             format = (opened.format or "").lower()
             return np.asarray(ImageOps.exif_transpose(opened).convert("RGB")), format
     except BadVideoError:
         raise
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        EOFError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
         # All of these are what Pillow says of damaged headers.
-        raise BadVideoError(f"frame {number} cannot be decoded ({(str(error) or type(error).__name__).splitlines()[0]})") from error
+        raise BadVideoError(
+            f"frame {number} cannot be decoded ({(str(error) or type(error).__name__).splitlines()[0]})"
+        ) from error

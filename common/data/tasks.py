@@ -1,4 +1,5 @@
-"""What a decoding process is asked for: a clip of a video, all of its frames, or its bytes. It imports neither torch nor pyarrow."""
+"""What a decoding process is asked for: a clip of a video, all of its frames, or its bytes. It imports
+neither torch nor pyarrow."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,35 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from common.clip import clip_digest
-from common.config import ViewConfig
-from common.data import views
-from common.data.facts import BadVideoError
-from common.data.segments import SegmentCut
-from common.data.video import decoder_name, open_video
+from salt_distill.common.clip import clip_digest
+from salt_distill.common.config import ViewConfig
+from salt_distill.common.data import views
+from salt_distill.common.data.segments import SegmentCut
+from salt_distill.common.data.video import decoder_name, open_video
+from salt_distill.common.folders.slice import Slice
 
 Clip = tuple[UInt8[np.ndarray, "t h w 3"], bytes]
 """Pixels, and their digest."""
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Bytes of a file of this machine."""
-
-    path: str
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        """The bytes. Raises BadVideoError where they are not there."""
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.offset)
-                data = file.read(self.size)
-        except OSError as error:
-            raise BadVideoError(f"{self.path} cannot be read ({error.strerror})") from error
-        require_whole(data, self.size, self.path)
-        return data
 
 
 @dataclass(frozen=True)
@@ -99,13 +80,11 @@ class Decoder:
 
 
 def _load_decoder(name: str) -> Decoder:
-    """In a process that starts: loading torchcodec takes long, and is no part of the time that a video may take."""
+    """In a process that starts: loading torchcodec takes long, and is no part of the time that a video may
+    take."""
     if decoder_name() != name:
-        raise RuntimeError(f"got the decoder {decoder_name()} in a decoding process, expected {name} as in the process that started it")
+        raise RuntimeError(
+            f"got the decoder {decoder_name()} in a decoding process, expected {name} as in the process that"
+            " started it"
+        )
     return Decoder(name)
-
-
-def require_whole(data: bytes, size: int, path: str) -> None:
-    """Raises BadVideoError unless all bytes of a sample are there."""
-    if len(data) != size:
-        raise BadVideoError(f"{path} has {len(data)} of its {size} bytes, so the tar was cut or replaced after it was indexed")

@@ -18,15 +18,31 @@ from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import Int64, UInt8
 
-from common.data.encode import encode_mp4
-from common.data.facts import BadVideoError, VideoFacts
-from common.data.packets import Packets
-from common.data.stills import decode_stills, probe_stills, stills_in
+from salt_distill.common.clip import BadVideoError
+from salt_distill.common.data.encode import encode_mp4
+from salt_distill.common.data.facts import VideoFacts
+from salt_distill.common.data.packets import Packets
+from salt_distill.common.data.stills import decode_stills, probe_stills, stills_in
 
 logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset(
-    [".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp"]
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".webm",
+        ".mkv",
+        ".avi",
+        ".gif",
+        ".mpg",
+        ".mpeg",
+        ".ts",
+        ".wmv",
+        ".flv",
+        ".ogv",
+        ".3gp",
+    ]
 )
 """Names that are taken for videos, in lower case; the content decides whether they are."""
 Frames = list[UInt8[np.ndarray, "h w 3"]]
@@ -38,22 +54,30 @@ class Video:
     """An open video. ``open_video`` makes one."""
 
     times: Int64[np.ndarray, " n"] | None
-    """When each frame is shown, in ticks of some length. None where the file does not tell: only the frames' order is known then."""
+    """When each frame is shown, in ticks of some length. None where the file does not tell: only the frames'
+    order is known then."""
     frames: Callable[[Sequence[int]], Frames]
     """The frames asked for, in the order asked for. Raises BadVideoError where one of them cannot be had."""
 
 
 def decoder_name() -> str:
-    """The decoder of this process: torchcodec where it works, else PyAV. `docs/decoding.md` says how far their pixels agree."""
-    return f"torchcodec {importlib.import_module('torchcodec').__version__}" if _torchcodec() else f"pyav {av.__version__}"
+    """The decoder of this process: torchcodec where it works, else PyAV. `docs/decoding.md` says how far
+    their pixels agree."""
+    return (
+        f"torchcodec {importlib.import_module('torchcodec').__version__}"
+        if _torchcodec()
+        else f"pyav {av.__version__}"
+    )
 
 
 @contextmanager
 def open_video(data: bytes, num_frames: int | None) -> Iterator[Video]:
-    """The video in these bytes, of which ``probe`` counted ``num_frames`` (None: not known). Raises BadVideoError.
+    """The video in these bytes, of which ``probe`` counted ``num_frames`` (None: not known). Raises
+    BadVideoError.
 
-    Frame i is the one shown i-th. Where the packets state a time for each of the counted frames, frames are found by their times, and decoded
-    without most of what lies before and between them; where they do not, PyAV decodes from the start and counts. `docs/decoding.md`.
+    Frame i is the one shown i-th. Where the packets state a time for each of the counted frames, frames are
+    found by their times, and decoded without most of what lies before and between them; where they do not,
+    PyAV decodes from the start and counts. `docs/decoding.md`.
     """
     images = stills_in(data)
     if images is not None:
@@ -68,14 +92,18 @@ def open_video(data: bytes, num_frames: int | None) -> Iterator[Video]:
         yield Video(times=packets.times, frames=frames)
 
 
-def decode(data: bytes, frame_idx: Sequence[int], num_frames: int | None = None) -> UInt8[np.ndarray, "t h w 3"]:
-    """The frames asked for, RGB, upright, in the order asked for; ``num_frames`` as in ``open_video``. Raises BadVideoError."""
+def decode(
+    data: bytes, frame_idx: Sequence[int], num_frames: int | None = None
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """The frames asked for, RGB, upright, in the order asked for; ``num_frames`` as in ``open_video``. Raises
+    BadVideoError."""
     with open_video(data, num_frames) as video:
         return np.stack(video.frames(frame_idx))
 
 
 def probe(data: bytes) -> VideoFacts:
-    """Facts of a video, from decoding all of it (by PyAV, whose errors are strict). Raises BadVideoError unless every frame decodes."""
+    """Facts of a video, from decoding all of it (by PyAV, whose errors are strict). Raises BadVideoError
+    unless every frame decodes."""
     images = stills_in(data)
     if images is not None:
         return probe_stills(images)
@@ -88,7 +116,9 @@ def probe(data: bytes) -> VideoFacts:
         if not num_frames:
             raise BadVideoError("no frame of its video stream can be decoded")
         duration_s = (
-            float(stream.duration * stream.time_base) if stream.duration and stream.time_base else (container.duration or 0) / av.time_base
+            float(stream.duration * stream.time_base)
+            if stream.duration and stream.time_base
+            else (container.duration or 0) / av.time_base
         )
         fps = float(stream.average_rate or 0) or (num_frames / duration_s if duration_s else 0)
         if not fps:
@@ -125,7 +155,9 @@ def _open(data: bytes) -> Iterator[tuple[av.container.InputContainer, Any]]:
         raise BadVideoError("the file is empty")
     try:
         # A playlist must not make us open other files or addresses: no protocol is allowed.
-        with av.open(io.BytesIO(data), "r", metadata_errors="ignore", options={"protocol_whitelist": "none"}) as container:
+        with av.open(
+            io.BytesIO(data), "r", metadata_errors="ignore", options={"protocol_whitelist": "none"}
+        ) as container:
             stream = container.streams.best("video")
             if stream is None:
                 raise BadVideoError("it has no video stream")
@@ -169,15 +201,22 @@ def _decode_pyav(stream: Any, packets: Packets, frame_idx: Sequence[int]) -> Fra
     if packets.times is not None and max(frame_idx) < len(packets.times):
         times = packets.times[list(frame_idx)].tolist()
         try:
-            return _pick(((frame.pts, frame) for frame in _decoded(stream, packets.needed(set(times)))), times)
+            return _pick(
+                ((frame.pts, frame) for frame in _decoded(stream, packets.needed(set(times)))), times
+            )
         except BadVideoError as error:
-            logger.info("decoding a %s video from its start, since only a part of it did not do (%s)", stream.codec.canonical_name, error)
+            logger.info(
+                "decoding a %s video from its start, since only a part of it did not do (%s)",
+                stream.codec.canonical_name,
+                error,
+            )
         stream.codec_context.flush_buffers()
     return _pick(enumerate(_decoded(stream, packets)), frame_idx)
 
 
 def _pick(named: Iterable[tuple[int | None, av.VideoFrame]], names: Sequence[int]) -> Frames:
-    """The frames of these names. One reformatter serves them all, and one thread: fresh ones cost more than the decoding of a small clip."""
+    """The frames of these names. One reformatter serves them all, and one thread: fresh ones cost more than
+    the decoding of a small clip."""
     reformatter, wanted = VideoReformatter(), set(names)
     picked: dict[int, np.ndarray] = {}
     for name, frame in named:
@@ -192,7 +231,9 @@ def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> UInt8[np.nda
     """A view of the frame's own memory."""
     shown = reformatter.reformat(frame, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
     plane = shown.planes[0]
-    image = np.ndarray((shown.height, shown.width, 3), np.uint8, buffer=memoryview(plane), strides=(plane.line_size, 3, 1))
+    image = np.ndarray(
+        (shown.height, shown.width, 3), np.uint8, buffer=memoryview(plane), strides=(plane.line_size, 3, 1)
+    )
     transpose, mirror_x, mirror_y = _orientation(frame)
     if transpose:
         image = image.transpose(1, 0, 2)
@@ -205,7 +246,8 @@ def _displayed_size(frame: av.VideoFrame) -> tuple[int, int]:
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """(transpose, then mirror x, then mirror y) that make a frame upright, from the display matrix, which PyAV leaves to us.
+    """(transpose, then mirror x, then mirror y) that make a frame upright, from the display matrix, which
+    PyAV leaves to us.
 
     The matrix sends (x, y) to (a x + c y, b x + d y); angles between the right ones are taken to the nearest.
     """
@@ -225,7 +267,8 @@ def _reason(error: FFmpegError) -> str:
 
 @functools.cache
 def _torchcodec() -> Any:
-    """torchcodec's decoder class, or None where it is not installed or cannot load FFmpeg's shared libraries."""
+    """torchcodec's decoder class, or None where it is not installed or cannot load FFmpeg's shared
+    libraries."""
     if importlib.util.find_spec("torchcodec") is None:
         return None
     black = [av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24") for _ in range(2)]
@@ -234,7 +277,11 @@ def _torchcodec() -> Any:
         from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports, reportPrivateImportUsage]
 
         VideoDecoder(sample).get_frames_at([1])
-    except (ImportError, OSError, RuntimeError) as error:  # torchcodec says RuntimeError for libraries it cannot load
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+    ) as error:  # torchcodec says RuntimeError for libraries it cannot load
         logger.info("torchcodec does not work here, so PyAV decodes: %s", str(error).splitlines()[0])
         return None
     return VideoDecoder
@@ -243,12 +290,14 @@ def _torchcodec() -> Any:
 def _torchcodec_agrees(stream: Any, packets: Packets) -> bool:
     """Whether torchcodec gives PyAV's pixels.
 
-    It starts at any key frame, takes the two fields of an interlaced frame for one, and where colours of more than 8 bits are stored at half
-    the resolution, the two place them differently.
+    It starts at any key frame, takes the two fields of an interlaced frame for one, and where colours of more
+    than 8 bits are stored at half the resolution, the two place them differently.
     """
     context = stream.codec_context
     progressive = context.field_order <= 1  # 0: not known, 1: progressive
-    eight_bits = context.format is not None and all(component.bits <= 8 for component in context.format.components)
+    eight_bits = context.format is not None and all(
+        component.bits <= 8 for component in context.format.components
+    )
     return progressive and eight_bits and packets.starts_afresh_at_key_frames()
 
 
@@ -265,5 +314,7 @@ def _decode_torchcodec(data: bytes, stream: Any, packets: Packets, frame_idx: Se
         reason = "it finds other frames"
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).strip().splitlines()[-1]
-    logger.info("decoding a %s video with PyAV, since torchcodec did not do (%s)", stream.codec.canonical_name, reason)
+    logger.info(
+        "decoding a %s video with PyAV, since torchcodec did not do (%s)", stream.codec.canonical_name, reason
+    )
     return _decode_pyav(stream, packets, frame_idx)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from common.config import ViewConfig, Views
-from common.draws import uniforms
+from salt_distill.common.config import ViewConfig, Views
+from salt_distill.common.draws import uniforms
 
 Frames = list[UInt8[np.ndarray, "h w 3"]] | UInt8[np.ndarray, "t h w 3"]
 """Frames of one size."""
@@ -30,7 +30,8 @@ CENTRE = Draw(start=0.5, area=0.5, ratio=0.5, top=0.5, left=0.5, flip=0.5)
 
 
 def evaluation_view(view: ViewConfig) -> ViewConfig:
-    """The view that evaluations take with ``CENTRE``: the same clip shape and stride, the largest square that fits, no flip."""
+    """The view that evaluations take with ``CENTRE``: the same clip shape and stride, the largest square that
+    fits, no flip."""
     return view.model_copy(update={"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "flip": False})
 
 
@@ -45,13 +46,16 @@ def draw(data_seed: int, key: str, view_number: int) -> Draw:
     return Draw(start=start, area=area, ratio=ratio, top=top, left=left, flip=flip)
 
 
-def frame_idx(view: ViewConfig, num_frames: int, start: float, times: Int64[np.ndarray, " n"] | None = None) -> list[int]:
+def frame_idx(
+    view: ViewConfig, num_frames: int, start: float, times: Int64[np.ndarray, " n"] | None = None
+) -> list[int]:
     """The frames of a clip: every ``frame_step``-th from a start uniform over the possible ones.
 
-    With ``times``, those of all frames in ticks, a step is that many mean frame durations, and the nearest frame is taken: the same frames
-    at a constant rate, the same pace of the clip at a variable one. V-JEPA's loader spreads its 16 frames over the whole window, end included,
-    which makes its stride 4.27 where 4 is configured; here the stride is what the configuration says. A video too short for the clip starts
-    at 0 and repeats its last frame.
+    With ``times``, those of all frames in ticks, a step is that many mean frame durations, and the nearest
+    frame is taken: the same frames at a constant rate, the same pace of the clip at a variable one. V-JEPA's
+    loader spreads its 16 frames over the whole window, end included, which makes its stride 4.27 where 4 is
+    configured; here the stride is what the configuration says. A video too short for the clip starts at 0 and
+    repeats its last frame.
     """
     steps = np.arange(view.num_frames) * view.frame_step
     if times is None or num_frames == 1:
@@ -66,9 +70,11 @@ def frame_idx(view: ViewConfig, num_frames: int, start: float, times: Int64[np.n
 
 
 def crop_box(view: ViewConfig, height: int, width: int, draw: Draw) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the crop, in pixels of the frame: area uniform, aspect ratio log-uniform, position uniform.
+    """(top, left, height, width) of the crop, in pixels of the frame: area uniform, aspect ratio log-uniform,
+    position uniform.
 
-    A box that does not fit is shrunk at its own aspect ratio until it does (torchvision draws again; one view has one draw here).
+    A box that does not fit is shrunk at its own aspect ratio until it does (torchvision draws again; one view
+    has one draw here).
     """
     area = height * width * _between(view.scale, draw.area)
     ratio = math.exp(_between((math.log(view.ratio[0]), math.log(view.ratio[1])), draw.ratio))
@@ -79,7 +85,8 @@ def crop_box(view: ViewConfig, height: int, width: int, draw: Draw) -> tuple[int
 
 
 def apply(view: ViewConfig, frames: Frames, draw: Draw) -> UInt8[np.ndarray, "t s s 3"]:
-    """The clip: ``frames`` (those of ``frame_idx``) cropped, resized to ``crop_size``, mirrored for half of the draws. C order."""
+    """The clip: ``frames`` (those of ``frame_idx``) cropped, resized to ``crop_size``, mirrored for half of
+    the draws. C order."""
     frame_height, frame_width, _ = frames[0].shape
     top, left, height, width = crop_box(view, frame_height, frame_width, draw)
     crops = [frame[top : top + height, left : left + width] for frame in frames]
@@ -87,10 +94,11 @@ def apply(view: ViewConfig, frames: Frames, draw: Draw) -> UInt8[np.ndarray, "t 
 
 
 def resize(frames: Frames, size: int, *, mirror: bool = False) -> UInt8[np.ndarray, "t s s 3"]:
-    """Bilinear, half-pixel centres, no antialias, in float32, rounded half to even: what ``interpolate(align_corners=False)`` computes.
+    """Bilinear, half-pixel centres, no antialias, in float32, rounded half to even: what
+    ``interpolate(align_corners=False)`` computes.
 
-    Written out, one rounding per operation, because a clip's bytes are its identity: vector libraries fuse multiply and add in ways that
-    depend on the machine and on how the work was cut among threads.
+    Written out, one rounding per operation, because a clip's bytes are its identity: vector libraries fuse
+    multiply and add in ways that depend on the machine and on how the work was cut among threads.
     """
     height, width, _ = frames[0].shape
     top, bottom, down = _taps(height, size)
@@ -110,7 +118,8 @@ def resize(frames: Frames, size: int, *, mirror: bool = False) -> UInt8[np.ndarr
 
 
 def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each output position: the two input positions it lies between, and its distance from the first, float32."""
+    """For each output position: the two input positions it lies between, and its distance from the first,
+    float32."""
     centre = (np.arange(size_out, dtype=np.float64) + 0.5) * (size_in / size_out) - 0.5
     centre = np.clip(centre, 0, size_in - 1)
     before = np.floor(centre).astype(np.int64)
@@ -118,7 +127,8 @@ def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def _mix(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """first + (second - first) * weight, in ``second``'s memory; it stays between the two, so nothing has to be clamped."""
+    """first + (second - first) * weight, in ``second``'s memory; it stays between the two, so nothing has to
+    be clamped."""
     second -= first
     second *= weight
     second += first

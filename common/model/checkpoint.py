@@ -15,15 +15,24 @@ from pydantic import PositiveInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from common.config import TIMM, TIMM_RANDOM, Config, EncoderConfig, FrozenConfig, MaskConfig, PredictorConfig, ViewConfig
-from common.model.foreign import hf_model_type, open_hf, open_pt
-from common.model.frozen import FrozenEncoder
-from common.model.grid import TokenGrid, token_grid
-from common.model.layouts import require_fit
-from common.model.pixels import IMAGENET_MEAN, IMAGENET_STD
-from common.model.predictor import Predictor
-from common.model.videomae import open_videomae
-from common.model.vit import Encoder
+from salt_distill.common.config import (
+    TIMM,
+    TIMM_RANDOM,
+    Config,
+    EncoderConfig,
+    FrozenConfig,
+    MaskConfig,
+    PredictorConfig,
+    ViewConfig,
+)
+from salt_distill.common.model.foreign import hf_model_type, open_hf, open_pt
+from salt_distill.common.model.frozen import FrozenEncoder
+from salt_distill.common.model.grid import TokenGrid, token_grid
+from salt_distill.common.model.layouts import require_fit
+from salt_distill.common.model.pixels import IMAGENET_MEAN, IMAGENET_STD
+from salt_distill.common.model.predictor import Predictor
+from salt_distill.common.model.videomae import open_videomae
+from salt_distill.common.model.vit import Encoder
 
 FORMAT = 1
 POINTER = "checkpoint"
@@ -72,11 +81,15 @@ def new_predictor(config: CheckpointConfig) -> Predictor:
 
 
 def save_checkpoint(
-    directory: Path, config: CheckpointConfig, modules: Mapping[str, Mapping[str, Tensor]], training: dict[str, Any]
+    directory: Path,
+    config: CheckpointConfig,
+    modules: Mapping[str, Mapping[str, Tensor]],
+    training: dict[str, Any],
 ) -> None:
     """Writes a checkpoint directory; it appears whole, with its manifest, or not at all.
 
-    ``modules``: the tensors of ``model``, the encoder, and of ``predictor``; of ``online``, the encoder that learns, if it is another.
+    ``modules``: the tensors of ``model``, the encoder, and of ``predictor``; of ``online``, the encoder that
+    learns, if it is another.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = directory.with_name(f".partial-{directory.name}")
@@ -84,9 +97,14 @@ def save_checkpoint(
     partial.mkdir()
     (partial / "config.json").write_text(config.model_dump_json(indent=2))
     for file, tensors in modules.items():
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / f"{file}.safetensors")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, partial / f"{file}.safetensors"
+        )
     torch.save(training, partial / "training.pt")
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(partial.iterdir())}
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(partial.iterdir())
+    }
     (partial / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": files}, indent=2))
     for path in partial.iterdir():
         _fsync(path)
@@ -107,28 +125,33 @@ def point_to(run: Path, checkpoint: Path) -> None:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint directory that a path means: itself, or the newest of a run directory. Raises ValueError where there is none.
+    """The checkpoint directory that a path means: itself, or the newest of a run directory. Raises ValueError
+    where there is none.
 
     Of an address in an object store: a copy on this machine of what models need.
     """
     directory = on_this_machine(path)
     if not directory.is_dir():
-        raise ValueError(f"got {directory}, expected a run directory or a checkpoint directory: there is no such directory")
+        raise ValueError(
+            f"got {directory}, expected a run directory or a checkpoint directory: there is no such directory"
+        )
     if (directory / POINTER).is_file():
         directory = directory / (directory / POINTER).read_text().strip()
     if not (directory / "manifest.json").is_file():
         raise ValueError(
-            f"got {directory}, expected a checkpoint (config.json, model.safetensors, manifest.json): no checkpoint has been written there"
+            f"got {directory}, expected a checkpoint (config.json, model.safetensors, manifest.json): no"
+            " checkpoint has been written there"
         )
     return directory
 
 
 def on_this_machine(path: str | Path) -> Path:
-    """A path of this machine as it is; of an address a copy, without what continues its training: of a run, its newest checkpoint."""
+    """A path of this machine as it is; of an address a copy, without what continues its training: of a run,
+    its newest checkpoint."""
     if "://" not in str(path):
         return Path(path)
-    from common.data.fetched import fetched  # brings a video decoder, which models do without
-    from common.data.files import Folder
+    from salt_distill.common.folders.fetched import fetched  # brings a video decoder, which models do without
+    from salt_distill.common.folders.folder import Folder
 
     try:
         newest = Folder(path).read(POINTER).decode().strip()
@@ -141,20 +164,24 @@ def read_config(path: str | Path) -> CheckpointConfig:
     """``config.json`` of a checkpoint or run directory."""
     text = (find_checkpoint(path) / "config.json").read_text()
     if json.loads(text).get("format") != FORMAT:
-        raise ValueError(f"{path}: got checkpoint format {json.loads(text).get('format')!r}, expected {FORMAT}")
+        raise ValueError(
+            f"{path}: got checkpoint format {json.loads(text).get('format')!r}, expected {FORMAT}"
+        )
     return CheckpointConfig.model_validate_json(text)
 
 
 def open_encoder(choice: FrozenConfig) -> FrozenEncoder:
-    """What ``--ckpt`` means: one of our checkpoints, or another's encoder; with the clips that it is to be given."""
+    """What ``--ckpt`` means: one of our checkpoints, or another's encoder; with the clips that it is to be
+    given."""
     if choice.ckpt.startswith((TIMM, TIMM_RANDOM)):
-        from common.model.timm_encoder import open_timm  # timm takes a second to import
+        from salt_distill.common.model.timm_encoder import open_timm  # timm takes a second to import
 
         encoder = open_timm(choice)
     elif not (path := on_this_machine(choice.ckpt)).exists():
         raise ValueError(
-            f"got {path}, expected a run or checkpoint, a Hugging Face directory, a .pt file or {TIMM}NAME: nothing is there. "
-            "A model of the Hugging Face hub is fetched first: hf download NAME --local-dir DIR"
+            f"got {path}, expected a run or checkpoint, a Hugging Face directory, a .pt file or {TIMM}NAME:"
+            " nothing is there. A model of the Hugging Face hub is fetched first: hf download NAME"
+            " --local-dir DIR"
         )
     elif path.is_file():
         encoder = open_pt(path)
@@ -166,21 +193,23 @@ def open_encoder(choice: FrozenConfig) -> FrozenEncoder:
     asked = (choice.tubelet_size or tubelet, choice.patch_size or patch)
     if asked != (tubelet, patch):
         raise ValueError(
-            f"{choice.ckpt}: got a token grid of {asked[0]} frames by {asked[1]} pixels, expected {tubelet} by {patch}, which it was trained "
-            f"with: choose the student's patch_size and tubelet_size to match the teacher's (only {TIMM} encoders take another)"
+            f"{choice.ckpt}: got a token grid of {asked[0]} frames by {asked[1]} pixels, expected {tubelet}"
+            f" by {patch}, which it was trained with: choose the student's patch_size and tubelet_size to"
+            f" match the teacher's (only {TIMM} encoders take another)"
         )
     clip = {"num_frames": choice.num_frames, "crop_size": choice.crop_size}
     view = encoder.view.model_copy(update={name: value for name, value in clip.items() if value is not None})
     if view.num_frames % tubelet or view.crop_size % patch:
         raise ValueError(
-            f"{choice.ckpt}: got clips of {view.num_frames} frames of {view.crop_size} pixels, expected multiples of {tubelet} frames and "
-            f"{patch} pixels: choose --num-frames and --crop-size so"
+            f"{choice.ckpt}: got clips of {view.num_frames} frames of {view.crop_size} pixels, expected"
+            f" multiples of {tubelet} frames and {patch} pixels: choose --num-frames and --crop-size so"
         )
     return dataclasses.replace(encoder, view=view)
 
 
 def load_encoder(path: str | Path) -> nn.Module:
-    """The encoder that ``--ckpt`` means, in eval mode: normalised float ``[b, 3, t, h, w]`` to tokens ``[b, n, d]``, final norm included."""
+    """The encoder that ``--ckpt`` means, in eval mode: normalised float ``[b, 3, t, h, w]`` to tokens ``[b,
+    n, d]``, final norm included."""
     return open_encoder(FrozenConfig(ckpt=str(path))).load()
 
 
@@ -217,13 +246,19 @@ def load_module(module: nn.Module, checkpoint: Path, file: str) -> None:
 
 
 def read_tensors(checkpoint: Path, file: str, module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of one of a checkpoint's files, which are those of ``module``. Raises ValueError that names what does not fit."""
+    """The tensors of one of a checkpoint's files, which are those of ``module``. Raises ValueError that names
+    what does not fit."""
     path = checkpoint / file
     expected_bytes = json.loads((checkpoint / "manifest.json").read_text())["files"][file]["bytes"]
     if path.stat().st_size != expected_bytes:
-        raise ValueError(f"{path}: got {path.stat().st_size} bytes, expected {expected_bytes}: the file is damaged, use another checkpoint")
+        raise ValueError(
+            f"{path}: got {path.stat().st_size} bytes, expected {expected_bytes}: the file is damaged, use"
+            " another checkpoint"
+        )
     found = load_file(path)
-    shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (found, module.state_dict())]
+    shapes = [
+        {name: tensor.shape for name, tensor in tensors.items()} for tensors in (found, module.state_dict())
+    ]
     require_fit(*shapes, where=f"{path} does not fit its config.json")
     return found
 

@@ -1,4 +1,5 @@
-"""How models compute: precision, memory for time, compilation, and how fast they could. What they compute stays the same, up to rounding."""
+"""How models compute: precision, memory for time, compilation, and how fast they could. What they compute
+stays the same, up to rounding."""
 
 import os
 import shutil
@@ -10,12 +11,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common.config import ComputeConfig, ComputeDtype
-from common.model.vit import Attention, Block, Stack
+from salt_distill.common.config import ComputeConfig, ComputeDtype
+from salt_distill.common.model.vit import Attention, Block, Stack
 
 
 def set_up(model: nn.Module, compute: ComputeConfig, device: torch.device) -> None:
-    """Switches every block of ``model``. Raises ValueError where ``compile`` is on and this machine cannot."""
+    """Switches every block of ``model``. Raises ValueError where ``compile`` is on and this machine
+    cannot."""
     if compute.compile:
         compile_blocks(model, device, key="compute.compile")
     for module in model.modules():
@@ -26,11 +28,14 @@ def set_up(model: nn.Module, compute: ComputeConfig, device: torch.device) -> No
 
 
 def compile_blocks(model: nn.Module, device: torch.device, *, key: str) -> None:
-    """Compiles every block of ``model``, or one of others as a whole. Raises ValueError where this machine cannot; ``key``: what asks for it."""
+    """Compiles every block of ``model``, or one of others as a whole. Raises ValueError where this machine
+    cannot; ``key``: what asks for it."""
     _require_compilers(device, key)
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     for module in blocks or [model]:
-        module.compile(dynamic=True)  # a block at a time, in place: blocks share the code, and state dicts keep their names
+        module.compile(
+            dynamic=True
+        )  # a block at a time, in place: blocks share the code, and state dicts keep their names
 
 
 def uses_bfloat16(dtype: ComputeDtype, device: torch.device) -> bool:
@@ -39,14 +44,17 @@ def uses_bfloat16(dtype: ComputeDtype, device: torch.device) -> bool:
 
 
 def matrix_peak(device: torch.device, dtype: ComputeDtype) -> float:
-    """FLOP/s of the fastest of a few large matrix products on this device, with the threads that PyTorch has now: what MFU is a share of.
+    """FLOP/s of the fastest of a few large matrix products on this device, with the threads that PyTorch has
+    now: what MFU is a share of.
 
     Measured, since data sheets name what no product reaches, and CPUs have none.
     """
     size, repeats = (8192, 10) if device.type == "cuda" else (512, 1)
     product_dtype = torch.bfloat16 if uses_bfloat16(dtype, device) else torch.float32
     generator = torch.Generator(device).manual_seed(0)
-    left, right = (torch.randn(size, size, generator=generator, device=device).to(product_dtype) for _ in range(2))
+    left, right = (
+        torch.randn(size, size, generator=generator, device=device).to(product_dtype) for _ in range(2)
+    )
     best_s = float("inf")
     for _ in range(8):
         wait_for(device)
@@ -71,11 +79,12 @@ def _require_compilers(device: torch.device, key: str) -> None:
     for kind, program in wanted.items():
         if shutil.which(program) is None:
             raise ValueError(
-                f"got {key}=true, but {program} was not found: torch.compile needs a {kind} on every machine that computes. Install one, "
-                f"name it in {'CXX' if kind == 'C++ compiler' else 'CC'}, or leave compile off"
+                f"got {key}=true, but {program} was not found: torch.compile needs a {kind} on every machine"
+                f" that computes. Install one, name it in {'CXX' if kind == 'C++ compiler' else 'CC'}, or"
+                " leave compile off"
             )
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         raise ValueError(
-            f"got {key}=true, but {sysconfig.get_path('include')} has no Python.h: torch.compile needs Python's headers. Install them "
-            "(python3-dev), or leave compile off"
+            f"got {key}=true, but {sysconfig.get_path('include')} has no Python.h: torch.compile needs"
+            " Python's headers. Install them (python3-dev), or leave compile off"
         )

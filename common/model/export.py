@@ -11,28 +11,38 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from common.config import ExportConfig, FrozenConfig
-from common.model.checkpoint import CheckpointConfig, load_predictor, open_encoder, read_config
-from common.model.foreign import PT_CONFIG, PtConfig
-from common.model.layouts import hf_encoder, hf_predictor, to_theirs, vjepa2_encoder, vjepa2_predictor
-from common.model.model_card import model_card
-from common.model.predictor import Predictor
+from salt_distill.common.config import ExportConfig, FrozenConfig
+from salt_distill.common.model.checkpoint import CheckpointConfig, load_predictor, open_encoder, read_config
+from salt_distill.common.model.foreign import PT_CONFIG, PtConfig
+from salt_distill.common.model.layouts import (
+    hf_encoder,
+    hf_predictor,
+    to_theirs,
+    vjepa2_encoder,
+    vjepa2_predictor,
+)
+from salt_distill.common.model.model_card import model_card
+from salt_distill.common.model.predictor import Predictor
 
 VJEPA2_PREFIX = "module.backbone."
 """Before every name in a file of V-JEPA 2's: its distributed wrapper and its multi-sequence wrapper."""
 
 
 def export(choice: ExportConfig, console: Console) -> None:
-    """Writes a checkpoint in another's format; it appears whole or not at all. Raises ValueError where the format has no place for it."""
+    """Writes a checkpoint in another's format; it appears whole or not at all. Raises ValueError where the
+    format has no place for it."""
     out = Path(choice.out)
     if out.exists():
         raise ValueError(f"got --out {out}, which exists: give another name")
     config = read_config(choice.ckpt)
-    encoder = open_encoder(FrozenConfig(ckpt=choice.ckpt, num_frames=choice.num_frames, crop_size=choice.crop_size))
+    encoder = open_encoder(
+        FrozenConfig(ckpt=choice.ckpt, num_frames=choice.num_frames, crop_size=choice.crop_size)
+    )
     config = config.model_copy(update={"view": encoder.view})
     if config.encoder.rope != "vjepa2_tiled":
         raise ValueError(
-            f"{choice.ckpt}: got rope={config.encoder.rope}, expected vjepa2_tiled: neither transformers nor V-JEPA 2 rotates positions the other way"
+            f"{choice.ckpt}: got rope={config.encoder.rope}, expected vjepa2_tiled: neither transformers nor"
+            " V-JEPA 2 rotates positions the other way"
         )
     obstacle = _obstacle(config)
     predictor = load_predictor(choice.ckpt) if obstacle is None else None
@@ -51,11 +61,15 @@ def export(choice: ExportConfig, console: Console) -> None:
 
 
 def _obstacle(config: CheckpointConfig) -> str | None:
-    """Why the predictor stays here, if it does: both formats have one that predicts latents as wide as the encoder's."""
+    """Why the predictor stays here, if it does: both formats have one that predicts latents as wide as the
+    encoder's."""
     if config.objective == "vpixel":
         return "its predictor predicts pixels"
     if config.predictor_out_width != config.encoder.width:
-        return f"its predictor predicts latents of {config.predictor_out_width} channels, the encoder's have {config.encoder.width}"
+        return (
+            f"its predictor predicts latents of {config.predictor_out_width} channels, the encoder's have"
+            f" {config.encoder.width}"
+        )
     return None
 
 
@@ -72,7 +86,10 @@ def _write_hf(out: Path, config: CheckpointConfig, encoder: nn.Module, predictor
         "do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True,
         "rescale_factor": 1 / 255, "image_mean": config.mean, "image_std": config.std,
     }  # fmt: skip
-    for name, values in (("config.json", _hf_config(config, predictor is not None)), ("video_preprocessor_config.json", processor)):
+    for name, values in (
+        ("config.json", _hf_config(config, predictor is not None)),
+        ("video_preprocessor_config.json", processor),
+    ):
         (out / name).write_text(json.dumps(values, indent=2) + "\n")
 
 
@@ -95,7 +112,8 @@ def _hf_config(config: CheckpointConfig, with_predictor: bool) -> dict[str, Any]
         "hidden_act": "gelu",
         "pred_hidden_size": predictor.width,
         "pred_num_attention_heads": predictor.num_heads,
-        # A VJEPA2Model has a predictor in any case. Without its weights it has no blocks, and transformers says which tensors it made up.
+        # A VJEPA2Model has a predictor in any case. Without its weights it has no blocks, and transformers
+        # says which tensors it made up.
         "pred_num_hidden_layers": predictor.depth if with_predictor else 0,
         "pred_num_mask_tokens": len(config.mask.sets),
         "pred_mlp_ratio": _ratio(predictor.mlp_width, predictor.width),
@@ -108,8 +126,11 @@ def _ratio(hidden_width: int, width: int) -> float:
     return ratio if int(width * ratio) == hidden_width else math.nextafter(ratio, math.inf)
 
 
-def _write_vjepa2(out: Path, config: CheckpointConfig, encoder: nn.Module, predictor: Predictor | None) -> None:
-    """A student has no moving average: its weights stand under `encoder` and under `target_encoder`, which different loaders read."""
+def _write_vjepa2(
+    out: Path, config: CheckpointConfig, encoder: nn.Module, predictor: Predictor | None
+) -> None:
+    """A student has no moving average: its weights stand under `encoder` and under `target_encoder`, which
+    different loaders read."""
     tensors = _prefixed(to_theirs(encoder.state_dict(), vjepa2_encoder(config.encoder)))
     about = PtConfig(
         encoder=config.encoder,
@@ -118,7 +139,12 @@ def _write_vjepa2(out: Path, config: CheckpointConfig, encoder: nn.Module, predi
         mean=config.mean,
         std=config.std,
     )
-    checkpoint: dict[str, Any] = {"encoder": tensors, "target_encoder": tensors, "epoch": 0, PT_CONFIG: about.model_dump(mode="json")}
+    checkpoint: dict[str, Any] = {
+        "encoder": tensors,
+        "target_encoder": tensors,
+        "epoch": 0,
+        PT_CONFIG: about.model_dump(mode="json"),
+    }
     if predictor is not None:
         checkpoint["predictor"] = _prefixed(to_theirs(predictor.state_dict(), vjepa2_predictor(predictor)))
     torch.save(checkpoint, out)

@@ -14,19 +14,27 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 from torch import Tensor
 
-from common.config import Config, EncoderConfig, PredictorConfig, ViewConfig, explain
-from common.model.frozen import FrozenEncoder
-from common.model.layouts import Layout, hf_encoder, require_fit, shapes_of, to_ours, vjepa2_encoder
-from common.model.pixels import IMAGENET_MEAN, IMAGENET_STD
-from common.model.vit import Encoder
+from salt_distill.common.config import Config, EncoderConfig, PredictorConfig, ViewConfig, explain
+from salt_distill.common.model.frozen import FrozenEncoder
+from salt_distill.common.model.layouts import (
+    Layout,
+    hf_encoder,
+    require_fit,
+    shapes_of,
+    to_ours,
+    vjepa2_encoder,
+)
+from salt_distill.common.model.pixels import IMAGENET_MEAN, IMAGENET_STD
+from salt_distill.common.model.vit import Encoder
 
 M = TypeVar("M", bound=BaseModel)
 
 PT_CONFIG = "salt"
 """Key of a `.pt` of ours under which its configuration stands; V-JEPA 2's loaders pass over it."""
 NUM_HEADS = {(192, 12): 3, (384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16, (1408, 40): 22}
-"""Attention heads by (width, depth) of V-JEPA 2's vit_tiny, small, base, large, huge and giant_xformers: no tensor tells them. The released ViT-g has 22;
-the paper's (arXiv:2509.24317, Table 3) has 16, and its files say so under PT_CONFIG. No ViT-G (1664, 48) was released: 16 or 26."""
+"""Attention heads by (width, depth) of V-JEPA 2's vit_tiny, small, base, large, huge and giant_xformers: no
+tensor tells them. The released ViT-g has 22; the paper's (arXiv:2509.24317, Table 3) has 16, and its files
+say so under PT_CONFIG. No ViT-G (1664, 48) was released: 16 or 26."""
 
 
 class PtConfig(Config):
@@ -113,7 +121,8 @@ def validated(kind: type[M], path: Path) -> M:
 
 
 def _load_hf(directory: Path, config: EncoderConfig) -> Encoder:
-    """Only the encoder's tensors are read. The predictor and a classifier's head may be there; anything else may not."""
+    """Only the encoder's tensors are read. The predictor and a classifier's head may be there; anything else
+    may not."""
     found = hf_tensors(directory, "vjepa2.", others=("predictor.", "pooler.", "classifier."))
     return _encoder_of(found, config, hf_encoder(config), f"{directory} does not fit its config.json")
 
@@ -132,7 +141,11 @@ def hf_tensors(directory: Path, prefix: str, *, others: tuple[str, ...]) -> dict
 
 def _hf_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    names = (
+        sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if index.is_file()
+        else ["model.safetensors"]
+    )
     for name in names:
         if not (directory / name).is_file():
             raise ValueError(f"{directory}: got no {name}, expected the model's weights as safetensors")
@@ -163,18 +176,31 @@ def open_pt(path: Path) -> FrozenEncoder:
 
 
 def _load_pt(path: Path, config: EncoderConfig) -> Encoder:
-    return _encoder_of(_pt_encoder(_read_pt(path), path), config, vjepa2_encoder(config), f"{path} is no encoder that fits")
+    return _encoder_of(
+        _pt_encoder(_read_pt(path), path), config, vjepa2_encoder(config), f"{path} is no encoder that fits"
+    )
 
 
 def _read_pt(path: Path) -> dict[str, Any]:
-    """The file's mapping; its tensors stay on disk until they are used (an optimizer's may be larger than the model's)."""
+    """The file's mapping; its tensors stay on disk until they are used (an optimizer's may be larger than the
+    model's)."""
     try:
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: got no file of tensors and plain values, expected what torch.save writes of those: {error}") from error
+        raise ValueError(
+            f"{path}: got no file of tensors and plain values, expected what torch.save writes of those:"
+            f" {error}"
+        ) from error
     if not isinstance(checkpoint, dict) or not {"encoder", "target_encoder"} & set(checkpoint):
-        keys = ", ".join(map(str, list(checkpoint)[:8])) if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise ValueError(f"{path}: got keys {keys}, expected `encoder` or `target_encoder`: a probe's file holds no encoder")
+        keys = (
+            ", ".join(map(str, list(checkpoint)[:8]))
+            if isinstance(checkpoint, dict)
+            else type(checkpoint).__name__
+        )
+        raise ValueError(
+            f"{path}: got keys {keys}, expected `encoder` or `target_encoder`: a probe's file holds no"
+            " encoder"
+        )
     return checkpoint
 
 
@@ -182,12 +208,17 @@ def _pt_encoder(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """Tensors by name, the wrappers' prefixes taken off."""
     key = "target_encoder" if "target_encoder" in checkpoint else "encoder"
     found = {re.sub(r"^(module\.|backbone\.)+", "", name): tensor for name, tensor in checkpoint[key].items()}
-    # V-JEPA 2's released files carry a sine table, `pos_embed`, that nothing reads. V-JEPA 1 adds the same table to its tokens and has no RoPE.
+    # V-JEPA 2's released files carry a sine table, `pos_embed`, that nothing reads. V-JEPA 1 adds the same
+    # table to its tokens and has no RoPE.
     if "pos_embed" in found:
         predictor = {name.rpartition("backbone.")[2] for name in checkpoint.get("predictor", ())}
-        if "predictor_pos_embed" in predictor and sum(name.startswith("mask_tokens.") for name in predictor) == 2:
+        if (
+            "predictor_pos_embed" in predictor
+            and sum(name.startswith("mask_tokens.") for name in predictor) == 2
+        ):
             raise ValueError(
-                f"{path}: got a V-JEPA 1 file (it adds pos_embed to its tokens), expected V-JEPA 2, whose positions are rotary"
+                f"{path}: got a V-JEPA 1 file (it adds pos_embed to its tokens), expected V-JEPA 2, whose"
+                " positions are rotary"
             )
         del found["pos_embed"]
     return found
@@ -196,19 +227,26 @@ def _pt_encoder(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 def _config_of(tensors: Mapping[str, Tensor], path: Path) -> EncoderConfig:
     """What the tensors of a file without a configuration are."""
     patch, up = (tensors.get(name) for name in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"))
-    if patch is None or up is None or patch.ndim != 5 or patch.shape[1] != 3 or patch.shape[3] != patch.shape[4]:
+    if (
+        patch is None
+        or up is None
+        or patch.ndim != 5
+        or patch.shape[1] != 3
+        or patch.shape[3] != patch.shape[4]
+    ):
         shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (patch, up)]
         raise ValueError(
-            f"{path}: got patch_embed.proj.weight {shapes[0]} and blocks.0.mlp.fc1.weight {shapes[1]}, expected a video ViT's "
-            "(width, 3, frames, pixels, pixels) and (hidden, width)"
+            f"{path}: got patch_embed.proj.weight {shapes[0]} and blocks.0.mlp.fc1.weight {shapes[1]},"
+            " expected a video ViT's (width, 3, frames, pixels, pixels) and (hidden, width)"
         )
     width, _, tubelet_size, patch_size, _ = patch.shape
     depth = 1 + max(int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name)))
     if (width, depth) not in NUM_HEADS:
         known = "; ".join(f"{key[0]} x {key[1]}: {heads}" for key, heads in NUM_HEADS.items())
         raise ValueError(
-            f"{path}: got {depth} blocks of width {width}, and no tensor tells the attention heads; known are (width x blocks: heads) {known}. "
-            f"Add a key {PT_CONFIG!r} to the file with the encoder's configuration (docs/checkpoints.md)"
+            f"{path}: got {depth} blocks of width {width}, and no tensor tells the attention heads; known are"
+            f" (width x blocks: heads) {known}. Add a key {PT_CONFIG!r} to the file with the encoder's"
+            " configuration (docs/checkpoints.md)"
         )
     return EncoderConfig(
         width=width,

@@ -7,13 +7,14 @@ from typing import Literal
 from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
-from common.config import Config, EncoderConfig, ViewConfig
-from common.model.grid import TokenGrid
-from common.model.pixels import IMAGENET_MEAN, IMAGENET_STD
+from salt_distill.common.config import Config, EncoderConfig, ViewConfig
+from salt_distill.common.model.grid import TokenGrid
+from salt_distill.common.model.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 
 class TimmConfig(Config):
-    """An architecture of timm that is applied to each frame; the rest of what a fingerprint says of an encoder."""
+    """An architecture of timm that is applied to each frame; the rest of what a fingerprint says of an
+    encoder."""
 
     timm: str
     """Its name there, with the tag of its weights."""
@@ -72,7 +73,8 @@ class FrozenEncoder:
     libraries: dict[str, str] = field(default_factory=dict)
     """Versions of what computes its tokens beside torch."""
     load: Callable[[], nn.Module]
-    """The module, in eval mode: normalised float ``[b, 3, t, h, w]`` to tokens ``[b, n, d]``, final norm included."""
+    """The module, in eval mode: normalised float ``[b, 3, t, h, w]`` to tokens ``[b, n, d]``, final norm
+    included."""
 
     @property
     def grid(self) -> TokenGrid:

@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from common.config import EncoderConfig, ViewConfig
+from salt_distill.common.config import EncoderConfig, ViewConfig
 
 
 class TokenGrid(NamedTuple):
@@ -34,17 +34,25 @@ def grid_of(clip: Float[Tensor, "b c t h w"], *, patch_size: int, tubelet_size: 
     _, _, t, h, w = clip.shape
     if t % tubelet_size or h % patch_size or w % patch_size:
         raise ValueError(
-            f"got clips of {t}x{h}x{w} (frames, height, width), expected multiples of {tubelet_size}x{patch_size}x{patch_size}"
+            f"got clips of {t}x{h}x{w} (frames, height, width), expected multiples of"
+            f" {tubelet_size}x{patch_size}x{patch_size}"
         )
     return TokenGrid(t // tubelet_size, h // patch_size, w // patch_size)
 
 
 def cubes(
-    clip: Float[Tensor, "b c t h w"], token_idx: Int[Tensor, "b v"] | None, *, patch_size: int, tubelet_size: int
+    clip: Float[Tensor, "b c t h w"],
+    token_idx: Int[Tensor, "b v"] | None,
+    *,
+    patch_size: int,
+    tubelet_size: int,
 ) -> Float[Tensor, "b v c u p q"]:
-    """The pixels of the named tokens (None: of all, in order): channel, frame, row, column. Copies nothing but those tokens."""
+    """The pixels of the named tokens (None: of all, in order): channel, frame, row, column. Copies nothing
+    but those tokens."""
     grid = grid_of(clip, patch_size=patch_size, tubelet_size=tubelet_size)
-    grouped = rearrange(clip, "b c (t u) (h p) (w q) -> b t h w c u p q", u=tubelet_size, p=patch_size, q=patch_size)
+    grouped = rearrange(
+        clip, "b c (t u) (h p) (w q) -> b t h w c u p q", u=tubelet_size, p=patch_size, q=patch_size
+    )
     if token_idx is None:
         return rearrange(grouped, "b t h w c u p q -> b (t h w) c u p q")
     clip_idx = torch.arange(len(clip), device=clip.device)[:, None]

@@ -5,28 +5,34 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from common.config import EncoderConfig
-from common.model.vit import Encoder
+from salt_distill.common.config import EncoderConfig
+from salt_distill.common.model.vit import Encoder
 
 Shape = tuple[int, ...]
 Layout = dict[str, dict[str, Shape]]
-"""For each of our tensors theirs with their shapes: ours is theirs joined along the first axis, in our shape."""
+"""For each of our tensors theirs with their shapes: ours is theirs joined along the first axis, in our
+shape."""
 Words = Mapping[str, tuple[str, ...]]
-"""What a part of our name, between two dots, is called by others; several words where they hold it in several tensors."""
+"""What a part of our name, between two dots, is called by others; several words where they hold it in several
+tensors."""
 
 _VJEPA2_BLOCK: Words = {
-    "attn_norm": ("norm1",), "mlp_norm": ("norm2",), "w_qkv": ("qkv",), "w_out": ("proj",), "w_up": ("fc1",), "w_down": ("fc2",),
+    "attn_norm": ("norm1",), "mlp_norm": ("norm2",), "w_qkv": ("qkv",), "w_out": ("proj",),
+    "w_up": ("fc1",), "w_down": ("fc2",),
 }  # fmt: skip
 _HF_BLOCK: Words = {
-    **_VJEPA2_BLOCK, "w_qkv": ("query", "key", "value"), "attn": ("attention",), "blocks": ("layer",), "norm": ("layernorm",),
+    **_VJEPA2_BLOCK, "w_qkv": ("query", "key", "value"), "attn": ("attention",), "blocks": ("layer",),
+    "norm": ("layernorm",),
 }  # fmt: skip
 _VJEPA2_ENCODER: Words = {**_VJEPA2_BLOCK, "patch_embed": ("patch_embed.proj",)}
 _HF_ENCODER: Words = {**_HF_BLOCK, "patch_embed": ("embeddings.patch_embeddings.proj",)}
 _VJEPA2_PREDICTOR: Words = {
-    **_VJEPA2_BLOCK, "embed": ("predictor_embed",), "blocks": ("predictor_blocks",), "norm": ("predictor_norm",), "head": ("predictor_proj",),
+    **_VJEPA2_BLOCK, "embed": ("predictor_embed",), "blocks": ("predictor_blocks",),
+    "norm": ("predictor_norm",), "head": ("predictor_proj",),
 }  # fmt: skip
 _HF_PREDICTOR: Words = {
-    **_HF_BLOCK, "embed": ("embeddings.predictor_embeddings",), "mask_tokens": ("embeddings.mask_tokens",), "head": ("proj",),
+    **_HF_BLOCK, "embed": ("embeddings.predictor_embeddings",), "mask_tokens": ("embeddings.mask_tokens",),
+    "head": ("proj",),
 }  # fmt: skip
 
 
@@ -66,7 +72,10 @@ def to_theirs(ours: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
 
 def to_ours(theirs: Mapping[str, Tensor], layout: Layout, shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors under our names; ``shapes`` holds ours."""
-    return {name: torch.cat([theirs[part] for part in parts]).reshape(shapes[name].shape) for name, parts in layout.items()}
+    return {
+        name: torch.cat([theirs[part] for part in parts]).reshape(shapes[name].shape)
+        for name, parts in layout.items()
+    }
 
 
 def shapes_of(layout: Layout) -> dict[str, Shape]:
@@ -74,7 +83,9 @@ def shapes_of(layout: Layout) -> dict[str, Shape]:
     return {name: shape for parts in layout.values() for name, shape in parts.items()}
 
 
-def require_fit(found: Mapping[str, Iterable[int]], expected: Mapping[str, Iterable[int]], where: str) -> None:
+def require_fit(
+    found: Mapping[str, Iterable[int]], expected: Mapping[str, Iterable[int]], where: str
+) -> None:
     """Raises ValueError that names tensors which are missing, not expected, or of another shape."""
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is not expected" for name in found if name not in expected]

@@ -7,14 +7,15 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from common.config import MASK_GROUP_SIZE, BlockSetConfig, MaskConfig, TubeSetConfig
-from common.draws import uniforms, words
-from common.model.grid import TokenGrid
+from salt_distill.common.config import MASK_GROUP_SIZE, BlockSetConfig, MaskConfig, TubeSetConfig
+from salt_distill.common.draws import uniforms, words
+from salt_distill.common.model.grid import TokenGrid
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSet:
-    """What one forward of the student sees and predicts, for the clips of a mask group. Indices ascend and are disjoint."""
+    """What one forward of the student sees and predicts, for the clips of a mask group. Indices ascend and
+    are disjoint."""
 
     visible_idx: Int[Tensor, "b v"]
     """Context tokens."""
@@ -34,27 +35,39 @@ class MaskGroup:
     """One per mask set of the configuration."""
 
     def hidden_by_any(self, num_tokens: int) -> list[Int[np.ndarray, " k"]]:
-        """For each clip the tokens that some set hides, ascending: all that a student compares with the teacher's."""
+        """For each clip the tokens that some set hides, ascending: all that a student compares with the
+        teacher's."""
         hidden = np.zeros((self.size, num_tokens), dtype=bool)
         for mask_set in self.sets:
             np.put_along_axis(hidden, mask_set.hidden_idx.numpy(), True, axis=1)
         return [np.flatnonzero(row) for row in hidden]
 
 
-def mask_group(config: MaskConfig, grid: TokenGrid, *, seed: int, step: int, group: int, batch_size: int) -> MaskGroup:
+def mask_group(
+    config: MaskConfig, grid: TokenGrid, *, seed: int, step: int, group: int, batch_size: int
+) -> MaskGroup:
     """The masks of positions [24 group, 24 group + 24) of a global batch; the last group may be smaller."""
     first = MASK_GROUP_SIZE * group
     size = min(MASK_GROUP_SIZE, batch_size - first)
     if size <= 0:
-        raise ValueError(f"got mask group {group} of a batch of {batch_size}, expected at most {-(-batch_size // MASK_GROUP_SIZE) - 1}")
-    # One draw of sizes for all sets of a (step, group): as in V-JEPA 2, short and long range share the aspect ratio.
+        raise ValueError(
+            f"got mask group {group} of a batch of {batch_size}, expected at most"
+            f" {-(-batch_size // MASK_GROUP_SIZE) - 1}"
+        )
+    # One draw of sizes for all sets of a (step, group): as in V-JEPA 2, short and long range share the aspect
+    # ratio.
     size_seed = int(words(seed, f"mask size {step}", group, 1)[0] >> np.uint64(1))
     keys = [f"mask {step} {first + row}" for row in range(size)]
-    return MaskGroup(first=first, size=size, sets=mask_sets(config, grid, seed=seed, size_seed=size_seed, clip_keys=keys))
+    return MaskGroup(
+        first=first, size=size, sets=mask_sets(config, grid, seed=seed, size_seed=size_seed, clip_keys=keys)
+    )
 
 
-def mask_sets(config: MaskConfig, grid: TokenGrid, *, seed: int, size_seed: int, clip_keys: list[str]) -> tuple[MaskSet, ...]:
-    """The masks of clips that share a block size, drawn from ``size_seed``, and kept counts; ``seed`` and a clip's key decide where its blocks are."""
+def mask_sets(
+    config: MaskConfig, grid: TokenGrid, *, seed: int, size_seed: int, clip_keys: list[str]
+) -> tuple[MaskSet, ...]:
+    """The masks of clips that share a block size, drawn from ``size_seed``, and kept counts; ``seed`` and a
+    clip's key decide where its blocks are."""
     sets = []
     for set_idx, mask_set in enumerate(config.sets):
         keys = [f"{key} {set_idx}" for key in clip_keys]
@@ -63,13 +76,17 @@ def mask_sets(config: MaskConfig, grid: TokenGrid, *, seed: int, size_seed: int,
         else:
             visible = _outside_blocks(seed, keys, grid, block_size(size_seed, grid, mask_set), mask_set)
         sets.append(
-            MaskSet(visible_idx=_keep(visible, config, seed, keys, "visible"), hidden_idx=_keep(~visible, config, seed, keys, "hidden"))
+            MaskSet(
+                visible_idx=_keep(visible, config, seed, keys, "visible"),
+                hidden_idx=_keep(~visible, config, seed, keys, "hidden"),
+            )
         )
     return tuple(sets)
 
 
 def block_size(seed: int, grid: TokenGrid, mask_set: BlockSetConfig) -> tuple[int, int, int]:
-    """(t, h, w) of a block, in tokens, as V-JEPA 2's generator draws it from ``seed``: three uniforms, of which the third decides here."""
+    """(t, h, w) of a block, in tokens, as V-JEPA 2's generator draws it from ``seed``: three uniforms, of
+    which the third decides here."""
     generator = torch.Generator().manual_seed(seed)
     _, _, aspect = torch.rand(3, generator=generator).tolist()
     low, high = mask_set.aspect_ratio
@@ -83,7 +100,8 @@ def block_size(seed: int, grid: TokenGrid, mask_set: BlockSetConfig) -> tuple[in
 def _outside_blocks(
     seed: int, keys: list[str], grid: TokenGrid, block: tuple[int, int, int], mask_set: BlockSetConfig
 ) -> Bool[np.ndarray, "b n"]:
-    """Tokens outside every block, in the time steps that may be visible; a clip is drawn again while no token of it is left."""
+    """Tokens outside every block, in the time steps that may be visible; a clip is drawn again while no token
+    of it is left."""
     room = [size - extent + 1 for size, extent in zip(grid, block, strict=True)]
     visible = np.zeros((len(keys), *grid), dtype=bool)
     for attempt in range(1000):
@@ -99,18 +117,23 @@ def _outside_blocks(
         visible[empty] = ~(t[..., None, None] & h[:, :, None, :, None] & w[:, :, None, None]).any(1)
         visible[empty, max(1, int(grid.t * mask_set.max_temporal_keep)) :] = False
     raise ValueError(
-        f"got mask blocks of {block} (t, h, w) on a token grid of {tuple(grid)}, expected blocks that leave tokens visible: "
-        "lower area_fraction or num_blocks of mask.sets"
+        f"got mask blocks of {block} (t, h, w) on a token grid of {tuple(grid)}, expected blocks that leave"
+        " tokens visible: lower area_fraction or num_blocks of mask.sets"
     )
 
 
-def _outside_tubes(seed: int, keys: list[str], grid: TokenGrid, mask_set: TubeSetConfig) -> Bool[np.ndarray, "b n"]:
+def _outside_tubes(
+    seed: int, keys: list[str], grid: TokenGrid, mask_set: TubeSetConfig
+) -> Bool[np.ndarray, "b n"]:
     """Tokens outside the tubes: in every time step the same places are hidden."""
     num_places = grid.h * grid.w
-    num_hidden = int(mask_set.hidden_fraction * num_places)  # VideoMAE's rounding; V-JEPA's random tube keeps int(n * (1 - fraction))
+    num_hidden = int(
+        mask_set.hidden_fraction * num_places
+    )  # VideoMAE's rounding; V-JEPA's random tube keeps int(n * (1 - fraction))
     if num_hidden == 0:
         raise ValueError(
-            f"got hidden_fraction={mask_set.hidden_fraction} of {num_places} places, expected at least one hidden place: raise it in mask.sets"
+            f"got hidden_fraction={mask_set.hidden_fraction} of {num_places} places, expected at least one"
+            " hidden place: raise it in mask.sets"
         )
     order = np.argsort(np.stack([uniforms(seed, key, 0, num_places) for key in keys]), axis=1, kind="stable")
     visible = np.ones((len(keys), num_places), dtype=bool)
@@ -118,14 +141,20 @@ def _outside_tubes(seed: int, keys: list[str], grid: TokenGrid, mask_set: TubeSe
     return np.tile(visible, (1, grid.t))
 
 
-def _keep(chosen: Bool[np.ndarray, "b n"], config: MaskConfig, seed: int, keys: list[str], name: str) -> Int[Tensor, "b k"]:
+def _keep(
+    chosen: Bool[np.ndarray, "b n"], config: MaskConfig, seed: int, keys: list[str], name: str
+) -> Int[Tensor, "b k"]:
     """Indices of the chosen tokens, each row cut to the smallest row's count."""
     count = int(chosen.sum(1).min())
     if config.truncate == "first":
-        kept = np.flatnonzero(chosen & (chosen.cumsum(1) <= count)).reshape(len(chosen), count) % chosen.shape[1]
+        kept = (
+            np.flatnonzero(chosen & (chosen.cumsum(1) <= count)).reshape(len(chosen), count) % chosen.shape[1]
+        )
     else:
         rows = zip(chosen, keys, strict=True)
-        kept = np.stack([_random_subset(np.flatnonzero(row), count, seed, f"{key} {name}") for row, key in rows])
+        kept = np.stack(
+            [_random_subset(np.flatnonzero(row), count, seed, f"{key} {name}") for row, key in rows]
+        )
     return torch.from_numpy(kept)
 
 

@@ -1,6 +1,6 @@
 """The README.md of an exported model."""
 
-from common.model.checkpoint import CheckpointConfig
+from salt_distill.common.model.checkpoint import CheckpointConfig
 
 _CARD = """---
 library_name: transformers
@@ -30,16 +30,23 @@ _WITHOUT_PREDICTOR = """There is no predictor here: {obstacle}. `VJEPA2Model` al
 
 
 def model_card(config: CheckpointConfig, *, name: str, obstacle: str | None) -> str:
-    """What a directory holds and how it is used right. ``obstacle``: why the predictor is left out, if it is."""
+    """What a directory holds and how it is used right. ``obstacle``: why the predictor is left out, if it
+    is."""
     num_sets = len(config.mask.sets)
     predictor = (
-        _WITH_PREDICTOR.format(num_sets=num_sets, used=1 % num_sets) if obstacle is None else _WITHOUT_PREDICTOR.format(obstacle=obstacle)
+        _WITH_PREDICTOR.format(num_sets=num_sets, used=1 % num_sets)
+        if obstacle is None
+        else _WITHOUT_PREDICTOR.format(obstacle=obstacle)
     )
     return _CARD.format(
         name=name,
         objective=config.objective,
         step=config.step,
-        teacher="" if config.teacher_fingerprint is None else f", frozen teacher `{config.teacher_fingerprint[:12]}`",
+        teacher=(
+            ""
+            if config.teacher_fingerprint is None
+            else f", frozen teacher `{config.teacher_fingerprint[:12]}`"
+        ),
         predictor=predictor,
         **config.encoder.model_dump(),
         **config.view.model_dump(),

@@ -7,14 +7,16 @@ from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from common.model.grid import cubes
+from salt_distill.common.model.grid import cubes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalise(
-    pixels: UInt8[Tensor, "b t h w 3"], mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD
+    pixels: UInt8[Tensor, "b t h w 3"],
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
 ) -> Float[Tensor, "b 3 t h w"]:
     """A model's input: RGB scaled to [0, 1], minus mean, over standard deviation."""
     shift, scale = _shift_and_scale(mean, std, pixels.device)
@@ -22,21 +24,33 @@ def normalise(
 
 
 @functools.cache  # a copy to a GPU would wait for all that the GPU has yet to do
-def _shift_and_scale(mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device) -> tuple[Tensor, Tensor]:
+def _shift_and_scale(
+    mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device
+) -> tuple[Tensor, Tensor]:
     return torch.tensor(mean, device=device) * 255, torch.tensor(std, device=device) * 255
 
 
 def pixel_targets(
-    pixels: UInt8[Tensor, "b t h w 3"], token_idx: Int[Tensor, "b k"], *, patch_size: int, tubelet_size: int, norm: str
+    pixels: UInt8[Tensor, "b t h w 3"],
+    token_idx: Int[Tensor, "b k"],
+    *,
+    patch_size: int,
+    tubelet_size: int,
+    norm: str,
 ) -> Float[Tensor, "b k upqc"]:
     """The normalised pixels of the named cubes, channel fastest.
 
-    ``channel``: each channel of a cube has zero mean and unit variance, unbiased, 1e-6 added to the deviation (VideoMAE, which the paper's
-    stage 1 is identical to, section 2.2). ``joint``: mean and variance over all pixels and channels of a cube, 1e-6 inside the root (MAE).
+    ``channel``: each channel of a cube has zero mean and unit variance, unbiased, 1e-6 added to the deviation
+    (VideoMAE, which the paper's stage 1 is identical to, section 2.2). ``joint``: mean and variance over all
+    pixels and channels of a cube, 1e-6 inside the root (MAE).
     """
-    # In whole values of 0 to 255 a flat cube's mean is exact; in [0, 1] its rounding error over 1e-6 would become a target.
+    # In whole values of 0 to 255 a flat cube's mean is exact; in [0, 1] its rounding error over 1e-6 would
+    # become a target.
     clip = rearrange(pixels.float(), "b t h w c -> b c t h w")
-    cube = rearrange(cubes(clip, token_idx, patch_size=patch_size, tubelet_size=tubelet_size), "b k c u p q -> b k (u p q) c")
+    cube = rearrange(
+        cubes(clip, token_idx, patch_size=patch_size, tubelet_size=tubelet_size),
+        "b k c u p q -> b k (u p q) c",
+    )
     if norm == "channel":
         cube = (cube - cube.mean(-2, keepdim=True)) / (cube.std(-2, keepdim=True) + 255 * 1e-6)
         return cube.flatten(2)

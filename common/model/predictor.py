@@ -4,24 +4,36 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from common.config import PredictorConfig
-from common.model.grid import TokenGrid
-from common.model.vit import Block, Norm, RopeTables, Stack, init_weights
+from salt_distill.common.config import PredictorConfig
+from salt_distill.common.model.grid import TokenGrid
+from salt_distill.common.model.vit import Block, Norm, RopeTables, Stack, init_weights
 
 
 class Predictor(nn.Module):
     """Predicts hidden tokens from visible ones (arXiv:2509.24317, Table 4).
 
-    One mask token per mask set, so that each is trained (V-JEPA; V-JEPA 2 shares one and leaves the others without gradient). With full
-    attention the order of the tokens does not matter: positions enter through RoPE alone.
+    One mask token per mask set, so that each is trained (V-JEPA; V-JEPA 2 shares one and leaves the others
+    without gradient). With full attention the order of the tokens does not matter: positions enter through
+    RoPE alone.
     """
 
-    def __init__(self, config: PredictorConfig, *, in_width: int, out_width: int, num_mask_tokens: int, rope: str, norm_eps: float) -> None:
+    def __init__(
+        self,
+        config: PredictorConfig,
+        *,
+        in_width: int,
+        out_width: int,
+        num_mask_tokens: int,
+        rope: str,
+        norm_eps: float,
+    ) -> None:
         super().__init__()
         self.embed = nn.Linear(in_width, config.width)
         self.mask_tokens = nn.Parameter(torch.zeros(num_mask_tokens, config.width))
         self.rope = RopeTables(config.width // config.num_heads, rope)
-        self.blocks = Stack(Block(config.width, config.num_heads, config.mlp_width, norm_eps) for _ in range(config.depth))
+        self.blocks = Stack(
+            Block(config.width, config.num_heads, config.mlp_width, norm_eps) for _ in range(config.depth)
+        )
         self.norm = Norm(config.width, eps=norm_eps)
         self.head = nn.Linear(config.width, out_width)
 

@@ -13,20 +13,22 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from common.config import EncoderConfig, FrozenConfig, TeacherComputeConfig
-from common.model.checkpoint import open_encoder
-from common.model.compute import compile_blocks, uses_bfloat16
-from common.model.flops import FORWARD_FLOPS, encoder_forward, num_parameters
-from common.model.frozen import FrozenEncoder
-from common.model.pixels import normalise
+from salt_distill.common.config import EncoderConfig, FrozenConfig, TeacherComputeConfig
+from salt_distill.common.model.checkpoint import open_encoder
+from salt_distill.common.model.compute import compile_blocks, uses_bfloat16
+from salt_distill.common.model.flops import FORWARD_FLOPS, encoder_forward, num_parameters
+from salt_distill.common.model.frozen import FrozenEncoder
+from salt_distill.common.model.pixels import normalise
 
 TARGET_NORM_EPS = 1e-5
-"""Of the LayerNorm without affine over a target's channels (V-JEPA's code; the paper's Eq. 1 leaves it open)."""
+"""Of the LayerNorm without affine over a target's channels (V-JEPA's code; the paper's Eq. 1 leaves it
+open)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
-    """What a target depends on beside the clip. Two specs with equal fingerprint and compute give equal bits."""
+    """What a target depends on beside the clip. Two specs with equal fingerprint and compute give equal
+    bits."""
 
     name: str
     """For people: the run directory's name."""
@@ -59,9 +61,12 @@ class TeacherSpec:
 
 
 class Teacher:
-    """A frozen encoder behind a fixed batch size, so that a target is the same bits whatever clips it shared a forward with."""
+    """A frozen encoder behind a fixed batch size, so that a target is the same bits whatever clips it shared
+    a forward with."""
 
-    def __init__(self, encoder: FrozenEncoder, compute: TeacherComputeConfig, device: torch.device | None = None) -> None:
+    def __init__(
+        self, encoder: FrozenEncoder, compute: TeacherComputeConfig, device: torch.device | None = None
+    ) -> None:
         """Loads the weights; on a GPU where there is one, unless ``device`` says otherwise."""
         if device is None:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -98,16 +103,20 @@ class Teacher:
             compile_blocks(self._module, device, key="teacher.compile")
 
     @classmethod
-    def load(cls, path: str | Path, compute: TeacherComputeConfig, device: torch.device | None = None) -> Self:
+    def load(
+        cls, path: str | Path, compute: TeacherComputeConfig, device: torch.device | None = None
+    ) -> Self:
         """The teacher in a checkpoint, for the clips that it was trained on."""
         return cls(open_encoder(FrozenConfig(ckpt=str(path))), compute, device)
 
     @torch.inference_mode()
     def forward(self, clips: UInt8[np.ndarray, "b t h w 3"]) -> Float[Tensor, "b n d"]:
-        """Targets in float32, on the teacher's device: final LayerNorm, then LayerNorm without affine (DESIGN section 4, Target)."""
+        """Targets in float32, on the teacher's device: final LayerNorm, then LayerNorm without affine (DESIGN
+        section 4, Target)."""
         if clips.shape[1:] != self.spec.clip_shape or not 1 <= len(clips) <= self._compute.batch_size:
             raise ValueError(
-                f"got clips {clips.shape}, expected 1 to {self._compute.batch_size} of {self.spec.clip_shape} (frames, height, width, channels)"
+                f"got clips {clips.shape}, expected 1 to {self._compute.batch_size} of {self.spec.clip_shape}"
+                " (frames, height, width, channels)"
             )
         padded = np.zeros((self._compute.batch_size, *clips.shape[1:]), dtype=np.uint8)
         padded[: len(clips)] = clips
@@ -134,18 +143,26 @@ def device_kind(device: torch.device) -> str:
 def fingerprint(encoder: FrozenEncoder, module: nn.Module) -> str:
     """A teacher's identity, hexadecimal; ``module`` is the encoder's, loaded.
 
-    Note [fingerprint]: sha256 of canonical JSON (sorted keys, no spaces) of what a target depends on beside the weights: architecture with
-    rope and input normalisation, the layer, the norms with their eps. Then per tensor, sorted by our name: name, dtype, shape,
-    little-endian bytes. Wire dtype and compute stand beside it, since they do not change which teacher it is; nor does the file format.
+    Note [fingerprint]: sha256 of canonical JSON (sorted keys, no spaces) of what a target depends on beside
+    the weights: architecture with rope and input normalisation, the layer, the norms with their eps. Then per
+    tensor, sorted by our name: name, dtype, shape, little-endian bytes. Wire dtype and compute stand beside
+    it, since they do not change which teacher it is; nor does the file format.
     """
     architecture = {
         "encoder": encoder.config.model_dump(mode="json"),
         "input": {"mean": encoder.mean, "std": encoder.std},
         "layer": "final",
-        "norms": [{"affine": True, "eps": encoder.config.norm_eps}, {"affine": False, "eps": TARGET_NORM_EPS}],
+        "norms": [
+            {"affine": True, "eps": encoder.config.norm_eps},
+            {"affine": False, "eps": TARGET_NORM_EPS},
+        ],
     }
     hasher = hashlib.sha256(json.dumps(architecture, sort_keys=True, separators=(",", ":")).encode())
     for name, tensor in sorted(module.state_dict().items()):
-        hasher.update(json.dumps([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)], separators=(",", ":")).encode())
+        hasher.update(
+            json.dumps(
+                [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)], separators=(",", ":")
+            ).encode()
+        )
         hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
-from common.config import TIMM, TIMM_RANDOM, FrozenConfig, ViewConfig
-from common.model.frozen import FrozenEncoder, TimmConfig
-from common.model.grid import grid_of
+from salt_distill.common.config import TIMM, TIMM_RANDOM, FrozenConfig, ViewConfig
+from salt_distill.common.model.frozen import FrozenEncoder, TimmConfig
+from salt_distill.common.model.grid import grid_of
 
 PATCH_SIZE, TUBELET_SIZE = 16, 2
 """The paper's cube, of clips for an encoder that has none of its own."""
@@ -22,8 +22,9 @@ PATCH_SIZE, TUBELET_SIZE = 16, 2
 class TimmEncoder(nn.Module):
     """Clips to tokens by an image encoder (DESIGN section 4, Target).
 
-    Frames are resized (bilinear, as all clips are) so that its patches lie on the grid of cubes of ``tubelet_size`` frames of ``patch_size``
-    pixels. Class and register tokens are dropped, and a token is the mean of its frames' tokens.
+    Frames are resized (bilinear, as all clips are) so that its patches lie on the grid of cubes of
+    ``tubelet_size`` frames of ``patch_size`` pixels. Class and register tokens are dropped, and a token is
+    the mean of its frames' tokens.
     """
 
     def __init__(self, model: Any, *, patch_size: int, tubelet_size: int) -> None:
@@ -36,13 +37,17 @@ class TimmEncoder(nn.Module):
     def forward(self, clip: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b n d"]:
         """Tokens of the whole clip, time-major."""
         grid = grid_of(clip, patch_size=self.patch_size, tubelet_size=self.tubelet_size)
-        frames, size = rearrange(clip, "b c t h w -> (b t) c h w"), (grid.h * self.stride, grid.w * self.stride)
+        frames, size = (
+            rearrange(clip, "b c t h w -> (b t) c h w"),
+            (grid.h * self.stride, grid.w * self.stride),
+        )
         if frames.shape[-2:] != size:
             frames = F.interpolate(frames, size, mode="bilinear", align_corners=False)
         tokens = self.model.forward_features(frames)[:, self.num_prefix_tokens :]
         if tokens.shape[1] != grid.h * grid.w:
             raise ValueError(
-                f"got {tokens.shape[1]} tokens for a frame of {size} pixels, expected {grid.h} x {grid.w}: give another encoder"
+                f"got {tokens.shape[1]} tokens for a frame of {size} pixels, expected {grid.h} x {grid.w}:"
+                " give another encoder"
             )
         return reduce(tokens, "(b t u) n d -> b (t n) d", "mean", b=len(clip), u=self.tubelet_size)
 
@@ -79,22 +84,32 @@ def _load(config: TimmConfig, *, pretrained: bool) -> TimmEncoder:
 
 
 def _create(name: str, *, pretrained: bool) -> Any:
-    """A model of timm, whose classes share no type. Its random weights are the same each time. Raises ValueError where it is none that we can use."""
+    """A model of timm, whose classes share no type. Its random weights are the same each time. Raises
+    ValueError where it is none that we can use."""
     if not timm.is_model(name):
-        raise ValueError(f"got {TIMM}{name}, expected an architecture of timm {timm.__version__}: timm.list_models('vit*') lists some")
+        raise ValueError(
+            f"got {TIMM}{name}, expected an architecture of timm {timm.__version__}: timm.list_models('vit*')"
+            " lists some"
+        )
     try:
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
             model = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
     except TypeError as error:
-        raise ValueError(f"got {TIMM}{name}, expected a ViT, whose tokens form a grid at any size (dynamic_img_size): {error}") from error
+        raise ValueError(
+            f"got {TIMM}{name}, expected a ViT, whose tokens form a grid at any size (dynamic_img_size):"
+            f" {error}"
+        ) from error
     except RuntimeError as error:  # an unknown tag, or none that has weights
         raise ValueError(f"got {TIMM}{name}: {error}") from error
     except OSError as error:
         raise ValueError(
-            f"{TIMM}{name}: its weights cannot be had: {error} Put them into the cache of the Hugging Face hub, or give {TIMM_RANDOM}{name} for "
-            "random weights"
+            f"{TIMM}{name}: its weights cannot be had: {error} Put them into the cache of the Hugging Face"
+            f" hub, or give {TIMM_RANDOM}{name} for random weights"
         ) from error
     if not hasattr(model, "num_prefix_tokens"):
-        raise ValueError(f"got {TIMM}{name}, a {type(model).__name__}, expected a ViT, whose tokens form a grid at any size")
+        raise ValueError(
+            f"got {TIMM}{name}, a {type(model).__name__}, expected a ViT, whose tokens form a grid at any"
+            " size"
+        )
     return model

@@ -10,16 +10,18 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from common.config import ViewConfig
-from common.model.foreign import hf_processor, hf_tensors, validated
-from common.model.frozen import FrozenEncoder, VideoMaeConfig
-from common.model.grid import cubes
-from common.model.layouts import Layout, require_fit, shapes_of, to_ours
-from common.model.vit import Block, Norm, Stack
+from salt_distill.common.config import ViewConfig
+from salt_distill.common.model.foreign import hf_processor, hf_tensors, validated
+from salt_distill.common.model.frozen import FrozenEncoder, VideoMaeConfig
+from salt_distill.common.model.grid import cubes
+from salt_distill.common.model.layouts import Layout, require_fit, shapes_of, to_ours
+from salt_distill.common.model.vit import Block, Norm, Stack
 
 _WORDS = {
-    "patch_embed": "embeddings.patch_embeddings.projection", "blocks": "encoder.layer", "attn_norm": "layernorm_before",
-    "mlp_norm": "layernorm_after", "attn.w_qkv": "attention.attention.{part}", "attn.w_out": "attention.output.dense",
+    "patch_embed": "embeddings.patch_embeddings.projection", "blocks": "encoder.layer",
+    "attn_norm": "layernorm_before",
+    "mlp_norm": "layernorm_after", "attn.w_qkv": "attention.attention.{part}",
+    "attn.w_out": "attention.output.dense",
     "mlp.w_up": "intermediate.dense", "mlp.w_down": "output.dense",
 }  # fmt: skip
 """What a part of our name is called there."""
@@ -28,7 +30,8 @@ _OTHERS = ("decoder.", "encoder_to_decoder.", "mask_token", "fc_norm.", "classif
 
 
 class _HfConfig(BaseModel):
-    """``config.json`` of a VideoMAE model, with the format's own defaults; only what an encoder depends on."""
+    """``config.json`` of a VideoMAE model, with the format's own defaults; only what an encoder depends
+    on."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -62,23 +65,32 @@ class VideoMaeEncoder(nn.Module):
         self.patch_embed = nn.Linear(3 * config.tubelet_size * config.patch_size**2, config.width)
         self.register_buffer("positions", sine_table(config.num_tokens, config.width), persistent=False)
         self.register_buffer("unturned", torch.tensor([1.0, 0.0]).view(2, 1, 1, 1, 1), persistent=False)
-        self.blocks = Stack(Block(config.width, config.num_heads, config.mlp_width, config.block_eps) for _ in range(config.depth))
-        self.norm: nn.Module = nn.Identity() if config.norm_eps is None else Norm(config.width, eps=config.norm_eps)
+        self.blocks = Stack(
+            Block(config.width, config.num_heads, config.mlp_width, config.block_eps)
+            for _ in range(config.depth)
+        )
+        self.norm: nn.Module = (
+            nn.Identity() if config.norm_eps is None else Norm(config.width, eps=config.norm_eps)
+        )
 
     def forward(self, clip: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b n d"]:
         """Tokens of the whole clip, time-major. Raises ValueError for a clip of another size than its own."""
         pixels = cubes(clip, None, patch_size=self.config.patch_size, tubelet_size=self.config.tubelet_size)
         if pixels.shape[1] != self.config.num_tokens:
             raise ValueError(
-                f"got clips of {pixels.shape[1]} tokens for a VideoMAE encoder, expected {self.config.num_tokens}, whose positions it was "
-                "trained with: leave --num-frames and --crop-size as the checkpoint says"
+                f"got clips of {pixels.shape[1]} tokens for a VideoMAE encoder, expected"
+                f" {self.config.num_tokens}, whose positions it was trained with: leave --num-frames and"
+                " --crop-size as the checkpoint says"
             )
-        rope = self.unturned.expand(-1, 1, 1, self.config.num_tokens, self.config.width // self.config.num_heads)
+        rope = self.unturned.expand(
+            -1, 1, 1, self.config.num_tokens, self.config.width // self.config.num_heads
+        )
         return self.norm(self.blocks(self.patch_embed(pixels.flatten(2)) + self.positions, rope))
 
 
 def sine_table(num_tokens: int, width: int) -> Float[Tensor, "n d"]:
-    """Sines in the even channels and cosines in the odd ones, of a token's number over 10000 ** (2 (channel // 2) / width)."""
+    """Sines in the even channels and cosines in the odd ones, of a token's number over 10000 ** (2 (channel
+    // 2) / width)."""
     angle = np.arange(num_tokens)[:, None] / 10_000 ** (2 * (np.arange(width) // 2) / width)
     return torch.from_numpy(np.where(np.arange(width) % 2, np.cos(angle), np.sin(angle))).float()
 
@@ -118,7 +130,11 @@ def _load(directory: Path, config: VideoMaeConfig) -> VideoMaeEncoder:
             found[name.replace("query", "key")] = torch.zeros_like(tensor)  # VideoMAE has none
     encoder = VideoMaeEncoder(config)
     layout = _layout(encoder)
-    require_fit({name: tensor.shape for name, tensor in found.items()}, shapes_of(layout), f"{directory} does not fit its config.json")
+    require_fit(
+        {name: tensor.shape for name, tensor in found.items()},
+        shapes_of(layout),
+        f"{directory} does not fit its config.json",
+    )
     encoder.load_state_dict(to_ours(found, layout, encoder.state_dict()))
     return encoder.eval()
 
@@ -126,12 +142,20 @@ def _load(directory: Path, config: VideoMaeConfig) -> VideoMaeEncoder:
 def _layout(encoder: VideoMaeEncoder) -> Layout:
     """Of each of our tensors theirs."""
     sizes = encoder.config
-    reshaped = {"patch_embed.weight": (sizes.width, 3, sizes.tubelet_size, sizes.patch_size, sizes.patch_size)}
+    reshaped = {
+        "patch_embed.weight": (sizes.width, 3, sizes.tubelet_size, sizes.patch_size, sizes.patch_size)
+    }
     layout: Layout = {}
     for name, tensor in encoder.state_dict().items():
         theirs = name.replace("norm.", "layernorm.") if name.startswith("norm.") else name
         for ours, word in _WORDS.items():
             theirs = theirs.replace(ours, word)
-        names = [theirs.format(part=part) for part in ("query", "key", "value")] if "{part}" in theirs else [theirs]
-        layout[name] = dict.fromkeys(names, reshaped.get(name, (tensor.shape[0] // len(names), *tensor.shape[1:])))
+        names = (
+            [theirs.format(part=part) for part in ("query", "key", "value")]
+            if "{part}" in theirs
+            else [theirs]
+        )
+        layout[name] = dict.fromkeys(
+            names, reshaped.get(name, (tensor.shape[0] // len(names), *tensor.shape[1:]))
+        )
     return layout

@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from common.config import EncoderConfig
-from common.model.grid import TokenGrid, cubes, grid_of
-from common.model.rope import rope_table, rotate
+from salt_distill.common.config import EncoderConfig
+from salt_distill.common.model.grid import TokenGrid, cubes, grid_of
+from salt_distill.common.model.rope import rope_table, rotate
 
 
 class Norm(nn.LayerNorm):
@@ -33,11 +33,17 @@ class Attention(nn.Module):
         self.w_qkv = nn.Linear(width, 3 * width)
         self.w_out = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "b v e"], rope: Float[Tensor, "2 #b 1 v head"]) -> Float[Tensor, "b v e"]:
-        qkv = rearrange(self.w_qkv(x), "b v (three heads head) -> three b heads v head", three=3, heads=self.num_heads)
+    def forward(
+        self, x: Float[Tensor, "b v e"], rope: Float[Tensor, "2 #b 1 v head"]
+    ) -> Float[Tensor, "b v e"]:
+        qkv = rearrange(
+            self.w_qkv(x), "b v (three heads head) -> three b heads v head", three=3, heads=self.num_heads
+        )
         query, key = rotate(qkv[:2], rope[:, None])
         if self.explicit:
-            weight = (query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])).softmax(-1, dtype=torch.float32)
+            weight = (query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])).softmax(
+                -1, dtype=torch.float32
+            )
             attended = weight.to(qkv.dtype) @ qkv[2]
         else:
             attended = F.scaled_dot_product_attention(query, key, qkv[2])
@@ -66,7 +72,9 @@ class Block(nn.Module):
         self.mlp_norm = Norm(width, eps=norm_eps)
         self.mlp = Mlp(width, mlp_width)
 
-    def forward(self, x: Float[Tensor, "b v e"], rope: Float[Tensor, "2 #b 1 v head"]) -> Float[Tensor, "b v e"]:
+    def forward(
+        self, x: Float[Tensor, "b v e"], rope: Float[Tensor, "2 #b 1 v head"]
+    ) -> Float[Tensor, "b v e"]:
         x = x + self.attn(self.attn_norm(x), rope)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -77,10 +85,16 @@ class Stack(nn.ModuleList):
     checkpointing = False
     """Keep only what enters each block, and compute its inside again in the backward."""
 
-    def forward(self, x: Float[Tensor, "b v e"], rope: Float[Tensor, "2 #b 1 v head"]) -> Float[Tensor, "b v e"]:
+    def forward(
+        self, x: Float[Tensor, "b v e"], rope: Float[Tensor, "2 #b 1 v head"]
+    ) -> Float[Tensor, "b v e"]:
         again = self.checkpointing and torch.is_grad_enabled()
         for block in self:  # no block draws random numbers
-            x = checkpoint(block, x, rope, use_reentrant=False, preserve_rng_state=False) if again else block(x, rope)
+            x = (
+                checkpoint(block, x, rope, use_reentrant=False, preserve_rng_state=False)
+                if again
+                else block(x, rope)
+            )
         return x
 
 
@@ -92,7 +106,9 @@ class RopeTables(nn.Module):
         self.head_width, self.style = head_width, style
         self._tables: dict[tuple[TokenGrid, torch.device], Tensor] = {}
 
-    def forward(self, grid: TokenGrid, token_idx: Int[Tensor, "b v"] | None, device: torch.device) -> Float[Tensor, "2 #b 1 v head"]:
+    def forward(
+        self, grid: TokenGrid, token_idx: Int[Tensor, "b v"] | None, device: torch.device
+    ) -> Float[Tensor, "2 #b 1 v head"]:
         table = self._tables.get((grid, device))
         if table is None:
             table = self._tables[grid, device] = rope_table(grid, self.head_width, self.style, device)
@@ -100,9 +116,9 @@ class RopeTables(nn.Module):
 
 
 def init_weights(module: nn.Module, generator: torch.Generator, *, std: float) -> None:
-    """Fills every parameter below ``module``: normal for weights (V-JEPA 2: std 0.02), cut at +-2, zero for biases, one for norms; the maps that
-    end block i (from 1) of a stack are divided by sqrt(2 i) (V-JEPA 2, reference code).
-    """
+    """Fills every parameter below ``module``: normal for weights (V-JEPA 2: std 0.02), cut at +-2, zero for
+    biases, one for norms; the maps that end block i (from 1) of a stack are divided by sqrt(2 i) (V-JEPA 2,
+    reference code)."""
     for child in module.modules():
         if isinstance(child, nn.Linear):
             nn.init.trunc_normal_(child.weight, std=std, a=-2.0, b=2.0, generator=generator)
@@ -125,12 +141,19 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         cube_width = 3 * config.tubelet_size * config.patch_size**2
-        self.patch_embed = nn.Linear(cube_width, config.width)  # equals the Conv3d of V-JEPA 2: its weight, flattened
+        self.patch_embed = nn.Linear(
+            cube_width, config.width
+        )  # equals the Conv3d of V-JEPA 2: its weight, flattened
         self.rope = RopeTables(config.width // config.num_heads, config.rope)
-        self.blocks = Stack(Block(config.width, config.num_heads, config.mlp_width, config.norm_eps) for _ in range(config.depth))
+        self.blocks = Stack(
+            Block(config.width, config.num_heads, config.mlp_width, config.norm_eps)
+            for _ in range(config.depth)
+        )
         self.norm = Norm(config.width, eps=config.norm_eps)
 
-    def forward(self, clip: Float[Tensor, "b 3 t h w"], token_idx: Int[Tensor, "b v"] | None = None) -> Float[Tensor, "b v e"]:
+    def forward(
+        self, clip: Float[Tensor, "b 3 t h w"], token_idx: Int[Tensor, "b v"] | None = None
+    ) -> Float[Tensor, "b v e"]:
         """Tokens of the whole clip, or of ``token_idx`` alone, which then see only each other."""
         size = {"patch_size": self.config.patch_size, "tubelet_size": self.config.tubelet_size}
         x = self.patch_embed(cubes(clip, token_idx, **size).flatten(2))

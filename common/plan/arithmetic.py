@@ -1,4 +1,5 @@
-"""Pace, time, bytes and money of students that share a teacher: docs/planning.md explains each formula. Plain numbers in, plain numbers out."""
+"""Pace, time, bytes and money of students that share a teacher: docs/planning.md explains each formula. Plain
+numbers in, plain numbers out."""
 
 import math
 from collections.abc import Sequence
@@ -116,10 +117,13 @@ class Choice:
         return self.gpu_price + self.disk_price
 
 
-def serve(teacher: Teacher, students: Sequence[Student], work: Work, site: Site, *, replicas: int | None) -> Choice:
+def serve(
+    teacher: Teacher, students: Sequence[Student], work: Work, site: Site, *, replicas: int | None
+) -> Choice:
     """One teacher for all: each clip is uploaded and computed once, and every student gets its target.
 
-    Students that share keep together (`--group`), so all have the pace of the slowest. ``replicas`` None: as many as that pace needs.
+    Students that share keep together (`--group`), so all have the pace of the slowest. ``replicas`` None: as
+    many as that pace needs.
     """
     sharing = num_runs(students)
     limits: list[Limit] = []
@@ -139,7 +143,9 @@ def serve(teacher: Teacher, students: Sequence[Student], work: Work, site: Site,
         replicas = math.ceil(_pace(limits) / _pace(of_replica) - 1e-9)
     limits += [Limit(limit.what, replicas * limit.clips_per_s) for limit in of_replica]
     wanted = _num_gpus(students) + replicas
-    limits += _turns(wanted, math.fsum(s.runs / s.clips_per_s for s in students) + 1 / teacher.clips_per_s, site)
+    limits += _turns(
+        wanted, math.fsum(s.runs / s.clips_per_s for s in students) + 1 / teacher.clips_per_s, site
+    )
     hours = work.num_slots / _pace(limits) / 3600
     gpu_hours = _held(wanted, site) * hours
     return Choice(
@@ -157,7 +163,8 @@ def serve(teacher: Teacher, students: Sequence[Student], work: Work, site: Site,
 
 
 def serve_by_size(teacher: Teacher, students: Sequence[Student], work: Work, site: Site) -> Choice:
-    """A group, and teacher replicas, for each size: a clip is computed once per size, and nobody waits for a larger student."""
+    """A group, and teacher replicas, for each size: a clip is computed once per size, and nobody waits for a
+    larger student."""
     groups = [serve(teacher, [student], work, site, replicas=None) for student in students]
     slowest = max(groups, key=lambda group: group.hours)
     return replace(
@@ -174,15 +181,20 @@ def serve_by_size(teacher: Teacher, students: Sequence[Student], work: Work, sit
 
 
 def cache(teacher: Teacher, students: Sequence[Student], work: Work, site: Site) -> Choice:
-    """Targets on disk first, computed on the students' GPUs; then students without a teacher, each at its own pace."""
+    """Targets on disk first, computed on the students' GPUs; then students without a teacher, each at its own
+    pace."""
     wanted, disk = _num_gpus(students), site.disk_bytes_per_s / teacher.target_bytes
     common = [
         Limit("disk", disk / num_runs(students)),
         *_turns(wanted, math.fsum(student.runs / student.clips_per_s for student in students), site),
     ]
     held = _held(wanted, site)
-    prepare_hours = work.num_distinct / min(held * teacher.clips_per_s, held * site.decode_clips_per_s, disk) / 3600
-    limits = [[*_own_limits(student, student.gpus * student.clips_per_s, site), *common] for student in students]
+    prepare_hours = (
+        work.num_distinct / min(held * teacher.clips_per_s, held * site.decode_clips_per_s, disk) / 3600
+    )
+    limits = [
+        [*_own_limits(student, student.gpus * student.clips_per_s, site), *common] for student in students
+    ]
     hours = [work.num_slots / _pace(own) / 3600 for own in limits]
     student_gpu_hours = _gpu_hours(students, hours) * held / wanted
     disk_bytes = work.num_distinct * teacher.target_bytes
@@ -208,8 +220,12 @@ def in_process(teacher: Teacher, students: Sequence[Student], work: Work, site: 
     """A teacher in every student's own GPUs: the two take turns there, and every run computes every clip."""
     wanted = _num_gpus(students)
     seconds = [1 / student.clips_per_s + 1 / teacher.clips_per_s for student in students]
-    turns = _turns(wanted, math.fsum(student.runs * each for student, each in zip(students, seconds, strict=True)), site)
-    limits = [[*_own_limits(s, s.gpus / each, site), *turns] for s, each in zip(students, seconds, strict=True)]
+    turns = _turns(
+        wanted, math.fsum(student.runs * each for student, each in zip(students, seconds, strict=True)), site
+    )
+    limits = [
+        [*_own_limits(s, s.gpus / each, site), *turns] for s, each in zip(students, seconds, strict=True)
+    ]
     hours = [work.num_slots / _pace(own) / 3600 for own in limits]
     held = _held(wanted, site) / wanted
     gpu_hours = held * _gpu_hours(students, hours)
@@ -228,7 +244,10 @@ def in_process(teacher: Teacher, students: Sequence[Student], work: Work, site: 
 
 def best(choices: Sequence[Choice]) -> Choice:
     """The cheapest that can be had; of equal ones the fastest."""
-    return min((choice for choice in choices if choice.refused is None), key=lambda choice: (choice.price, choice.gpu_hours, choice.hours))
+    return min(
+        (choice for choice in choices if choice.refused is None),
+        key=lambda choice: (choice.price, choice.gpu_hours, choice.hours),
+    )
 
 
 def sharing_gain(teacher_share: float, num_students: int) -> float:
@@ -239,7 +258,9 @@ def sharing_gain(teacher_share: float, num_students: int) -> float:
 def passes_per_month(teacher: Teacher, site: Site) -> float:
     """Passes a month from which on keeping a target costs less than computing it again."""
     forward_price = site.gpu_hour_price / 3600 / teacher.clips_per_s
-    return math.inf if forward_price == 0 else teacher.target_bytes / 1e12 * site.tb_month_price / forward_price
+    return (
+        math.inf if forward_price == 0 else teacher.target_bytes / 1e12 * site.tb_month_price / forward_price
+    )
 
 
 def num_runs(students: Sequence[Student]) -> int:
@@ -252,7 +273,9 @@ def _num_gpus(students: Sequence[Student]) -> int:
 
 
 def _gpu_hours(students: Sequence[Student], hours: Sequence[float]) -> float:
-    return math.fsum(student.runs * student.gpus * hour for student, hour in zip(students, hours, strict=True))
+    return math.fsum(
+        student.runs * student.gpus * hour for student, hour in zip(students, hours, strict=True)
+    )
 
 
 def _pace(limits: Sequence[Limit]) -> float:
@@ -260,7 +283,10 @@ def _pace(limits: Sequence[Limit]) -> float:
 
 
 def _own_limits(student: Student, on_gpus: float, site: Site) -> list[Limit]:
-    return [Limit(f"GPUs of {student.name}", on_gpus), Limit(f"decoding of {student.name}", student.gpus * site.decode_clips_per_s)]
+    return [
+        Limit(f"GPUs of {student.name}", on_gpus),
+        Limit(f"decoding of {student.name}", student.gpus * site.decode_clips_per_s),
+    ]
 
 
 def _held(wanted: int, site: Site) -> int:
@@ -269,6 +295,7 @@ def _held(wanted: int, site: Site) -> int:
 
 
 def _turns(wanted: int, gpu_seconds: float, site: Site) -> list[Limit]:
-    """Where fewer GPUs are there than wanted: the pace at which they do, in turns, what all of them do for one slot of each run."""
+    """Where fewer GPUs are there than wanted: the pace at which they do, in turns, what all of them do for
+    one slot of each run."""
     held = _held(wanted, site)
     return [Limit("GPUs that there are", held / gpu_seconds)] if held < wanted else []

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from common.plan.arithmetic import Choice, best
+from salt_distill.common.plan.arithmetic import Choice, best
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,8 +29,16 @@ def _draw_prices(axes: "Axes", choices: Sequence[Choice]) -> None:
     rows = range(len(choices))
     of_hour = [choice.gpu_price / choice.gpu_hours for choice in choices]
     parts = [
-        ("students' GPUs", _STUDENTS, [c.student_gpu_hours * hour for c, hour in zip(choices, of_hour, strict=True)]),
-        ("teacher's GPUs", _TEACHER, [c.teacher_gpu_hours * hour for c, hour in zip(choices, of_hour, strict=True)]),
+        (
+            "students' GPUs",
+            _STUDENTS,
+            [c.student_gpu_hours * hour for c, hour in zip(choices, of_hour, strict=True)],
+        ),
+        (
+            "teacher's GPUs",
+            _TEACHER,
+            [c.teacher_gpu_hours * hour for c, hour in zip(choices, of_hour, strict=True)],
+        ),
         ("disk", _DISK, [choice.disk_price for choice in choices]),
     ]
     left = [0.0] * len(choices)
@@ -39,8 +47,13 @@ def _draw_prices(axes: "Axes", choices: Sequence[Choice]) -> None:
         left = [before + value for before, value in zip(left, values, strict=True)]
     for row, choice in zip(rows, choices, strict=True):
         said = choice.refused or f"${choice.price:,.0f}, {choice.hours:,.0f} h"
-        axes.annotate(said, (left[row], row), (5, 0), textcoords="offset points", va="center", color=_INK, fontsize=9)
-    names = [f"{c.name}, {c.replicas} replica{'s' if c.replicas > 1 else ''}" if c.replicas else c.name for c in choices]
+        axes.annotate(
+            said, (left[row], row), (5, 0), textcoords="offset points", va="center", color=_INK, fontsize=9
+        )
+    names = [
+        f"{c.name}, {c.replicas} replica{'s' if c.replicas > 1 else ''}" if c.replicas else c.name
+        for c in choices
+    ]
     axes.set_yticks(rows, names)
     for label, choice in zip(axes.get_yticklabels(), choices, strict=True):
         label.set_fontweight("bold" if choice is best(choices) else "normal")
@@ -48,7 +61,14 @@ def _draw_prices(axes: "Axes", choices: Sequence[Choice]) -> None:
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.locator_params(axis="x", nbins=5)
     axes.set_title("price in dollars", fontsize=10, color=_INK, loc="left")
-    axes.legend(frameon=False, labelcolor=_INK, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(parts))
+    axes.legend(
+        frameon=False,
+        labelcolor=_INK,
+        fontsize=9,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.1),
+        ncols=len(parts),
+    )
     _quiet(axes)
 
 
@@ -59,7 +79,14 @@ def _draw_limits(axes: "Axes", choices: Sequence[Choice]) -> None:
     for choice in choices:
         for limit in sorted(choice.limits, key=lambda limit: limit.clips_per_s)[:NUM_LIMITS]:
             binds = limit is choice.binding
-            axes.plot(limit.clips_per_s, row, "o", markersize=7, color=_TEACHER, markerfacecolor=_TEACHER if binds else "white")
+            axes.plot(
+                limit.clips_per_s,
+                row,
+                "o",
+                markersize=7,
+                color=_TEACHER,
+                markerfacecolor=_TEACHER if binds else "white",
+            )
             ticks.append(row)
             names.append(f"{choice.name}: {limit.what}")
             row += 1
@@ -69,7 +96,9 @@ def _draw_limits(axes: "Axes", choices: Sequence[Choice]) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_title("clips/s of a run that each part allows; filled: binds", fontsize=10, color=_INK, loc="left")
+    axes.set_title(
+        "clips/s of a run that each part allows; filled: binds", fontsize=10, color=_INK, loc="left"
+    )
     _quiet(axes)
 
 

@@ -1,11 +1,11 @@
 """The command line ``salt-plan``."""
 
-from common.command import command_app, run_app
-from common.config import PlanConfig
+from salt_distill.common.command import command_app, run_app
+from salt_distill.common.config import PlanConfig
 
 
 def _plan(config: PlanConfig) -> None:
-    from common.plan.show import run
+    from salt_distill.common.plan.show import run
 
     run(config)
 
@@ -13,8 +13,11 @@ def _plan(config: PlanConfig) -> None:
 app = command_app(
     PlanConfig,
     _plan,
-    help="Serve a frozen teacher, cache its targets, or let each student compute them: what each takes in time, bytes and money, and what binds it.\n\n"
-    "Example: `salt-plan --student vit-l,runs=4,gpus=8 --gpu h100 --link-gbps 100 --decode-clips-per-s 416 --disk-gb-per-s 7`",
+    help=(
+        "Serve a frozen teacher, cache its targets, or let each student compute them: what each takes in"
+        " time, bytes and money, and what binds it.\n\nExample: `salt-plan --student vit-l,runs=4,gpus=8"
+        " --gpu h100 --link-gbps 100 --decode-clips-per-s 416 --disk-gb-per-s 7`"
+    ),
 )
 
 

@@ -6,11 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.config import FlopsConfig, GpuName, PlanConfig, PlannedStudent, preset_layer
-from common.model.flops import Flops, encoder_forward, encoder_parameters, exact_flops, kept_tokens, predictor_parameters, six_n_d
-from common.model.grid import TokenGrid, token_grid
-from common.plan.arithmetic import Site, Student, Teacher, Work
-from common.targets import codec
+from salt_distill.common.config import FlopsConfig, GpuName, PlanConfig, PlannedStudent, preset_layer
+from salt_distill.common.model.flops import (
+    Flops,
+    encoder_forward,
+    encoder_parameters,
+    exact_flops,
+    kept_tokens,
+    predictor_parameters,
+    six_n_d,
+)
+from salt_distill.common.model.grid import TokenGrid, token_grid
+from salt_distill.common.plan.arithmetic import Site, Student, Teacher, Work
+from salt_distill.common.targets import codec
 
 PEAK_TFLOPS: dict[GpuName, float] = {"a100": 312.0, "h100": 989.4, "h200": 989.4, "b200": 2250.0}
 """Dense bfloat16 peaks of the SXM modules, without sparsity, from NVIDIA's data sheets."""
@@ -49,13 +57,23 @@ def gather(config: PlanConfig) -> Facts:
     tflops = _achieved_tflops(config)
     teacher_speed = _teacher_speed(config, sizes, grid, flops, tflops)
     num_slots = config.steps * config.batch_size
-    distinct = num_slots if config.views == "fresh" or config.samples is None else min(num_slots, config.samples * config.views)
+    distinct = (
+        num_slots
+        if config.views == "fresh" or config.samples is None
+        else min(num_slots, config.samples * config.views)
+    )
     students, speeds, shares = [], [], []
     for planned in config.student:
         clip = _paper_flops(planned.preset, sizes, grid)
         speed = _student_speed(planned, config, clip.encoder + clip.predictor, tflops)
-        name = planned.preset if [s.preset for s in config.student].count(planned.preset) == 1 else f"{planned.preset} on {planned.gpus}"
-        students.append(Student(name=name, runs=planned.runs, gpus=planned.gpus, clips_per_s=speed.clips_per_s))
+        name = (
+            planned.preset
+            if [s.preset for s in config.student].count(planned.preset) == 1
+            else f"{planned.preset} on {planned.gpus}"
+        )
+        students.append(
+            Student(name=name, runs=planned.runs, gpus=planned.gpus, clips_per_s=speed.clips_per_s)
+        )
         speeds.append(speed)
         shares.append(clip.teacher / clip.total)
     return Facts(
@@ -99,17 +117,24 @@ def _achieved_tflops(config: PlanConfig) -> Speed | None:
     if config.gpu is None:
         return None
     mfu = MFU if config.mfu is None else config.mfu
-    return Speed(mfu * PEAK_TFLOPS[config.gpu], f"{mfu:g} of {config.gpu}'s {PEAK_TFLOPS[config.gpu]:g} TFLOP/s")
+    return Speed(
+        mfu * PEAK_TFLOPS[config.gpu], f"{mfu:g} of {config.gpu}'s {PEAK_TFLOPS[config.gpu]:g} TFLOP/s"
+    )
 
 
-def _teacher_speed(config: PlanConfig, sizes: FlopsConfig, grid: TokenGrid, flops: float, tflops: Speed | None) -> Speed:
+def _teacher_speed(
+    config: PlanConfig, sizes: FlopsConfig, grid: TokenGrid, flops: float, tflops: Speed | None
+) -> Speed:
     if config.teacher_clips_per_s is not None:
         return Speed(config.teacher_clips_per_s, "given")
     if config.teacher_estimate is not None:
         found = _read_estimate(config.teacher_estimate)
         part = found["teacher"]
         if part is None or part["clips_per_s"] is None:
-            raise ValueError(f"{config.teacher_estimate}: got an estimate without a teacher in it, expected one with --teacher-ckpt")
+            raise ValueError(
+                f"{config.teacher_estimate}: got an estimate without a teacher in it, expected one with"
+                " --teacher-ckpt"
+            )
         expected = six_n_d(
             num_tokens=grid.num_tokens,
             num_sets=0,
@@ -123,7 +148,9 @@ def _teacher_speed(config: PlanConfig, sizes: FlopsConfig, grid: TokenGrid, flop
     return Speed(tflops.clips_per_s * 1e12 / flops, tflops.source)
 
 
-def _student_speed(planned: PlannedStudent, config: PlanConfig, paper_flops: float, tflops: Speed | None) -> Speed:
+def _student_speed(
+    planned: PlannedStudent, config: PlanConfig, paper_flops: float, tflops: Speed | None
+) -> Speed:
     if planned.clips_per_s is not None:
         return Speed(planned.clips_per_s, "given")
     if planned.estimate is not None:
@@ -135,15 +162,20 @@ def _student_speed(planned: PlannedStudent, config: PlanConfig, paper_flops: flo
 
 
 def _paper_flops(preset: str, teacher: FlopsConfig, grid: TokenGrid) -> Flops:
-    """6ND of one clip of a student of this size. Raises ValueError where it cuts clips otherwise than its teacher."""
+    """6ND of one clip of a student of this size. Raises ValueError where it cuts clips otherwise than its
+    teacher."""
     student = _sizes(preset)
     if token_grid(student.view, student.encoder) != grid or student.view != teacher.view:
         raise ValueError(
-            f"got a student {preset} of another clip than its teacher's, expected presets of one clip: nano is alone in its own"
+            f"got a student {preset} of another clip than its teacher's, expected presets of one clip: nano"
+            " is alone in its own"
         )
     num_sets = len(student.mask.sets)
     predictor = predictor_parameters(
-        student.predictor, in_width=student.encoder.width, out_width=teacher.encoder.width, num_mask_tokens=num_sets
+        student.predictor,
+        in_width=student.encoder.width,
+        out_width=teacher.encoder.width,
+        num_mask_tokens=num_sets,
     )
     return six_n_d(
         num_tokens=grid.num_tokens,
@@ -160,22 +192,33 @@ def _exact_flops(preset: str, config: PlanConfig) -> float:
     grid = token_grid(sizes.view, sizes.encoder)
     kept = kept_tokens(sizes.mask, grid, seed=0, batch_size=config.batch_size)
     return exact_flops(
-        kept, num_tokens=grid.num_tokens, encoder=sizes.encoder, predictor=sizes.predictor, out_width=teacher.encoder.width, teacher=None
+        kept,
+        num_tokens=grid.num_tokens,
+        encoder=sizes.encoder,
+        predictor=sizes.predictor,
+        out_width=teacher.encoder.width,
+        teacher=None,
     ).total
 
 
 def _read_estimate(path: str) -> dict[str, Any]:
     found = json.loads(Path(path).read_text())
     if not isinstance(found, dict) or found.get("objective") != "salt":
-        raise ValueError(f"{path}: got no estimate of a student, expected what `salt-train student --estimate --estimate-out FILE` writes")
+        raise ValueError(
+            f"{path}: got no estimate of a student, expected what `salt-train student --estimate"
+            " --estimate-out FILE` writes"
+        )
     return found
 
 
-def _check_size(path: str, role: str, found: dict[str, Any], part: dict[str, Any], expected: float, preset: str) -> None:
+def _check_size(
+    path: str, role: str, found: dict[str, Any], part: dict[str, Any], expected: float, preset: str
+) -> None:
     got = part["six_n_d"] / found["steps"] / found["batch_size"]
     if not math.isclose(got, expected, rel_tol=1e-6):
         raise ValueError(
-            f"{path}: got a {role} of {got:.4g} FLOPs a clip by 6ND, expected {preset}'s {expected:.4g}: an estimate of another size"
+            f"{path}: got a {role} of {got:.4g} FLOPs a clip by 6ND, expected {preset}'s {expected:.4g}: an"
+            " estimate of another size"
         )
 
 

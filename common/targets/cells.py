@@ -14,7 +14,8 @@ def column_of(data: Buffer | None) -> pa.Array:
 
 
 class Cells:
-    """The cells of a large_binary column, where they lie; None where one is null, nothing where a damaged offset points outside.
+    """The cells of a large_binary column, where they lie; None where one is null, nothing where a damaged
+    offset points outside.
 
     A cell costs less than with ``cell``, a column more.
     """

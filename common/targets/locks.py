@@ -9,14 +9,17 @@ from pathlib import Path
 
 @contextmanager
 def writer(root: Path, *, alone: bool) -> Iterator[None]:
-    """A block that writes to a cache: beside other writers of segments, or ``alone``. Raises ValueError where others are in the way."""
+    """A block that writes to a cache: beside other writers of segments, or ``alone``. Raises ValueError where
+    others are in the way."""
     root.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(root, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"{root}: another command writes this cache: wait for it, or give another folder") from error
+            raise ValueError(
+                f"{root}: another command writes this cache: wait for it, or give another folder"
+            ) from error
         yield
     finally:
         os.close(descriptor)

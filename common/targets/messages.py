@@ -1,4 +1,5 @@
-"""What an Arrow IPC stream declares, looked at before Arrow acts on it: a few bytes may stand for any amount of memory."""
+"""What an Arrow IPC stream declares, looked at before Arrow acts on it: a few bytes may stand for any amount
+of memory."""
 
 import struct
 
@@ -15,20 +16,26 @@ class TooManyRowsError(ValueError):
 
 
 def check_stream(body: pa.Buffer, *, max_batches: int | None) -> None:
-    """Raises ValueError where a stream holds what ours never do, TooManyRowsError, and pa.ArrowException or OSError where it is none.
+    """Raises ValueError where a stream holds what ours never do, TooManyRowsError, and pa.ArrowException or
+    OSError where it is none.
 
-    Compressed buffers (they may unfold to any size), dictionaries, long descriptions (columns by the million), or more batches than rows.
+    Compressed buffers (they may unfold to any size), dictionaries, long descriptions (columns by the
+    million), or more batches than rows.
     """
     reader = pa.ipc.MessageReader.open_stream(body)
     for number, message in enumerate(iter(lambda: _next(reader), None)):
         if message.metadata.size > _MAX_METADATA_BYTES:
-            raise ValueError(f"got a description of {message.metadata.size} bytes, expected at most {_MAX_METADATA_BYTES}")
+            raise ValueError(
+                f"got a description of {message.metadata.size} bytes, expected at most {_MAX_METADATA_BYTES}"
+            )
         if message.type != ("record batch" if number else "schema"):
             raise ValueError(f"got a {message.type} message, expected a schema and then record batches")
         if max_batches is not None and number > max_batches:
             raise TooManyRowsError(f"more than {max_batches} record batches")
         if number and _is_compressed(message.metadata):
-            raise ValueError("got a compressed record batch, expected plain ones: pixels and targets do not shrink")
+            raise ValueError(
+                "got a compressed record batch, expected plain ones: pixels and targets do not shrink"
+            )
 
 
 def _next(reader: pa.ipc.MessageReader) -> pa.Message | None:
@@ -39,10 +46,14 @@ def _next(reader: pa.ipc.MessageReader) -> pa.Message | None:
 
 
 def _is_compressed(metadata: pa.Buffer) -> bool:
-    """Whether the batch's table names a codec. Arrow has checked the flatbuffer; pyarrow does not show this part of it."""
+    """Whether the batch's table names a codec. Arrow has checked the flatbuffer; pyarrow does not show this
+    part of it."""
     described = memoryview(metadata)
     header = _field(described, _uint32(described, 0), _HEADER_FIELD)
-    return header is not None and _field(described, header + _uint32(described, header), _COMPRESSION_FIELD) is not None
+    return (
+        header is not None
+        and _field(described, header + _uint32(described, header), _COMPRESSION_FIELD) is not None
+    )
 
 
 def _field(described: memoryview, table: int, number: int) -> int | None:

@@ -1,4 +1,5 @@
-"""The target cache: Arrow IPC files of encoded targets, found by clip digest (DESIGN section 4, Target cache)."""
+"""The target cache: Arrow IPC files of encoded targets, found by clip digest (DESIGN section 4, Target
+cache)."""
 
 import hashlib
 import json
@@ -14,10 +15,10 @@ import pyarrow as pa
 import xxhash
 from typing_extensions import Buffer
 
-from common.config import TargetDtype
-from common.targets import codec
-from common.targets.cells import Cells
-from common.targets.codec import CorruptTargetError, EncodedTarget
+from salt_distill.common.config import TargetDtype
+from salt_distill.common.targets import codec
+from salt_distill.common.targets.cells import Cells
+from salt_distill.common.targets.codec import CorruptTargetError, EncodedTarget
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -26,7 +27,8 @@ PARTIAL = ".partial-"
 _BATCH_BYTES = 16_000_000
 """Targets of one record batch, in bytes: few batches to open, and little to hold while writing."""
 _DIGESTS = b"salt.digests"
-"""Metadata of a record batch: xxh3-64 of its clip digests, by which rows are found. Rows have checksums of their targets alone."""
+"""Metadata of a record batch: xxh3-64 of its clip digests, by which rows are found. Rows have checksums of
+their targets alone."""
 REPAIR = "`salt-serve cache verify --repair` computes it again"
 _CHECKSUM = "checksum"
 """Of a manifest: sha256 of all else in it, as canonical JSON."""
@@ -106,7 +108,10 @@ def write_file(path: Path, spec: CacheSpec, rows: Iterable[CacheRow]) -> int:
         with pa.ipc.new_file(file, schema) as writer:
             for chunk in _chunks(rows, spec):
                 digests = b"".join(row.clip_digest for row in chunk)
-                writer.write_batch(_record_batch(schema, chunk), custom_metadata={_DIGESTS: xxhash.xxh3_64_hexdigest(digests)})
+                writer.write_batch(
+                    _record_batch(schema, chunk),
+                    custom_metadata={_DIGESTS: xxhash.xxh3_64_hexdigest(digests)},
+                )
                 num_rows += len(chunk)
         file.flush()
         os.fsync(file.fileno())
@@ -115,8 +120,11 @@ def write_file(path: Path, spec: CacheSpec, rows: Iterable[CacheRow]) -> int:
     return num_rows
 
 
-def write_manifest(root: Path, spec: CacheSpec, listed: dict[str, dict[str, Any]], skipped: Iterable[str]) -> None:
-    """Writes ``manifest.json``, the last file of a cache. ``listed``: ``listing`` of each file; ``skipped``: samples that do not decode."""
+def write_manifest(
+    root: Path, spec: CacheSpec, listed: dict[str, dict[str, Any]], skipped: Iterable[str]
+) -> None:
+    """Writes ``manifest.json``, the last file of a cache. ``listed``: ``listing`` of each file; ``skipped``:
+    samples that do not decode."""
     replace_manifest(root, {**spec.to_json(), "files": listed, "skipped": sorted(skipped)})
 
 
@@ -132,22 +140,28 @@ def replace_manifest(root: Path, manifest: dict[str, Any]) -> None:
 
 
 def read_manifest(root: Path, place: str | None = None) -> dict[str, Any]:
-    """The manifest of a cache. Raises ValueError where there is none, CorruptTargetError where it is not as it was written.
+    """The manifest of a cache. Raises ValueError where there is none, CorruptTargetError where it is not as
+    it was written.
 
     ``place``: where the cache is, if ``root`` only has a copy of the manifest.
     """
     path, called = root / MANIFEST, f"{place or root}/{MANIFEST}"
     if not path.is_file():
         raise ValueError(
-            f"got {place or root}, expected a target cache with a {MANIFEST}: `salt-serve precompute` writes it last, so let it finish"
+            f"got {place or root}, expected a target cache with a {MANIFEST}: `salt-serve precompute` writes"
+            " it last, so let it finish"
         )
     try:
         manifest = json.loads(path.read_text())
         checksum = manifest.pop(_CHECKSUM, None)
     except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError) as error:
-        raise CorruptTargetError(f"{called} is damaged: {error}. `salt-serve cache verify --repair` restores it") from error
+        raise CorruptTargetError(
+            f"{called} is damaged: {error}. `salt-serve cache verify --repair` restores it"
+        ) from error
     if checksum != _checksum(manifest):
-        raise CorruptTargetError(f"{called} is damaged: it is not what was written. `salt-serve cache verify --repair` restores it")
+        raise CorruptTargetError(
+            f"{called} is damaged: it is not what was written. `salt-serve cache verify --repair` restores it"
+        )
     return manifest
 
 
@@ -158,7 +172,10 @@ def listing(path: Path, num_rows: int) -> dict[str, Any]:
 
 def difference(found: dict[str, Any], listed: dict[str, Any]) -> str:
     """How a file is not what a manifest says of it."""
-    return f"got {found['rows']} rows with sha256 {found['sha256']}, expected {listed['rows']} with {listed['sha256']}"
+    return (
+        f"got {found['rows']} rows with sha256 {found['sha256']}, expected {listed['rows']} with"
+        f" {listed['sha256']}"
+    )
 
 
 class _Encoded:
@@ -171,30 +188,42 @@ class _Encoded:
     def __getitem__(self, row_idx: int) -> EncodedTarget:
         target = self._targets[row_idx]
         assert target is not None, "the schema has no null targets"
-        return EncodedTarget(target=target, scale=self._scales[row_idx], checksum=int(self._checksums[row_idx]))
+        return EncodedTarget(
+            target=target, scale=self._scales[row_idx], checksum=int(self._checksums[row_idx])
+        )
 
 
 class CacheFile:
-    """A memory-mapped cache file. Raises CorruptTargetError where it cannot be opened, ValueError where it holds targets of another spec."""
+    """A memory-mapped cache file. Raises CorruptTargetError where it cannot be opened, ValueError where it
+    holds targets of another spec."""
 
     def __init__(self, path: Path, spec: CacheSpec, called: str | None = None) -> None:
         """``called``: where the file is, if ``path`` only has a copy of it."""
         self._called, self._spec = called or str(path), spec
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            read = [reader.get_batch_with_custom_metadata(number) for number in range(reader.num_record_batches)]
+            read = [
+                reader.get_batch_with_custom_metadata(number) for number in range(reader.num_record_batches)
+            ]
         except (pa.ArrowException, OSError) as error:
-            raise CorruptTargetError(f"{self._called}: got no readable cache file ({error}): {REPAIR}") from error
+            raise CorruptTargetError(
+                f"{self._called}: got no readable cache file ({error}): {REPAIR}"
+            ) from error
         self._batches = [batch for batch, _ in read]
         self._hashes = [(metadata or {}).get(_DIGESTS, b"none").decode() for _, metadata in read]
-        if reader.schema.names != [field.name for field in _FIELDS] or reader.schema.types != [field.type for field in _FIELDS]:
-            raise ValueError(f"{self._called}: got the columns {reader.schema.names}, expected {[field.name for field in _FIELDS]}")
+        if reader.schema.names != [field.name for field in _FIELDS] or reader.schema.types != [
+            field.type for field in _FIELDS
+        ]:
+            raise ValueError(
+                f"{self._called}: got the columns {reader.schema.names}, expected"
+                f" {[field.name for field in _FIELDS]}"
+            )
         found = json.loads((reader.schema.metadata or {}).get(b"salt.cache", b"{}"))
         if different := [name for name, value in spec.to_json().items() if found.get(name) != value]:
             name = different[0]
             raise ValueError(
-                f"{self._called}: got targets with {name}={found.get(name)}, expected {spec.to_json()[name]}: "
-                "precompute into an empty folder, or repeat the command that began this one"
+                f"{self._called}: got targets with {name}={found.get(name)}, expected {spec.to_json()[name]}:"
+                " precompute into an empty folder, or repeat the command that began this one"
             )
         self._starts: list[int] = np.cumsum([0] + [len(batch) for batch in self._batches]).tolist()
         self._encoded = dict[int, _Encoded]()
@@ -204,13 +233,18 @@ class CacheFile:
         return self._starts[-1]
 
     def digests(self) -> np.ndarray:
-        """The clip digest of each row: uint8 [rows, 32]. Raises CorruptTargetError where they are not those that were written."""
+        """The clip digest of each row: uint8 [rows, 32]. Raises CorruptTargetError where they are not those
+        that were written."""
         columns = [batch.column("clip_digest") for batch in self._batches]
-        cells = [np.frombuffer(column.buffers()[1], dtype=np.uint8)[: len(column) * 32].reshape(-1, 32) for column in columns]
+        cells = [
+            np.frombuffer(column.buffers()[1], dtype=np.uint8)[: len(column) * 32].reshape(-1, 32)
+            for column in columns
+        ]
         for number, (digests, written) in enumerate(zip(cells, self._hashes, strict=True)):
             if (found := xxhash.xxh3_64_hexdigest(digests.data)) != written:
                 raise CorruptTargetError(
-                    f"{self._called}, record batch {number}: got clip digests with hash {found}, expected {written}: {REPAIR}"
+                    f"{self._called}, record batch {number}: got clip digests with hash {found}, expected"
+                    f" {written}: {REPAIR}"
                 )
         return np.concatenate(cells) if cells else np.zeros((0, 32), dtype=np.uint8)
 
@@ -234,18 +268,30 @@ class CacheFile:
         return batch_idx, number - self._starts[batch_idx]
 
     def check(self) -> tuple[list[CacheRow], list[CorruptTargetError]]:
-        """After reading all of it: the rows whose targets are whole, and what is wrong with the others and with the digests."""
+        """After reading all of it: the rows whose targets are whole, and what is wrong with the others and
+        with the digests."""
         rows, damage = list[CacheRow](), list[CorruptTargetError]()
         try:
             self.digests()
         except CorruptTargetError as error:
-            damage.append(error)  # a row with a wrong digest is no clip's, so it does no harm among the whole ones
+            damage.append(
+                error
+            )  # a row with a wrong digest is no clip's, so it does no harm among the whole ones
         for number in range(len(self)):
             row = self.row(number)
             try:
-                codec.verify(row.encoded, self._spec.target_dtype, num_tokens=self._spec.shape[0], width=self._spec.shape[1])
+                codec.verify(
+                    row.encoded,
+                    self._spec.target_dtype,
+                    num_tokens=self._spec.shape[0],
+                    width=self._spec.shape[1],
+                )
             except CorruptTargetError as error:
-                damage.append(CorruptTargetError(f"{self._called}, row {number}, sample {row.key}, view {row.view}: {error}"))
+                damage.append(
+                    CorruptTargetError(
+                        f"{self._called}, row {number}, sample {row.key}, view {row.view}: {error}"
+                    )
+                )
             else:
                 rows.append(row)
         return rows, damage

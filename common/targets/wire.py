@@ -10,10 +10,10 @@ import pyarrow as pa
 from jaxtyping import Int
 from typing_extensions import Buffer
 
-from common.config import TargetDtype
-from common.targets.cells import cell, column_of
-from common.targets.codec import TARGET_DTYPES, EncodedTarget
-from common.targets.messages import TooManyRowsError, check_stream
+from salt_distill.common.config import TargetDtype
+from salt_distill.common.targets.cells import cell, column_of
+from salt_distill.common.targets.codec import TARGET_DTYPES, EncodedTarget
+from salt_distill.common.targets.messages import TooManyRowsError, check_stream
 
 PROTOCOL = "1"
 CONTENT_TYPE = "application/vnd.apache.arrow.stream"
@@ -93,7 +93,8 @@ def write_request(target_dtype: TargetDtype, rows: Sequence[RequestRow]) -> Body
 
 
 def read_request(body: Buffer, *, max_rows: int | None = None) -> Request:
-    """A request body, parsed; clips stay where they are in it. Raises ValueError with got and expected, TooManyRowsError."""
+    """A request body, parsed; clips stay where they are in it. Raises ValueError with got and expected,
+    TooManyRowsError."""
     schema, batches = _read_stream(body, _request_fields, max_rows)
     has_token_idx = "token_idx" in schema.names
     metadata = _metadata(schema, required=("protocol", "target_dtype"))
@@ -101,7 +102,9 @@ def read_request(body: Buffer, *, max_rows: int | None = None) -> Request:
     rows = []
     for batch in batches:
         token_lists = batch.column("token_idx") if has_token_idx else [None] * len(batch)
-        for row_idx, (digest, token_idx) in enumerate(zip(batch.column("clip_digest"), token_lists, strict=True)):
+        for row_idx, (digest, token_idx) in enumerate(
+            zip(batch.column("clip_digest"), token_lists, strict=True)
+        ):
             clip = cell(batch.column("clip"), row_idx)
             rows.append(RequestRow(clip_digest=_digest(digest), clip=clip, token_idx=_token_idx(token_idx)))
     if not rows:
@@ -119,13 +122,18 @@ def write_response(header: ResponseHeader, rows: Sequence[ResponseRow]) -> Body:
         "salt.shape": json.dumps(header.shape),
         "salt.leased": json.dumps(header.leased),
     }
-    return _write_stream(pa.schema(_RESPONSE_FIELDS, metadata=metadata), (_response_columns(row) for row in rows))
+    return _write_stream(
+        pa.schema(_RESPONSE_FIELDS, metadata=metadata), (_response_columns(row) for row in rows)
+    )
 
 
 def read_response(body: Buffer) -> tuple[ResponseHeader, list[ResponseRow]]:
-    """A response body, parsed; targets stay where they are in it, checksums unchecked. Raises ValueError with got and expected."""
+    """A response body, parsed; targets stay where they are in it, checksums unchecked. Raises ValueError with
+    got and expected."""
     schema, batches = _read_stream(body, lambda schema: _RESPONSE_FIELDS)
-    metadata = _metadata(schema, required=("protocol", "target_dtype", "fingerprint", "compute", "shape", "leased"))
+    metadata = _metadata(
+        schema, required=("protocol", "target_dtype", "fingerprint", "compute", "shape", "leased")
+    )
     num_tokens, width = json.loads(metadata["shape"])
     header = ResponseHeader(
         target_dtype=_target_dtype(metadata),
@@ -168,7 +176,8 @@ def _response_row(batch: pa.RecordBatch, row_idx: int) -> ResponseRow:
         raise ValueError(f"got a row with status {name!r}, expected one of {', '.join(STATUSES)}")
     if (name == "ok") == (target is None):
         raise ValueError(
-            f"got a row with status {name!r} and {'no' if target is None else 'a'} target, expected one exactly where it is ok"
+            f"got a row with status {name!r} and {'no' if target is None else 'a'} target, expected one"
+            " exactly where it is ok"
         )
     encoded = None if target is None else EncodedTarget(target=target, scale=scale, checksum=checksum.as_py())
     return ResponseRow(clip_digest=_digest(digest), status=name, encoded=encoded)
@@ -184,7 +193,8 @@ def _write_stream(schema: pa.Schema, rows: Iterable[list[pa.Array]]) -> Body:
 
 
 class _Pieces:
-    """A file that keeps what Arrow writes: a cell of megabytes where it is, and what lies between two of them in one piece."""
+    """A file that keeps what Arrow writes: a cell of megabytes where it is, and what lies between two of them
+    in one piece."""
 
     closed = False
 
@@ -207,7 +217,8 @@ class _Pieces:
 def _read_stream(
     body: Buffer, fields_of: Callable[[pa.Schema], Sequence[pa.Field]], max_rows: int | None = None
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Schema and batches. Whatever they declare, they take no more memory than the body has bytes, and an object for each batch."""
+    """Schema and batches. Whatever they declare, they take no more memory than the body has bytes, and an
+    object for each batch."""
     try:
         check_stream(pa.py_buffer(body), max_batches=max_rows)
         reader = pa.ipc.open_stream(pa.py_buffer(body))
@@ -218,14 +229,20 @@ def _read_stream(
         for batch in batches:
             batch.validate(full=True)  # offsets that point outside the body
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"got {memoryview(body).nbytes} bytes that are no Arrow IPC stream ({error}), expected {CONTENT_TYPE}") from error
+        raise ValueError(
+            f"got {memoryview(body).nbytes} bytes that are no Arrow IPC stream ({error}), expected"
+            f" {CONTENT_TYPE}"
+        ) from error
     return reader.schema, iter(batches)
 
 
 def _check_fields(schema: pa.Schema, expected: Sequence[pa.Field]) -> None:
     got = {field.name: field for field in schema}
     if len(got) != len(schema) or set(got) != {field.name for field in expected}:
-        raise ValueError(f"got the columns {', '.join(schema.names)}, expected {', '.join(field.name for field in expected)}")
+        raise ValueError(
+            f"got the columns {', '.join(schema.names)}, expected"
+            f" {', '.join(field.name for field in expected)}"
+        )
     for field in expected:
         if got[field.name].type != field.type:
             raise ValueError(f"column {field.name}: got {got[field.name].type}, expected {field.type}")
@@ -237,9 +254,15 @@ def _metadata(schema: pa.Schema, *, required: Sequence[str]) -> dict[str, str]:
     if missing := [key for key in required if key not in salt]:
         raise ValueError(f"got the schema metadata {sorted(found)}, expected also salt.{missing[0]}")
     if unknown := [key for key in salt if key not in required]:
-        raise ValueError(f"got the unknown schema metadata salt.{unknown[0]}, expected only {', '.join('salt.' + key for key in required)}")
+        raise ValueError(
+            f"got the unknown schema metadata salt.{unknown[0]}, expected only"
+            f" {', '.join('salt.' + key for key in required)}"
+        )
     if salt["protocol"] != PROTOCOL:
-        raise ValueError(f"got salt.protocol {salt['protocol']!r}, expected {PROTOCOL!r}: client and server are of different versions")
+        raise ValueError(
+            f"got salt.protocol {salt['protocol']!r}, expected {PROTOCOL!r}: client and server are of"
+            " different versions"
+        )
     return salt
 
 
@@ -247,7 +270,9 @@ def _target_dtype(metadata: dict[str, str]) -> TargetDtype:
     for dtype in TARGET_DTYPES:
         if metadata["target_dtype"] == dtype:
             return dtype
-    raise ValueError(f"got salt.target_dtype {metadata['target_dtype']!r}, expected one of {', '.join(TARGET_DTYPES)}")
+    raise ValueError(
+        f"got salt.target_dtype {metadata['target_dtype']!r}, expected one of {', '.join(TARGET_DTYPES)}"
+    )
 
 
 def _digest(scalar: pa.Scalar) -> bytes:
@@ -261,7 +286,10 @@ def _token_idx(scalar: pa.Scalar | None) -> np.ndarray | None:
         return None
     values = scalar.values
     if values.null_count or len(values) == 0:
-        raise ValueError("got a token_idx that is empty or holds nulls, expected at least one token, or null for all of them")
+        raise ValueError(
+            "got a token_idx that is empty or holds nulls, expected at least one token, or null for all of"
+            " them"
+        )
     token_idx = values.to_numpy().astype(np.int64)
     if (np.diff(token_idx) <= 0).any():
         raise ValueError(f"got token_idx {token_idx[:8].tolist()}..., expected strictly ascending tokens")

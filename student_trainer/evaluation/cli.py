@@ -1,7 +1,7 @@
 """`salt-eval`: what a trained encoder is worth."""
 
-from common.command import add_command, console, new_app, run_app
-from common.config import (
+from salt_distill.common.command import add_command, console, new_app, run_app
+from salt_distill.common.config import (
     PROTOCOLS,
     ExportConfig,
     FidelityConfig,
@@ -16,55 +16,55 @@ from common.config import (
 
 
 def _probe(config: ProbeConfig) -> None:
-    from student_trainer.evaluation.probe_table import run
+    from salt_distill.student_trainer.evaluation.probe.table import run
 
     run(config)
 
 
 def _physics(config: PhysicsConfig) -> None:
-    from student_trainer.evaluation.physics.run import run
+    from salt_distill.student_trainer.evaluation.physics.run import run
 
     run(config)
 
 
 def _rank(config: RankConfig) -> None:
-    from student_trainer.evaluation.rank import run
+    from salt_distill.student_trainer.evaluation.rank import run
 
     run(config)
 
 
 def _select(config: SelectConfig) -> None:
-    from student_trainer.evaluation.select import run
+    from salt_distill.student_trainer.evaluation.select import run
 
     run(config)
 
 
 def _report(config: ReportConfig) -> None:
-    from student_trainer.evaluation.report import run
+    from salt_distill.student_trainer.evaluation.report.build import run
 
     run(config)
 
 
 def _pictures(config: PicturesConfig) -> None:
-    from student_trainer.evaluation.gallery import run
+    from salt_distill.student_trainer.evaluation.gallery import run
 
     run(config)
 
 
 def _flops(config: FlopsConfig) -> None:
-    from student_trainer.evaluation.flops import run
+    from salt_distill.student_trainer.evaluation.flops import run
 
     run(config)
 
 
 def _fidelity(config: FidelityConfig) -> None:
-    from student_trainer.evaluation.fidelity.page import run
+    from salt_distill.student_trainer.evaluation.fidelity.page import run
 
     run(config)
 
 
 def _export(config: ExportConfig) -> None:
-    from common.model.export import export
+    from salt_distill.common.model.export import export
 
     export(config, console)
 
@@ -76,24 +76,32 @@ add_command(
     ProbeConfig,
     _probe,
     presets=PROTOCOLS,
-    help="Accuracy of frozen encoders on every label of a data set, by an attentive probe; in this process, or shared by `--workers` of Ray.\n\n"
-    "Example: `salt-eval probe --preset ssv2 --ckpt runs/student-a --data ssv2-shards --out probe.json`",
+    help=(
+        "Accuracy of frozen encoders on every label of a data set, by an attentive probe; in this process, or"
+        " shared by `--workers` of Ray.\n\nExample: `salt-eval probe --preset ssv2 --ckpt runs/student-a"
+        " --data ssv2-shards --out probe.json`"
+    ),
 )
 add_command(
     app,
     "physics",
     PhysicsConfig,
     _physics,
-    help="How often a student is more surprised by the impossible video of a pair: IntPhys, GRASP, InfLevel.\n\n"
-    "Example: `salt-eval physics --ckpt runs/student-a --teacher runs/teacher --data scenes --out physics.json`",
+    help=(
+        "How often a student is more surprised by the impossible video of a pair: IntPhys, GRASP,"
+        " InfLevel.\n\nExample: `salt-eval physics --ckpt runs/student-a --teacher runs/teacher --data scenes"
+        " --out physics.json`"
+    ),
 )
 add_command(
     app,
     "rank",
     RankConfig,
     _rank,
-    help="RankMe and k-NN accuracy of frozen encoders, without training anything.\n\n"
-    "Example: `salt-eval rank --ckpt runs/teacher --ckpt runs/student-a --data shards --out rank.json`",
+    help=(
+        "RankMe and k-NN accuracy of frozen encoders, without training anything.\n\n"
+        "Example: `salt-eval rank --ckpt runs/teacher --ckpt runs/student-a --data shards --out rank.json`"
+    ),
 )
 add_command(
     app,
@@ -101,16 +109,21 @@ add_command(
     SelectConfig,
     _select,
     positional=("run_dirs",),
-    help="The loss of every checkpoint on held-out clips against probe accuracy, and the accuracy that it predicts for runs not probed.\n\n"
-    "Example: `salt-eval select runs/student-* --teacher runs/teacher --data shards --probe probe.json --out select.json`",
+    help=(
+        "The loss of every checkpoint on held-out clips against probe accuracy, and the accuracy that it"
+        " predicts for runs not probed.\n\nExample: `salt-eval select runs/student-* --teacher runs/teacher"
+        " --data shards --probe probe.json --out select.json`"
+    ),
 )
 add_command(
     app,
     "export",
     ExportConfig,
     _export,
-    help="Write a checkpoint as a Hugging Face VJEPA2 directory, or as a V-JEPA 2 file.\n\n"
-    "Example: `salt-eval export --ckpt runs/student-a --format hf --out student-a-hf`",
+    help=(
+        "Write a checkpoint as a Hugging Face VJEPA2 directory, or as a V-JEPA 2 file.\n\n"
+        "Example: `salt-eval export --ckpt runs/student-a --format hf --out student-a-hf`"
+    ),
 )
 add_command(
     app,
@@ -118,16 +131,22 @@ add_command(
     ReportConfig,
     _report,
     positional=("run_dirs",),
-    help="One self-contained HTML page about a set of runs: curves, probes, predicted accuracies, sharing, pictures.",
+    help=(
+        "One self-contained HTML page about a set of runs: curves, probes, predicted accuracies, sharing,"
+        " pictures."
+    ),
 )
 add_command(
     app,
     "pictures",
     PicturesConfig,
     _pictures,
-    help="What encoders make of clips, a picture and a short video of each: principal components over time, masks, what stage 1 paints, and where "
-    "a student's predictions agree with its teacher.\n\n"
-    "Example: `salt-eval pictures --ckpt runs/teacher --ckpt runs/student-a --teacher runs/teacher --data SHARDS --out pictures`",
+    help=(
+        "What encoders make of clips, a picture and a short video of each: principal components over time,"
+        " masks, what stage 1 paints, and where a student's predictions agree with its teacher.\n\nExample:"
+        " `salt-eval pictures --ckpt runs/teacher --ckpt runs/student-a --teacher runs/teacher --data SHARDS"
+        " --out pictures`"
+    ),
 )
 add_command(
     app,
@@ -135,15 +154,21 @@ add_command(
     FlopsConfig,
     _flops,
     default_preset="vit-l",
-    help="The compute of a run and of its teacher's training: the paper's 6ND, and every matrix product at the tokens that the masks keep.\n\n"
-    "Example: `salt-eval flops --preset vit-g --teacher vit-l --steps 160000 --teacher-steps 80000`",
+    help=(
+        "The compute of a run and of its teacher's training: the paper's 6ND, and every matrix product at the"
+        " tokens that the masks keep.\n\nExample: `salt-eval flops --preset vit-g --teacher vit-l --steps"
+        " 160000 --teacher-steps 80000`"
+    ),
 )
 add_command(
     app,
     "fidelity",
     FidelityConfig,
     _fidelity,
-    help="Every number that the paper and the reference code give about the method beside ours: writes docs/fidelity.md.",
+    help=(
+        "Every number that the paper and the reference code give about the method beside ours: writes"
+        " docs/fidelity.md."
+    ),
 )
 
 

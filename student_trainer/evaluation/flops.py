@@ -7,13 +7,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from common.config import EncoderConfig, FlopsConfig, PredictorConfig, preset_layer
-from common.model.flops import kept_tokens
-from common.model.grid import token_grid
-from student_trainer.evaluation.fidelity.paper_flops import tables
-from student_trainer.evaluation.fidelity.paper_table import HOW_TO_READ, remarks, text_of
-from student_trainer.run_flops import NAMES, RunFlops, scientific
-from student_trainer.vpixel import pixel_width
+from salt_distill.common.config import EncoderConfig, FlopsConfig, PredictorConfig, preset_layer
+from salt_distill.common.model.flops import kept_tokens
+from salt_distill.common.model.grid import token_grid
+from salt_distill.student_trainer.evaluation.fidelity.paper_flops import tables
+from salt_distill.student_trainer.evaluation.fidelity.paper_table import HOW_TO_READ, remarks, text_of
+from salt_distill.student_trainer.run_flops import NAMES, RunFlops, scientific
+from salt_distill.student_trainer.vpixel import pixel_width
 
 
 def run(config: FlopsConfig) -> None:
@@ -34,7 +34,13 @@ def runs_of(config: FlopsConfig) -> list[RunFlops]:
     grid = token_grid(config.view, config.encoder)
     kept = kept_tokens(config.mask, grid, seed=config.seed, batch_size=config.batch_size)
 
-    def new(objective: str, encoder: EncoderConfig, predictor: PredictorConfig, teacher: EncoderConfig | None, steps: int) -> RunFlops:
+    def new(
+        objective: str,
+        encoder: EncoderConfig,
+        predictor: PredictorConfig,
+        teacher: EncoderConfig | None,
+        steps: int,
+    ) -> RunFlops:
         return RunFlops(
             objective=objective,
             encoder=encoder,
@@ -54,8 +60,9 @@ def runs_of(config: FlopsConfig) -> list[RunFlops]:
     teacher = FlopsConfig.model_validate(preset_layer(FlopsConfig, config.teacher))
     if token_grid(config.view, teacher.encoder) != grid:
         raise ValueError(
-            f"got a teacher {config.teacher} with patches of {teacher.encoder.patch_size} pixels and {teacher.encoder.tubelet_size} frames, expected the "
-            f"student's {config.encoder.patch_size} and {config.encoder.tubelet_size}: both cut a clip into the same tokens"
+            f"got a teacher {config.teacher} with patches of {teacher.encoder.patch_size} pixels and"
+            f" {teacher.encoder.tubelet_size} frames, expected the student's {config.encoder.patch_size} and"
+            f" {config.encoder.tubelet_size}: both cut a clip into the same tokens"
         )
     chain = []
     for number, steps in enumerate(config.teacher_steps):
@@ -80,7 +87,16 @@ def _print(chain: Sequence[RunFlops]) -> None:
                     scientific(getattr(run.exact, part)),
                 )
         share = f"{run.exact.attention / run.exact.total:.0%}"
-        table.add_row("", "together", "", "", scientific(run.six_n_d.total), scientific(run.exact.total), share, end_section=True)
+        table.add_row(
+            "",
+            "together",
+            "",
+            "",
+            scientific(run.six_n_d.total),
+            scientific(run.exact.total),
+            share,
+            end_section=True,
+        )
     if len(chain) > 1:
         totals = (scientific(sum(getattr(run, name).total for run in chain)) for name in ("six_n_d", "exact"))
         table.add_row("all runs", "", "", "", *totals)
@@ -90,10 +106,15 @@ def _print(chain: Sequence[RunFlops]) -> None:
     run = chain[-1]
     shares = ", ".join(f"{visible:.1%} and {hidden:.1%}" for visible, hidden in run.shares)
     for sentence in (
-        "6ND (arXiv:2509.24317, Appendix F): 6 per weight and token, 2 for a teacher's. In each mask set the encoder counts a tenth of the tokens, "
-        "the predictor all.",
-        "exact: 2 per multiplication of every matrix product, attention included, at the tokens that the masks keep: of "
-        f"{run.grid.num_tokens:,} per clip, {shares} are seen and predicted (mask sets in order; mean of {len(run.kept)} mask groups).",
+        (
+            "6ND (arXiv:2509.24317, Appendix F): 6 per weight and token, 2 for a teacher's. In each mask set"
+            " the encoder counts a tenth of the tokens, the predictor all."
+        ),
+        (
+            "exact: 2 per multiplication of every matrix product, attention included, at the tokens that the"
+            f" masks keep: of {run.grid.num_tokens:,} per clip, {shares} are seen and predicted (mask sets in"
+            f" order; mean of {len(run.kept)} mask groups)."
+        ),
     ):
         console.print(sentence, highlight=False, soft_wrap=True)
 

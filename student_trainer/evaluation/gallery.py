@@ -13,14 +13,14 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
-from common.command import console
-from common.config import FrozenConfig, PicturesConfig
-from common.data.encode import encode_mp4
-from common.model.checkpoint import open_encoder, read_config
-from common.pictures import GAP, png_bytes, strip
-from student_trainer.evaluation.features import first_clips
-from student_trainer.evaluation.panels import Panel, components, masks, paintings, predictions
-from student_trainer.evaluation.pictures import masks_of
+from salt_distill.common.command import console
+from salt_distill.common.config import FrozenConfig, PicturesConfig
+from salt_distill.common.data.encode import encode_mp4
+from salt_distill.common.model.checkpoint import open_encoder, read_config
+from salt_distill.common.pictures import GAP, png_bytes, strip
+from salt_distill.student_trainer.evaluation.panels import Panel, components, masks, paintings, predictions
+from salt_distill.student_trainer.evaluation.pictures import masks_of
+from salt_distill.student_trainer.evaluation.probe.features import first_clips
 
 LINE_HEIGHT, CHARACTER_WIDTH = 16, 7
 """Of a title, in pixels."""
@@ -33,18 +33,27 @@ VIDEO_HEIGHT = 224
 def run(config: PicturesConfig) -> None:
     """Writes ``clip-NNN.png`` and ``clip-NNN.mp4`` into ``config.out``."""
     torch.set_num_threads(config.num_threads)
-    encoders = [open_encoder(FrozenConfig(ckpt=path, num_frames=config.num_frames, crop_size=config.crop_size)) for path in config.ckpt]
+    encoders = [
+        open_encoder(FrozenConfig(ckpt=path, num_frames=config.num_frames, crop_size=config.crop_size))
+        for path in config.ckpt
+    ]
     keys, clips = first_clips(config.data, config.split, encoders[0].view, config.loader, config.num_clips)
     for encoder in encoders:
         if encoder.view.clip_shape != encoders[0].view.clip_shape:
             raise ValueError(
-                f"got {encoder.name} for clips {encoder.view.clip_shape} and {encoders[0].name} for {encoders[0].view.clip_shape}, expected one "
-                "shape: set --num-frames and --crop-size, or give them to two commands"
+                f"got {encoder.name} for clips {encoder.view.clip_shape} and {encoders[0].name} for"
+                f" {encoders[0].view.clip_shape}, expected one shape: set --num-frames and --crop-size, or"
+                " give them to two commands"
             )
     panels = [[Panel(title="clip", frames=clip, tubelet_size=1)] for clip in clips]
     sources = [([panel] for panel in components(encoder, clips)) for encoder in encoders]
-    sources += [_own(Path(path), encoder.name, clips, config) for path, encoder in zip(config.ckpt, encoders, strict=True)]
-    for source in track(sources, description="pictures", console=console, transient=True, disable=not console.is_terminal):
+    sources += [
+        _own(Path(path), encoder.name, clips, config)
+        for path, encoder in zip(config.ckpt, encoders, strict=True)
+    ]
+    for source in track(
+        sources, description="pictures", console=console, transient=True, disable=not console.is_terminal
+    ):
         for of_clip, more in zip(panels, source, strict=True):
             of_clip += more
     out = Path(config.out)
@@ -52,14 +61,24 @@ def run(config: PicturesConfig) -> None:
     for number, (key, of_clip) in enumerate(zip(keys, panels, strict=True)):
         (out / f"clip-{number:03d}.png").write_bytes(png_bytes(sheet(of_clip)))
         (out / f"clip-{number:03d}.mp4").write_bytes(video(of_clip))
-        console.print(f"{out}/clip-{number:03d}.png and .mp4: {key}, {len(of_clip)} panels", highlight=False, soft_wrap=True)
+        console.print(
+            f"{out}/clip-{number:03d}.png and .mp4: {key}, {len(of_clip)} panels",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def sheet(panels: Sequence[Panel]) -> UInt8[np.ndarray, "rows columns 3"]:
     """Every panel as a strip with a frame of each tubelet, one below the other, under its title."""
     tubelet = max(panel.tubelet_size for panel in panels)
     rows = [_on_white(strip(panel.frames, tubelet)) for panel in panels]
-    return np.concatenate([part for panel, row in zip(panels, rows, strict=True) for part in (_title(panel.title, row.shape[1]), row)])
+    return np.concatenate(
+        [
+            part
+            for panel, row in zip(panels, rows, strict=True)
+            for part in (_title(panel.title, row.shape[1]), row)
+        ]
+    )
 
 
 def video(panels: Sequence[Panel]) -> bytes:
@@ -70,13 +89,18 @@ def video(panels: Sequence[Panel]) -> bytes:
     return encode_mp4(made, width=width, height=height, fps=VIDEO_FPS, crf=18)
 
 
-def _own(path: Path, name: str, clips: UInt8[np.ndarray, "b t h w 3"], config: PicturesConfig) -> Iterator[list[Panel]]:
+def _own(
+    path: Path, name: str, clips: UInt8[np.ndarray, "b t h w 3"], config: PicturesConfig
+) -> Iterator[list[Panel]]:
     """For each clip what only a run of ours can show: its masks, and what it predicts under them."""
     if not (path / "config.yaml").is_file():
         return ([] for _ in clips)
     own = read_config(path)
     if own.view.clip_shape != clips.shape[1:]:
-        raise ValueError(f"{path}: got clips {clips.shape[1:]}, expected those that it was trained on, {own.view.clip_shape}")
+        raise ValueError(
+            f"{path}: got clips {clips.shape[1:]}, expected those that it was trained on,"
+            f" {own.view.clip_shape}"
+        )
     group = masks_of(own, seed=config.seed, step=1, batch_size=len(clips))
     hidden = masks(name, own, group, clips)
     if own.objective == "vpixel":
@@ -92,7 +116,9 @@ def _title(text: str, width: int, num_lines: int = 1) -> UInt8[np.ndarray, "rows
     """Text on white, in as many lines as it takes, at least ``num_lines``."""
     lines = _lines(text, width)
     image = Image.new("RGB", (width, 8 + LINE_HEIGHT * max(len(lines), num_lines)), "white")
-    ImageDraw.Draw(image).multiline_text((4, 4), "\n".join(lines), fill="black", font=ImageFont.load_default(13))
+    ImageDraw.Draw(image).multiline_text(
+        (4, 4), "\n".join(lines), fill="black", font=ImageFont.load_default(13)
+    )
     return np.asarray(image)
 
 
@@ -118,4 +144,6 @@ def _grid(panels: Sequence[Panel], time: int) -> UInt8[np.ndarray, "rows columns
         tiles.append(padded)
     blank = np.full_like(tiles[0], 255)
     tiles += [blank] * (-len(tiles) % PANELS_PER_ROW)
-    return rearrange(np.stack(tiles), "(rows columns) h w c -> (rows h) (columns w) c", columns=PANELS_PER_ROW)
+    return rearrange(
+        np.stack(tiles), "(rows columns) h w c -> (rows h) (columns w) c", columns=PANELS_PER_ROW
+    )

@@ -9,24 +9,33 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from common.config import MASK_GROUP_SIZE
-from common.model.checkpoint import CheckpointConfig, load_predictor, load_vit, read_config
-from common.model.masking import MaskGroup, MaskSet, mask_group
-from common.model.teacher import Teacher
-from student_trainer.evaluation.runs import Run
-from student_trainer.objective import Objective
-from student_trainer.salt import Salt
-from student_trainer.vpixel import VPixel
+from salt_distill.common.config import MASK_GROUP_SIZE
+from salt_distill.common.model.checkpoint import CheckpointConfig, load_predictor, load_vit, read_config
+from salt_distill.common.model.masking import MaskGroup, MaskSet, mask_group
+from salt_distill.common.model.teacher import Teacher
+from salt_distill.student_trainer.evaluation.runs import Run
+from salt_distill.student_trainer.objective import Objective
+from salt_distill.student_trainer.salt import Salt
+from salt_distill.student_trainer.vpixel import VPixel
 
 
 def checkpoints(run: Run) -> list[Path]:
     """A run's checkpoints, oldest first."""
-    return sorted((run.path / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(
+        (run.path / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-"))
+    )
 
 
-def targets_of(teacher: Teacher, clips: UInt8[np.ndarray, "b t h w 3"], batch_size: int) -> Float[Tensor, "b n d"]:
+def targets_of(
+    teacher: Teacher, clips: UInt8[np.ndarray, "b t h w 3"], batch_size: int
+) -> Float[Tensor, "b n d"]:
     """The teacher's latents of every clip, in the host's memory: all checkpoints are held against them."""
-    return torch.cat([teacher.forward(clips[first : first + batch_size]).cpu() for first in range(0, len(clips), batch_size)])
+    return torch.cat(
+        [
+            teacher.forward(clips[first : first + batch_size]).cpu()
+            for first in range(0, len(clips), batch_size)
+        ]
+    )
 
 
 @torch.inference_mode()
@@ -39,31 +48,51 @@ def held_out_loss(
     targets: Float[Tensor, "b n d"] | None,
     device: torch.device,
 ) -> float:
-    """The training loss, of these clips, under masks that ``seed`` draws: the mean over clips and mask sets."""
+    """The training loss, of these clips, under masks that ``seed`` draws: the mean over clips and mask
+    sets."""
     objective = objective.to(device).eval()
     losses = []
     for rows, masks in _groups(len(clips), config, seed, device):
         pixels = torch.from_numpy(clips[rows]).to(device)
-        losses.append(objective(pixels, None if targets is None else targets[rows].to(device), masks).double())
+        losses.append(
+            objective(pixels, None if targets is None else targets[rows].to(device), masks).double()
+        )
     return float(torch.cat(losses, dim=1).mean())
 
 
 def student_loss(
-    checkpoint: Path, clips: UInt8[np.ndarray, "b t h w 3"], *, seed: int, targets: Float[Tensor, "b n d"], device: torch.device
+    checkpoint: Path,
+    clips: UInt8[np.ndarray, "b t h w 3"],
+    *,
+    seed: int,
+    targets: Float[Tensor, "b n d"],
+    device: torch.device,
 ) -> float:
     """L1 of a student to its teacher's latents."""
     objective = Salt(load_vit(checkpoint), load_predictor(checkpoint))
     return held_out_loss(objective, clips, read_config(checkpoint), seed=seed, targets=targets, device=device)
 
 
-def vpixel_loss(checkpoint: Path, clips: UInt8[np.ndarray, "b t h w 3"], *, pixel_norm: str, seed: int, device: torch.device) -> float:
+def vpixel_loss(
+    checkpoint: Path,
+    clips: UInt8[np.ndarray, "b t h w 3"],
+    *,
+    pixel_norm: str,
+    seed: int,
+    device: torch.device,
+) -> float:
     """Mean squared error of a V-Pixel teacher's own training."""
     objective = VPixel(load_vit(checkpoint), load_predictor(checkpoint), pixel_norm=pixel_norm)
     return held_out_loss(objective, clips, read_config(checkpoint), seed=seed, targets=None, device=device)
 
 
-def _groups(num_clips: int, config: CheckpointConfig, seed: int, device: torch.device) -> Iterator[tuple[slice, MaskGroup]]:
+def _groups(
+    num_clips: int, config: CheckpointConfig, seed: int, device: torch.device
+) -> Iterator[tuple[slice, MaskGroup]]:
     for number in range(-(-num_clips // MASK_GROUP_SIZE)):
         masks = mask_group(config.mask, config.grid, seed=seed, step=0, group=number, batch_size=num_clips)
-        sets = (MaskSet(visible_idx=one.visible_idx.to(device), hidden_idx=one.hidden_idx.to(device)) for one in masks.sets)
+        sets = (
+            MaskSet(visible_idx=one.visible_idx.to(device), hidden_idx=one.hidden_idx.to(device))
+            for one in masks.sets
+        )
         yield slice(masks.first, masks.first + masks.size), replace(masks, sets=tuple(sets))

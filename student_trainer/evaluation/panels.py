@@ -1,4 +1,5 @@
-"""A clip in other forms: an encoder's components, masks, what stage 1 paints, where a student's predictions agree with their targets."""
+"""A clip in other forms: an encoder's components, masks, what stage 1 paints, where a student's predictions
+agree with their targets."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,16 +9,27 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from common.config import FrozenConfig, TeacherComputeConfig, load_yaml
-from common.model.checkpoint import CheckpointConfig, load_predictor, load_vit, open_encoder, read_config
-from common.model.frozen import FrozenEncoder
-from common.model.masking import MaskGroup
-from common.model.pixels import normalise
-from common.model.teacher import Teacher
-from common.pictures import describe, tint_masks, token_roles
-from student_trainer.evaluation.feature_pictures import agreement, paint, paint_agreement, pca_colours
-from student_trainer.evaluation.features import Frozen
-from student_trainer.evaluation.pictures import reconstruct
+from salt_distill.common.config import FrozenConfig, TeacherComputeConfig, load_yaml
+from salt_distill.common.model.checkpoint import (
+    CheckpointConfig,
+    load_predictor,
+    load_vit,
+    open_encoder,
+    read_config,
+)
+from salt_distill.common.model.frozen import FrozenEncoder
+from salt_distill.common.model.masking import MaskGroup
+from salt_distill.common.model.pixels import normalise
+from salt_distill.common.model.teacher import Teacher
+from salt_distill.common.pictures import describe, tint_masks, token_roles
+from salt_distill.student_trainer.evaluation.feature_pictures import (
+    agreement,
+    paint,
+    paint_agreement,
+    pca_colours,
+)
+from salt_distill.student_trainer.evaluation.pictures import reconstruct
+from salt_distill.student_trainer.evaluation.probe.features import Frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +42,14 @@ class Panel:
 
 
 def components(encoder: FrozenEncoder, clips: UInt8[np.ndarray, "b t h w 3"]) -> Iterator[Panel]:
-    """For each clip the principal components of an encoder's tokens over time; those of all clips together."""
+    """For each clip the principal components of an encoder's tokens over time; those of all clips
+    together."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokens = Frozen(encoder, encoder.load(), device, batch_size=1, bfloat16=False).tokens(clips[:, None], 1)[:, 0].cpu()
+    tokens = (
+        Frozen(encoder, encoder.load(), device, batch_size=1, bfloat16=False)
+        .tokens(clips[:, None], 1)[:, 0]
+        .cpu()
+    )
     for clip, colours in zip(clips, pca_colours(tokens), strict=True):
         yield Panel(
             title=f"{encoder.name}: first three principal components",
@@ -41,31 +58,54 @@ def components(encoder: FrozenEncoder, clips: UInt8[np.ndarray, "b t h w 3"]) ->
         )
 
 
-def masks(name: str, own: CheckpointConfig, group: MaskGroup, clips: UInt8[np.ndarray, "b t h w 3"]) -> Iterator[list[Panel]]:
+def masks(
+    name: str, own: CheckpointConfig, group: MaskGroup, clips: UInt8[np.ndarray, "b t h w 3"]
+) -> Iterator[list[Panel]]:
     """For each clip what a run's mask sets hide of it."""
     for row, clip in enumerate(clips):
         yield [
-            _panel(f"masks of {name}: {describe(mask_set)}", tint_masks(clip, token_roles(mask, row, own.grid.num_tokens), own.grid), own)
+            _panel(
+                f"masks of {name}: {describe(mask_set)}",
+                tint_masks(clip, token_roles(mask, row, own.grid.num_tokens), own.grid),
+                own,
+            )
             for mask_set, mask in zip(own.mask.sets, group.sets, strict=True)
         ]
 
 
-def paintings(path: Path, name: str, group: MaskGroup, clips: UInt8[np.ndarray, "b t h w 3"]) -> Iterator[list[Panel]]:
+def paintings(
+    path: Path, name: str, group: MaskGroup, clips: UInt8[np.ndarray, "b t h w 3"]
+) -> Iterator[list[Panel]]:
     """For each clip what a run of stage 1 paints under each mask set."""
     own = read_config(path)
-    encoder, predictor, pixel_norm = load_vit(path), load_predictor(path), load_yaml(path / "config.yaml")["pixel_norm"]
+    encoder, predictor, pixel_norm = (
+        load_vit(path),
+        load_predictor(path),
+        load_yaml(path / "config.yaml")["pixel_norm"],
+    )
     for row, clip in enumerate(clips):
         yield [
             _panel(
                 f"{name} paints, {describe(mask_set)} (each cube's mean and deviation are the input's)",
-                reconstruct(clip, mask, row, set_idx, encoder=encoder, predictor=predictor, config=own, pixel_norm=pixel_norm).prediction,
+                reconstruct(
+                    clip,
+                    mask,
+                    row,
+                    set_idx,
+                    encoder=encoder,
+                    predictor=predictor,
+                    config=own,
+                    pixel_norm=pixel_norm,
+                ).prediction,
                 own,
             )
             for set_idx, (mask_set, mask) in enumerate(zip(own.mask.sets, group.sets, strict=True))
         ]
 
 
-def predictions(path: Path, name: str, group: MaskGroup, clips: UInt8[np.ndarray, "b t h w 3"], *, teacher: str) -> Iterator[list[Panel]]:
+def predictions(
+    path: Path, name: str, group: MaskGroup, clips: UInt8[np.ndarray, "b t h w 3"], *, teacher: str
+) -> Iterator[list[Panel]]:
     """For each clip how far a student's predictions agree with its teacher's targets, under each mask set.
 
     Raises ValueError where it learned from another teacher.
@@ -81,8 +121,8 @@ def predictions(path: Path, name: str, group: MaskGroup, clips: UInt8[np.ndarray
     frozen = Teacher(open_encoder(choice), TeacherComputeConfig(batch_size=1), torch.device("cpu"))
     if frozen.spec.fingerprint != own.teacher_fingerprint:
         raise ValueError(
-            f"{path}: got teacher {teacher} with fingerprint {frozen.spec.fingerprint[:12]}, expected the one that it learned from, "
-            f"{(own.teacher_fingerprint or 'none')[:12]}"
+            f"{path}: got teacher {teacher} with fingerprint {frozen.spec.fingerprint[:12]}, expected the one"
+            f" that it learned from, {(own.teacher_fingerprint or 'none')[:12]}"
         )
     encoder, predictor = load_vit(path), load_predictor(path)
     for row, clip in enumerate(clips):
@@ -90,8 +130,12 @@ def predictions(path: Path, name: str, group: MaskGroup, clips: UInt8[np.ndarray
         pixels = normalise(torch.from_numpy(clip)[None], own.mean, own.std)
         panels = []
         for set_idx, (mask_set, mask) in enumerate(zip(own.mask.sets, group.sets, strict=True)):
-            cosine = agreement(pixels, target, mask, row, set_idx, encoder=encoder, predictor=predictor, grid=own.grid)
-            title = f"{name} predicts, {describe(mask_set)}: cosine with the target, mean {cosine.nanmean():.2f}"
+            cosine = agreement(
+                pixels, target, mask, row, set_idx, encoder=encoder, predictor=predictor, grid=own.grid
+            )
+            title = (
+                f"{name} predicts, {describe(mask_set)}: cosine with the target, mean {cosine.nanmean():.2f}"
+            )
             panels.append(_panel(title, paint_agreement(cosine, clip, own.grid), own))
         yield panels
 

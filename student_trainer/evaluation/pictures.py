@@ -9,13 +9,13 @@ from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from common.model.checkpoint import CheckpointConfig
-from common.model.grid import cubes
-from common.model.masking import MaskGroup, MaskSet, mask_group
-from common.model.pixels import normalise
-from common.model.predictor import Predictor
-from common.model.vit import Encoder
-from common.pictures import CONTEXT, DROPPED_COLOUR, png_bytes, spread_over_pixels, token_roles
+from salt_distill.common.model.checkpoint import CheckpointConfig
+from salt_distill.common.model.grid import cubes
+from salt_distill.common.model.masking import MaskGroup, MaskSet, mask_group
+from salt_distill.common.model.pixels import normalise
+from salt_distill.common.model.predictor import Predictor
+from salt_distill.common.model.vit import Encoder
+from salt_distill.common.pictures import CONTEXT, DROPPED_COLOUR, png_bytes, spread_over_pixels, token_roles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,8 @@ class Reconstruction:
     visible: UInt8[np.ndarray, "t h w 3"]
     """The input, hidden cubes grey."""
     prediction: UInt8[np.ndarray, "t h w 3"]
-    """Visible cubes as in the input, predicted cubes with the input's own mean and deviation, dropped cubes grey."""
+    """Visible cubes as in the input, predicted cubes with the input's own mean and deviation, dropped cubes
+    grey."""
 
 
 def masks_of(config: CheckpointConfig, *, seed: int, step: int, batch_size: int) -> MaskGroup:
@@ -47,8 +48,9 @@ def reconstruct(
 ) -> Reconstruction:
     """What a V-Pixel model paints into the hidden cubes of a clip.
 
-    It predicts normalised pixels. They become colours with the mean and deviation of the input's own cube, which the model was never
-    asked for: brightness and contrast of a cube are the input's, its pattern is the model's.
+    It predicts normalised pixels. They become colours with the mean and deviation of the input's own cube,
+    which the model was never asked for: brightness and contrast of a cube are the input's, its pattern is the
+    model's.
     """
     pixels = torch.from_numpy(clip)[None]
     visible_idx, hidden_idx = mask.visible_idx[row : row + 1], mask.hidden_idx[row : row + 1]
@@ -75,7 +77,7 @@ def _colours(
     config: CheckpointConfig,
     pixel_norm: str,
 ) -> Float[Tensor, "k u p q 3"]:
-    """Undoes ``common.model.pixels.pixel_targets``: normalised pixels to RGB in [0, 1]."""
+    """Undoes ``salt_distill.common.model.pixels.pixel_targets``: normalised pixels to RGB in [0, 1]."""
     sizes = {"patch_size": config.encoder.patch_size, "tubelet_size": config.encoder.tubelet_size}
     clip = rearrange(pixels.float() / 255, "b t h w c -> b c t h w")
     cube = rearrange(cubes(clip, hidden_idx, **sizes), "1 k c u p q -> k (u p q) c")
@@ -89,7 +91,10 @@ def _colours(
 
 
 def _paste(
-    clip: UInt8[np.ndarray, "t h w 3"], painted: Float[Tensor, "k u p q 3"], idx: Int[np.ndarray, " k"], config: CheckpointConfig
+    clip: UInt8[np.ndarray, "t h w 3"],
+    painted: Float[Tensor, "k u p q 3"],
+    idx: Int[np.ndarray, " k"],
+    config: CheckpointConfig,
 ) -> UInt8[np.ndarray, "t h w 3"]:
     grid, u, p = config.grid, config.encoder.tubelet_size, config.encoder.patch_size
     grouped = rearrange(clip.copy(), "(t u) (h p) (w q) c -> t h w u p q c", u=u, p=p, q=p)

@@ -1,4 +1,5 @@
-"""`salt-eval rank`: RankMe and k-NN accuracy of frozen encoders, from the mean of a clip's tokens. Nothing is trained."""
+"""`salt-eval rank`: RankMe and k-NN accuracy of frozen encoders, from the mean of a clip's tokens. Nothing is
+trained."""
 
 import json
 from collections.abc import Sequence
@@ -12,18 +13,24 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from common.command import console
-from common.config import ComputeDtype, LoaderConfig, RankConfig
-from common.data.reader import Reader
-from common.data.sample import Sample
-from common.data.segments import SegmentCut
-from common.data.shards import open_dataset
-from common.model.compute import uses_bfloat16
-from common.model.frozen import FrozenEncoder
-from common.whole import write_whole
-from student_trainer.evaluation.features import Clips, Frozen, common_labels, in_batches, labelled_samples
-from student_trainer.evaluation.probe_table import open_candidates
-from student_trainer.evaluation.score import Score
+from salt_distill.common.command import console
+from salt_distill.common.config import ComputeDtype, LoaderConfig, RankConfig
+from salt_distill.common.data.reader import Reader
+from salt_distill.common.data.sample import Sample
+from salt_distill.common.data.segments import SegmentCut
+from salt_distill.common.data.shards import open_dataset
+from salt_distill.common.model.compute import uses_bfloat16
+from salt_distill.common.model.frozen import FrozenEncoder
+from salt_distill.common.whole import write_whole
+from salt_distill.student_trainer.evaluation.probe.features import (
+    Clips,
+    Frozen,
+    common_labels,
+    in_batches,
+    labelled_samples,
+)
+from salt_distill.student_trainer.evaluation.probe.score import Score
+from salt_distill.student_trainer.evaluation.probe.table import open_candidates
 
 RANK_EPS = 1e-7
 """Added to each share of the singular values (Garrido et al. 2023, in float32)."""
@@ -32,7 +39,8 @@ KNN_TEMPERATURE = 0.07
 
 
 def rankme(features: Float[Tensor, "b e"]) -> float:
-    """exp of the entropy of the singular values' shares, of features neither centred nor scaled: 1 for a line, at most the channels."""
+    """exp of the entropy of the singular values' shares, of features neither centred nor scaled: 1 for a
+    line, at most the channels."""
     values = torch.linalg.svdvals(features.double())
     shares = values / values.sum() + RANK_EPS
     return float((-(shares * shares.log()).sum()).exp())
@@ -60,18 +68,31 @@ def run(config: RankConfig) -> None:
     splits = labelled_samples(config.data)
     labels, _ = common_labels([sample for members in splits.values() for sample in members])
     if config.split not in splits:
-        raise ValueError(f"{config.data}: got split {config.split!r}, expected one of {', '.join(sorted(splits))}: set --split")
+        raise ValueError(
+            f"{config.data}: got split {config.split!r}, expected one of {', '.join(sorted(splits))}: set"
+            " --split"
+        )
     learned = "train" in splits and config.split != "train"
-    how: dict[str, Any] = {"data": config.data, "loader": config.loader, "batch_size": config.encode_batch_size, "dtype": config.dtype}
+    how: dict[str, Any] = {
+        "data": config.data,
+        "loader": config.loader,
+        "batch_size": config.encode_batch_size,
+        "dtype": config.dtype,
+    }
     found = {}
     for candidate in open_candidates(config.ckpt, config.num_frames, config.crop_size, None):
         of_split, kept = pooled(candidate, splits[config.split], **how)
         if len(of_split) < candidate.config.width:
             raise ValueError(
-                f"{candidate.name}: got {len(of_split)} clips of split {config.split!r} for {candidate.config.width} channels, expected at least as "
-                "many: RankMe of fewer is their number at most"
+                f"{candidate.name}: got {len(of_split)} clips of split {config.split!r} for"
+                f" {candidate.config.width} channels, expected at least as many: RankMe of fewer is their"
+                " number at most"
             )
-        row: dict[str, Any] = {"rankme": rankme(of_split), "width": candidate.config.width, "num_clips": len(of_split)}
+        row: dict[str, Any] = {
+            "rankme": rankme(of_split),
+            "width": candidate.config.width,
+            "num_clips": len(of_split),
+        }
         if learned and labels:
             train, train_kept = pooled(candidate, splits["train"], **how)
             for label in labels:
@@ -86,11 +107,19 @@ def run(config: RankConfig) -> None:
 
 
 def pooled(
-    candidate: FrozenEncoder, samples: Sequence[Sample], *, data: str, loader: LoaderConfig, batch_size: int, dtype: ComputeDtype
+    candidate: FrozenEncoder,
+    samples: Sequence[Sample],
+    *,
+    data: str,
+    loader: LoaderConfig,
+    batch_size: int,
+    dtype: ComputeDtype,
 ) -> tuple[Float[Tensor, "b e"], list[Sample]]:
     """The mean of each clip's tokens, of the evaluation view; and the samples that have one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    frozen = Frozen(candidate, candidate.load(), device, batch_size=batch_size, bfloat16=uses_bfloat16(dtype, device))
+    frozen = Frozen(
+        candidate, candidate.load(), device, batch_size=batch_size, bfloat16=uses_bfloat16(dtype, device)
+    )
     reader = Reader(data, data_seed=0, views=1, view=candidate.view, split="all", loader=loader)
     clips = Clips(reader, samples, lambda sample, epoch: SegmentCut(candidate.view, 1, 1, 1.0))
     means, kept = [], []
@@ -110,7 +139,10 @@ def _classes(samples: list[Sample], label: str) -> Int[Tensor, " b"]:
 
 
 def _protocol(config: RankConfig) -> str:
-    return f"mean of the tokens of one clip, {config.split!r}; RankMe uncentred, in float64; {config.k} nearest of 'train' by cosine"
+    return (
+        f"mean of the tokens of one clip, {config.split!r}; RankMe uncentred, in float64; {config.k} nearest"
+        " of 'train' by cosine"
+    )
 
 
 def _table(found: dict[str, Any], protocol: str) -> Table:
@@ -121,7 +153,9 @@ def _table(found: dict[str, Any], protocol: str) -> Table:
         shown.add_column(name, justify="right")
     for name, row in found.items():
         near = [
-            f"{row['knn'][label]['accuracy']:.3f}  [dim]{'{:.3f}-{:.3f}'.format(*row['knn'][label]['interval'])}[/]" for label in labels
+            f"{row['knn'][label]['accuracy']:.3f} "
+            f" [dim]{'{:.3f}-{:.3f}'.format(*row['knn'][label]['interval'])}[/]"
+            for label in labels
         ]
         shown.add_row(name, f"{row['rankme']:.1f} of {row['width']}", *near)
     return shown

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config import load_yaml
-from student_trainer.run_directory import read_metrics
+from salt_distill.common.config import load_yaml
+from salt_distill.student_trainer.run_directory import read_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +41,32 @@ def is_run(path: Path) -> bool:
 
 
 def find_runs(run_dirs: Sequence[str], folder: Path | None) -> tuple[list[Run], list[Path]]:
-    """The finished runs among ``run_dirs`` and in ``folder``, teachers first, then by name, and the directories of unfinished ones.
+    """The finished runs among ``run_dirs`` and in ``folder``, teachers first, then by name, and the
+    directories of unfinished ones.
 
     Raises ValueError where a named directory is no run, or nothing is found.
     """
     if folder is not None and not folder.is_dir():
-        raise ValueError(f"got --runs {folder}, expected a folder of run directories: there is no such folder")
+        raise ValueError(
+            f"got --runs {folder}, expected a folder of run directories: there is no such folder"
+        )
     paths = [Path(path) for path in run_dirs]
     for path in paths:
         if not is_run(path):
             raise ValueError(f"got {path}, expected a run directory: it holds no config.yaml")
     if folder is not None:
-        paths += [path for path in sorted(folder.iterdir()) if is_run(path) and path.resolve() not in {named.resolve() for named in paths}]
-    finished = [path for path in paths if (path / "summary.json").is_file() and (path / "metrics.jsonl").is_file()]
+        paths += [
+            path
+            for path in sorted(folder.iterdir())
+            if is_run(path) and path.resolve() not in {named.resolve() for named in paths}
+        ]
+    finished = [
+        path for path in paths if (path / "summary.json").is_file() and (path / "metrics.jsonl").is_file()
+    ]
     if not finished:
-        raise ValueError(f"got {len(paths)} run directories of which none has finished, expected one with a summary.json")
+        raise ValueError(
+            f"got {len(paths)} run directories of which none has finished, expected one with a summary.json"
+        )
     runs = [_read(path) for path in finished]
     runs.sort(key=lambda run: (run.objective != "vpixel", run.name))
     return runs, [path for path in paths if path not in finished]
@@ -87,4 +98,10 @@ def read_seconds(path: Path | None) -> dict[str, float]:
 def _read(path: Path) -> Run:
     summary = read_json(path / "summary.json")
     assert summary is not None
-    return Run(name=path.resolve().name, path=path, config=load_yaml(path / "config.yaml"), summary=summary, metrics=read_metrics(path))
+    return Run(
+        name=path.resolve().name,
+        path=path,
+        config=load_yaml(path / "config.yaml"),
+        summary=summary,
+        metrics=read_metrics(path),
+    )

@@ -1,4 +1,5 @@
-"""What `salt-eval select` found: a number of every checkpoint, the accuracy of those that were probed, and the line through these."""
+"""What `salt-eval select` found: a number of every checkpoint, the accuracy of those that were probed, and
+the line through these."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +8,11 @@ from typing import Any
 
 import numpy as np
 
-NAMES = {"student-loss": "held-out loss", "teacher-loss": "the teacher's held-out loss", "rankme": "the teacher's RankMe"}
+NAMES = {
+    "student-loss": "held-out loss",
+    "teacher-loss": "the teacher's held-out loss",
+    "rankme": "the teacher's RankMe",
+}
 """What is held against accuracy, for people."""
 FEWEST = 3
 """Probed checkpoints that make a line with something left over."""
@@ -99,11 +104,15 @@ class Selection:
     def from_json(cls, found: Mapping[str, Any]) -> "Selection":
         """What `salt-eval select` wrote. Raises ValueError where it is something else."""
         try:
-            points = [Measured(name=row["name"], x=row["x"], accuracy=row["accuracy"]) for row in found["checkpoints"]]
+            points = [
+                Measured(name=row["name"], x=row["x"], accuracy=row["accuracy"])
+                for row in found["checkpoints"]
+            ]
             return cls.of(by=found["by"], split=found["split"], label=found["label"], points=points)
         except KeyError as error:
             raise ValueError(
-                f"select.json: got no {error}, expected what `salt-eval select` of this version writes: run it again"
+                f"select.json: got no {error}, expected what `salt-eval select` of this version writes: run"
+                " it again"
             ) from None
 
     def as_json(self) -> dict[str, Any]:
@@ -111,8 +120,14 @@ class Selection:
         line = self.line
         rows: list[dict[str, Any]] = []
         for point in self.points:
-            predicted = None if line is None else dict(zip(("accuracy", "low", "high"), line.predict(point.x), strict=True))
-            rows.append({"name": point.name, "x": point.x, "accuracy": point.accuracy, "predicted": predicted})
+            predicted = (
+                None
+                if line is None
+                else dict(zip(("accuracy", "low", "high"), line.predict(point.x), strict=True))
+            )
+            rows.append(
+                {"name": point.name, "x": point.x, "accuracy": point.accuracy, "predicted": predicted}
+            )
         return {
             "by": self.by,
             "split": self.split,
@@ -134,4 +149,7 @@ class Selection:
         """What the line is worth, in a sentence."""
         if self.line is None:
             return f"R\u00b2 needs {FEWEST} checkpoints with a probe (--probe) at different places"
-        return f"R\u00b2 {self.line.r2:.3f} of {self.line.num_points} probed checkpoints; predictions with 95% intervals for new points"
+        return (
+            f"R\u00b2 {self.line.r2:.3f} of {self.line.num_points} probed checkpoints; predictions with 95%"
+            " intervals for new points"
+        )

@@ -1,8 +1,10 @@
-"""``deploy/cluster.yaml`` brought up on machines of our own: three hosts on this machine, a teacher, a student on two of them, a host that dies.
+"""``deploy/cluster.yaml`` brought up on machines of our own: three hosts on this machine, a teacher, a
+student on two of them, a host that dies.
 
-Each host is a set of namespaces (network, processes, mounts, name, shared memory) with its own sshd, home and /tmp, on a bridge without a way out.
-All of it lives inside one more such set, so that it ends with this command, however that ends. Run it as root: ``python tests/cluster/bring_up.py``.
-Exit status 77: it cannot run here, and says why.
+Each host is a set of namespaces (network, processes, mounts, name, shared memory) with its own sshd, home and
+/tmp, on a bridge without a way out. All of it lives inside one more such set, so that it ends with this
+command, however that ends. Run it as root: ``python tests/cluster/bring_up.py``. Exit status 77: it cannot
+run here, and says why.
 """
 
 import json
@@ -19,7 +21,14 @@ import yaml
 ROOT = Path(__file__).parent.parent.parent
 CANNOT = 77
 NAMESPACES = ["--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
-PACKAGES = {"sshd": "openssh-server", "ssh": "openssh-client", "ip": "iproute2", "rsync": "rsync", "openssl": "openssl", "ps": "procps"}
+PACKAGES = {
+    "sshd": "openssh-server",
+    "ssh": "openssh-client",
+    "ip": "iproute2",
+    "rsync": "rsync",
+    "openssl": "openssl",
+    "ps": "procps",
+}
 WORLD = Path("/mnt")
 """A file system in memory, inside of the namespaces only."""
 SHARED, HOME = WORLD / "shared", WORLD / "home"
@@ -35,10 +44,17 @@ def say(sentence: str) -> None:
 def sh(*command: object, **options) -> str:
     """What a command prints. Raises where it fails, with all that it said."""
     done = subprocess.run(
-        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        **options,
     )
     if done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))}: exit status {done.returncode}\n{done.stdout[-6000:]}")
+        raise RuntimeError(
+            f"{' '.join(map(str, command))}: exit status {done.returncode}\n{done.stdout[-6000:]}"
+        )
     return done.stdout
 
 
@@ -60,12 +76,17 @@ class Host:
         home = self.disk / "home"
         (home / ".ssh").mkdir(parents=True)
         (home / "salt").mkdir()
-        (home / "salt" / ".venv").symlink_to(sys.prefix)  # so that deploy/node.sh finds an environment, and downloads nothing
-        (home / ".bashrc").write_text("export PYTHONPATH=$HOME/salt\n")  # the environment's own project is another copy
+        (home / "salt" / ".venv").symlink_to(
+            sys.prefix
+        )  # so that deploy/node.sh finds an environment, and downloads nothing
+        (home / ".bashrc").write_text(
+            "export PYTHONPATH=$HOME/salt\n"
+        )  # the environment's own project is another copy
         shutil.copy(HOME / ".ssh" / "id_ed25519.pub", home / ".ssh" / "authorized_keys")
         sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.disk / "host_key")
         (self.disk / "sshd_config").write_text(
-            f"HostKey {self.disk}/host_key\nPermitRootLogin yes\nUsePAM no\nStrictModes no\nPidFile none\nMaxStartups 100\n"
+            f"HostKey {self.disk}/host_key\nPermitRootLogin yes\nUsePAM no\nStrictModes no\nPidFile"
+            " none\nMaxStartups 100\n"
         )
 
     def start(self) -> None:
@@ -78,11 +99,27 @@ class Host:
             read -r  # until the network is there
             exec {shutil.which("sshd")} -D -e -f {self.disk}/sshd_config"""
         log = (self.disk / "sshd.log").open("a")
-        self.process = subprocess.Popen(["unshare", *NAMESPACES, "bash", "-c", script], stdin=subprocess.PIPE, stdout=log, stderr=log)
+        self.process = subprocess.Popen(
+            ["unshare", *NAMESPACES, "bash", "-c", script], stdin=subprocess.PIPE, stdout=log, stderr=log
+        )
         ours = os.readlink("/proc/self/ns/net")
-        wait_for(f"{self.name} has a network", lambda: os.readlink(f"/proc/{self.process.pid}/ns/net") != ours, 10)
+        wait_for(
+            f"{self.name} has a network", lambda: os.readlink(f"/proc/{self.process.pid}/ns/net") != ours, 10
+        )
         inside = ["nsenter", "-t", self.process.pid, "-n", "ip"]
-        sh("ip", "link", "add", f"to-{self.name}", "type", "veth", "peer", "name", "eth0", "netns", self.process.pid)
+        sh(
+            "ip",
+            "link",
+            "add",
+            f"to-{self.name}",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            self.process.pid,
+        )
         sh("ip", "link", "set", f"to-{self.name}", "master", "bridge", "up")
         sh(*inside, "address", "add", f"{self.address}/24", "dev", "eth0")
         sh(*inside, "link", "set", "eth0", "up")
@@ -99,8 +136,16 @@ class Host:
     def processes(self) -> list[str]:
         """Command lines of what runs there."""
         listed = sh("ps", "-ww", "--no-headers", "-eo", "pidns,args").splitlines()
-        children = sh("ps", "--no-headers", "-o", "pidns", "--ppid", self.process.pid).split() if self.process.poll() is None else []
-        return [line.split(maxsplit=1)[1] for line in listed if children and line.split(maxsplit=1)[0] == children[0]]
+        children = (
+            sh("ps", "--no-headers", "-o", "pidns", "--ppid", self.process.pid).split()
+            if self.process.poll() is None
+            else []
+        )
+        return [
+            line.split(maxsplit=1)[1]
+            for line in listed
+            if children and line.split(maxsplit=1)[0] == children[0]
+        ]
 
     def runs(self, part: str) -> bool:
         return any(part in line for line in self.processes())
@@ -136,7 +181,11 @@ def configuration() -> Path:
 
 def metrics(run: Path) -> list[dict]:
     path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        if path.exists()
+        else []
+    )
 
 
 def inside() -> None:
@@ -147,9 +196,14 @@ def inside() -> None:
         folder.mkdir(parents=True)
     passwd = Path("/etc/passwd").read_text().splitlines()
     (WORLD / "passwd").write_text(
-        "".join((f"root:x:0:0:root:{HOME}:/bin/bash" if line.startswith("root:") else line) + "\n" for line in passwd)
+        "".join(
+            (f"root:x:0:0:root:{HOME}:/bin/bash" if line.startswith("root:") else line) + "\n"
+            for line in passwd
+        )
     )
-    (WORLD / "hosts").write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in ADDRESSES.items()))
+    (WORLD / "hosts").write_text(
+        "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in ADDRESSES.items())
+    )
     (HOME / ".bashrc").touch()
     for name in ("passwd", "hosts"):
         sh("mount", "--bind", WORLD / name, f"/etc/{name}")
@@ -172,9 +226,14 @@ def inside() -> None:
         tell(head, workers, config)
     except BaseException:
         for host in hosts.values():
-            print(f"--- {host.name}", (host.disk / "sshd.log").read_text()[-500:], *host.processes(), sep="\n")
+            print(
+                f"--- {host.name}", (host.disk / "sshd.log").read_text()[-500:], *host.processes(), sep="\n"
+            )
         monitor = subprocess.run(
-            head.command("tail -n 60 /tmp/ray/session_latest/logs/monitor.log"), capture_output=True, text=True, check=False
+            head.command("tail -n 60 /tmp/ray/session_latest/logs/monitor.log"),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         print(monitor.stdout[-5000:])
         raise
@@ -188,11 +247,16 @@ def tell(head: Host, workers: list[Host], config: Path) -> None:
     wait_for("both workers have joined", lambda: all(host.runs("raylet/raylet") for host in workers), 240)
 
     small = f"--preset nano --data {SHARED}/shards --batch-size 48 --set optim.warmup_steps=5"
-    head.ssh(f"cd {SHARED} && salt-data synth videos --num-train 48 --num-test 8 && salt-data pack videos shards")
+    head.ssh(
+        f"cd {SHARED} && salt-data synth videos --num-train 48 --num-test 8 && salt-data pack videos shards"
+    )
     head.ssh(f"cd {SHARED} && salt-train teacher {small} --out teacher --steps 10 --workers 0")
     say("data and a teacher are there")
     address = f"--address {head.address}:6379"
-    serve = f"cd {SHARED} && exec salt-serve teacher --ckpt {SHARED}/teacher {address} --host 0.0.0.0 --tokens {HOME}/.salt/tokens.yaml --cpus 0.5"
+    serve = (
+        f"cd {SHARED} && exec salt-serve teacher --ckpt {SHARED}/teacher {address} --host 0.0.0.0 --tokens"
+        f" {HOME}/.salt/tokens.yaml --cpus 0.5"
+    )
     serving = subprocess.Popen(head.command(serve), stdout=subprocess.PIPE, text=True)
     assert serving.stdout is not None
     said = [serving.stdout.readline()]
@@ -205,12 +269,17 @@ def tell(head: Host, workers: list[Host], config: Path) -> None:
     say(f"the teacher is ready on {of_teacher.name}")
 
     train = (
-        f"cd {SHARED} && salt-train student {small} --out {SHARED}/student --steps {STEPS} --keep-every 5 --log-every 1 {address} "
-        f"--workers 2 --cpus-per-worker 1.2 --teacher-url http://{head.address}:8000 --teacher-token-file {HOME}/.salt/teacher-token"
+        f"cd {SHARED} && salt-train student {small} --out {SHARED}/student --steps {STEPS} --keep-every 5"
+        f" --log-every 1 {address} --workers 2 --cpus-per-worker 1.2 --teacher-url http://{head.address}:8000"
+        f" --teacher-token-file {HOME}/.salt/teacher-token"
     )
     student = SHARED / "student"
     training = subprocess.Popen(head.command(train), stdout=subprocess.PIPE, text=True)
-    wait_for("the student has a checkpoint", lambda: (student / "checkpoint").exists() or training.poll() is not None, 180)
+    wait_for(
+        "the student has a checkpoint",
+        lambda: (student / "checkpoint").exists() or training.poll() is not None,
+        180,
+    )
     assert training.poll() is None, training.communicate()[0]
     assert all(host.runs("ray::RayTrainWorker") for host in workers), "a worker of the student on each host"
     assert not head.runs("ray::RayTrainWorker")
@@ -222,11 +291,18 @@ def tell(head: Host, workers: list[Host], config: Path) -> None:
     other.start()
     wait_for(f"{other.name} is back, and Ray on it", lambda: other.runs("raylet/raylet"), 300)
     if training.returncode:
-        wait_for("the student has gone on", lambda: subprocess.run(head.command(f"{train} --resume"), check=False).returncode == 0, 400)
+        wait_for(
+            "the student has gone on",
+            lambda: subprocess.run(head.command(f"{train} --resume"), check=False).returncode == 0,
+            400,
+        )
     lines = metrics(student)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1)), [line["step"] for line in lines]
     say(f"the student is done, loss {lines[0]['loss']:.4f} to {lines[-1]['loss']:.4f}")
-    head.ssh(f"cd {SHARED} && salt-train student {small} --out alone --steps {STEPS} --log-every 1 --workers 0 --teacher-ckpt teacher")
+    head.ssh(
+        f"cd {SHARED} && salt-train student {small} --out alone --steps {STEPS} --log-every 1 --workers 0"
+        " --teacher-ckpt teacher"
+    )
     alone = metrics(SHARED / "alone")
     worst = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(lines, alone, strict=True))
     assert worst < 1e-4, f"the losses differ from those of one process by {worst:g}"
@@ -235,8 +311,15 @@ def tell(head: Host, workers: list[Host], config: Path) -> None:
     head.ssh(f"salt-serve stop --url http://{head.address}:8000 --token-file {HOME}/.salt/teacher-token")
     assert serving.wait(timeout=120) == 0
     sh("deploy/down.sh", config)
-    wait_for("nothing of Ray is left", lambda: not any("ray" in line for host in (head, *workers) for line in host.processes()), 180)
-    say("what runs on the hosts: " + ", ".join(sorted({line.split()[0] for host in (head, *workers) for line in host.processes()})))
+    wait_for(
+        "nothing of Ray is left",
+        lambda: not any("ray" in line for host in (head, *workers) for line in host.processes()),
+        180,
+    )
+    say(
+        "what runs on the hosts: "
+        + ", ".join(sorted({line.split()[0] for host in (head, *workers) for line in host.processes()}))
+    )
 
 
 def main() -> int:
@@ -249,13 +332,27 @@ def main() -> int:
         return CANNOT
     if missing:
         sh("apt-get", "update")
-        sh("apt-get", "install", "-y", "--no-install-recommends", *missing, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
-    allowed = subprocess.run(["unshare", *NAMESPACES, "mount", "-t", "tmpfs", "none", WORLD], capture_output=True, text=True, check=False)
+        sh(
+            "apt-get",
+            "install",
+            "-y",
+            "--no-install-recommends",
+            *missing,
+            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+        )
+    allowed = subprocess.run(
+        ["unshare", *NAMESPACES, "mount", "-t", "tmpfs", "none", WORLD],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if allowed.returncode:
         print(f"namespaces are not allowed here: {allowed.stderr.strip()}")
         return CANNOT
     before = set(os.listdir("/tmp"))
-    status = subprocess.run(["unshare", *NAMESPACES, sys.executable, __file__, "inside"], check=False).returncode
+    status = subprocess.run(
+        ["unshare", *NAMESPACES, sys.executable, __file__, "inside"], check=False
+    ).returncode
     left = [name for name in set(os.listdir("/tmp")) - before if name.startswith("ray")]
     print(f"left in /tmp: {left or 'nothing'}; status {status}")
     return status

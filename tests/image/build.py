@@ -1,7 +1,9 @@
-"""The steps of ``deploy/Dockerfile``, run in order without an engine: each stage is a folder that debootstrap filled, each RUN a chroot.
+"""The steps of ``deploy/Dockerfile``, run in order without an engine: each stage is a folder that debootstrap
+filled, each RUN a chroot.
 
-It knows the instructions that the file has, and refuses others. What is built is then used as its user: the commands start, a small teacher trains.
-Run it as root: ``python tests/image/build.py FOLDER``, with 20 GB free in FOLDER, which is removed. Exit status 77: it cannot run here, and says why.
+It knows the instructions that the file has, and refuses others. What is built is then used as its user: the
+commands start, a small teacher trains. Run it as root: ``python tests/image/build.py FOLDER``, with 20 GB
+free in FOLDER, which is removed. Exit status 77: it cannot run here, and says why.
 """
 
 import os
@@ -34,16 +36,28 @@ def instructions(text: str) -> list[tuple[str, str]]:
     return [(name, rest) for name, _, rest in (line.partition(" ") for line in lines.splitlines() if line)]
 
 
-def run_in(root: Path, command: str, environment: dict[str, str], *, folder: str = "/", user: str = "0") -> None:
+def run_in(
+    root: Path, command: str, environment: dict[str, str], *, folder: str = "/", user: str = "0"
+) -> None:
     variables = [f"{name}={value}" for name, value in environment.items()]
     where = f"cd {shlex.quote(folder)} && {command}"
-    subprocess.run(["chroot", f"--userspec={user}:{user}", root, "env", "-i", *variables, "/bin/sh", "-c", where], check=True)
+    subprocess.run(
+        ["chroot", f"--userspec={user}:{user}", root, "env", "-i", *variables, "/bin/sh", "-c", where],
+        check=True,
+    )
 
 
 def new_root(base: Path, to: Path) -> Path:
     """A copy of what debootstrap made, which is made the first time."""
     if not base.exists():
-        mirror = next(iter(re.findall(r"^(?:URIs: |deb )(\S+/debian/?)", "\n".join(p.read_text() for p in _sources()), re.M)), "")
+        mirror = next(
+            iter(
+                re.findall(
+                    r"^(?:URIs: |deb )(\S+/debian/?)", "\n".join(p.read_text() for p in _sources()), re.M
+                )
+            ),
+            "",
+        )
         packages = "--include=python3,python3-venv,ca-certificates"
         subprocess.run(
             ["debootstrap", "--variant=minbase", packages, SUITE, base, *([mirror] if mirror else [])],
@@ -61,7 +75,11 @@ def new_root(base: Path, to: Path) -> Path:
 
 
 def _sources() -> list[Path]:
-    return [path for path in (Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")) if path.is_file()]
+    return [
+        path
+        for path in (Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*"))
+        if path.is_file()
+    ]
 
 
 def copy(words: list[str], stages: dict[str, Path], root: Path, where: str) -> None:
@@ -83,7 +101,9 @@ def copy(words: list[str], stages: dict[str, Path], root: Path, where: str) -> N
 def build(folder: Path) -> tuple[Path, dict[str, str], str, str]:
     """The root of the last stage, its environment, user and working directory."""
     stages: dict[str, Path] = {}
-    arguments = {name: value for name, value in os.environ.items() if name in ("PIP_CERT", "http_proxy", "https_proxy")}
+    arguments = {
+        name: value for name, value in os.environ.items() if name in ("PIP_CERT", "http_proxy", "https_proxy")
+    }
     root, environment, user, where = folder, dict[str, str](), "0", "/"
     for name, rest in instructions((ROOT / "deploy" / "Dockerfile").read_text()):
         started = time.monotonic()
@@ -92,7 +112,11 @@ def build(folder: Path) -> tuple[Path, dict[str, str], str, str]:
             assert base == PYTHON, f"{base} is not {PYTHON}, which debootstrap stands in for"
             root = new_root(folder / "base", folder / f"stage-{len(stages)}")
             stages[stage or str(len(stages))] = root
-            environment, user, where = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}, "0", "/"
+            environment, user, where = (
+                {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"},
+                "0",
+                "/",
+            )
         elif name == "ARG":
             key, _, value = rest.partition("=")
             environment[key] = value.strip('"')
@@ -127,12 +151,22 @@ def main(folder: Path) -> int:
         for command in (
             "id -u",
             "salt-serve --help > /dev/null && salt-eval --help > /dev/null && ray --version",
-            "salt-data synth videos --num-train 24 --num-test 8 > /dev/null && salt-data pack videos shards > /dev/null",
-            "salt-train teacher --preset nano --data shards --out teacher --steps 3 --batch-size 8 --workers 0 --set optim.warmup_steps=1",
+            (
+                "salt-data synth videos --num-train 24 --num-test 8 > /dev/null && salt-data pack videos"
+                " shards > /dev/null"
+            ),
+            (
+                "salt-train teacher --preset nano --data shards --out teacher --steps 3 --batch-size 8"
+                " --workers 0 --set optim.warmup_steps=1"
+            ),
         ):
             run_in(root, command, environment, folder=where, user=user)
         own, base = (
-            int(subprocess.run(["du", "-sm", path], check=True, capture_output=True, text=True).stdout.split()[0])
+            int(
+                subprocess.run(
+                    ["du", "-sm", path], check=True, capture_output=True, text=True
+                ).stdout.split()[0]
+            )
             for path in (root, folder / "base")
         )
         print(f"the image has {own} MB, {own - base} of them on top of the base")

@@ -1,13 +1,14 @@
-"""Oracles of the multi-block masks: block sizes, and what truncation leaves (V-JEPA 2's code, 150 batches at 224 pixels)."""
+"""Oracles of the multi-block masks: block sizes, and what truncation leaves (V-JEPA 2's code, 150 batches at
+224 pixels)."""
 
 from functools import cache
 
 import numpy as np
 
-from common.config import BlockSetConfig, MaskConfig, TubeSetConfig
-from common.model.grid import TokenGrid
-from common.model.masking import block_size, mask_sets
-from student_trainer.evaluation.fidelity.oracle import VJEPA2, Oracle, exact, near
+from salt_distill.common.config import BlockSetConfig, MaskConfig, TubeSetConfig
+from salt_distill.common.model.grid import TokenGrid
+from salt_distill.common.model.masking import block_size, mask_sets
+from salt_distill.student_trainer.evaluation.fidelity.oracle import VJEPA2, Oracle, exact, near
 
 GRID = TokenGrid(8, 14, 14)
 NUM_BATCHES = 150
@@ -30,7 +31,8 @@ FRACTIONS = {
     48: ((0.214, 0.452, 0.060, 0.697), (0.137, 0.667, 0.756)),
     96: ((0.199, 0.438, 0.057, 0.696), (0.128, 0.637, 0.754)),
 }
-"""By clips that share a block: context and target of the short, then of the long range; mean context, and what each range uses in all."""
+"""By clips that share a block: context and target of the short, then of the long range; mean context, and
+what each range uses in all."""
 SLICES = {
     "short range, context": (73, 73, 72, 65, 46, 23, 10, 4),
     "short range, target": (123, 123, 123, 123, 120, 92, 40, 10),
@@ -45,8 +47,17 @@ def blocks() -> list[Oracle]:
     oracles = []
     for number, name in enumerate(RANGES):
         find = lambda seeds, number=number: [_block(seed, number) for seed in seeds]  # noqa: E731 - two oracles share it
-        oracles.append(exact(f"{name}: blocks of seeds 0 to 5", VJEPA2, BLOCKS[name], lambda find=find: find(range(6))))
-        oracles.append(exact(f"{name}: blocks that occur", VJEPA2, SIZES[name], lambda find=find: sorted(set(find(range(2000))))))
+        oracles.append(
+            exact(f"{name}: blocks of seeds 0 to 5", VJEPA2, BLOCKS[name], lambda find=find: find(range(6)))
+        )
+        oracles.append(
+            exact(
+                f"{name}: blocks that occur",
+                VJEPA2,
+                SIZES[name],
+                lambda find=find: sorted(set(find(range(2000)))),
+            )
+        )
     tube = exact("random tube of 0.9: tokens seen of 1568", "VideoMAE's code", 160, lambda: _tube(0.9))
     return [*oracles, tube]
 
@@ -64,7 +75,13 @@ def fractions() -> list[Oracle]:
                 lambda clips=clips: _statistics(clips)[0],
                 within=0.01,
             ),
-            near(f"{name}: mean context; short, long context and target", VJEPA2, sums, lambda clips=clips: _sums(clips), within=0.01),
+            near(
+                f"{name}: mean context; short, long context and target",
+                VJEPA2,
+                sums,
+                lambda clips=clips: _sums(clips),
+                within=0.01,
+            ),
         ]
     return oracles
 
@@ -95,12 +112,23 @@ def _sums(clips: int) -> tuple[float, ...]:
 
 @cache
 def _statistics(clips: int) -> tuple[list[float], list[list[float]]]:
-    """Shares of the grid, and tokens per time step, of context and target of each mask set: means over batches whose sizes come from seeds 0 to 149."""
+    """Shares of the grid, and tokens per time step, of context and target of each mask set: means over
+    batches whose sizes come from seeds 0 to 149."""
     shares = np.zeros(2 * len(RANGES))
     per_slice = np.zeros((2 * len(RANGES), GRID.t))
     for batch in range(NUM_BATCHES):
-        sets = mask_sets(MaskConfig(), GRID, seed=0, size_seed=batch, clip_keys=[f"fidelity {batch} {row}" for row in range(clips)])
-        for number, idx in enumerate(idx for mask_set in sets for idx in (mask_set.visible_idx, mask_set.hidden_idx)):
+        sets = mask_sets(
+            MaskConfig(),
+            GRID,
+            seed=0,
+            size_seed=batch,
+            clip_keys=[f"fidelity {batch} {row}" for row in range(clips)],
+        )
+        for number, idx in enumerate(
+            idx for mask_set in sets for idx in (mask_set.visible_idx, mask_set.hidden_idx)
+        ):
             shares[number] += idx.shape[1] / GRID.num_tokens
-            per_slice[number] += np.bincount(idx.flatten().numpy() // (GRID.h * GRID.w), minlength=GRID.t) / clips
+            per_slice[number] += (
+                np.bincount(idx.flatten().numpy() // (GRID.h * GRID.w), minlength=GRID.t) / clips
+            )
     return (shares / NUM_BATCHES).tolist(), (per_slice / NUM_BATCHES).tolist()

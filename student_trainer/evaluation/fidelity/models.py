@@ -5,17 +5,24 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-from common.config import EncoderConfig, FlopsConfig, MaskConfig, PredictorConfig, preset_layer
-from common.model.flops import encoder_parameters, predictor_parameters
-from common.model.grid import TokenGrid, token_grid
-from common.model.masking import mask_group
-from common.model.pixels import normalise
-from common.model.predictor import Predictor
-from common.model.rope import rope_table, rotate
-from common.model.vit import Encoder, init_weights
-from student_trainer.evaluation.fidelity.oracle import PAPER, VJEPA2, Oracle, exact, near, printed
-from student_trainer.salt import Salt
-from student_trainer.vpixel import VPixel, pixel_width
+from salt_distill.common.config import EncoderConfig, FlopsConfig, MaskConfig, PredictorConfig, preset_layer
+from salt_distill.common.model.flops import encoder_parameters, predictor_parameters
+from salt_distill.common.model.grid import TokenGrid, token_grid
+from salt_distill.common.model.masking import mask_group
+from salt_distill.common.model.pixels import normalise
+from salt_distill.common.model.predictor import Predictor
+from salt_distill.common.model.rope import rope_table, rotate
+from salt_distill.common.model.vit import Encoder, init_weights
+from salt_distill.student_trainer.evaluation.fidelity.oracle import (
+    PAPER,
+    VJEPA2,
+    Oracle,
+    exact,
+    near,
+    printed,
+)
+from salt_distill.student_trainer.salt import Salt
+from salt_distill.student_trainer.vpixel import VPixel, pixel_width
 
 SHAPES = {
     "vit-b": (768, 12, 12),
@@ -25,7 +32,12 @@ SHAPES = {
     "vit-G": (1664, 48, 16),
 }
 """Width, depth and heads of Table 3."""
-ENCODER_WEIGHTS = {"vit-b": ("86", "86.236"), "vit-l": ("303", "303.885"), "vit-h": ("632", "631.648"), "vit-g": ("1012", "1012.174")}
+ENCODER_WEIGHTS = {
+    "vit-b": ("86", "86.236"),
+    "vit-l": ("303", "303.885"),
+    "vit-h": ("632", "631.648"),
+    "vit-g": ("1012", "1012.174"),
+}
 """Millions: Table 3, and V-JEPA 2's code."""
 PREDICTOR_WEIGHTS = {
     "vit-b": (768, "21.88", 21_886_080),
@@ -36,7 +48,14 @@ PREDICTOR_WEIGHTS = {
 }
 """Output width and millions of Table 4; V-JEPA 2's code with two mask tokens."""
 
-AXES = {64: (20, 20, 20, 4), 80: (26, 26, 26, 2), 88: (28, 28, 28, 4), 104: (34, 34, 34, 2), 32: (10, 10, 10, 2), 24: (8, 8, 8, 0)}
+AXES = {
+    64: (20, 20, 20, 4),
+    80: (26, 26, 26, 2),
+    88: (28, 28, 28, 4),
+    104: (34, 34, 34, 2),
+    32: (10, 10, 10, 2),
+    24: (8, 8, 8, 0),
+}
 """Channels of a head of this width that turn with time, height and width, and those that do not turn."""
 ROTATED = {
     "vjepa2_tiled": "-0.01411 0.03676 0.04049 0.33227 0.36122 0.51177 0.5916 0.70284 0.7983 0.9006 "
@@ -58,24 +77,54 @@ def encoders() -> list[Oracle]:
     for preset, shape in SHAPES.items():
         encoder = encoder_of(preset)
         found = (encoder.width, encoder.depth, encoder.num_heads)
-        oracles.append(exact(f"{preset}: width, depth, heads", f"{PAPER}, Table 3", shape, lambda found=found: found))
+        oracles.append(
+            exact(f"{preset}: width, depth, heads", f"{PAPER}, Table 3", shape, lambda found=found: found)
+        )
     for preset, (table, code) in ENCODER_WEIGHTS.items():
         for source, expected in ((f"{PAPER}, Table 3", table), (VJEPA2, code)):
-            oracles.append(printed(f"{preset}: weights", source, expected, lambda preset=preset: _weights(preset) / 1e6, unit="M"))
+            oracles.append(
+                printed(
+                    f"{preset}: weights",
+                    source,
+                    expected,
+                    lambda preset=preset: _weights(preset) / 1e6,
+                    unit="M",
+                )
+            )
     wide, narrow = encoder_of("vit-G"), encoder_of("vit-G").model_copy(update={"mlp_width": 4 * 1664})
     return [
         *oracles,
-        printed("vit-G: weights", f"{PAPER}, Table 3", "1.843", lambda: encoder_parameters(wide) / 1e9, unit="B"),
+        printed(
+            "vit-G: weights", f"{PAPER}, Table 3", "1.843", lambda: encoder_parameters(wide) / 1e9, unit="B"
+        ),
         exact("vit-G: weights, MLP of 8192", "by hand", 1_843_923_840, lambda: encoder_parameters(wide)),
-        printed("vit-G with an MLP of 6656: weights", VJEPA2, "1.598", lambda: encoder_parameters(narrow) / 1e9, unit="B"),
-        exact("tokens of 16 frames at 224, at 256", VJEPA2, (1568, 2048), lambda: tuple(_num_tokens(size) for size in (224, 256))),
+        printed(
+            "vit-G with an MLP of 6656: weights",
+            VJEPA2,
+            "1.598",
+            lambda: encoder_parameters(narrow) / 1e9,
+            unit="B",
+        ),
+        exact(
+            "tokens of 16 frames at 224, at 256",
+            VJEPA2,
+            (1568, 2048),
+            lambda: tuple(_num_tokens(size) for size in (224, 256)),
+        ),
     ]
 
 
 def predictors() -> list[Oracle]:
     """Table 4."""
     config = PredictorConfig()
-    oracles = [exact("width, depth, heads", f"{PAPER}, Table 4", (384, 12, 16), lambda: (config.width, config.depth, config.num_heads))]
+    oracles = [
+        exact(
+            "width, depth, heads",
+            f"{PAPER}, Table 4",
+            (384, 12, 16),
+            lambda: (config.width, config.depth, config.num_heads),
+        )
+    ]
     for preset, (out_width, table, code) in PREDICTOR_WEIGHTS.items():
         in_width = encoder_of(preset).width
         name = f"{in_width} to {out_width}: weights"
@@ -99,7 +148,12 @@ def predictors() -> list[Oracle]:
 def rope() -> list[Oracle]:
     """How a head is split among the axes, and what turning does."""
     oracles = [
-        exact(f"head of {width}: channels of time, height, width, none", VJEPA2, expected, lambda width=width: _axes(width))
+        exact(
+            f"head of {width}: channels of time, height, width, none",
+            VJEPA2,
+            expected,
+            lambda width=width: _axes(width),
+        )
         for width, expected in AXES.items()
     ]
     for style, text in ROTATED.items():
@@ -129,9 +183,30 @@ def initial() -> list[Oracle]:
             relative=True,
             digits=4,
         ),
-        near("ViT-B: deviation of what SALT predicts", VJEPA2, 0.39, lambda: _at_start()["deviation"], within=0.01, digits=2),
-        near("ViT-B: SALT's loss, targets layer-normalised", VJEPA2, 0.857, lambda: _at_start()["salt"], within=0.01, digits=2),
-        near("ViT-B: V-Pixel's loss (1.0 to 1.15)", VJEPA2, 1.15, lambda: _at_start()["vpixel"], within=0.01, digits=2),
+        near(
+            "ViT-B: deviation of what SALT predicts",
+            VJEPA2,
+            0.39,
+            lambda: _at_start()["deviation"],
+            within=0.01,
+            digits=2,
+        ),
+        near(
+            "ViT-B: SALT's loss, targets layer-normalised",
+            VJEPA2,
+            0.857,
+            lambda: _at_start()["salt"],
+            within=0.01,
+            digits=2,
+        ),
+        near(
+            "ViT-B: V-Pixel's loss (1.0 to 1.15)",
+            VJEPA2,
+            1.15,
+            lambda: _at_start()["vpixel"],
+            within=0.01,
+            digits=2,
+        ),
     ]
 
 
@@ -175,7 +250,8 @@ def _depth_rescale() -> tuple[float, ...]:
 
 @cache
 def _at_start() -> dict[str, float]:
-    """ViT-B on one clip of noise, 112 pixels wide so that it takes seconds: what it predicts does not depend on the number of tokens."""
+    """ViT-B on one clip of noise, 112 pixels wide so that it takes seconds: what it predicts does not depend
+    on the number of tokens."""
     generator = torch.Generator().manual_seed(0)
     config = encoder_of("vit-b")
     grid = TokenGrid(8, 7, 7)
@@ -184,7 +260,12 @@ def _at_start() -> dict[str, float]:
     heads = []
     for out_width in (config.width, pixel_width(config)):
         predictor = Predictor(
-            PredictorConfig(), in_width=config.width, out_width=out_width, num_mask_tokens=2, rope=config.rope, norm_eps=config.norm_eps
+            PredictorConfig(),
+            in_width=config.width,
+            out_width=out_width,
+            num_mask_tokens=2,
+            rope=config.rope,
+            norm_eps=config.norm_eps,
         )
         predictor.init_weights(generator, std=0.02)
         heads.append(predictor)
@@ -194,7 +275,9 @@ def _at_start() -> dict[str, float]:
     with torch.inference_mode():
         clip = normalise(pixels)
         target = F.layer_norm(encoder(clip), (config.width,), eps=1e-5)
-        predicted = heads[0](encoder(clip, short.visible_idx), short.visible_idx, short.hidden_idx, grid=grid, mask_set=0)
+        predicted = heads[0](
+            encoder(clip, short.visible_idx), short.visible_idx, short.hidden_idx, grid=grid, mask_set=0
+        )
         return {
             "deviation": float(predicted.std()),
             "salt": float(Salt(encoder, heads[0])(pixels, target, masks).mean()),

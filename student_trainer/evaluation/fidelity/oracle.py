@@ -60,13 +60,17 @@ def near(
     relative: bool = False,
     digits: int = 3,
 ) -> Oracle:
-    """A number, or several, from which ours is at most ``within`` away (``relative``: a share of it). ``digits``: decimals shown."""
+    """A number, or several, from which ours is at most ``within`` away (``relative``: a share of it).
+    ``digits``: decimals shown."""
 
     def judge(expected: float | Sequence[float], found: float | Sequence[float]) -> Verdict:
         pairs = zip(_several(expected), _several(found), strict=True)
         error = max(abs(ours - theirs) / (abs(theirs) if relative else 1) for theirs, ours in pairs)
         allowed = f"{100 * within:g} %" if relative else f"{within:g}"
-        return Verdict(holds=error <= within, words=f"within {allowed}" if error <= within else f"more than {allowed} off")
+        return Verdict(
+            holds=error <= within,
+            words=f"within {allowed}" if error <= within else f"more than {allowed} off",
+        )
 
     def show(value: float | Sequence[float]) -> str:
         numbers = [f"{number:.{digits}f}" for number in _several(value)]
@@ -76,9 +80,17 @@ def near(
 
 
 def printed(
-    name: str, source: str, expected: str, find: Callable[[], float], *, unit: str = "", within: float = 0.0, differs: str | None = None
+    name: str,
+    source: str,
+    expected: str,
+    find: Callable[[], float],
+    *,
+    unit: str = "",
+    within: float = 0.0,
+    differs: str | None = None,
 ) -> Oracle:
-    """A figure as it was printed: ours rounds to it, or is it when cut to its digits, or is at most the share ``within`` of it off."""
+    """A figure as it was printed: ours rounds to it, or is it when cut to its digits, or is at most the share
+    ``within`` of it off."""
 
     def judge(expected: str, found: float) -> Verdict:
         figure, ours = Decimal(expected), Decimal(found)
@@ -96,7 +108,9 @@ def printed(
         number = value if isinstance(value, str) else f"{value:.{max(decimals + 1, 3)}f}"
         return f"{number} {unit}".rstrip()
 
-    return Oracle(name=name, source=source, expected=expected, find=find, judge=judge, show=show, differs=differs)
+    return Oracle(
+        name=name, source=source, expected=expected, find=find, judge=judge, show=show, differs=differs
+    )
 
 
 def _several(value: float | Sequence[float]) -> Sequence[float]:

@@ -6,13 +6,19 @@ from pathlib import Path
 
 import torch
 
-from common.command import console
-from common.config import FidelityConfig, FlopsConfig, preset_layer
-from student_trainer.evaluation.fidelity import masks, models, text, training
-from student_trainer.evaluation.fidelity.oracle import Oracle
-from student_trainer.evaluation.fidelity.paper_flops import tables
-from student_trainer.evaluation.fidelity.paper_table import HOW_TO_READ, PaperTable, reasons, remarks, text_of
-from student_trainer.evaluation.flops import runs_of
+from salt_distill.common.command import console
+from salt_distill.common.config import FidelityConfig, FlopsConfig, preset_layer
+from salt_distill.student_trainer.evaluation.fidelity import masks, models, text, training
+from salt_distill.student_trainer.evaluation.fidelity.oracle import Oracle
+from salt_distill.student_trainer.evaluation.fidelity.paper_flops import tables
+from salt_distill.student_trainer.evaluation.fidelity.paper_table import (
+    HOW_TO_READ,
+    PaperTable,
+    reasons,
+    remarks,
+    text_of,
+)
+from salt_distill.student_trainer.evaluation.flops import runs_of
 
 PAPER_RUNS = {
     "V-Pixel L, 80k steps": ("vit-l", {"steps": 80_000}),
@@ -20,9 +26,18 @@ PAPER_RUNS = {
     "SALT-H, 80k + 160k": ("vit-h", {"teacher": "vit-l", "teacher_steps": [80_000]}),
     "SALT-g, 80k + 160k": ("vit-g", {"teacher": "vit-l", "teacher_steps": [80_000]}),
     "SALT-G, 80k + 160k": ("vit-G", {"teacher": "vit-l", "teacher_steps": [80_000]}),
-    "V-JEPA 2 L, 240k, 256 x 256": ("vit-l", {"teacher": "ema", "steps": 240_000, "view": {"crop_size": 256}}),
-    "V-JEPA 2 H, 240k, 256 x 256": ("vit-h", {"teacher": "ema", "steps": 240_000, "view": {"crop_size": 256}}),
-    "V-JEPA 2 g, 240k, 256 x 256": ("vit-g", {"teacher": "ema", "steps": 240_000, "view": {"crop_size": 256}}),
+    "V-JEPA 2 L, 240k, 256 x 256": (
+        "vit-l",
+        {"teacher": "ema", "steps": 240_000, "view": {"crop_size": 256}},
+    ),
+    "V-JEPA 2 H, 240k, 256 x 256": (
+        "vit-h",
+        {"teacher": "ema", "steps": 240_000, "view": {"crop_size": 256}},
+    ),
+    "V-JEPA 2 g, 240k, 256 x 256": (
+        "vit-g",
+        {"teacher": "ema", "steps": 240_000, "view": {"crop_size": 256}},
+    ),
 }
 """Preset and flags of `salt-eval flops`."""
 
@@ -44,32 +59,53 @@ SECTIONS = (
     Section(title="Mask blocks", oracles=masks.blocks, lead=text.MASKS),
     Section(title="Shares of the tokens, by clips that share a block", oracles=masks.fractions),
     Section(title="Tokens of each time step, 24 clips", oracles=masks.slices, lead=text.TRUNCATION),
-    Section(title="Schedules and pixel targets", oracles=lambda: training.schedules() + training.pixels(), lead=text.TRAINING),
+    Section(
+        title="Schedules and pixel targets",
+        oracles=lambda: training.schedules() + training.pixels(),
+        lead=text.TRAINING,
+    ),
     Section(title="Compute", oracles=training.compute, lead=text.COMPUTE),
 )
 
 
 def run(config: FidelityConfig) -> None:
-    """Writes the page, and says what it found. Raises ValueError where an oracle does not give what the page promises."""
+    """Writes the page, and says what it found. Raises ValueError where an oracle does not give what the page
+    promises."""
     torch.set_num_threads(1)
     Path(config.out).write_text(page())
     wrong = [oracle for oracle in oracles() if oracle.verdict.holds != (oracle.differs is None)]
     if wrong:
-        names = "; ".join(f"{oracle.name}: {oracle.show(oracle.find())}, expected {oracle.show(oracle.expected)}" for oracle in wrong)
+        names = "; ".join(
+            f"{oracle.name}: {oracle.show(oracle.find())}, expected {oracle.show(oracle.expected)}"
+            for oracle in wrong
+        )
         raise ValueError(f"{config.out}: {len(wrong)} oracles are not as expected: {names}")
-    console.print(f"{config.out}: {_summary()}", *_what_differs(), sep="\n- ", highlight=False, soft_wrap=True)
+    console.print(
+        f"{config.out}: {_summary()}", *_what_differs(), sep="\n- ", highlight=False, soft_wrap=True
+    )
 
 
 def oracles() -> list[Oracle]:
     """All of them."""
-    return [oracle for section in SECTIONS for oracle in section.oracles()] + [oracle for table in tables() for oracle in table.oracles]
+    return [oracle for section in SECTIONS for oracle in section.oracles()] + [
+        oracle for table in tables() for oracle in table.oracles
+    ]
 
 
 def page() -> str:
     """docs/fidelity.md."""
-    parts = ["# Fidelity\n", text.LEAD.strip() + "\n", f"**{_summary()}**\n", "".join(f"- {line}\n" for line in _what_differs())]
+    parts = [
+        "# Fidelity\n",
+        text.LEAD.strip() + "\n",
+        f"**{_summary()}**\n",
+        "".join(f"- {line}\n" for line in _what_differs()),
+    ]
     for section in SECTIONS:
-        parts += [f"## {section.title}\n", *([section.lead.strip() + "\n"] if section.lead else []), _oracle_table(section.oracles())]
+        parts += [
+            f"## {section.title}\n",
+            *([section.lead.strip() + "\n"] if section.lead else []),
+            _oracle_table(section.oracles()),
+        ]
     parts += [_both_counts(), "## The paper's tables of compute\n", HOW_TO_READ + "\n"]
     parts += [_paper_table(table) for table in tables()]
     parts += ["## Choices\n", text.CHOICES.strip() + "\n"]
@@ -81,8 +117,8 @@ def _summary() -> str:
     differ = sum(oracle.differs is not None for oracle in every)
     near_by = sum(oracle.verdict.holds and oracle.verdict.words.startswith(("+", "-")) for oracle in every)
     return (
-        f"{len(every)} numbers: {len(every) - differ} agree, {near_by} of them printed with other last digits, which stand below their tables; "
-        f"{differ} figures of the paper do not, for these reasons:"
+        f"{len(every)} numbers: {len(every) - differ} agree, {near_by} of them printed with other last"
+        f" digits, which stand below their tables; {differ} figures of the paper do not, for these reasons:"
     )
 
 
@@ -92,7 +128,14 @@ def _what_differs() -> list[str]:
 
 def _oracle_table(oracles: Sequence[Oracle]) -> str:
     rows = [
-        (oracle.name, oracle.source, oracle.show(oracle.expected), oracle.show(oracle.find()), oracle.verdict.words) for oracle in oracles
+        (
+            oracle.name,
+            oracle.source,
+            oracle.show(oracle.expected),
+            oracle.show(oracle.find()),
+            oracle.verdict.words,
+        )
+        for oracle in oracles
     ]
     return _table(("oracle", "source", "expected", "found", "verdict"), rows)
 
@@ -110,7 +153,15 @@ def _both_counts() -> str:
         chain = runs_of(config)
         by_rule, exact = sum(run.six_n_d.total for run in chain), sum(run.exact.total for run in chain)
         attention = sum(run.exact.attention for run in chain)
-        rows.append((name, f"{by_rule / 1e21:.3f}", f"{exact / 1e21:.3f}", f"{exact / by_rule:.2f}", f"{attention / exact:.0%}"))
+        rows.append(
+            (
+                name,
+                f"{by_rule / 1e21:.3f}",
+                f"{exact / 1e21:.3f}",
+                f"{exact / by_rule:.2f}",
+                f"{attention / exact:.0%}",
+            )
+        )
     return _table(("run", "6ND (10^21)", "exact (10^21)", "ratio", "attention's share"), rows)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from student_trainer.evaluation.fidelity.oracle import Oracle
+from salt_distill.student_trainer.evaluation.fidelity.oracle import Oracle
 
 NONE = "\u2014"
 """A cell that the paper leaves empty."""
@@ -11,8 +11,9 @@ CROSS = "\u2717"
 """Marks a cell that is another number."""
 
 HOW_TO_READ = (
-    "Each cell: printed / ours. Nothing behind it: ours rounds to the printed digits. (cut): ours is the printed figure where further digits are cut off. "
-    "(+0.18 %): other digits, so far off; at most 1 %, for V-JEPA 2 in Table 16 at most 2.5 %. \u2717: neither; the reason stands below."
+    "Each cell: printed / ours. Nothing behind it: ours rounds to the printed digits. (cut): ours is the"
+    " printed figure where further digits are cut off. (+0.18 %): other digits, so far off; at most 1 %, for"
+    " V-JEPA 2 in Table 16 at most 2.5 %. \u2717: neither; the reason stands below."
 )
 
 

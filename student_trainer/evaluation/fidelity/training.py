@@ -2,12 +2,12 @@
 
 import torch
 
-from common.config import EmaConfig, EncoderConfig, OptimConfig
-from common.model.flops import encoder_forward
-from common.model.pixels import pixel_targets
-from student_trainer.evaluation.fidelity.oracle import PAPER, VJEPA2, Oracle, near, printed
-from student_trainer.evaluation.fidelity.paper_flops import count
-from student_trainer.schedule import ema_momentum, learning_rate, weight_decay
+from salt_distill.common.config import EmaConfig, EncoderConfig, OptimConfig
+from salt_distill.common.model.flops import encoder_forward
+from salt_distill.common.model.pixels import pixel_targets
+from salt_distill.student_trainer.evaluation.fidelity.oracle import PAPER, VJEPA2, Oracle, near, printed
+from salt_distill.student_trainer.evaluation.fidelity.paper_flops import count
+from salt_distill.student_trainer.schedule import ema_momentum, learning_rate, weight_decay
 
 TABLE_5 = f"{PAPER}, Table 5, by hand"
 LEARNING_RATES = {
@@ -66,7 +66,16 @@ def schedules() -> list[Oracle]:
 
 def pixels() -> list[Oracle]:
     """What V-Pixel predicts."""
-    return [near("mean square of the pixel targets: 511/512", "VideoMAE's code", 511 / 512, _mean_square, within=1e-4, digits=4)]
+    return [
+        near(
+            "mean square of the pixel targets: 511/512",
+            "VideoMAE's code",
+            511 / 512,
+            _mean_square,
+            within=1e-4,
+            digits=4,
+        )
+    ]
 
 
 def compute() -> list[Oracle]:
@@ -93,8 +102,12 @@ def compute() -> list[Oracle]:
 
 
 def _mean_square() -> float:
-    noise = torch.randint(0, 256, (4, 2, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    targets = pixel_targets(noise, torch.zeros(4, 1, dtype=torch.int64), patch_size=16, tubelet_size=2, norm="channel")
+    noise = torch.randint(
+        0, 256, (4, 2, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    targets = pixel_targets(
+        noise, torch.zeros(4, 1, dtype=torch.int64), patch_size=16, tubelet_size=2, norm="channel"
+    )
     return float(targets.square().mean())
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from common.data.facts import BadVideoError
-from common.data.segments import square_box
-from common.data.stills import decode_stills
-from common.data.video import decode, probe
-from common.data.views import resize
+from salt_distill.common.clip import BadVideoError
+from salt_distill.common.data.segments import square_box
+from salt_distill.common.data.stills import decode_stills
+from salt_distill.common.data.video import decode, probe
+from salt_distill.common.data.views import resize
 
 FRAME_STEP = {"intphys": 2, "grasp": 10, "inflevel": 5}
 """Frames of a video from one that is taken to the next."""
@@ -33,7 +33,9 @@ class Film:
         """The frames asked for. Raises BadVideoError."""
         if self.path.is_dir():
             images = self._images()
-            return list(decode_stills([memoryview(images[number].read_bytes()) for number in idx], range(len(idx))))
+            return list(
+                decode_stills([memoryview(images[number].read_bytes()) for number in idx], range(len(idx)))
+            )
         return list(decode(self.path.read_bytes(), idx, num_frames))
 
     def _images(self) -> list[Path]:
@@ -61,22 +63,36 @@ class Pair:
 
 
 def intphys(folder: Path) -> list[Pair]:
-    """Two pairs of each scene ``PROPERTY/SCENE/1..4``: an impossible video goes with the possible one that it leaves last."""
+    """Two pairs of each scene ``PROPERTY/SCENE/1..4``: an impossible video goes with the possible one that it
+    leaves last."""
     pairs = []
     for scene in sorted(path for path in folder.glob("*/*") if (path / "1" / "scene").is_dir()):
         films: dict[bool, list[Film]] = {True: [], False: []}
         for video in sorted(path for path in scene.iterdir() if (path / "status.json").is_file()):
-            films[json.loads((video / "status.json").read_text())["header"]["is_possible"]].append(Film(path=video / "scene"))
+            films[json.loads((video / "status.json").read_text())["header"]["is_possible"]].append(
+                Film(path=video / "scene")
+            )
         if len(films[True]) != 2 or len(films[False]) != 2:
             raise ValueError(
-                f"{scene}: got {len(films[True])} possible and {len(films[False])} impossible videos, expected 2 and 2, each with a status.json: "
-                "IntPhys's `dev` set has them, its `test` set has not"
+                f"{scene}: got {len(films[True])} possible and {len(films[False])} impossible videos,"
+                " expected 2 and 2, each with a status.json: IntPhys's `dev` set has them, its `test` set"
+                " has not"
             )
         (a, b), (one, other) = films[True], films[False]
         straight = _alike(a, one) + _alike(b, other) >= _alike(a, other) + _alike(b, one)
-        for number, (possible, impossible) in enumerate(zip((a, b), (one, other) if straight else (other, one), strict=True), start=1):
+        for number, (possible, impossible) in enumerate(
+            zip((a, b), (one, other) if straight else (other, one), strict=True), start=1
+        ):
             name = f"{scene.parent.name}/{scene.name}/{number}"
-            pairs.append(Pair(property=scene.parent.name, name=name, possible=possible, impossible=impossible, whole_steps=True))
+            pairs.append(
+                Pair(
+                    property=scene.parent.name,
+                    name=name,
+                    possible=possible,
+                    impossible=impossible,
+                    whole_steps=True,
+                )
+            )
     return pairs
 
 
@@ -95,13 +111,23 @@ def grasp(folder: Path) -> list[Pair]:
     pairs = []
     for possible in sorted(folder.glob("P_*")):
         impossible = folder / f"I{possible.name}"
-        names = [{path.name for path in side.iterdir() if path.is_file()} if side.is_dir() else set() for side in (possible, impossible)]
+        names = [
+            {path.name for path in side.iterdir() if path.is_file()} if side.is_dir() else set()
+            for side in (possible, impossible)
+        ]
         if names[0] != names[1]:
-            raise ValueError(f"{impossible}: got {len(names[1])} videos, expected the {len(names[0])} names of {possible}")
+            raise ValueError(
+                f"{impossible}: got {len(names[1])} videos, expected the {len(names[0])} names of {possible}"
+            )
         for name in sorted(names[0]):
             of = possible.name.removeprefix("P_")
             pairs.append(
-                Pair(property=of, name=f"{of}/{name}", possible=Film(path=possible / name), impossible=Film(path=impossible / name))
+                Pair(
+                    property=of,
+                    name=f"{of}/{name}",
+                    possible=Film(path=possible / name),
+                    impossible=Film(path=impossible / name),
+                )
             )
     return pairs
 
@@ -131,8 +157,11 @@ def inflevel(folder: Path) -> list[Pair]:
 LAYOUTS: dict[str, Callable[[Path], list[Pair]]] = {"intphys": intphys, "grasp": grasp, "inflevel": inflevel}
 
 
-def read_pair(pair: Pair, frame_step: int, size: int) -> tuple[UInt8[np.ndarray, "t s s 3"], UInt8[np.ndarray, "t s s 3"]]:
-    """The frames that are taken of both videos, resized, equally many: of the longer one the first are left out. Raises BadVideoError."""
+def read_pair(
+    pair: Pair, frame_step: int, size: int
+) -> tuple[UInt8[np.ndarray, "t s s 3"], UInt8[np.ndarray, "t s s 3"]]:
+    """The frames that are taken of both videos, resized, equally many: of the longer one the first are left
+    out. Raises BadVideoError."""
     films = (pair.possible, pair.impossible)
     lengths = [film.num_frames() for film in films]
     left = min(length - first for length, first in zip(lengths, pair.first, strict=True))

@@ -1,4 +1,5 @@
-"""The surprise of a student and its predictor against the teacher, over the windows of a video (arXiv:2509.24317, Eq. 2)."""
+"""The surprise of a student and its predictor against the teacher, over the windows of a video
+(arXiv:2509.24317, Eq. 2)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +11,19 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from common.config import FrozenConfig, TeacherComputeConfig
-from common.model.checkpoint import find_checkpoint, load_module, load_predictor, load_vit, open_encoder, read_config
-from common.model.grid import TokenGrid, token_grid
-from common.model.pixels import normalise
-from common.model.teacher import Teacher
-from common.model.vit import Encoder
+from salt_distill.common.config import FrozenConfig, TeacherComputeConfig
+from salt_distill.common.model.checkpoint import (
+    find_checkpoint,
+    load_module,
+    load_predictor,
+    load_vit,
+    open_encoder,
+    read_config,
+)
+from salt_distill.common.model.grid import TokenGrid, token_grid
+from salt_distill.common.model.pixels import normalise
+from salt_distill.common.model.teacher import Teacher
+from salt_distill.common.model.vit import Encoder
 
 Windows = UInt8[np.ndarray, "b t h w 3"]
 
@@ -51,7 +59,8 @@ class Student:
 
     @torch.inference_mode()
     def predictions(self, windows: Windows, context: int) -> Float[Tensor, "b k d"]:
-        """As in ``Model``. The encoder is given the tokens of the context and no others; the first mask set's token asks for the rest."""
+        """As in ``Model``. The encoder is given the tokens of the context and no others; the first mask set's
+        token asks for the rest."""
         idx = torch.arange(self.grid.num_tokens, device=self.device).expand(len(windows), -1)
         seen = context // self.encoder.config.tubelet_size * self.grid.h * self.grid.w
         pixels = normalise(torch.from_numpy(windows).to(self.device), self.mean, self.std)
@@ -60,9 +69,16 @@ class Student:
 
 
 def surprise(
-    model: Model, video: UInt8[np.ndarray, "t s s 3"], *, window: int, contexts: list[int], stride: int, batch_size: int
+    model: Model,
+    video: UInt8[np.ndarray, "t s s 3"],
+    *,
+    window: int,
+    contexts: list[int],
+    stride: int,
+    batch_size: int,
 ) -> np.ndarray:
-    """``S_t`` as float64 ``[contexts, windows]``: the mean absolute error over the future's tokens and their channels, a row per context length."""
+    """``S_t`` as float64 ``[contexts, windows]``: the mean absolute error over the future's tokens and their
+    channels, a row per context length."""
     starts = range(0, len(video) - window + 1, stride)
     found = []
     for first in range(0, len(starts), batch_size):
@@ -71,25 +87,39 @@ def surprise(
         rows = []
         for context in contexts:
             predictions = model.predictions(windows, context)
-            rows.append((predictions - targets[:, -predictions.shape[1] :]).abs().mean((1, 2)).double().cpu().numpy())
+            rows.append(
+                (predictions - targets[:, -predictions.shape[1] :]).abs().mean((1, 2)).double().cpu().numpy()
+            )
         found.append(np.stack(rows))
     return np.concatenate(found, axis=1)
 
 
-def open_student(ckpt: str, teacher: str | None, *, window: int, crop_size: int | None, batch_size: int, num_threads: int) -> Student:
-    """A student, and the teacher that its checkpoint names. Raises ValueError where that is another, or none."""
+def open_student(
+    ckpt: str, teacher: str | None, *, window: int, crop_size: int | None, batch_size: int, num_threads: int
+) -> Student:
+    """A student, and the teacher that its checkpoint names. Raises ValueError where that is another, or
+    none."""
     config = read_config(ckpt)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    view = config.view.model_copy(update={"num_frames": window, "crop_size": crop_size or config.view.crop_size})
+    view = config.view.model_copy(
+        update={"num_frames": window, "crop_size": crop_size or config.view.crop_size}
+    )
     compute = TeacherComputeConfig(batch_size=batch_size, num_threads=num_threads)
     encoder = load_vit(ckpt)
     if config.objective == "vpixel":
-        raise ValueError(f"{ckpt}: got a V-Pixel teacher, expected a student: it predicts pixels normalised by themselves, no latents")
+        raise ValueError(
+            f"{ckpt}: got a V-Pixel teacher, expected a student: it predicts pixels normalised by themselves,"
+            " no latents"
+        )
     if (teacher is None) != (config.objective == "vjepa"):
         expected = (
-            "none: its targets are a moving average in the checkpoint" if teacher else "--teacher, the frozen encoder that it learned from"
+            "none: its targets are a moving average in the checkpoint"
+            if teacher
+            else "--teacher, the frozen encoder that it learned from"
         )
-        raise ValueError(f"{ckpt}: got --teacher {teacher} for a run of {config.objective}, expected {expected}")
+        raise ValueError(
+            f"{ckpt}: got --teacher {teacher} for a run of {config.objective}, expected {expected}"
+        )
     choice = FrozenConfig(
         ckpt=teacher or ckpt,
         num_frames=view.num_frames,
@@ -102,8 +132,8 @@ def open_student(ckpt: str, teacher: str | None, *, window: int, crop_size: int 
         load_module(encoder, find_checkpoint(Path(ckpt)), "online.safetensors")  # the encoder that learned
     elif frozen.spec.fingerprint != config.teacher_fingerprint:
         raise ValueError(
-            f"got --teacher {teacher} with fingerprint {frozen.spec.fingerprint[:12]}, expected {(config.teacher_fingerprint or 'none')[:12]}, "
-            f"which {ckpt} learned from"
+            f"got --teacher {teacher} with fingerprint {frozen.spec.fingerprint[:12]}, expected"
+            f" {(config.teacher_fingerprint or 'none')[:12]}, which {ckpt} learned from"
         )
     return Student(
         encoder=encoder.to(device),

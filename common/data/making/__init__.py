@@ -1,0 +1,1 @@
+"""Making data sets: what only ``salt-data`` does."""

@@ -1,0 +1,1 @@
+"""Folders of this machine and of object stores; no video decoder."""

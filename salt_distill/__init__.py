@@ -1,0 +1,1 @@
+"""SALT as a service: video encoders learned from a frozen, shared, cached teacher."""

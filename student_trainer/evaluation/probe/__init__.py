@@ -1,0 +1,1 @@
+"""The attentive probe: training, protocol, results."""

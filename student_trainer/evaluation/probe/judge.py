@@ -1,0 +1,381 @@
+"""Every encoder on the same labelled clips: its tokens, its probes, what they found. By one process, or by
+several together."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from rich.progress import Progress
+from torch import nn
+
+from salt_distill.common.command import console
+from salt_distill.common.config import ProbeConfig, ViewConfig
+from salt_distill.common.data.reader import Reader, require_few_bad
+from salt_distill.common.data.sample import Sample
+from salt_distill.common.data.segments import SegmentCut
+from salt_distill.common.data.shards import open_dataset
+from salt_distill.common.data.views import draw
+from salt_distill.common.model.compute import uses_bfloat16
+from salt_distill.common.model.frozen import FrozenEncoder
+from salt_distill.common.model.teacher import device_kind, fingerprint
+from salt_distill.student_trainer.evaluation.probe.feature_files import (
+    FileTokens,
+    feature_path,
+    write_features,
+)
+from salt_distill.student_trainer.evaluation.probe.features import (
+    Clips,
+    FreshTokens,
+    Frozen,
+    KeptTokens,
+    Tokens,
+    in_batches,
+    part_of,
+)
+from salt_distill.student_trainer.evaluation.probe.results import TRAIN, VAL, Found
+from salt_distill.student_trainer.evaluation.probe.score import score_of
+from salt_distill.student_trainer.evaluation.probe.training import ProbeGrid, Setting
+from salt_distill.student_trainer.ranks import Worker
+
+_OF_THE_COMMAND = {
+    *("ckpt", "out", "random_init", "features", "max_feature_bytes", "resume", "num_threads", "loader"),
+    *("workers", "cpus_per_worker", "gpus_per_worker", "address"),
+}
+"""Fields of the configuration that do not change a probe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """What all encoders are asked."""
+
+    samples: Mapping[str, Sequence[Sample]]
+    """Of each split; where there are several settings, of VAL as well."""
+    labels: Sequence[str]
+    split: str
+    """Whose accuracy is reported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What was found, the same on every rank."""
+
+    found: dict[str, dict[str, Found]]
+    """For each encoder and label."""
+    facts: dict[str, dict[str, Any]]
+    """What each label is."""
+
+
+def cuts(config: ProbeConfig, view: ViewConfig, split: str, *, num_views: int) -> SegmentCut | None:
+    """What is taken of every video of a split; None where that is drawn anew for each of them."""
+    if split == TRAIN and config.augment:
+        return None
+    return SegmentCut(view, config.segments, 1 if split == TRAIN else num_views, config.square)
+
+
+def drawn(config: ProbeConfig, view: ViewConfig, sample: Sample, epoch: int) -> SegmentCut:
+    """What is taken of a training video in an epoch: V-JEPA's crops, without a flip, one for each segment."""
+    view = view.model_copy(update={"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": False})
+    draws = tuple(
+        draw(config.seed, f"probe {number} {sample.key}", epoch) for number in range(config.segments)
+    )
+    return SegmentCut(view, config.segments, 1, 1.0, draws)
+
+
+class Judge:
+    """Every encoder, one after the other, on the same labelled clips.
+
+    Note [probe ranks]: every rank makes a Judge and calls ``all``. A rank has the forward of its part of each
+    split's clips, the same part for every encoder, and of every step of the probes those of the global batch
+    whose tokens it has in memory; where all of them are on disk, or come from a forward of their own in each
+    epoch, an equal part of the global batch.
+    """
+
+    def __init__(
+        self, config: ProbeConfig, exam: Exam, state: Path, worker: Worker, say: Callable[[str], None]
+    ) -> None:
+        """``state``: the folder of what ``--resume`` goes on from. ``say``: takes sentences for people; rank
+        0's are all that there are."""
+        dataset = open_dataset(config.data)
+        self._config, self._samples, self._split = config, exam.samples, exam.split
+        self._state, self._worker, self._say = state, worker, say
+        self._class_names = {label: dataset.class_names[label] for label in exam.labels}
+        self._index_hash = dataset.index_hash
+        self._settings = [Setting(lr, decay) for lr in config.lr for decay in config.weight_decay]
+        self._bfloat16 = uses_bfloat16(config.dtype, worker.device)
+
+    def all(self, candidates: Sequence[FrozenEncoder]) -> Verdict:
+        """For each encoder and label what was found."""
+        results: dict[str, dict[str, Found]] = {}
+        facts: dict[str, dict[str, Any]] = {}
+        numbers = {candidate.name: number for number, candidate in enumerate(candidates)}
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("probing", total=len(candidates))
+            for view, members in _by_view(candidates):
+                reader = Reader(
+                    self._config.data,
+                    data_seed=0,
+                    views=1,
+                    view=view,
+                    split="all",
+                    loader=self._config.loader,
+                )
+                clips = {split: self._clips(reader, view, split) for split in self._samples}
+                decoded = self._decoded(clips, members)
+                for candidate in members:
+                    module = candidate.load()
+                    identity = self._identity(candidate, module)
+                    frozen = Frozen(
+                        candidate,
+                        module,
+                        self._worker.device,
+                        batch_size=self._config.encode_batch_size,
+                        bfloat16=self._bfloat16,
+                    )
+                    tokens = {
+                        split: self._tokens(
+                            split, clips[split], frozen, decoded, identity | {"decoder": reader.decoder}
+                        )
+                        for split in clips
+                    }
+                    labels = {split: self._labels(split, of.kept) for split, of in tokens.items()}
+                    facts = {label: self._label_facts(label, labels) for label in self._class_names}
+                    grid = self._trained(
+                        candidate,
+                        tokens[TRAIN],
+                        labels[TRAIN],
+                        self._state / f"{numbers[candidate.name]}.pt",
+                        identity,
+                        reader,
+                    )
+                    results[candidate.name] = self._examined(grid, tokens, labels)
+                    progress.advance(task)
+                for key, reason in self._skipped(reader).items():
+                    self._say(f"left out: {key}: {reason}")
+                reader.close()
+        return Verdict(
+            found={candidate.name: results[candidate.name] for candidate in candidates}, facts=facts
+        )
+
+    def _clips(self, reader: Reader, view: ViewConfig, split: str) -> Clips:
+        fixed = cuts(self._config, view, split, num_views=self._config.views)
+        return Clips(
+            reader,
+            self._samples[split],
+            lambda sample, epoch: fixed or drawn(self._config, view, sample, epoch),
+        )
+
+    def _decoded(
+        self, clips: Mapping[str, Clips], members: Sequence[FrozenEncoder]
+    ) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+        """Every clip of this rank's part, where all of them stay in memory: several encoders look at them."""
+        if self._config.augment or self._config.features is not None:
+            return {}
+        for candidate in members:
+            _check_memory(candidate, clips, self._config.max_feature_bytes, self._worker.world_size)
+        idx = {
+            split: in_batches(
+                part_of(np.arange(len(of.samples)), self._worker), self._config.encode_batch_size
+            )
+            for split, of in clips.items()
+        }
+        return self._worker.together(
+            lambda: {split: list(of.batches(idx[split])) for split, of in clips.items()}
+        )
+
+    def _tokens(
+        self,
+        split: str,
+        clips: Clips,
+        frozen: Frozen,
+        decoded: Mapping[str, list[tuple[Bool[np.ndarray, " b"], np.ndarray]]],
+        identity: Mapping[str, Any],
+    ) -> Tokens:
+        """From where the configuration says."""
+        cut = clips.cut(clips.samples[0], 0)
+        if self._config.augment:
+            return FreshTokens(frozen, clips, self._worker)
+        if self._config.features is None:
+            return self._kept_tokens(frozen, decoded[split], cut.num_views)
+        facts = {
+            "fingerprint": identity["fingerprint"],
+            "index_hash": identity["index_hash"],
+            "decoder": identity["decoder"],
+            "compute": identity["compute"],
+            "split": split,
+            "view": cut.view.model_dump(mode="json"),
+            "clips": [cut.num_segments, cut.num_views, cut.square],
+        }
+        path = feature_path(self._config.features, facts)
+        if not self._worker.ranks.all_values(path.exists())[0]:
+            write_features(path, facts, frozen, clips, self._config.encode_batch_size, self._worker)
+        found = FileTokens(path, [sample.key for sample in clips.samples], self._worker)
+        if not found.kept.all():
+            self._say(
+                f"{path}: {(~found.kept).sum()} clips of {split!r} are not there: they could not be decoded"
+                " when it was written"
+            )
+        return found
+
+    def _kept_tokens(
+        self, frozen: Frozen, decoded: Sequence[tuple[Bool[np.ndarray, " b"], np.ndarray]], num_views: int
+    ) -> KeptTokens:
+        found = self._worker.together(
+            lambda: [frozen.tokens(pixels, num_views) for _, pixels in decoded if len(pixels)]
+        )
+        parts = self._worker.ranks.all_values(
+            np.concatenate([np.zeros(0, bool), *(good for good, _ in decoded)])
+        )
+        first = sum(int(part.sum()) for part in parts[: self._worker.rank])
+        return KeptTokens(
+            np.concatenate(parts),
+            torch.cat(found) if found else torch.empty(0, device=self._worker.device),
+            first,
+        )
+
+    def _trained(
+        self,
+        candidate: FrozenEncoder,
+        tokens: Tokens,
+        labels: Mapping[str, Int[np.ndarray, " k"]],
+        state: Path,
+        identity: dict[str, Any],
+        reader: Reader,
+    ) -> ProbeGrid:
+        """Probes that have learned, from where ``state`` is to the last epoch."""
+        config = self._config
+        grid = ProbeGrid(
+            {label: len(names) for label, names in self._class_names.items()},
+            self._settings,
+            width=candidate.config.width,
+            num_heads=config.num_heads or candidate.config.num_heads,
+            depth=config.depth,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            micro_batch_size=config.micro_batch_size,
+            seed=config.seed,
+            worker=self._worker,
+            bfloat16=self._bfloat16,
+        )
+        if config.resume and self._has(state):
+            grid.load(state, identity)
+        self._require_few_bad(reader)
+        while grid.epoch < config.epochs:
+            grid.train_epoch(tokens, labels)
+            self._require_few_bad(reader)
+            grid.save(state, identity)
+        return grid
+
+    def _examined(
+        self,
+        grid: ProbeGrid,
+        tokens: Mapping[str, Tokens],
+        labels: Mapping[str, Mapping[str, Int[np.ndarray, " k"]]],
+    ) -> dict[str, Found]:
+        """For each label what its best probe does."""
+        size = self._config.micro_batch_size or self._config.batch_size
+        reported = grid.confusions(tokens[self._split], labels[self._split], size)
+        if len(self._settings) == 1:
+            return {
+                label: Found(setting=setting, chosen_by=None, counts=counts)
+                for (label, setting), counts in reported.items()
+            }
+        by_val = reported if self._split == VAL else grid.confusions(tokens[VAL], labels[VAL], size)
+        scores = {name: score_of(counts) for name, counts in by_val.items()}
+        found = {}
+        for label in self._class_names:
+            best = max(
+                self._settings, key=lambda setting: scores[label, setting].num_correct
+            )  # the first of the grid, of equals
+            found[label] = Found(setting=best, chosen_by=scores[label, best], counts=reported[label, best])
+        return found
+
+    def _has(self, state: Path) -> bool:
+        """Whether there is something to go on from, of which all ranks know or none."""
+        seen = self._worker.ranks.all_values(state.exists())
+        if seen[0] and not all(seen):
+            raise ValueError(
+                f"got no {state} on every worker, expected it there: --out names a file in a folder that all"
+                " workers share"
+            )
+        return seen[0]
+
+    def _skipped(self, reader: Reader) -> dict[str, str]:
+        """The videos that failed on any rank, and why."""
+        return {
+            key: reason
+            for of_rank in self._worker.ranks.all_values(reader.skipped)
+            for key, reason in of_rank.items()
+        }
+
+    def _require_few_bad(self, reader: Reader) -> None:
+        """Raises ValueError, on every rank, where they left out too many clips together."""
+        counts = self._worker.ranks.all_values(reader.counters())
+        num_clips, num_bad = (sum(of_rank[name] for of_rank in counts) for name in ("clips", "bad_clips"))
+        require_few_bad(num_clips, num_bad, self._skipped(reader), self._config.loader.max_bad_fraction)
+
+    def _labels(self, split: str, kept: Bool[np.ndarray, " samples"]) -> dict[str, Int[np.ndarray, " k"]]:
+        return {
+            label: np.array([sample.labels[label] for sample in self._samples[split]], np.int64)[kept]
+            for label in self._class_names
+        }
+
+    def _label_facts(
+        self, label: str, labels: Mapping[str, Mapping[str, Int[np.ndarray, " k"]]]
+    ) -> dict[str, Any]:
+        train, test = labels[TRAIN][label], labels[self._split][label]
+        return {
+            "num_classes": len(self._class_names[label]),
+            "class_names": self._class_names[label],
+            "chance": float(
+                (test == np.bincount(train).argmax()).mean()
+            ),  # always the training split's most common class
+            "num_train": len(train),
+            "num_test": len(test),
+        }
+
+    def _identity(self, candidate: FrozenEncoder, module: nn.Module) -> dict[str, Any]:
+        """What a probe of an encoder depends on."""
+        compute = {
+            "device": device_kind(self._worker.device),
+            "dtype": "bfloat16" if self._bfloat16 else "float32",
+            "torch": str(torch.__version__),
+        }
+        return {
+            "fingerprint": fingerprint(candidate, module),
+            "index_hash": self._index_hash,
+            "view": candidate.view.model_dump(mode="json"),
+            "compute": compute | candidate.libraries,
+            **self._config.model_dump(mode="json", exclude=_OF_THE_COMMAND),
+        }
+
+
+def _check_memory(
+    candidate: FrozenEncoder, clips: Mapping[str, Clips], max_bytes: int, num_workers: int
+) -> None:
+    """Raises ValueError where a worker's part of the clips and of their tokens takes more than
+    ``max_bytes``."""
+    clip_bytes = math.prod(candidate.view.clip_shape)
+    token_bytes = candidate.grid.num_tokens * candidate.config.width * 4
+    num_clips = 0
+    for of in clips.values():
+        cut = of.cut(of.samples[0], 0)
+        num_clips += -(-len(of.samples) // num_workers) * cut.num_segments * cut.num_views
+    needed_bytes = num_clips * (clip_bytes + token_bytes)
+    if needed_bytes > max_bytes:
+        raise ValueError(
+            f"{candidate.name}: got {num_clips} clips whose pixels and tokens take {needed_bytes / 1e9:.1f}"
+            f" GB, expected at most {max_bytes / 1e9:.1f} GB: raise --max-feature-bytes, keep them on disk"
+            " (--features DIR), or take other clips in each epoch (--augment)"
+        )
+
+
+def _by_view(candidates: Sequence[FrozenEncoder]) -> Iterator[tuple[ViewConfig, list[FrozenEncoder]]]:
+    """Candidates that look at the same clips, together, so that these are decoded once."""
+    views = {candidate.view.model_dump_json(): candidate.view for candidate in candidates}
+    for text, view in views.items():
+        yield view, [candidate for candidate in candidates if candidate.view.model_dump_json() == text]

@@ -1,0 +1,186 @@
+"""Training a grid of probes on frozen tokens: every label with every setting, in one pass."""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from salt_distill.common.draws import uniforms, words
+from salt_distill.student_trainer.evaluation.probe.features import Tokens, in_batches
+from salt_distill.student_trainer.evaluation.probe.model import AttentiveProbe
+from salt_distill.student_trainer.evaluation.probe.score import confusion, vote
+from salt_distill.student_trainer.ranks import Worker
+
+
+class Setting(NamedTuple):
+    """What a grid is a grid of."""
+
+    lr: float
+    """At the first step; a cosine takes it to 0."""
+    weight_decay: float
+    """Of AdamW, on every parameter."""
+
+
+class ProbeGrid:
+    """Probes that read the same tokens: AdamW, cosine to 0, no warm-up, decay on every parameter.
+
+    A probe shares nothing with its neighbours: its weights start from (seed, label), it has its own
+    optimizer, and the order of the clips comes from the seed alone. So a label's probe of one setting is the
+    same whichever other labels and settings are there. Every rank has all probes and calls all methods; a
+    step is of the global batch, whatever part of it each rank has, so the number of ranks changes rounding
+    alone.
+    """
+
+    def __init__(
+        self,
+        num_classes: Mapping[str, int],
+        settings: list[Setting],
+        *,
+        width: int,
+        num_heads: int,
+        depth: int,
+        epochs: int,
+        batch_size: int,
+        micro_batch_size: int | None,
+        seed: int,
+        worker: Worker,
+        bfloat16: bool,
+    ) -> None:
+        self.epoch = 0
+        """Passes behind it."""
+        self.epochs = epochs
+        self._batch_size, self._micro_batch_size, self._seed = (
+            batch_size,
+            micro_batch_size or batch_size,
+            seed,
+        )
+        self._worker, self._device, self._bfloat16 = worker, worker.device, bfloat16
+        self._num_classes = num_classes
+        self.probes: dict[tuple[str, Setting], AttentiveProbe] = {}
+        self._optimizers: dict[tuple[str, Setting], torch.optim.Optimizer] = {}
+        for label, count in num_classes.items():
+            for setting in settings:
+                probe = AttentiveProbe(width, num_heads, count, depth).to(worker.device)
+                probe.init_weights(
+                    torch.Generator(worker.device).manual_seed(
+                        int(words(seed, f"probe {label}", 0, 1)[0] >> np.uint64(1))
+                    )
+                )
+                self.probes[label, setting] = probe
+                self._optimizers[label, setting] = torch.optim.AdamW(
+                    probe.parameters(), lr=setting.lr, weight_decay=setting.weight_decay, fused=True
+                )
+
+    def train_epoch(self, tokens: Tokens, labels: Mapping[str, Int[np.ndarray, " k"]]) -> None:
+        """One pass over the clips; ``labels``: the class numbers of those that ``tokens`` keeps."""
+        num_clips = int(tokens.kept.sum())
+        classes = {name: torch.from_numpy(label).to(self._device) for name, label in labels.items()}
+        order = np.argsort(uniforms(self._seed, "probe order", self.epoch, num_clips), kind="stable")
+        shares = [tokens.share(numbers) for numbers in in_batches(order, self._batch_size)]
+        steps = [in_batches(share, self._micro_batch_size) for share in shares]
+        found = tokens.batches([part for parts in steps for part in parts], self.epoch)
+        for step, parts in enumerate(steps, start=self.epoch * len(steps)):
+            for (_, setting), optimizer in self._optimizers.items():
+                for group in optimizer.param_groups:
+                    group["lr"] = (
+                        0.5 * setting.lr * (1 + math.cos(math.pi * step / (self.epochs * len(steps))))
+                    )
+                optimizer.zero_grad()
+            num_good = 0
+            for _ in parts:
+                numbers, batch = next(found)
+                if len(numbers):
+                    self._backward(batch, {name: label[numbers] for name, label in classes.items()})
+                num_good += len(numbers)
+            for name, optimizer in self._optimizers.items():
+                self._average(self.probes[name], num_good)
+                optimizer.step()
+        self.epoch += 1
+
+    def _backward(self, batch: Float[Tensor, "b 1 n e"], classes: Mapping[str, Int[Tensor, " b"]]) -> None:
+        """Adds the gradients of the clips' losses."""
+        for (label, _), probe in self.probes.items():
+            with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
+                logits = probe(batch.squeeze(1))
+            F.cross_entropy(logits.float(), classes[label], reduction="sum").backward()
+
+    def _average(self, probe: AttentiveProbe, num_good: int) -> None:
+        """Makes the gradients those of the mean loss over the global batch; ``num_good``: this rank's clips,
+        without those that proved bad."""
+        parameters = list(probe.parameters())
+        gradients = [torch.zeros_like(own) if own.grad is None else own.grad for own in parameters]
+        together = torch.cat(
+            [
+                torch.tensor([float(num_good)], device=self._device),
+                *(gradient.flatten() for gradient in gradients),
+            ]
+        )
+        count, means = self._worker.sum(together).split([1, len(together) - 1])
+        means /= count.clamp(min=1)
+        for own, mean in zip(parameters, means.split([own.numel() for own in parameters]), strict=True):
+            own.grad = mean.view_as(own)
+
+    @torch.no_grad()
+    def confusions(
+        self, tokens: Tokens, labels: Mapping[str, Int[np.ndarray, " k"]], batch_size: int
+    ) -> dict[tuple[str, Setting], Int[Tensor, "classes classes"]]:
+        """For each probe how many clips of each class, a row, it took for each, a column; the probabilities
+        of a clip's views are averaged."""
+        counts = {
+            name: torch.zeros(2 * (self._num_classes[name[0]],), dtype=torch.int64, device=self._device)
+            for name in self.probes
+        }
+        classes = {name: torch.from_numpy(label).to(self._device) for name, label in labels.items()}
+        share = tokens.share(np.arange(int(tokens.kept.sum())))
+        for numbers, batch in tokens.batches(in_batches(share, batch_size), 0):
+            if len(numbers) == 0:
+                continue
+            views = batch.flatten(0, 1)
+            for (label, setting), probe in self.probes.items():
+                with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
+                    logits = probe(views)
+                predicted = vote(logits.unflatten(0, batch.shape[:2]))
+                counts[label, setting] += confusion(
+                    predicted, classes[label][numbers], self._num_classes[label]
+                )
+        return {name: self._worker.sum(count).cpu() for name, count in counts.items()}
+
+    def save(self, path: Path, identity: dict[str, Any]) -> None:
+        """Writes what ``load`` continues from, on rank 0; it appears whole."""
+        if self._worker.rank > 0:
+            return
+        state = {
+            "identity": identity,
+            "epoch": self.epoch,
+            "probes": [probe.state_dict() for probe in self.probes.values()],
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers.values()],
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(
+            f".{path.name}.{os.getpid()}.partial"
+        )  # a killed probe's workers may outlive it by a moment
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def load(self, path: Path, identity: dict[str, Any]) -> None:
+        """Goes on after the last epoch that was saved. Raises ValueError where that was another probe."""
+        state = torch.load(path, map_location=self._device, weights_only=True)
+        changed = [name for name, value in identity.items() if state["identity"].get(name) != value]
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"--resume: got {name}={identity[name]!r}, expected {state['identity'].get(name)!r} as in"
+                f" {path}: a probe goes on as it began; leave out --resume to begin anew"
+            )
+        for probe, values in zip(self.probes.values(), state["probes"], strict=True):
+            probe.load_state_dict(values)
+        for optimizer, values in zip(self._optimizers.values(), state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+        self.epoch = state["epoch"]

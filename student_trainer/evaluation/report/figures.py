@@ -1,0 +1,269 @@
+"""Charts as inline SVG whose colours are CSS variables of the page, so that one chart serves light and
+dark."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from salt_distill.student_trainer.evaluation.selection import NAMES, Selection
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_INK, _MUTED, _LINE = "#1d2327", "#626c74", "#e1e5e6"
+_SERIES = ["#0f766e", "#b45309", "#4f46e5", "#be185d", "#4d7c0f", "#0369a1"]
+_VARIABLES = {_INK: "var(--ink)", _MUTED: "var(--muted)", _LINE: "var(--line)"}
+_VARIABLES |= {colour: f"var(--s{number})" for number, colour in enumerate(_SERIES)}
+"""matplotlib knows only fixed colours: these, the page's light ones, stand for the page's variables, and are
+replaced in the SVG."""
+_DASHES = ["-", (0, (6, 2)), (0, (2.5, 1.5))]
+"""So that curves that lie on each other are both seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The loss of a run."""
+
+    name: str
+    colour: int
+    """Number of the run's colour, the same in every chart."""
+    steps: Sequence[int]
+    flops: Sequence[float]
+    """Training compute up to each of ``steps``, its teacher's forwards included."""
+    losses: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One accuracy with its 95% interval."""
+
+    name: str
+    colour: int | None
+    """None: no run of this page (drawn muted)."""
+    value: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A run's accuracy, with its 95% interval, and what it cost."""
+
+    name: str
+    colour: int
+    flops: float
+    value: float
+    interval: tuple[float, float]
+
+
+def loss_curves(curves: Sequence[Curve], *, chart_id: str, loss_name: str) -> str:
+    """Losses that may be compared with each other, against steps and against training FLOPs."""
+    figure = _figure(9.2, 3.0)
+    by_steps, by_flops = figure.subplots(1, 2, sharey=True)
+    for curve in curves:
+        style = {"color": _SERIES[curve.colour % len(_SERIES)], "linewidth": 1.8, "label": curve.name}
+        style["linestyle"] = _DASHES[(curve.colour + curve.colour // len(_SERIES)) % len(_DASHES)]
+        by_steps.plot(curve.steps, curve.losses, **style)
+        by_flops.plot(curve.flops, curve.losses, **style)
+    by_steps.set_xlabel("step")
+    by_flops.set_xlabel("training FLOPs (6ND)")
+    by_steps.set_ylabel(loss_name)
+    for axes in (by_steps, by_flops):
+        _quiet(axes, grid_axis="y")
+    if len(curves) > 1:
+        by_flops.legend(frameon=False, labelcolor=_INK, fontsize=9)
+    return _svg(figure, chart_id)
+
+
+def accuracy_bars(panels: Mapping[str, Sequence[Bar]], chance: Mapping[str, float], *, chart_id: str) -> str:
+    """A panel of horizontal bars for every label, with intervals and the chance level as a dashed line."""
+    num_bars = max(len(bars) for bars in panels.values())
+    figure = _figure(9.2, 0.9 + 0.34 * num_bars)
+    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (label, bars) in zip(all_axes, panels.items(), strict=True):
+        rows = range(len(bars))
+        colours = [_MUTED if bar.colour is None else _SERIES[bar.colour % len(_SERIES)] for bar in bars]
+        axes.barh(rows, [bar.value for bar in bars], height=0.62, color=colours)
+        for row, bar in zip(rows, bars, strict=True):
+            axes.plot(bar.interval, (row, row), color=_INK, linewidth=1.1, solid_capstyle="butt")
+            axes.annotate(
+                f"{bar.value:.2f}",
+                (max(bar.interval[1], bar.value), row),
+                (5, 0),
+                textcoords="offset points",
+                va="center",
+                color=_INK,
+                fontsize=9,
+            )
+        axes.axvline(chance[label], color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+        axes.set_xlim(0, 1.08)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+        axes.set_yticks(rows, [bar.name for bar in bars])
+        axes.set_title(label, fontsize=10, color=_INK, loc="left")
+        _quiet(axes, grid_axis="x")
+        axes.tick_params(axis="y", length=0, labelcolor=_INK)
+    all_axes[0].invert_yaxis()
+    return _svg(figure, chart_id)
+
+
+def pareto(points: Sequence[Point]) -> list[Point]:
+    """The points that no other one beats: none costs as little or less and is better. In the order of their
+    cost."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.flops, -point.value)):
+        if not front or point.value > front[-1].value:
+            front.append(point)
+    return front
+
+
+def accuracy_against_flops(panels: Mapping[str, Sequence[Point]], *, chart_id: str) -> str:
+    """A panel for every label: accuracy against training FLOPs, with intervals and the Pareto front as a line
+    (arXiv:2509.24317, Figure 1)."""
+    figure = _figure(9.2, 3.2)
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (label, points) in zip(all_axes, panels.items(), strict=True):
+        front = pareto(points)
+        axes.step(
+            [p.flops for p in front],
+            [p.value for p in front],
+            where="post",
+            color=_MUTED,
+            linewidth=1.2,
+            linestyle=(0, (4, 3)),
+        )
+        for point in points:
+            colour = _SERIES[point.colour % len(_SERIES)]
+            axes.plot((point.flops, point.flops), point.interval, color=colour, linewidth=1.1)
+            axes.plot(point.flops, point.value, "o", color=colour, markersize=6)
+        middle = (min(p.flops for p in points) + max(p.flops for p in points)) / 2
+        for (flops, value), names in _names_at(points).items():
+            right = flops > middle  # its name stands to its left, inside the panel
+            offset, side = ((-6, 5), "right") if right else ((6, 5), "left")
+            axes.annotate(
+                ", ".join(names),
+                (flops, value),
+                offset,
+                textcoords="offset points",
+                ha=side,
+                color=_INK,
+                fontsize=9,
+            )
+        axes.margins(x=0.12, y=0.15)
+        axes.set_xlabel("training FLOPs (6ND), its teachers' included")
+        axes.set_title(label, fontsize=10, color=_INK, loc="left")
+        _quiet(axes, grid_axis="y")
+    all_axes[0].set_ylabel("accuracy")
+    return _svg(figure, chart_id)
+
+
+def accuracy_by_line(selection: Selection, colours: Mapping[str, int], *, chart_id: str) -> str:
+    """Accuracy against what predicts it: every checkpoint, the line through those that were probed, and the
+    95% interval of the others.
+
+    ``colours``: of the runs. The selection has a line.
+    """
+    return _svg(_accuracy_by_line(selection, colours), chart_id)
+
+
+def save_accuracy_by_line(selection: Selection, path: Path) -> None:
+    """The same as a PNG."""
+    runs = dict.fromkeys(point.run for point in selection.points)
+    figure = _accuracy_by_line(selection, {name: number for number, name in enumerate(runs)})
+    figure.axes[0].set_title(f"{selection.verdict} (open)", fontsize=10, color=_INK, loc="left")
+    figure.savefig(path, dpi=110)
+
+
+def _accuracy_by_line(selection: Selection, colours: Mapping[str, int]) -> "Figure":
+    line = selection.line
+    assert line is not None, "nothing is drawn without one"
+    figure = _figure(9.2, 3.6)
+    axes = figure.subplots()
+    xs = [point.x for point in selection.points]
+    room = 0.04 * (max(xs) - min(xs))
+    ends = np.linspace(min(xs) - room, max(xs) + room, 60)
+    centre, low, high = zip(*(line.predict(x) for x in ends), strict=True)
+    axes.fill_between(ends, low, high, color=_MUTED, alpha=0.13, linewidth=0)
+    axes.plot(ends, centre, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+    runs = dict.fromkeys(point.run for point in selection.points)
+    shown = {name: _SERIES[colours[name] % len(_SERIES)] if name in colours else _MUTED for name in runs}
+    for name, colour in shown.items():
+        axes.plot([], [], "o", color=colour, markersize=6, label=name)
+    for point in selection.points:
+        colour, (value, *interval) = shown[point.run], line.predict(point.x)
+        if point.accuracy is None:
+            axes.plot((point.x, point.x), interval, color=colour, linewidth=1.1)
+        axes.plot(
+            point.x,
+            value if point.accuracy is None else point.accuracy,
+            "o",
+            color=colour,
+            markersize=6,
+            markerfacecolor="none" if point.accuracy is None else colour,
+        )
+    axes.set_xlim(ends[0], ends[-1])
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(
+        max(bottom, -0.02), min(top, 1.02)
+    )  # where few were probed, the interval knows nothing of what an accuracy can be
+    axes.set_xlabel(f"{NAMES[selection.by]}, {selection.split} split")
+    axes.set_ylabel(f"accuracy, {selection.label}")
+    _quiet(axes, grid_axis="y")
+    axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+    return figure
+
+
+def _names_at(points: Sequence[Point]) -> dict[tuple[float, float], list[str]]:
+    """Runs that lie on one point share its label."""
+    names: dict[tuple[float, float], list[str]] = {}
+    for point in points:
+        names.setdefault((point.flops, point.value), []).append(point.name)
+    return names
+
+
+def _figure(width_in: float, height_in: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+def _quiet(axes: "Axes", *, grid_axis: str) -> None:
+    """Only what carries information: a light grid across the values, no frame."""
+    for side in ("top", "right", "left", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.grid(axis=grid_axis, color=_LINE, linewidth=0.8)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_MUTED, labelsize=9, length=0)
+    for text in (axes.xaxis.label, axes.yaxis.label):
+        text.set(color=_MUTED, fontsize=9)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_offset_text().set(color=_MUTED, fontsize=9)
+
+
+def _svg(figure: "Figure", chart_id: str) -> str:
+    """The figure as an SVG element to stand inside HTML: own ids, the page's colours and font, nothing that
+    points outside."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": chart_id}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 role="img"', text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = (
+        text.replace('id="', f'id="{chart_id}-')
+        .replace('href="#', f'href="#{chart_id}-')
+        .replace("url(#", f"url(#{chart_id}-")
+    )
+    text = re.sub(r"<style.*?</style>|font-family:[^;\"]*;?", "", text, flags=re.DOTALL)
+    for fixed, variable in _VARIABLES.items():
+        text = text.replace(fixed, variable)
+    return text

@@ -1,0 +1,33 @@
+"""Which of some runs is the frozen teacher of which, and what the whole chain cost."""
+
+from collections.abc import Mapping, Sequence
+
+from salt_distill.common.config import FrozenConfig
+from salt_distill.common.model.checkpoint import open_encoder
+from salt_distill.common.model.teacher import fingerprint
+from salt_distill.student_trainer.evaluation.runs import Run
+
+
+def teachers_among(runs: Sequence[Run]) -> dict[str, Run | None]:
+    """By name of a run: the run whose newest checkpoint it learned from; None where that is not among them,
+    or it has no frozen teacher.
+
+    Compares fingerprints, so it loads the weights of every run, if any of them has a frozen teacher.
+    """
+    if all(run.teacher_fingerprint is None for run in runs):
+        return {run.name: None for run in runs}
+    made = {}
+    for run in runs:
+        encoder = open_encoder(FrozenConfig(ckpt=str(run.path)))
+        made[fingerprint(encoder, encoder.load())] = run
+    return {run.name: made.get(run.teacher_fingerprint or "") for run in runs}
+
+
+def training_flops(run: Run, teachers: Mapping[str, Run | None]) -> float | None:
+    """The 6ND of a run and of every run it learned from, one after the other; None where a teacher's training
+    is not known here."""
+    teacher = teachers[run.name]
+    if run.teacher_fingerprint is None:
+        return run.summary["flops"]
+    of_teacher = None if teacher is None else training_flops(teacher, teachers)
+    return None if of_teacher is None else of_teacher + run.summary["flops"]

@@ -1,0 +1,111 @@
+"""A sweep's file -> the runs that it means."""
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from salt_distill.common.config import (
+    StudentRun,
+    SweepConfig,
+    SweepFile,
+    explain,
+    load_yaml,
+    mask_layer,
+    merge,
+    preset_layer,
+)
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_OF_THE_SWEEP = ("out", "resume", "address", "estimate", "estimate_out")
+"""Keys that no file may have: the sweep decides them."""
+
+
+def runs_of(config: SweepConfig) -> dict[str, StudentRun]:
+    """The runs by their names, in the file's order. Raises ValueError that names the run and the key that is
+    wrong."""
+    file = SweepFile.model_validate(load_yaml(config.file))
+    if not file.runs and not file.grid:
+        raise ValueError(f"{config.file}: got no runs, expected `runs`, `grid` or both")
+    runs: dict[str, StudentRun] = {}
+    for (name, own), point in itertools.product((file.runs or {"": {}}).items(), _points(file.grid)):
+        full_name = "_".join(
+            part for part in (name, *(_named(key, value) for key, value in point.items())) if part
+        )
+        if not _NAME.fullmatch(full_name):
+            raise ValueError(
+                f"{config.file}: got a run named {full_name!r}, expected up to 64 letters, digits, '.', '_'"
+                " and '-'"
+            )
+        if full_name in runs:
+            raise ValueError(
+                f"{config.file}: got two runs named {full_name}, expected different values in the grid"
+            )
+        runs[full_name] = _run(config, file, full_name, _nested(own), _nested(point))
+    sources = {(run.teacher_url, run.targets, run.teacher_ckpt) for run in runs.values()}
+    if len(sources) > 1:
+        raise ValueError(
+            f"{config.file}: got {len(sources)} sources of targets, expected one: losses under different"
+            " teachers do not compare"
+        )
+    return runs
+
+
+def _run(config: SweepConfig, file: SweepFile, name: str, *own: dict[str, Any]) -> StudentRun:
+    values = merge(_nested(file.common), *own)
+    if decided := [key for key in _OF_THE_SWEEP if key in values]:
+        raise ValueError(
+            f"{config.file}: run {name}: got {', '.join(decided)}, expected none of it in the file: the sweep"
+            " decides that"
+        )
+    if config.teacher_url is not None:
+        values["teacher_url"] = config.teacher_url
+    if values.get("teacher_url") is not None:
+        values = {"group": _group(config)} | values
+    out = Path(config.out) / name
+    preset, mask = values.pop("preset", file.preset), values.get("mask")
+    try:
+        layers = [
+            preset_layer(StudentRun, preset),
+            *([mask_layer(values.pop("mask"))] if isinstance(mask, str) else []),
+        ]
+        run = StudentRun.model_validate(
+            merge(*layers, values, {"out": str(out), "resume": (out / "config.yaml").exists()})
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{config.file}: run {name}:"
+            f" {explain(error) if isinstance(error, pydantic.ValidationError) else error}"
+        ) from error
+    if run.workers == 0:
+        raise ValueError(
+            f"{config.file}: run {name}: got workers=0, expected at least 1: Ray places the workers of a"
+            " sweep"
+        )
+    return run
+
+
+def _group(config: SweepConfig) -> str:
+    """What runs of one sweep share a service's work as."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", Path(config.out).resolve().name)[:64]
+
+
+def _points(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def _named(key: str, value: Any) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", f"{key.rpartition('.')[2]}-{value}")
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested ones."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        read = _nested(value) if isinstance(value, dict) else value
+        for part in reversed(key.split(".")):
+            read = {part: read}
+        nested = merge(nested, read)
+    return nested

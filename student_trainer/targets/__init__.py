@@ -1,0 +1,1 @@
+"""Where targets come from: a service, a cache, or a teacher in process."""

@@ -1,0 +1,281 @@
+"""Requests to a teacher service: its routes, over kept-alive connections. By ``http.client``: it reads into
+our own buffers."""
+
+import http.client
+import json
+import logging
+import secrets
+import socket
+import ssl
+import threading
+import time
+import urllib.parse
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from salt_distill.common.config import ServiceClientConfig
+from salt_distill.common.credentials import authorization, trusted
+from salt_distill.common.model.teacher import TeacherSpec
+from salt_distill.common.targets import wire
+from salt_distill.student_trainer.targets.retry import Retries, RetryableError
+
+log = logging.getLogger("salt.client")
+
+_RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+_MAX_JSON_BYTES = 1 << 20
+"""Largest answer that is no target, in bytes."""
+_READ_BYTES = 1 << 20
+"""Bytes from one look at the clock to the next while a body is read."""
+
+
+class TeacherMismatchError(ValueError):
+    """Targets come from another teacher, or one that runs otherwise, than the run was started with."""
+
+
+def require_same_teacher(got: TeacherSpec, expected: TeacherSpec) -> None:
+    """Raises TeacherMismatchError unless both give the same bits."""
+    if (got.fingerprint, got.compute) != (expected.fingerprint, expected.compute):
+        raise TeacherMismatchError(
+            f"got targets of teacher {got.fingerprint[:12]} computed with {got.compute}, this run uses"
+            f" {expected.fingerprint[:12]} with {expected.compute}: go back to the first teacher, or start a"
+            " new run"
+        )
+
+
+@dataclass
+class ClientCounters:
+    """What a client has done."""
+
+    requests: int = 0
+    """Requests answered."""
+    reconnects: int = 0
+    """Kept-alive connections that the server had closed meanwhile."""
+    bytes_up: int = 0
+    """Bytes of request bodies."""
+    bytes_down: int = 0
+    """Bytes of response bodies."""
+    progress_failures: int = 0
+    """Progress reports that the service did not take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A run's place in its group, as the service sees it."""
+
+    wait: bool
+    """The run is to ask for nothing more for now."""
+    slowest_slot: int | None
+    """The slot of the member that is furthest behind."""
+    window_clips: int
+    """How far a run may be ahead of it."""
+    members: int
+    """Workers of the group's runs that are alive."""
+
+
+class TeacherClient:
+    """One service's routes. Thread-safe: each thread has its own connection."""
+
+    def __init__(
+        self,
+        url: str,
+        config: ServiceClientConfig,
+        run: str,
+        *,
+        for_ever: bool = False,
+        token: str | None = None,
+        ca: str | None = None,
+    ) -> None:
+        """``for_ever``: the retry budget has no end. ``token``: what the service knows the run by. ``ca``:
+        see ``trusted``."""
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or parts.hostname is None or parts.query or parts.fragment:
+            raise ValueError(
+                f"got the teacher URL {url!r}, expected http://HOST:PORT or https://HOST:PORT, as `salt-serve"
+                " teacher` prints it"
+            )
+        self._parts, self._path = parts, parts.path.rstrip("/")
+        self._config, self._run, self.url = config, run, url.rstrip("/")
+        self._authorization = authorization(token)
+        self._tls = trusted(ca) if parts.scheme == "https" else None
+        self._local = threading.local()
+        self._connections: list[http.client.HTTPConnection] = []
+        self._lock = threading.Lock()
+        self.retries = Retries(self.url, None if for_ever else config.retry_budget_s)
+        self.counters = ClientCounters()
+
+    def count(self, name: str, amount: int = 1) -> None:
+        """Adds to a counter, from any thread."""
+        with self._lock:
+            setattr(self.counters, name, getattr(self.counters, name) + amount)
+
+    def teacher(self) -> dict[str, Any]:
+        """``GET /v1/teacher``."""
+        return self.retries(self._facts)
+
+    def targets(
+        self, body: wire.Body, fingerprint: str, *, max_bytes: int, bucket: int | None = None
+    ) -> memoryview:
+        """``POST /v1/targets``, one try: an answer of at most ``max_bytes``, valid until this thread's next
+        request.
+
+        Raises RetryableError, TeacherMismatchError, and ValueError where the request is at fault.
+        """
+        headers = {
+            "Content-Type": wire.CONTENT_TYPE,
+            "Content-Length": str(sum(map(len, body))),
+            "X-Salt-Run": self._run,
+            "X-Salt-Teacher": fingerprint,
+            "X-Salt-Deadline-Ms": str(int(1000 * self._config.timeout_s)),
+            **({} if bucket is None else {"X-Salt-Bucket": str(bucket)}),
+        }
+        answer = self._send("POST", "/v1/targets", body, headers, max_bytes)
+        self.count("requests")
+        self.count("bytes_up", sum(map(len, body)))
+        self.count("bytes_down", len(answer))
+        return answer
+
+    def progress(self, values: dict[str, Any]) -> Standing | None:
+        """``POST /v1/runs/{id}/progress``, one try. None without a group, and where the board does not
+        answer: that is counted, and stops no run."""
+        try:
+            path = f"/v1/runs/{self._run}/progress"
+            answer = bytes(
+                self._send("POST", path, json.dumps(values).encode(), {"Content-Type": "application/json"})
+            )
+            if "group" not in values:
+                return None
+            standing = json.loads(answer)
+            return Standing(**{name: standing[name] for name in Standing.__dataclass_fields__})
+        except (RetryableError, ValueError, KeyError, TypeError) as error:
+            self.count("progress_failures")
+            log.warning("the teacher's board did not take a progress report: %s", error)
+            return None
+
+    def probe(self) -> None:
+        """One ``GET /readyz``: where the service is ready again, the circuit closes. See Note [circuit]."""
+        try:
+            self._send("GET", "/readyz")
+        except (RetryableError, ValueError) as error:
+            log.info("teacher %s is still away: %s", self.url, error)
+        else:
+            self.retries.mend()
+
+    def close(self) -> None:
+        """Ends every wait, in every thread."""
+        self.retries.close()
+        with self._lock:
+            for connection in self._connections:
+                if connection.sock is not None:
+                    with suppress(OSError):  # not connected any more
+                        connection.sock.shutdown(
+                            socket.SHUT_RDWR
+                        )  # closing alone does not wake who reads from it
+
+    def _facts(self) -> dict[str, Any]:
+        content = bytes(self._send("GET", "/v1/teacher"))
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise RetryableError(f"a damaged answer: {error}") from error
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: wire.Body | bytes | None = None,
+        headers: dict[str, str] | None = None,
+        max_bytes: int = _MAX_JSON_BYTES,
+    ) -> memoryview:
+        connection, buffer = self._connection(), self._buffer(max(max_bytes, _MAX_JSON_BYTES))
+        was_open, request_id = connection.sock is not None, secrets.token_hex(6)
+        sent = {
+            **self._authorization,
+            "X-Salt-Request": request_id,
+            "X-Salt-Retry": str(self.retries.tried),
+            **(headers or {}),
+        }
+        try:
+            connection.request(method, self._path + path, body=body, headers=sent)
+            response = connection.getresponse()
+            content = _read(response, buffer[:max_bytes], time.monotonic() + self._config.timeout_s)
+        except ssl.SSLCertVerificationError as error:
+            raise ValueError(
+                f"{self.url} shows no certificate that is trusted: {error.verify_message}: give --teacher-ca"
+                " FILE"
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            if not was_open or not isinstance(error, ConnectionError) or self.retries.is_closed:
+                raise RetryableError(f"{type(error).__name__}: {error} (request {request_id})") from error
+            self.count(
+                "reconnects"
+                # A server closes idle connections as it likes; requests are pure, so they can be sent again
+                # at once
+            )
+            return self._send(method, path, body, headers, max_bytes)
+        if response.status < 300:
+            return content
+        raise _refusal(response, bytes(content), request_id)
+
+    def _connection(self) -> http.client.HTTPConnection:
+        connection = getattr(self._local, "connection", None)
+        if connection is None:
+            host, port, timeout_s = self._parts.hostname, self._parts.port, self._config.timeout_s
+            assert host is not None
+            if self._tls is None:
+                connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+            else:
+                connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=self._tls)
+            self._local.connection = connection
+            with self._lock:
+                self._connections.append(connection)
+        return connection
+
+    def _buffer(self, num_bytes: int) -> memoryview:
+        """This thread's own, which all its answers are read into."""
+        buffer = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < num_bytes:
+            buffer = self._local.buffer = memoryview(bytearray(num_bytes))
+        return buffer
+
+
+def _read(response: http.client.HTTPResponse, into: memoryview, deadline_s: float) -> memoryview:
+    """The body, in the first bytes of ``into``. Raises HTTPException where it is longer, or shorter than
+    announced; TimeoutError past the deadline."""
+    length = response.length  # None for a chunked body: from a proxy
+    if length is not None and length > len(into):
+        raise http.client.HTTPException(f"got a body of {length} bytes, expected at most {len(into)}")
+    done = 0
+    while got := response.readinto(
+        into[done : min(done + _READ_BYTES, len(into) if length is None else length)]
+    ):
+        done += got
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"got {done} bytes in the time for a whole answer, client.timeout_s")
+    if length is not None and done < length:
+        raise http.client.IncompleteRead(b"", length - done)
+    if response.read(1):  # else the end of the message, after which the connection can be used again
+        raise http.client.HTTPException(
+            f"got a body of more than the {len(into)} bytes that were expected at most"
+        )
+    return into[:done]
+
+
+def _refusal(response: http.client.HTTPResponse, content: bytes, request_id: str) -> Exception:
+    """What an error answer means."""
+    sentence = f"{_sentence(response.status, content)} (request {request_id})"
+    if response.status in _RETRIED:
+        after = response.getheader("Retry-After", "0")
+        return RetryableError(sentence, float(after) if after.replace(".", "", 1).isdigit() else 0.0)
+    if response.status == 409:
+        return TeacherMismatchError(f"{sentence}. Fix --teacher-url or start a new run")
+    return ValueError(f"the teacher refused a request: {sentence}")
+
+
+def _sentence(status: int, content: bytes) -> str:
+    try:
+        body = json.loads(content)
+        return f"{status} {body['error']}: got {body['got']}, expected {body['expected']} ({body['hint']})"
+    except (ValueError, KeyError, TypeError):  # not from the service: a proxy's page
+        return f"{status}: {content[:200].decode(errors='replace')}"

@@ -1,0 +1,168 @@
+"""What a teacher service hears of a run, and, in a group, answers: whether the run may go on asking."""
+
+import collections
+import logging
+import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
+from typing import Any
+
+from salt_distill.common.config import TrainConfig
+from salt_distill.student_trainer.targets.client import TeacherClient
+
+log = logging.getLogger("salt.client")
+
+_REPORTED = ("step", "slot", "loss", "flops", "teacher_wait_ms", "clips_per_s")
+"""What the service's board shows of a line of metrics.jsonl."""
+_POLL_S = 1.0
+"""From one post of a group's member to its next."""
+_CONFIG_EVERY_S = 60.0
+"""From one post with the run's configuration to the next: a service that was started again without its file
+learns of it."""
+_SHOWN = frozenset(
+    {
+        *(
+            "steps",
+            "batch_size",
+            "seed",
+            "data_seed",
+            "views",
+            "split",
+            "workers",
+            "init_std",
+            "target_dtype",
+            "masked_targets",
+            "group",
+        ),
+        *("encoder", "predictor", "view", "mask", "optim", "compute", "teacher", "pixel_norm", "ema"),
+    }
+)
+"""Keys of a run's configuration that others see: what it learns and how. No places, which may hold secrets,
+and nothing of this machine."""
+
+
+def shown_config(config: TrainConfig) -> dict[str, Any]:
+    """What a board, or a tracker, shows of a run's configuration; of its data the folder's name."""
+    return {"data": PurePosixPath(config.data).name, **config.model_dump(mode="json", include=set(_SHOWN))}
+
+
+class Board:
+    """The board of a teacher service, as one run sees it. A board that does not answer stops no run, and
+    holds none back.
+
+    Note [groups]: targets are shared while runs stay within the service's memory of each other. A run in a
+    group posts the first slot whose target it still lacks: from there on it needs what others have computed.
+    Before it asks for more it looks how far the slowest run of the group is, and waits where the clips
+    between that run's slot and its own would not fit the memory. Each rank does so for its own part of the
+    batches, and is a member of the group; it waits for other runs only.
+    """
+
+    def __init__(
+        self, client: TeacherClient, group: str | None, rank: int, config: dict[str, Any] | None = None
+    ) -> None:
+        """``config``: what the board shows of the run's configuration."""
+        self._client, self._group, self._rank, self._config = client, group, rank, config
+        self._config_s = -math.inf
+        self._posts = ThreadPoolExecutor(1, thread_name_prefix="progress")
+        self._lock = threading.Lock()
+        self._line: dict[str, Any] = {"step": 0, "slot": 0}
+        self._lacking: collections.Counter[int] = collections.Counter()
+        self._asked_end = 0
+        self._turn = threading.Lock()  # held through a wait, when the training goes on with what it has
+        self._window_end = -math.inf
+        self._posted_s = -math.inf
+        self._skew_clips, self._wait_s = 0, 0.0
+
+    def report(self, line: dict[str, Any]) -> None:
+        """Posts a line of metrics, in the background."""
+        with self._lock:
+            self._line = {name: line[name] for name in _REPORTED}
+        self._posts.submit(lambda: self._client.progress(self._to_post()))  # the newest, when its turn comes
+
+    def lacks(self, slot: int) -> None:
+        """Notes a request to come, whose first clip is that of ``slot``."""
+        with self._lock:
+            self._lacking[slot] += 1
+
+    def has(self, slot: int) -> None:
+        """Notes that such a request has ended."""
+        with self._lock:
+            self._lacking[slot] -= 1
+            self._lacking += collections.Counter()  # keeps what is positive
+
+    def hold(self, end: int) -> None:
+        """Returns when the run may ask for clips up to slot ``end``: at once without a group."""
+        if self._group is None:
+            return
+        with self._turn:
+            if end > self._window_end or time.monotonic() - self._posted_s >= _POLL_S:
+                self._post_until_free(end)
+            with self._lock:
+                self._asked_end = max(self._asked_end, end)
+
+    def metrics(self) -> dict[str, float]:
+        """What a line of metrics.jsonl says of the group."""
+        return (
+            {}
+            if self._group is None
+            else {"group_skew_clips": self._skew_clips, "group_wait_s": self._wait_s}
+        )
+
+    def close(self) -> None:
+        """Leaves the group, so that nobody waits for a run that has ended, and waits for the last reports."""
+        if self._posted_s > 0:
+            self._posts.submit(
+                self._client.progress, {**self._line, "worker": self._rank}
+            )  # a report without the group
+        self._posts.shutdown(wait=True)
+
+    def _post_until_free(self, end: int) -> None:
+        since = None
+        while not self._client.retries.is_closed:
+            values = self._to_post()
+            standing = self._client.progress(values)
+            self._posted_s = time.monotonic()
+            if standing is None:
+                break
+            slowest = values["slot"] if standing.slowest_slot is None else standing.slowest_slot
+            self._skew_clips, self._window_end = (
+                max(0, values["slot"] - slowest),
+                slowest + standing.window_clips,
+            )
+            if not standing.wait and (self._skew_clips == 0 or end <= self._window_end):
+                break
+            if since is None:
+                since = self._posted_s
+                log.warning(
+                    "group %s: waiting since %s, %d clips ahead of the slowest of %d members; the teacher"
+                    " remembers %d",
+                    *(
+                        self._group,
+                        time.strftime("%H:%M:%S"),
+                        self._skew_clips,
+                        standing.members,
+                        standing.window_clips,
+                    ),
+                )
+            self._client.retries.pause(_POLL_S)
+        if since is not None:
+            waited_s = time.monotonic() - since
+            self._wait_s += waited_s
+            log.warning("group %s: going on after %.1f s", self._group, waited_s)
+
+    def _to_post(self) -> dict[str, Any]:
+        with self._lock:
+            line = self._line
+            if self._config is not None and time.monotonic() - self._config_s >= _CONFIG_EVERY_S:
+                self._config_s = time.monotonic()
+                line = {**line, "config": self._config}
+            if self._group is None:
+                return line
+            return {
+                **line,
+                "slot": min(self._lacking, default=self._asked_end),
+                "group": self._group,
+                "worker": self._rank,
+            }

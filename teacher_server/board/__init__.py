@@ -1,0 +1,1 @@
+"""What replicas and students share: runs, groups, counters."""

@@ -1,0 +1,121 @@
+"""The board on disk: JSON lines, the first of which names the teacher. Lines are appended, and all of it is
+written anew where it has grown."""
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("salt.server")
+
+_FORMAT = "salt-board-1"
+_LEAST_BYTES = 1_000_000
+"""Below this size a file is not written anew."""
+_GROWTH = 4
+"""From one time that it is written anew to the next."""
+
+
+class BoardFile:
+    """See the module. A disk that is full costs lines, never an answer: they are counted, and serving goes
+    on."""
+
+    def __init__(self, path: Path, teacher: str) -> None:
+        """Raises ValueError where the file is no board's, or that of another teacher than the one with the
+        fingerprint ``teacher``."""
+        self._path, self._teacher = path, teacher
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="board")  # one: lines keep their order
+        self._num_bytes, self._next_bytes = 0, _LEAST_BYTES
+        self._torn = False
+        self.corrupt = 0
+        """Lines that were damaged, and left out."""
+        self.not_written = 0
+        """Lines that the disk did not take."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size:
+            with path.open("rb") as file:
+                self._check(file.readline())
+
+    def read(self, take: Callable[[dict[str, Any]], None]) -> None:
+        """Gives each line to ``take``; one that is damaged, as the last one may be after a kill, is named and
+        counted."""
+        if not self._path.exists():
+            return
+        for number, line in enumerate(self._path.read_bytes().split(b"\n"), 1):
+            if number == 1 or not line:
+                continue
+            try:
+                take(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                self.corrupt += 1
+                log.warning(
+                    "%s: line %d is damaged and left out: %s: %.80r",
+                    self._path,
+                    number,
+                    type(error).__name__,
+                    line,
+                )
+
+    def start(self, lines: list[dict[str, Any]]) -> None:
+        """Writes what was read anew, so that what is appended follows whole lines."""
+        self._try(lambda: self._rewrite(lines))
+
+    async def append(self, line: dict[str, Any], everything: Callable[[], list[dict[str, Any]]]) -> None:
+        """Adds a line. ``everything``: what the file is to hold where it has grown, and is written anew
+        instead."""
+        if self._num_bytes > self._next_bytes:
+            self._next_bytes *= 2  # also where the disk does not take it: not again at the next line
+            lines = everything()
+            await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._try, lambda: self._rewrite(lines)
+            )
+        else:
+            await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._try, lambda: self._append(line)
+            )
+
+    def _try(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self._torn = True
+            self.not_written += 1
+            log.warning("%s: the board could not be written, serving goes on: %s", self._path, error)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(
+                "\n" * self._torn + json.dumps(line) + "\n"
+            )  # what follows half a line is not lost with it
+            self._num_bytes = file.tell()
+        self._torn = False
+
+    def _rewrite(self, lines: list[dict[str, Any]]) -> None:
+        """Puts ``lines`` in the place of all that is there, at once or not at all."""
+        partial = self._path.with_name(f".{self._path.name}.partial")
+        with partial.open("w") as file:
+            for line in [{"format": _FORMAT, "teacher": self._teacher}, *lines]:
+                file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            self._num_bytes = file.tell()
+        partial.replace(self._path)
+        self._torn, self._next_bytes = False, max(_LEAST_BYTES, _GROWTH * self._num_bytes)
+
+    def _check(self, first: bytes) -> None:
+        try:
+            header = json.loads(first)
+            found = (header["format"], header["teacher"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"got --board-file {self._path}, which is no board of a teacher service: give another path"
+            ) from error
+        if found != (_FORMAT, self._teacher):
+            raise ValueError(
+                f"got --board-file {self._path} of teacher {str(found[1])[:12]} ({found[0]}), expected"
+                f" {self._teacher[:12]} ({_FORMAT}): losses under two teachers do not compare, so give this"
+                " one a file of its own"
+            )

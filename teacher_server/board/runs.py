@@ -1,0 +1,209 @@
+"""A student run as the board knows it: its progress, its curve in a bounded number of points, what it was
+sent."""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    NonNegativeFloat,
+    NonNegativeInt,
+    field_validator,
+)
+
+MAX_CONFIG_BYTES = 32_768
+"""Largest configuration that the board keeps of a run, in bytes of JSON."""
+MAX_POINTS = 400
+"""Most points of a run's curve, an even number: enough for every column of a chart."""
+
+
+class Progress(BaseModel):
+    """Where a student run is. Body of ``POST /v1/runs/{id}/progress``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    step: NonNegativeInt
+    """Optimizer steps done."""
+    slot: NonNegativeInt
+    """The next slot of the data order."""
+    loss: float | None = None
+    """Of this step."""
+    flops: NonNegativeFloat | None = None
+    """Spent so far, teacher forward included."""
+    teacher_wait_ms: NonNegativeFloat | None = None
+    """What this step waited for its targets, in milliseconds."""
+    clips_per_s: NonNegativeFloat | None = None
+    """Of the run, lately."""
+    group: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """Runs of one data seed that keep together, so that memory serves them all. A report without it leaves
+    the group."""
+    worker: NonNegativeInt = 0
+    """Which worker of the run says so. Each is a member of the group; only the first one's report is
+    shown."""
+    config: dict[str, JsonValue] | None = None
+    """The run's resolved configuration, without secrets and paths; the board keeps the newest one that it was
+    given."""
+
+    @field_validator("config")
+    @classmethod
+    def _small(cls, config: dict[str, Any] | None) -> dict[str, Any] | None:
+        if config is not None and (size := len(json.dumps(config))) > MAX_CONFIG_BYTES:
+            raise ValueError(
+                f"got a configuration of {size} bytes, expected at most {MAX_CONFIG_BYTES}: leave it out"
+            )
+        return config
+
+
+class Standing(BaseModel):
+    """Where a run is in its group. The answer to a progress report."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    wait: bool
+    """The run is further ahead than memory reaches: it asks again, with the same report, before it goes
+    on."""
+    slowest_slot: int | None
+    """Of the live members of the other runs and of who asks; None without a group."""
+    window_clips: int
+    """Clips that the replicas' memory holds: how far ahead a member may be."""
+    members: int
+    """Live members of the group: the workers of its runs."""
+
+
+@dataclass
+class Point:
+    """The mean loss of neighbouring reports, at the last one's step and FLOPs."""
+
+    step: int
+    flops: float | None
+    loss: float
+
+
+@dataclass
+class Curve:
+    """A run's loss in fewer than ``MAX_POINTS`` points, however long it is: where there are as many, each two
+    become one."""
+
+    stride: int = 1
+    """Reports in a point."""
+    points: list[Point] = field(default_factory=list)
+    begun: Point | None = None
+    """The point to come: the mean so far."""
+    num_begun: int = 0
+    """Reports in it."""
+
+    def add(self, step: int, flops: float | None, loss: float) -> None:
+        """Takes a report in. A step that is there already changes nothing; after an earlier one the run goes
+        on from there, as one that was resumed."""
+        last = self.begun or (self.points[-1] if self.points else None)
+        if last is not None and step == last.step:
+            return
+        if last is not None and step < last.step:
+            self.points = [point for point in self.points if point.step < step]
+            self.begun, self.num_begun = None, 0
+        mean = (
+            loss if self.begun is None else self.begun.loss + (loss - self.begun.loss) / (self.num_begun + 1)
+        )
+        self.begun, self.num_begun = Point(step, flops, mean), self.num_begun + 1
+        if self.num_begun == self.stride:
+            self.points.append(self.begun)
+            self.begun, self.num_begun = None, 0
+        if len(self.points) == MAX_POINTS:
+            pairs = zip(self.points[::2], self.points[1::2], strict=True)
+            self.points = [
+                Point(second.step, second.flops, (first.loss + second.loss) / 2) for first, second in pairs
+            ]
+            self.stride *= 2
+
+    def columns(self) -> dict[str, list[Any]]:
+        """``step``, ``flops`` and ``loss`` of the points, the one to come last."""
+        points = [*self.points, *([] if self.begun is None else [self.begun])]
+        return {name: [getattr(point, name) for point in points] for name in ("step", "flops", "loss")}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The curve in ``to_json``'s form."""
+        begun = values["begun"]
+        return cls(
+            **{
+                **values,
+                "points": [Point(**point) for point in values["points"]],
+                "begun": None if begun is None else Point(**begun),
+            }
+        )
+
+
+@dataclass
+class Run:
+    """What is known of a student run."""
+
+    clips_served: int = 0
+    clips_computed: int = 0
+    """Clips that this run caused the forward of."""
+    bytes_out: int = 0
+    seen_s: float = 0.0
+    """When it was heard of last, in seconds since 1970."""
+    progress: Progress | None = None
+    config: dict[str, Any] | None = None
+    curve: Curve = field(default_factory=Curve)
+    members: dict[int, tuple[Progress, float]] = field(default_factory=dict)
+    """What each worker that is in a group reported last, and when, on the monotonic clock of this process."""
+
+    def post(self, progress: Progress) -> None:
+        """Takes a worker's report in. What is shown of the run is the first one's."""
+        self.members.pop(progress.worker, None)
+        if progress.group is not None:
+            self.members[progress.worker] = progress.model_copy(update={"config": None}), time.monotonic()
+        if progress.worker != 0:
+            return
+        self.config = self.config if progress.config is None else progress.config
+        self.progress = progress.model_copy(update={"config": None})
+        if progress.loss is not None:
+            self.curve.add(progress.step, progress.flops, progress.loss)
+
+    def counts(self) -> dict[str, int | float]:
+        """What it was sent, and when it was heard of."""
+        return {
+            name: getattr(self, name) for name in ("clips_served", "clips_computed", "bytes_out", "seen_s")
+        }
+
+    def shown_progress(self) -> dict[str, Any] | None:
+        """The newest report, without its configuration."""
+        return None if self.progress is None else self.progress.model_dump(exclude={"config"})
+
+    def line(self, report: Progress) -> dict[str, Any]:
+        """What the board's file says of a report."""
+        return {**self.counts(), "progress": report.model_dump(exclude_none=True)}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that the board's file keeps of the run."""
+        return {
+            **self.counts(),
+            "progress": self.shown_progress(),
+            "config": self.config,
+            "curve": self.curve.to_json(),
+        }
+
+    def read(self, values: dict[str, Any]) -> None:
+        """Takes a line of the board's file in, of either kind."""
+        for name in ("clips_served", "clips_computed", "bytes_out", "seen_s"):
+            setattr(self, name, values[name])
+        progress = None if values["progress"] is None else Progress.model_validate(values["progress"])
+        if "curve" in values:
+            self.progress, self.config, self.curve = (
+                progress,
+                values["config"],
+                Curve.from_json(values["curve"]),
+            )
+        elif progress is not None:
+            self.post(progress)
+        self.members.clear()  # it is a member of its group when it reports again

@@ -1,0 +1,1 @@
+"""Target caches: verify, repair, gc, and writing their files."""

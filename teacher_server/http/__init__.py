@@ -1,0 +1,1 @@
+"""What a request passes: listener, access, limits, routes, answer."""

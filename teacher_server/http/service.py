@@ -1,0 +1,139 @@
+"""The teacher service as a plain ASGI app (DESIGN section 4, HTTP): its routes around a replica."""
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from salt_distill.common.config import ServiceConfig
+from salt_distill.common.model.teacher import TeacherSpec
+from salt_distill.common.targets import codec, wire
+from salt_distill.common.targets.store import CacheSpec
+from salt_distill.teacher_server.board.board import Board
+from salt_distill.teacher_server.http.access import Tokens
+from salt_distill.teacher_server.http.board_routes import add_board_routes
+from salt_distill.teacher_server.http.errors import add_error_handlers
+from salt_distill.teacher_server.http.front import Front, RequestLog
+from salt_distill.teacher_server.http.metrics import exposition
+from salt_distill.teacher_server.http.replica import Place, TeacherService
+from salt_distill.teacher_server.sharing.batching import FrozenTeacher
+from salt_distill.teacher_server.sharing.disk import DiskTargets
+
+PAGE = Path(__file__).parent / "page" / "index.html"
+
+
+def build_app(
+    teacher: FrozenTeacher,
+    config: ServiceConfig,
+    place: Place | None = None,
+    cache: Path | None = None,
+    *,
+    tokens: Path | None = None,
+    request_log: Path | None = None,
+) -> FastAPI:
+    """The app around a teacher; ``app.state.service`` is its ``TeacherService``. ``cache``: the folder that
+    targets are written to.
+
+    ``place``: where it stands among other replicas; None: it is the only one. ``tokens``: the file of access
+    tokens; None: everybody may ask. ``request_log``: the file that requests are written to.
+    """
+    known, log = (
+        None if tokens is None else Tokens(tokens),
+        None if request_log is None else RequestLog(request_log),
+    )
+    disk = None if cache is None else _open_cache(cache, teacher.spec, config)
+    service = TeacherService(
+        teacher,
+        config,
+        place or Place(board=Board(**board_arguments(teacher.spec, config))),
+        disk,
+        known,
+        log,
+    )
+    app = FastAPI(title="SALT teacher", version=wire.PROTOCOL, lifespan=service.lifespan)
+    app.state.service = service
+    app.add_middleware(_Counted, service=service)
+    add_error_handlers(app)
+    app.add_middleware(Front, secret=service.secret, tokens=known, counters=service.batcher.counters, log=log)
+    add_board_routes(app, service)
+
+    @app.get("/v1/teacher")
+    async def teacher_facts() -> dict[str, Any]:
+        """Which teacher this is, how it runs, what it takes, and what it has done."""
+        return await service.describe()
+
+    body = {
+        "requestBody": {
+            "required": True,
+            "content": {wire.CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+        }
+    }
+
+    @app.post("/v1/targets", openapi_extra=body, response_class=Response)
+    async def targets(request: Request) -> Response:
+        """Targets of clips: an Arrow IPC stream of `clip_digest`, `clip` (null: "do you have it?") and
+        optionally `token_idx`."""
+        return await service.targets(request)
+
+    @app.get("/healthz")
+    async def alive() -> dict[str, bool]:
+        """The process answers and its parts run."""
+        service.check()
+        return {"alive": True}
+
+    @app.get("/readyz")
+    async def ready() -> dict[str, bool]:
+        """Weights are loaded and one forward is done."""
+        service.require_ready()
+        return {"ready": True}
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """All replicas' counters, and the runs, for Prometheus."""
+        text = exposition(service.spec, await service.all_counters(), await service.board.runs())
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE, media_type="text/html")
+
+    return app
+
+
+class _Counted:
+    """An app whose requests for targets are counted until their answers are sent, so that a drained one cuts
+    none off."""
+
+    def __init__(self, app: ASGIApp, service: TeacherService) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = int(
+            scope["type"] == "http" and scope["path"].endswith("/v1/targets") and not self._service.ending
+        )
+        self._service.open_requests += begun
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._service.open_requests -= begun
+
+
+def board_arguments(spec: TeacherSpec, config: ServiceConfig) -> dict[str, Any]:
+    """What a board needs to know of a teacher."""
+    window_clips = config.memory_bytes // codec.num_bytes("float16", spec.num_tokens, spec.width)
+    limits = {
+        "max_runs": config.max_runs,
+        "group_timeout_s": config.group_timeout_s,
+        "window_clips": window_clips,
+    }
+    return {**limits, "teacher": spec.fingerprint}
+
+
+def _open_cache(root: Path, spec: TeacherSpec, config: ServiceConfig) -> DiskTargets:
+    kind = CacheSpec(
+        teacher=spec.to_json(), target_dtype=config.cache_dtype, shape=(spec.num_tokens, spec.width)
+    )
+    return DiskTargets(root, kind, segment_bytes=config.segment_bytes)

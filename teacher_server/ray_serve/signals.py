@@ -1,0 +1,49 @@
+"""What SIGINT and SIGTERM do to ``salt-serve teacher``: end a block, be counted, or nothing."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class _EndedError(Exception):
+    """SIGINT or SIGTERM."""
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """A block that SIGINT and SIGTERM end, after its own cleaning up, as if it had returned."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    catch_signals()
+    try:
+        yield
+    except _EndedError:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def catch_signals() -> None:
+    """From now on each SIGINT and SIGTERM raises what ends ``ended_by_signals``."""
+
+    def end(number: int, frame: Any) -> None:
+        raise _EndedError
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+
+
+def count_signals() -> list[int]:
+    """Grows by each SIGINT and SIGTERM from now on."""
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: signals.append(number))
+    return signals
+
+
+def ignore_signals() -> None:
+    """A second Ctrl-C does not stop the cleaning up; were the command killed, its private Ray would still
+    end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

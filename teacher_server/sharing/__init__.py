@@ -1,0 +1,1 @@
+"""One forward per distinct clip: memory, disk, leases, peers, batches."""

@@ -1,0 +1,249 @@
+"""Clips to encoded targets, each distinct clip once: coalescing, fair batches, one forward at a time. Pure
+asyncio."""
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from typing_extensions import Buffer
+
+from salt_distill.common.config import TargetDtype
+from salt_distill.common.model.teacher import TeacherSpec
+from salt_distill.common.targets import codec
+from salt_distill.common.targets.codec import EncodedTarget
+from salt_distill.teacher_server.board.counters import Counters
+from salt_distill.teacher_server.sharing.disk import DiskTargets
+from salt_distill.teacher_server.sharing.fair_queue import FairQueue
+from salt_distill.teacher_server.sharing.memory import TargetMemory
+
+
+class FrozenTeacher(Protocol):
+    """What the service needs of ``salt_distill.common.model.teacher.Teacher``."""
+
+    spec: TeacherSpec
+
+    def forward(self, clips: UInt8[np.ndarray, "b t h w 3"]) -> Float[Tensor, "b n d"]: ...
+
+
+class BusyError(RuntimeError):
+    """More bytes of requests wait for the teacher than it takes."""
+
+
+@dataclass(eq=False)
+class Flight:
+    """A clip on its way through the teacher. It belongs to the batcher: whoever waits for it may leave."""
+
+    clip_digest: bytes
+    clip: Buffer
+    run: str
+    """The student run that brought it."""
+    queued_s: float
+    """When it came, on the event loop's clock."""
+    num_waiting: int = 0
+    """Requests that wait for it."""
+    results: dict[TargetDtype, asyncio.Future[EncodedTarget]] = field(default_factory=dict)
+    """One for each rounding that somebody waits for."""
+
+    def result(self, dtype: TargetDtype) -> asyncio.Future[EncodedTarget]:
+        """The target to come. Await it shielded, so that leaving does not take it from the others, inside
+        ``Batcher.waiting``."""
+        if dtype not in self.results:
+            self.results[dtype] = asyncio.get_running_loop().create_future()
+        return self.results[dtype]
+
+    def waits_for(self, dtype: TargetDtype) -> bool:
+        """Whether a rounding was asked for that is not there yet."""
+        return dtype in self.results and not self.results[dtype].done()
+
+
+class Batcher:
+    """The teacher behind a queue."""
+
+    def __init__(
+        self,
+        teacher: FrozenTeacher,
+        *,
+        batch_size: int,
+        batch_wait_s: float,
+        memory_bytes: int,
+        max_pending_bytes: int,
+        disk: DiskTargets | None,
+    ) -> None:
+        self._teacher, self._batch_size, self._batch_wait_s = teacher, batch_size, batch_wait_s
+        self._max_pending_bytes = max_pending_bytes
+        self._pending_bytes: Counter[str] = Counter()
+        self._queue: FairQueue[Flight] = FairQueue()
+        self._queued = asyncio.Event()
+        self._flights: dict[bytes, Flight] = {}
+        self._deliveries: set[asyncio.Task[None]] = set()
+        self._forward_thread = ThreadPoolExecutor(
+            1, thread_name_prefix="teacher"
+        )  # one: a device does one forward at a time
+        self._encode_thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._disk = disk
+        self.memory = TargetMemory(memory_bytes)
+        self.counters = Counters()
+
+    async def run(self) -> None:
+        """Takes batches from the queue until it is cancelled; closes the threads then."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                batch = await self._next_batch()
+                started = loop.time()
+                for flight in batch:
+                    self.counters.queue_wait.observe(started - flight.queued_s)
+                forward = loop.run_in_executor(
+                    self._forward_thread, self._forward, [flight.clip for flight in batch]
+                )
+                delivery = asyncio.create_task(
+                    self._deliver(batch, forward)
+                )  # the next forward overlaps this one's encoding
+                self._deliveries.add(delivery)
+                delivery.add_done_callback(lambda done, batch=batch: self._delivered(batch, done))
+                await asyncio.wait([forward])  # waits for its end, whether it succeeds or not
+                self.counters.forward_s += loop.time() - started
+                self.counters.forward.observe(loop.time() - started)
+        finally:
+            self._forward_thread.shutdown(wait=False, cancel_futures=True)
+            self._encode_thread.shutdown(wait=False, cancel_futures=True)
+
+    async def warm_up(self) -> None:
+        """One forward of an empty clip, so that the first student does not wait for the libraries."""
+        clip = bytes(math.prod(self._teacher.spec.clip_shape))
+        await asyncio.get_running_loop().run_in_executor(self._forward_thread, self._forward, [clip])
+
+    @contextmanager
+    def admit(self, run: str, num_bytes: int) -> Iterator[None]:
+        """Holds room for a request until it is answered. Raises BusyError where there is none; an idle
+        teacher takes any request.
+
+        A run that has requests here already may hold as much as leaves every other such run, and one that is
+        still to come, the same.
+        """
+        total, own = self._pending_bytes.total(), self._pending_bytes[run]
+        others = len(+self._pending_bytes) - (own > 0)
+        if total and total + num_bytes > self._max_pending_bytes:
+            self.counters.busy += 1
+            raise BusyError(
+                f"{total} bytes of requests wait for the teacher, at most {self._max_pending_bytes} may"
+            )
+        if own and own + num_bytes > (share := self._max_pending_bytes // (others + 2)):
+            self.counters.busy += 1
+            raise BusyError(
+                f"{own} bytes of run {run} wait for the teacher, at most {share} may beside {others} other"
+                " runs"
+            )
+        self._pending_bytes[run] += num_bytes
+        try:
+            yield
+        finally:
+            self._pending_bytes[run] -= num_bytes
+            self._pending_bytes = +self._pending_bytes  # runs that have nothing here are forgotten
+
+    def flight(self, clip_digest: bytes) -> Flight | None:
+        """The clip, where it is on its way."""
+        return self._flights.get(clip_digest)
+
+    def submit(self, clip_digest: bytes, clip: Buffer, run: str) -> Flight:
+        """Puts a clip on its way. Its digest has been checked."""
+        assert clip_digest not in self._flights, "a clip is on its way once"
+        flight = Flight(
+            clip_digest=clip_digest, clip=clip, run=run, queued_s=asyncio.get_running_loop().time()
+        )
+        self._flights[clip_digest] = flight
+        self._queue.put(flight)
+        self._queued.set()
+        return flight
+
+    @contextmanager
+    def waiting(self, flight: Flight) -> Iterator[None]:
+        """Holds a place in line for a clip on its way. Whoever leaves, leaves it to the others; if there are
+        none it costs no forward."""
+        flight.num_waiting += 1
+        try:
+            yield
+        finally:
+            flight.num_waiting -= 1
+            if flight.num_waiting == 0 and self._queue.drop(flight):
+                self.counters.abandoned += 1
+                del self._flights[flight.clip_digest]
+
+    @property
+    def queued_clips(self) -> int:
+        """Clips that wait for a forward."""
+        return len(self._queue)
+
+    async def _next_batch(self) -> list[Flight]:
+        while True:
+            while not self._queue:
+                self._queued.clear()
+                await self._queued.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._queue.oldest_s() + self._batch_wait_s):
+                    while 0 < len(self._queue) < self._batch_size:
+                        self._queued.clear()
+                        await self._queued.wait()
+            if batch := self._queue.take(self._batch_size):  # none where those who waited have left
+                return batch
+
+    def _forward(self, clips: Sequence[Buffer]) -> Float[Tensor, "b n d"]:
+        shape = self._teacher.spec.clip_shape
+        return self._teacher.forward(
+            np.stack([np.frombuffer(memoryview(clip), dtype=np.uint8).reshape(shape) for clip in clips])
+        )
+
+    async def _deliver(self, batch: list[Flight], forward: asyncio.Future[Tensor]) -> None:
+        try:
+            targets = await forward
+            self.counters.forwards += 1
+            self.counters.clips_computed += len(batch)
+            self.counters.batch_fill = self.counters.clips_computed / (
+                self.counters.forwards * self._batch_size
+            )
+            # While one rounding is encoded another may be asked for. No await stands between the last look
+            # and the end of the flights.
+            while (dtype := _missing(batch)) is not None:
+                await self._encode(batch, targets, dtype)
+        finally:
+            for flight in batch:
+                del self._flights[flight.clip_digest]
+
+    async def _encode(self, batch: list[Flight], targets: Float[Tensor, "b n d"], dtype: TargetDtype) -> None:
+        rows = [row for row, flight in enumerate(batch) if flight.waits_for(dtype)]
+        encoded = await asyncio.get_running_loop().run_in_executor(
+            self._encode_thread, codec.encode, targets[rows], dtype
+        )
+        for row, target in zip(rows, encoded, strict=True):
+            self.memory.put(batch[row].clip_digest, dtype, target)
+            batch[row].results[dtype].set_result(target)
+        if self._disk is not None:
+            self._disk.put(
+                dtype, {batch[row].clip_digest: target for row, target in zip(rows, encoded, strict=True)}
+            )
+
+    def _delivered(self, batch: list[Flight], delivery: asyncio.Task[None]) -> None:
+        """Tells those who wait that the teacher failed, where it did."""
+        self._deliveries.discard(delivery)
+        error = None if delivery.cancelled() else delivery.exception()
+        for result in (result for flight in batch for result in flight.results.values() if not result.done()):
+            if error is None:
+                result.cancel()
+            else:
+                result.set_exception(error)
+
+
+def _missing(batch: list[Flight]) -> TargetDtype | None:
+    """A rounding that somebody still waits for."""
+    for dtype in codec.TARGET_DTYPES:
+        if any(flight.waits_for(dtype) for flight in batch):
+            return dtype
+    return None
