@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -13,20 +14,39 @@ Frames = list[UInt8[np.ndarray, "h w 3"]] | UInt8[np.ndarray, "t h w 3"]
 """Frames of one size."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Draw:
-    """Six numbers of [0, 1) that decide a view of any video (DESIGN section 4, View)."""
+VIEW_VERSION = 2
+"""Of the way from a draw to a clip: raised where equal draws give another clip. Version 1 shrank a box that
+did not fit into the frame."""
+NUM_TRIES = 10
+"""Boxes that are tried for a crop."""
 
-    start: float
+
+class BoxTry(NamedTuple):
+    """Four numbers of [0, 1) that decide a box, which may not fit into the frame."""
+
     area: float
     ratio: float
     top: float
     left: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Numbers of [0, 1) that decide a view of any video (DESIGN section 4, View)."""
+
+    start: float
     flip: float
+    tries: tuple[BoxTry, ...]
+    """Of which the first that fits into the frame is the crop."""
 
 
-CENTRE = Draw(start=0.5, area=0.5, ratio=0.5, top=0.5, left=0.5, flip=0.5)
+CENTRE = Draw(start=0.5, flip=0.5, tries=(BoxTry(area=0.5, ratio=0.5, top=0.5, left=0.5),))
 """With ``evaluation_view``: the middle frames, the largest centred square, not mirrored."""
+
+
+def view_facts(view: ViewConfig) -> dict[str, Any]:
+    """What a manifest says of views, beside their draws: the configuration, and the version."""
+    return {**view.model_dump(mode="json"), "version": VIEW_VERSION}
 
 
 def evaluation_view(view: ViewConfig) -> ViewConfig:
@@ -42,8 +62,9 @@ def view_number(views: Views, epoch: int) -> int:
 
 def draw(data_seed: int, key: str, view_number: int) -> Draw:
     """The draw of one view of one sample."""
-    start, area, ratio, top, left, flip = uniforms(data_seed, key, view_number, 6).tolist()
-    return Draw(start=start, area=area, ratio=ratio, top=top, left=left, flip=flip)
+    start, flip, *boxes = uniforms(data_seed, key, view_number, 2 + 4 * NUM_TRIES).tolist()
+    tries = tuple(BoxTry(*boxes[first : first + 4]) for first in range(0, len(boxes), 4))
+    return Draw(start=start, flip=flip, tries=tries)
 
 
 def frame_idx(
@@ -70,18 +91,20 @@ def frame_idx(
 
 
 def crop_box(view: ViewConfig, height: int, width: int, draw: Draw) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the crop, in pixels of the frame: area uniform, aspect ratio log-uniform,
-    position uniform.
-
-    A box that does not fit is shrunk at its own aspect ratio until it does (torchvision draws again; one view
-    has one draw here).
-    """
-    area = height * width * _between(view.scale, draw.area)
-    ratio = math.exp(_between((math.log(view.ratio[0]), math.log(view.ratio[1])), draw.ratio))
-    crop_width = min(math.sqrt(area * ratio), width, height * ratio)
-    crop_h = max(1, round(crop_width / ratio))
-    crop_w = max(1, round(crop_width))
-    return int(draw.top * (height - crop_h + 1)), int(draw.left * (width - crop_w + 1)), crop_h, crop_w
+    """(top, left, height, width) of the crop, in pixels of the frame, as torchvision's and V-JEPA's random
+    resized crop: area uniform, aspect ratio log-uniform, position uniform; the first try that fits, else the
+    largest centred box whose ratio is allowed."""
+    low, high = view.ratio
+    for box in draw.tries:
+        area = height * width * _between(view.scale, box.area)
+        ratio = math.exp(_between((math.log(low), math.log(high)), box.ratio))
+        crop_h, crop_w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < crop_h <= height and 0 < crop_w <= width:
+            top, left = int(box.top * (height - crop_h + 1)), int(box.left * (width - crop_w + 1))
+            return top, left, crop_h, crop_w
+    crop_h = min(height, max(1, round(width / low)))
+    crop_w = min(width, max(1, round(height * high)))
+    return (height - crop_h) // 2, (width - crop_w) // 2, crop_h, crop_w
 
 
 def apply(view: ViewConfig, frames: Frames, draw: Draw) -> UInt8[np.ndarray, "t s s 3"]:

@@ -56,7 +56,7 @@ class CacheSpec:
     views: int | None = None
     """K: views per sample."""
     view: dict[str, Any] | None = None
-    """The view configuration."""
+    """``view_facts``: the view configuration, and the version of the way from a draw to a clip."""
     decoder: str | None = None
     """Library and version that decoded the videos."""
     index_hash: str | None = None
