@@ -128,6 +128,28 @@ def test_frames_keep_their_step_or_repeat_the_last(num_frames, start):
     assert steps == {2} if num_frames >= 7 else idx == [min(2 * i, num_frames - 1) for i in range(4)]
 
 
+@pytest.mark.parametrize(
+    ("num_frames", "expected"),
+    [
+        (65, [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63]),
+        (64, [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63]),
+        (30, [0, 5, 10, 15, 20, 25, 29, *[29] * 9]),
+        (7, [0] + [6] * 15),
+        (3, [2] * 16),
+    ],
+)
+def test_a_window_is_spread_as_in_the_reference(num_frames, expected):  # its loader, run on these lengths
+    view = ViewConfig(sampling="window")
+    assert views.frame_idx(view, num_frames, 0.0) == expected
+    times = np.arange(num_frames) * 512
+    assert views.frame_idx(view, num_frames, 0.0, times) == views.frame_idx(view, num_frames, 0.0)
+
+
+def test_windows_start_where_the_reference_lets_them():
+    starts = {views.frame_idx(ViewConfig(sampling="window"), 70, share / 100)[0] for share in range(100)}
+    assert starts == set(range(6))  # of the seven that fit, the reference draws no last one
+
+
 @pytest.mark.parametrize(("height", "width", "size"), [(37, 53, 24), (16, 20, 24), (100, 24, 24), (1, 1, 8)])
 def test_resize_is_bilinear_interpolation(height, width, size):
     frames = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), dtype=np.uint8)

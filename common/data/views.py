@@ -40,19 +40,9 @@ class Draw:
     """Of which the first that fits into the frame is the crop."""
 
 
-CENTRE = Draw(start=0.5, flip=0.5, tries=(BoxTry(area=0.5, ratio=0.5, top=0.5, left=0.5),))
-"""With ``evaluation_view``: the middle frames, the largest centred square, not mirrored."""
-
-
 def view_facts(view: ViewConfig) -> dict[str, Any]:
     """What a manifest says of views, beside their draws: the configuration, and the version."""
     return {**view.model_dump(mode="json"), "version": VIEW_VERSION}
-
-
-def evaluation_view(view: ViewConfig) -> ViewConfig:
-    """The view that evaluations take with ``CENTRE``: the same clip shape and stride, the largest square that
-    fits, no flip."""
-    return view.model_copy(update={"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "flip": False})
 
 
 def view_number(views: Views, epoch: int) -> int:
@@ -70,24 +60,40 @@ def draw(data_seed: int, key: str, view_number: int) -> Draw:
 def frame_idx(
     view: ViewConfig, num_frames: int, start: float, times: Int64[np.ndarray, " n"] | None = None
 ) -> list[int]:
-    """The frames of a clip: every ``frame_step``-th from a start uniform over the possible ones.
+    """The frames of a clip, from a start uniform over the possible ones.
 
     With ``times``, those of all frames in ticks, a step is that many mean frame durations, and the nearest
-    frame is taken: the same frames at a constant rate, the same pace of the clip at a variable one. V-JEPA's
-    loader spreads its 16 frames over the whole window, end included, which makes its stride 4.27 where 4 is
-    configured; here the stride is what the configuration says. A video too short for the clip starts at 0 and
-    repeats its last frame.
+    frame is taken: the same frames at a constant rate, the same pace of the clip at a variable one. A video
+    too short for the clip starts at 0 and repeats its last frame.
     """
-    steps = np.arange(view.num_frames) * view.frame_step
+    steps, span = _steps(view, num_frames), clip_span(view)
     if times is None or num_frames == 1:
-        first = int(start * max(1, num_frames - int(steps[-1])))
+        first = int(start * max(1, num_frames - span + 1))
         return np.minimum(first + steps, num_frames - 1).tolist()
     tick = (times[-1] - times[0]) / (num_frames - 1)  # mean duration of a frame
-    last_start = times[-1] - steps[-1] * tick
+    last_start = times[-1] - (span - 1) * tick
     first = int(start * max(1, int(np.searchsorted(times, last_start + tick / 2, side="right"))))
     wanted = times[first] + steps * tick
     after = np.clip(np.searchsorted(times, wanted), 1, num_frames - 1)
     return (after - (wanted - times[after - 1] <= times[after] - wanted)).tolist()
+
+
+def clip_span(view: ViewConfig) -> int:
+    """Frames of the shortest video that has one possible start: all that a clip covers. Of a ``window`` the
+    reference leaves the last possible start out, so one more."""
+    if view.sampling == "window":
+        return view.num_frames * view.frame_step + 1
+    return (view.num_frames - 1) * view.frame_step + 1
+
+
+def _steps(view: ViewConfig, num_frames: int) -> Int64[np.ndarray, " t"]:
+    """The frames of a clip, counted from its first one."""
+    if view.sampling == "step":
+        return np.arange(view.num_frames) * view.frame_step
+    window = min(num_frames, view.num_frames * view.frame_step)
+    spread = np.linspace(0, window, window // view.frame_step)
+    repeated = np.full(view.num_frames - len(spread), window)
+    return np.minimum(np.concatenate([spread, repeated]), window - 1).astype(np.int64)
 
 
 def crop_box(view: ViewConfig, height: int, width: int, draw: Draw) -> tuple[int, int, int, int]:

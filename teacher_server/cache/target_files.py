@@ -15,9 +15,9 @@ import torch
 from salt_distill.common.clip import BadVideoError
 from salt_distill.common.config import PrecomputeConfig
 from salt_distill.common.data.reader import Reader
-from salt_distill.common.data.views import view_facts
 from salt_distill.common.data.sample import Sample
 from salt_distill.common.data.tasks import Clip
+from salt_distill.common.data.views import view_facts
 from salt_distill.common.model.checkpoint import open_encoder
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.common.targets import codec, store

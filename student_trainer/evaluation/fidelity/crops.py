@@ -31,9 +31,7 @@ def crops() -> list[Oracle]:
         )
         for shape, percent in FILLING.items()
     ]
-    area = near(
-        "16:9: mean share of the frame", VJEPA2, 0.458, lambda: _statistics("16:9")[1], within=0.004
-    )
+    area = near("16:9: mean share of the frame", VJEPA2, 0.458, lambda: _statistics("16:9")[1], within=0.004)
     boxes = [
         exact(f"{shape}: boxes from equal draws", VJEPA2, expected, lambda shape=shape: _boxes(shape, 4))
         for shape, expected in BOXES.items()
@@ -43,7 +41,8 @@ def crops() -> list[Oracle]:
 
 def _boxes(shape: str, num_draws: int) -> list[tuple[int, int, int, int]]:
     return [
-        crop_box(ViewConfig(), *FRAMES[shape], draw(0, f"fidelity {number}", 0)) for number in range(num_draws)
+        crop_box(ViewConfig(), *FRAMES[shape], draw(0, f"fidelity {number}", 0))
+        for number in range(num_draws)
     ]
 
 
