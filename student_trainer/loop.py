@@ -165,13 +165,9 @@ def train_on(
         if step % config.keep_every == 0 or step == config.steps:
             log.require_finite(step)
             worker.ranks.result(uploads.failure())
-            directory = out / "checkpoints" / f"step-{step}"
-            write_checkpoint(
-                directory, objective, optimizer, checkpoint_config, config, teacher, step, worker
+            uploads.add(
+                write_checkpoint(out, step, objective, optimizer, checkpoint_config, config, teacher, worker)
             )
-            if worker.rank == 0:
-                point_to(out, directory)
-                uploads.add(directory)
     log.close()
     skipped, counters = worker.ranks.all_values(reader.skipped), worker.ranks.all_values(reader.counters())
     if worker.rank == 0:
@@ -189,16 +185,17 @@ def train_on(
 
 
 def write_checkpoint(
-    directory: Path,
+    run: Path,
+    step: int,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     checkpoint_config: CheckpointConfig,
     config: TrainConfig,
     teacher: TeacherSpec | None,
-    step: int,
     worker: Worker,
-) -> None:
-    """What a run goes on from after ``step``, written by rank 0; every rank takes part."""
+) -> Path:
+    """Where rank 0 now has what a run goes on from after ``step``; every rank takes part."""
+    directory = run / "checkpoints" / f"step-{step}"
     state = collect(objective, optimizer, worker)
     if state is not None:
         training = {
@@ -210,6 +207,8 @@ def write_checkpoint(
         }
         checkpoint_config = checkpoint_config.model_copy(update={"step": step})
         save_checkpoint(directory, checkpoint_config, state.modules, training)
+        point_to(run, directory)
+    return directory
 
 
 def update(
