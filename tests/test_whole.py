@@ -1,4 +1,5 @@
 import pytest
+
 from salt_distill.common.whole import whole_file, whole_folder, write_whole
 
 
