@@ -24,8 +24,7 @@ from salt_distill.common.model.pixels import normalise, pixel_targets
 from salt_distill.common.model.predictor import Predictor
 from salt_distill.common.model.rope import rope_table, rotate
 from salt_distill.common.model.vit import Encoder, init_weights
-from salt_distill.student_trainer.loop import new_objective
-from salt_distill.student_trainer.objective import Objective
+from salt_distill.student_trainer.objective import Objective, new_objective
 from salt_distill.student_trainer.salt import Salt
 from salt_distill.student_trainer.vjepa import VJepa
 from salt_distill.student_trainer.vpixel import VPixel, pixel_width
@@ -206,12 +205,12 @@ def test_every_parameter_learns(objective, mask):
         model = Salt(new_encoder(), new_predictor(20, len(config.sets)))
     else:
         model = VJepa(new_encoder(), new_predictor(ENCODER.width, len(config.sets)), ema=EmaConfig())
-    target = torch.randn(3, GRID.num_tokens, 20) if objective == "salt" else None
+    target = (torch.randn(3, GRID.num_tokens, 20),) if objective == "salt" else ()
     torch.nn.init.normal_(model.predictor.mask_tokens)
     losses = model(
         random_pixels(3, *VIEW.clip_shape),
-        target,
         mask_group(config, GRID, seed=0, step=0, group=0, batch_size=3),
+        *target,
     )
     assert losses.shape == (len(config.sets), 3)
     losses.mean().backward()
@@ -232,7 +231,7 @@ def test_salt_loss_is_the_mean_distance_over_hidden_tokens():
     )  # the prediction is 0, so the loss is the target's mean size
     target = torch.randn(3, GRID.num_tokens, 20)
     group = mask_group(MaskConfig(), GRID, seed=0, step=0, group=0, batch_size=3)
-    losses = model(random_pixels(3, *VIEW.clip_shape), target, group)
+    losses = model(random_pixels(3, *VIEW.clip_shape), group, target)
     for set_idx, mask_set in enumerate(group.sets):
         for row in range(3):
             torch.testing.assert_close(

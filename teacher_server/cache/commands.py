@@ -18,6 +18,7 @@ from salt_distill.common.targets.codec import CorruptTargetError
 from salt_distill.common.targets.locks import writer
 from salt_distill.common.targets.segments import SEGMENTS
 from salt_distill.common.targets.store import CacheFile, CacheSpec
+from salt_distill.common.whole import PARTIAL
 from salt_distill.teacher_server.cache.folder import CacheFolder
 
 
@@ -146,9 +147,7 @@ def _files(root: Path) -> list[str]:
 
 def _whole_files(cache: CacheFolder) -> list[str]:
     return [
-        name
-        for name in cache.sizes()
-        if name.endswith(".arrow") and not Path(name).name.startswith(store.PARTIAL)
+        name for name in cache.sizes() if name.endswith(".arrow") and not Path(name).name.startswith(PARTIAL)
     ]
 
 
