@@ -28,14 +28,8 @@ from salt_distill.common.model.pixels import normalise
 from salt_distill.common.model.teacher import Teacher, device_kind
 from salt_distill.common.model.vit import Encoder, init_weights
 from salt_distill.common.targets import codec
-from salt_distill.common.targets.store import (
-    CacheRow,
-    CacheSpec,
-    file_path,
-    listing,
-    write_file,
-    write_manifest,
-)
+from salt_distill.common.targets.cache_file import CacheRow, file_path, write_file
+from salt_distill.common.targets.manifest import CacheSpec, FileListing, Manifest
 from salt_distill.student_trainer.batches import Batch
 from salt_distill.student_trainer.loop import Worker, new_objective, train_on, update
 from salt_distill.student_trainer.optim import new_optimizer, set_schedule
@@ -328,12 +322,12 @@ def clips_and_targets(arguments, config, folder):
     clips = make_clips(arguments.clips, config.view.clip_shape, seed=0)
     shape = (teacher.num_tokens, teacher.width)
     spec = CacheSpec(
-        teacher=teacher.to_json(),
+        teacher=teacher,
         target_dtype="float16",
         shape=shape,
         data_seed=0,
         views=1,
-        view=config.view.model_dump(mode="json"),
+        view=config.view,
         decoder="none",
         index_hash="none",
         split="train",
@@ -348,7 +342,7 @@ def clips_and_targets(arguments, config, folder):
     root = folder / "targets"
     name = file_path(spec, 0, "random-000000.tar")
     num_rows = write_file(root / name, spec, rows())
-    write_manifest(root, spec, {name: listing(root / name, num_rows)}, skipped=[])
+    Manifest(spec=spec, files={name: FileListing.of(root / name, num_rows)}).write(root)
     return ClipsInMemory(clips), open_cache(root, config, TargetsInMemory).hold(clips), root
 
 
