@@ -20,6 +20,7 @@ from torch import nn
 
 from salt_distill.common.config import MASK_GROUP_SIZE, EncoderConfig, StudentRun, preset_layer
 from salt_distill.common.config.base import merge
+from salt_distill.common.data.views import view_facts
 from salt_distill.common.model.compute import matrix_peak, set_up, uses_bfloat16, wait_for
 from salt_distill.common.model.frozen import FrozenEncoder
 from salt_distill.common.model.grid import token_grid
@@ -31,7 +32,8 @@ from salt_distill.common.targets import codec
 from salt_distill.common.targets.cache_file import CacheRow, file_path, write_file
 from salt_distill.common.targets.manifest import CacheSpec, FileListing, Manifest
 from salt_distill.student_trainer.batches import Batch
-from salt_distill.student_trainer.loop import Worker, new_objective, train_on, update
+from salt_distill.student_trainer.loop import Worker, train_on, update
+from salt_distill.student_trainer.objective import new_objective
 from salt_distill.student_trainer.optim import new_optimizer, set_schedule
 from salt_distill.student_trainer.run_directory import read_metrics
 from salt_distill.student_trainer.targets.source import CachedTargets
@@ -327,7 +329,7 @@ def clips_and_targets(arguments, config, folder):
         shape=shape,
         data_seed=0,
         views=1,
-        view=config.view,
+        view=view_facts(config.view),
         decoder="none",
         index_hash="none",
         split="train",

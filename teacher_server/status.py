@@ -13,6 +13,7 @@ from rich.table import Table
 
 from salt_distill.common.config import DrainConfig, OfServiceConfig, RunsConfig, StatusConfig
 from salt_distill.common.credentials import access_token, authorization, trusted
+from salt_distill.common.protocol import Route
 
 _POLL_S = 0.2
 
@@ -20,7 +21,7 @@ _POLL_S = 0.2
 def show_status(config: StatusConfig) -> None:
     """Prints teacher, counters and runs on standard output. Raises ConnectionError where the service is not
     ready in time."""
-    facts = {**_ready_facts(config), "runs": _answer(config, "/v1/runs")}
+    facts = {**_ready_facts(config), "runs": _answer(config, Route.RUNS)}
     if config.json_:
         print(json.dumps(facts, indent=2))
         return
@@ -32,7 +33,7 @@ def show_status(config: StatusConfig) -> None:
 
 def show_runs(config: RunsConfig) -> None:
     """Prints the runs on standard output. Raises ConnectionError where the service does not answer."""
-    runs = _answer(config, "/v1/runs")
+    runs = _answer(config, Route.RUNS)
     if config.json_:
         print(json.dumps(runs, indent=2))
     else:
@@ -43,12 +44,12 @@ def drain(config: DrainConfig, *, stop: bool) -> None:
     """Returns when everything is answered and, with ``stop``, the service is gone. Raises ConnectionError
     where that is not so in time."""
     url = config.url.rstrip("/")
-    _answer(config, "/v1/stop" if stop else "/v1/drain", "POST")
+    _answer(config, Route.STOP if stop else Route.DRAIN, "POST")
     deadline = time.monotonic() + config.wait
     open_requests = 0
     while True:
         try:
-            counters = _answer(config, "/v1/teacher")["counters"]
+            counters = _answer(config, Route.TEACHER)["counters"]
         except (ConnectionError, ValueError):  # gone, or what stands before it says that
             if stop:
                 break
@@ -103,7 +104,7 @@ def _ready_facts(config: StatusConfig) -> dict[str, Any]:
     deadline = time.monotonic() + config.wait
     while True:
         try:
-            facts = _answer(config, "/v1/teacher")
+            facts = _answer(config, Route.TEACHER)
             if facts["ready"]:
                 return facts
             reason = "it has not done its first forward"

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from salt_distill.common.config import ViewConfig
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.common.targets import cache_file, codec
 from salt_distill.common.targets.manifest import MANIFEST, CacheSpec, FileListing, Manifest
@@ -28,7 +27,7 @@ SPEC = CacheSpec(
     shape=(5, 8),
     data_seed=3,
     views=2,
-    view=ViewConfig(num_frames=4),
+    view={"num_frames": 4},
     decoder="decoder 1",
     index_hash="a" * 64,
     split="train",

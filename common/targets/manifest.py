@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from salt_distill.common.config import TargetDtype, ViewConfig, explain
+from salt_distill.common.config import TargetDtype, explain
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.common.targets.codec import CorruptTargetError
 from salt_distill.common.whole import PARTIAL, write_whole
@@ -41,7 +41,8 @@ class CacheSpec(BaseModel):
     """This and what follows is None where clips came without it: targets that a service wrote through."""
     views: int | None = None
     """K: views per sample."""
-    view: ViewConfig | None = None
+    view: dict[str, Any] | None = None
+    """``view_facts``: the view configuration, and the version of the way from a draw to a clip."""
     decoder: str | None = None
     """Library and version that decoded the videos."""
     index_hash: str | None = None

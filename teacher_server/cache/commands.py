@@ -255,7 +255,7 @@ def _repair_precomputed(root: Path, spec: CacheSpec, config: CacheVerifyConfig) 
         **{"ckpt": config.ckpt, "data": config.data, "out": str(root), "loader": config.loader},
         **{name: getattr(spec, name) for name in ("views", "data_seed", "split", "target_dtype")},
         **{name: view[name] for name in ("num_frames", "crop_size")},
-        "view": {name: view[name] for name in ("frame_step", "scale", "ratio", "flip")},
+        "view": {name: view[name] for name in view.keys() - {"num_frames", "crop_size", "version"}},
         "teacher": {
             **{name: compute[name] for name in ("batch_size", "num_threads", "dtype")},
             "compile": compute["compiled"],
