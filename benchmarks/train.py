@@ -37,7 +37,8 @@ from salt_distill.common.targets.store import (
     write_manifest,
 )
 from salt_distill.student_trainer.batches import Batch
-from salt_distill.student_trainer.loop import Worker, new_objective, train_on, update
+from salt_distill.student_trainer.loop import Worker, train_on, update
+from salt_distill.student_trainer.objective import new_objective
 from salt_distill.student_trainer.optim import new_optimizer, set_schedule
 from salt_distill.student_trainer.run_directory import read_metrics
 from salt_distill.student_trainer.targets.source import CachedTargets

@@ -5,6 +5,7 @@ import json
 import time
 
 from salt_distill.common.config import DrainConfig
+from salt_distill.common.protocol import Route
 from salt_distill.teacher_server.status import call, new_console
 
 _POLL_S = 0.5
@@ -14,12 +15,12 @@ def drain(config: DrainConfig, *, stop: bool) -> None:
     """Returns when everything is answered and, with ``stop``, the service is gone. Raises ConnectionError
     where that is not so in time."""
     url = config.url.rstrip("/")
-    call(config, "/v1/stop" if stop else "/v1/drain", "POST")
+    call(config, Route.STOP if stop else Route.DRAIN, "POST")
     deadline = time.monotonic() + config.wait
     open_requests = 0
     while True:
         try:
-            counters = call(config, "/v1/teacher")["counters"]
+            counters = call(config, Route.TEACHER)["counters"]
         except (ConnectionError, ValueError):  # gone, or what stands before it says that
             if stop:
                 break

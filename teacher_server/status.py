@@ -12,6 +12,7 @@ from rich.table import Table
 
 from salt_distill.common.config import OfServiceConfig, RunsConfig, StatusConfig
 from salt_distill.common.credentials import access_token, authorization, trusted
+from salt_distill.common.protocol import Route
 
 _POLL_S = 0.2
 
@@ -19,7 +20,7 @@ _POLL_S = 0.2
 def show_status(config: StatusConfig) -> None:
     """Prints teacher, counters and runs on standard output. Raises ConnectionError where the service is not
     ready in time."""
-    facts = {**_ready_facts(config), "runs": call(config, "/v1/runs")}
+    facts = {**_ready_facts(config), "runs": call(config, Route.RUNS)}
     if config.json_:
         print(json.dumps(facts, indent=2))
         return
@@ -31,7 +32,7 @@ def show_status(config: StatusConfig) -> None:
 
 def show_runs(config: RunsConfig) -> None:
     """Prints the runs on standard output. Raises ConnectionError where the service does not answer."""
-    runs = call(config, "/v1/runs")
+    runs = call(config, Route.RUNS)
     if config.json_:
         print(json.dumps(runs, indent=2))
     else:
@@ -71,7 +72,7 @@ def _ready_facts(config: StatusConfig) -> dict[str, Any]:
     deadline = time.monotonic() + config.wait
     while True:
         try:
-            facts = call(config, "/v1/teacher")
+            facts = call(config, Route.TEACHER)
             if facts["ready"]:
                 return facts
             reason = "it has not done its first forward"

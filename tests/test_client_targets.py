@@ -12,6 +12,7 @@ import torch
 from teacher_tools import VIEW, batch_of, load_teacher, random_clips, runs_on_board, serving
 
 from salt_distill.common.config import ServiceClientConfig
+from salt_distill.common.data.views import view_facts
 from salt_distill.common.targets import codec, store
 from salt_distill.student_trainer.targets.client import TeacherClient, TeacherMismatchError
 from salt_distill.student_trainer.targets.retry import TeacherUnavailableError
@@ -48,7 +49,7 @@ def write_cache(root, teacher, batch, dtype, **changes):
         shape=(teacher.spec.num_tokens, teacher.spec.width),
         data_seed=0,
         views=2,
-        view=VIEW.model_dump(mode="json"),
+        view=view_facts(VIEW),
         decoder="decoder 1",
         index_hash="a" * 64,
         split="train",
@@ -335,6 +336,14 @@ def test_a_miss_shows_both_sides(teacher, tmp_path, open_source):
         match=r"sample source/0.*Different: data_seed: here 7, in the cache 0\. Equal: view: .*decoder 1",
     ):
         source.request(batch_of(random_clips(1, seed=9))).result()
+
+
+def test_a_miss_in_a_cache_of_other_crops_says_so(teacher, tmp_path, open_source):
+    write_cache(tmp_path, teacher, batch_of(random_clips(1)), "float16", view=VIEW.model_dump(mode="json"))
+    with pytest.raises(
+        TargetMissError, match=r"Precompute again: .* view version 2, .* than in the cache's, 1"
+    ):
+        open_source(cached(tmp_path, "float16")).request(batch_of(random_clips(1, seed=9))).result()
 
 
 def test_a_damaged_cache_is_refused(teacher, tmp_path, open_source):

@@ -3,7 +3,6 @@ cache)."""
 
 import hashlib
 import json
-import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,10 +18,10 @@ from salt_distill.common.config import TargetDtype
 from salt_distill.common.targets import codec
 from salt_distill.common.targets.cells import Cells
 from salt_distill.common.targets.codec import CorruptTargetError, EncodedTarget
+from salt_distill.common.whole import whole_file, write_whole
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-PARTIAL = ".partial-"
 """What the name of a file begins with that is not whole yet."""
 _BATCH_BYTES = 16_000_000
 """Targets of one record batch, in bytes: few batches to open, and little to hold while writing."""
@@ -56,7 +55,7 @@ class CacheSpec:
     views: int | None = None
     """K: views per sample."""
     view: dict[str, Any] | None = None
-    """The view configuration."""
+    """``view_facts``: the view configuration, and the version of the way from a draw to a clip."""
     decoder: str | None = None
     """Library and version that decoded the videos."""
     index_hash: str | None = None
@@ -100,23 +99,15 @@ def file_path(spec: CacheSpec, view: int, shard: str) -> str:
 
 def write_file(path: Path, spec: CacheSpec, rows: Iterable[CacheRow]) -> int:
     """Writes rows to a cache file; it appears whole or not at all. Returns their number."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{PARTIAL}{path.name}")
     schema = pa.schema(_FIELDS, metadata={"salt.cache": json.dumps(spec.to_json(), sort_keys=True)})
     num_rows = 0
-    with partial.open("wb") as file:
-        with pa.ipc.new_file(file, schema) as writer:
-            for chunk in _chunks(rows, spec):
-                digests = b"".join(row.clip_digest for row in chunk)
-                writer.write_batch(
-                    _record_batch(schema, chunk),
-                    custom_metadata={_DIGESTS: xxhash.xxh3_64_hexdigest(digests)},
-                )
-                num_rows += len(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _fsync_directory(path.parent)
+    with whole_file(path) as partial, pa.ipc.new_file(str(partial), schema) as writer:
+        for chunk in _chunks(rows, spec):
+            digests = b"".join(row.clip_digest for row in chunk)
+            writer.write_batch(
+                _record_batch(schema, chunk), custom_metadata={_DIGESTS: xxhash.xxh3_64_hexdigest(digests)}
+            )
+            num_rows += len(chunk)
     return num_rows
 
 
@@ -130,13 +121,8 @@ def write_manifest(
 
 def replace_manifest(root: Path, manifest: dict[str, Any]) -> None:
     """Writes a manifest whole, in place of the one that is there."""
-    partial = root / f"{PARTIAL}{MANIFEST}"
-    with partial.open("w") as file:
-        json.dump({**manifest, _CHECKSUM: _checksum(manifest)}, file, indent=2, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(root / MANIFEST)
-    _fsync_directory(root)
+    content = json.dumps({**manifest, _CHECKSUM: _checksum(manifest)}, indent=2, sort_keys=True)
+    write_whole(root / MANIFEST, content, synced=True)
 
 
 def read_manifest(root: Path, place: str | None = None) -> dict[str, Any]:
@@ -333,11 +319,3 @@ def sha256_of_file(path: Path) -> str:
     """Hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

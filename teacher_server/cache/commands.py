@@ -18,6 +18,7 @@ from salt_distill.common.targets.codec import CorruptTargetError
 from salt_distill.common.targets.locks import writer
 from salt_distill.common.targets.segments import SEGMENTS
 from salt_distill.common.targets.store import CacheFile, CacheSpec
+from salt_distill.common.whole import PARTIAL
 from salt_distill.teacher_server.cache.folder import CacheFolder
 
 
@@ -146,9 +147,7 @@ def _files(root: Path) -> list[str]:
 
 def _whole_files(cache: CacheFolder) -> list[str]:
     return [
-        name
-        for name in cache.sizes()
-        if name.endswith(".arrow") and not Path(name).name.startswith(store.PARTIAL)
+        name for name in cache.sizes() if name.endswith(".arrow") and not Path(name).name.startswith(PARTIAL)
     ]
 
 
@@ -239,7 +238,7 @@ def _repair_precomputed(root: Path, spec: CacheSpec, config: CacheVerifyConfig) 
         **{"ckpt": config.ckpt, "data": config.data, "out": str(root), "loader": config.loader},
         **{name: getattr(spec, name) for name in ("views", "data_seed", "split", "target_dtype")},
         **{name: view[name] for name in ("num_frames", "crop_size")},
-        "view": {name: view[name] for name in ("frame_step", "scale", "ratio", "flip")},
+        "view": {name: view[name] for name in view.keys() - {"num_frames", "crop_size", "version"}},
         "teacher": {
             **{name: compute[name] for name in ("batch_size", "num_threads", "dtype")},
             "compile": compute["compiled"],

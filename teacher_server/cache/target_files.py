@@ -17,6 +17,7 @@ from salt_distill.common.config import PrecomputeConfig
 from salt_distill.common.data.reader import Reader
 from salt_distill.common.data.sample import Sample
 from salt_distill.common.data.tasks import Clip
+from salt_distill.common.data.views import view_facts
 from salt_distill.common.model.checkpoint import open_encoder
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.common.targets import codec, store
@@ -82,7 +83,7 @@ class Worker:
             shape=(self._teacher.spec.num_tokens, self._teacher.spec.width),
             data_seed=config.data_seed,
             views=config.views,
-            view=view.model_dump(mode="json"),
+            view=view_facts(view),
             decoder=self._reader.decoder,
             index_hash=self._reader.index_hash,
             split=config.split,

@@ -16,6 +16,7 @@ import xxhash
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from salt_distill.common.whole import whole_file
 from salt_distill.student_trainer.evaluation.probe.features import Clips, Frozen, in_batches, part_of
 from salt_distill.student_trainer.ranks import Worker
 
@@ -131,9 +132,8 @@ def _join(path: Path, parts: Sequence[str], own: Path) -> None:
     try:
         if len(files) > 1:
             _concatenate(whole, files)
-        with whole.open("rb") as file:
-            os.fsync(file.fileno())
-        whole.replace(path)
+        with whole_file(path) as partial:
+            whole.rename(partial)
     finally:
         whole.unlink(missing_ok=True)
 

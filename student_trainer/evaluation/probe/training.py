@@ -1,7 +1,6 @@
 """Training a grid of probes on frozen tokens: every label with every setting, in one pass."""
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from salt_distill.common.draws import uniforms, words
+from salt_distill.common.whole import whole_file
 from salt_distill.student_trainer.evaluation.probe.features import Tokens, in_batches
 from salt_distill.student_trainer.evaluation.probe.model import AttentiveProbe
 from salt_distill.student_trainer.evaluation.probe.score import confusion, vote
@@ -162,12 +162,9 @@ class ProbeGrid:
             "probes": [probe.state_dict() for probe in self.probes.values()],
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers.values()],
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(
-            f".{path.name}.{os.getpid()}.partial"
-        )  # a killed probe's workers may outlive it by a moment
-        torch.save(state, partial)
-        partial.replace(path)
+        # Many writers: a killed probe's workers may outlive it by a moment.
+        with whole_file(path, synced=False, many_writers=True) as partial:
+            torch.save(state, partial)
 
     def load(self, path: Path, identity: dict[str, Any]) -> None:
         """Goes on after the last epoch that was saved. Raises ValueError where that was another probe."""
