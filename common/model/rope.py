@@ -51,8 +51,8 @@ def rotate(
 def rotate_queries_and_keys(
     qkv: Float[Tensor, "3 b heads v head"], table: Float[Tensor, "2 #b 1 v head"]
 ) -> tuple[Float[Tensor, "b heads v head"], Float[Tensor, "b heads v head"], Float[Tensor, "b heads v head"]]:
-    """Queries and keys, both as ``rotate`` turns them, and values. Takes ``qkv`` for its own: what is turned is
-    written over it."""
+    """Queries and keys, both as ``rotate`` turns them, and values. Takes ``qkv`` for its own: what is turned
+    is written over it."""
     if torch.compiler.is_compiling():  # a compiler makes one pass of ``rotate``
         query, key = rotate(qkv[:2], table[:, None])
         return query, key, qkv[2]
