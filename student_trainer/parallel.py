@@ -67,7 +67,11 @@ def gradients(model: nn.Module, *, exchange: bool) -> Iterator[None]:
 def clip_gradients(model: nn.Module, optim: OptimConfig, step: int) -> Tensor:
     """The norm of the whole gradient of a step, before it is cut."""
     objective = model.module if isinstance(model, DistributedDataParallel) else model
-    parts = [objective.encoder, objective.predictor] if optim.clip == "separate" else [objective]
+    parts = (
+        [objective.get_submodule(name) for name in ("encoder", "predictor")]
+        if optim.clip == "separate"
+        else [objective]
+    )
     largest_norm = math.inf if optim.clip_after_warmup and step <= optim.warmup_steps else optim.clip_grad
     norms = [whole(nn.utils.clip_grad_norm_(part.parameters(), largest_norm)) for part in parts]
     return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
