@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,6 +98,43 @@ def test_groups_one_by_one_give_the_gradient_of_all_at_once():
     torch.testing.assert_close(loss, whole.detach().double(), rtol=1e-6, atol=0)
     for parameter, gradient in zip(again.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+class Casts(TorchDispatchMode):
+    """Shapes of what is cast to bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and out.dtype == torch.bfloat16:
+            self.shapes[out.shape] += 1
+        return out
+
+
+def test_a_step_casts_each_weight_once_for_all_groups_and_mask_sets_and_gives_the_same_gradient():
+    config = small_run(TeacherRun, compute={"dtype": "bfloat16"})
+    objective, _ = new_model(config)
+    batch = batch_of(config)
+    assert len(batch.masks) == 2
+    with Casts() as casts:
+        update(
+            objective, torch.optim.SGD(objective.parameters(), lr=0.0, fused=True), batch, None, config, ALONE
+        )
+    weights = Counter(parameter.shape for parameter in objective.parameters() if parameter.ndim == 2)
+    del weights[objective.predictor.mask_tokens.shape]
+    assert {shape: casts.shapes[shape] for shape in weights} == weights
+
+    again, _ = new_model(config)
+    num_good = int(batch.clips.good.sum())
+    for group in batch.groups(None, CPU):
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = again(*group.inputs)
+        ((losses.mean(0) * group.good).sum() / num_good).backward()
+    for parameter, expected in zip(objective.parameters(), again.parameters(), strict=True):
+        assert torch.equal(parameter.grad, expected.grad)
 
 
 def test_a_bad_clip_has_no_weight():

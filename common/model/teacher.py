@@ -73,7 +73,7 @@ class Teacher:
         grid = encoder.grid
         self._module = encoder.load().to(device).eval().requires_grad_(False)
         self._bfloat16 = uses_bfloat16(compute.dtype, device)
-        self._mean, self._std, self._compute, self._device = encoder.mean, encoder.std, compute, device
+        self._mean, self._std, self._compute, self.device = encoder.mean, encoder.std, compute, device
         self._lock = threading.Lock()
         self.spec = TeacherSpec(
             name=encoder.name,
@@ -126,8 +126,8 @@ class Teacher:
             threads = torch.get_num_threads()
             torch.set_num_threads(self._compute.num_threads)
             try:
-                pixels = torch.from_numpy(padded).to(self._device, non_blocking=True)
-                with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
+                pixels = torch.from_numpy(padded).to(self.device, non_blocking=True)
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
                     latents = self._module(normalise(pixels, self._mean, self._std))
                 targets = F.layer_norm(latents.float(), (self.spec.width,), eps=TARGET_NORM_EPS)
             finally:
