@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from salt_distill.common.config import StudentRun, TrainConfig
 from salt_distill.common.data.reader import Reader
 from salt_distill.common.model.checkpoint import CheckpointConfig, point_to, save_checkpoint
-from salt_distill.common.model.compute import matrix_peak, set_up, uses_bfloat16
+from salt_distill.common.model.compute import matrix_peak, prepare, set_up, uses_bfloat16
 from salt_distill.common.model.flops import num_parameters, step_flops
 from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.teacher import TeacherSpec
@@ -42,6 +42,7 @@ def train(config: TrainConfig, worker: Worker, checkpoint: Path | None) -> None:
     """Runs ``config`` from rank 0's ``checkpoint`` (None: from the start) to its last step; every rank calls
     it."""
     torch.set_num_threads(config.num_threads)
+    prepare(worker.device)
     with ThreadPoolExecutor(1) as opening, contextlib.ExitStack() as stack:
         (reader, source), _ = worker.ranks.result(opening.submit(_open, config, worker, stack))
         worker.say(f"{config.data}: {reader.num_samples} samples, decoded by {reader.decoder}")

@@ -27,7 +27,7 @@ from train_tools import (
 )
 
 from salt_distill.common.config import ComputeConfig, EmaConfig, OptimConfig, TeacherRun
-from salt_distill.common.model.compute import set_up, uses_bfloat16
+from salt_distill.common.model.compute import compiles, set_up, uses_bfloat16
 from salt_distill.common.model.pixels import normalise
 from salt_distill.student_trainer.loop import train_on, update
 from salt_distill.student_trainer.objective import modules_of
@@ -315,11 +315,11 @@ def test_explicit_attention_agrees(plain):
     )
 
 
-def test_compiled_blocks_agree(plain, tmp_path):
+def test_compiled_blocks_agree_and_are_compiled_once_for_thirty_steps(plain, tmp_path):
     code = (
         "from pathlib import Path; from salt_distill.common.config import ComputeConfig; from train_tools"
         " import save_losses_and_gradients\nsave_losses_and_gradients(ComputeConfig(compile=True),"
-        f" Path({str(tmp_path / 'compiled.safetensors')!r}))"
+        f" Path({str(tmp_path / 'compiled.safetensors')!r}), more_steps=29)"
     )
     environment = {**os.environ, "TORCH_LOGS": "recompiles"}
     done = subprocess.run(
@@ -338,6 +338,20 @@ def test_compiled_blocks_agree(plain, tmp_path):
     assert len(recompiled) <= 2, (
         recompiled
     )  # target encoder without gradient, then with; not one per block or per number of tokens
+
+
+def test_auto_compiles_on_a_gpu_with_compilers_alone(monkeypatch, tmp_path, caplog):
+    gpu = torch.device("cuda")
+    assert [compiles(wish, CPU, key="compute.compile") for wish in ("auto", False, True)] == [
+        False,
+        False,
+        True,
+    ]
+    assert compiles("auto", gpu, key="compute.compile")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert not compiles("auto", gpu, key="compute.compile")
+    assert "compute.compile=auto compiles nothing, and steps take longer: g++ was not found" in caplog.text
 
 
 def test_compile_without_a_compiler_is_refused_before_training(monkeypatch, tmp_path):
