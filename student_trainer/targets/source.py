@@ -92,7 +92,7 @@ class CachedTargets:
                 f" {cached.target_dtype}"
             )
         self.dtype: TargetDtype = dtype
-        self.spec = TeacherSpec.from_json(cached.teacher)
+        self.spec = cached.teacher
         self.views = cached.views
         """K: the student's view number is its pass modulo K."""
         self._path = path
