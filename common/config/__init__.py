@@ -13,15 +13,18 @@ from salt_distill.common.config.data import (
     SynthConfig,
 )
 from salt_distill.common.config.evaluate import (
+    EmbedConfig,
     ExportConfig,
     FidelityConfig,
     FlopsConfig,
     PhysicsConfig,
     PicturesConfig,
+    PredictConfig,
     ProbeConfig,
     RankConfig,
     ReportConfig,
     SelectConfig,
+    SimilarConfig,
 )
 from salt_distill.common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
 from salt_distill.common.config.model import (
@@ -85,6 +88,7 @@ __all__ = [
     "DrainConfig",
     "DrawConfig",
     "EmaConfig",
+    "EmbedConfig",
     "EncoderConfig",
     "ExportConfig",
     "FidelityConfig",
@@ -108,6 +112,7 @@ __all__ = [
     "PlanConfig",
     "PlannedStudent",
     "PrecomputeConfig",
+    "PredictConfig",
     "PredictorConfig",
     "ProbeConfig",
     "RankConfig",
@@ -119,6 +124,7 @@ __all__ = [
     "ServiceClientConfig",
     "ServiceConfig",
     "Sharding",
+    "SimilarConfig",
     "StatusConfig",
     "StudentRun",
     "SweepConfig",

@@ -3,20 +3,41 @@
 from salt_distill.common.command import add_command, console, new_app, run_app
 from salt_distill.common.config import (
     PROTOCOLS,
+    EmbedConfig,
     ExportConfig,
     FidelityConfig,
     FlopsConfig,
     PhysicsConfig,
     PicturesConfig,
+    PredictConfig,
     ProbeConfig,
     RankConfig,
     ReportConfig,
     SelectConfig,
+    SimilarConfig,
 )
 
 
 def _probe(config: ProbeConfig) -> None:
     from salt_distill.student_trainer.evaluation.probe.run import run
+
+    run(config)
+
+
+def _embed(config: EmbedConfig) -> None:
+    from salt_distill.student_trainer.evaluation.embed.run import run
+
+    run(config)
+
+
+def _similar(config: SimilarConfig) -> None:
+    from salt_distill.student_trainer.evaluation.embed.similar import run
+
+    run(config)
+
+
+def _predict(config: PredictConfig) -> None:
+    from salt_distill.student_trainer.evaluation.probe.predict import run
 
     run(config)
 
@@ -64,6 +85,11 @@ def _fidelity(config: FidelityConfig) -> None:
 
 
 def _export(config: ExportConfig) -> None:
+    if config.probe is not None:
+        from salt_distill.student_trainer.evaluation.probe.export import export_with_probe
+
+        export_with_probe(config, console)
+        return
     from salt_distill.common.model.export import export
 
     export(config, console)
@@ -80,6 +106,39 @@ add_command(
         "Accuracy of frozen encoders on every label of a data set, by an attentive probe; in this process, or"
         " shared by `--workers` of Ray.\n\nExample: `salt-eval probe --preset ssv2 --ckpt runs/student-a"
         " --data ssv2-shards --out probe.json`"
+    ),
+)
+add_command(
+    app,
+    "predict",
+    PredictConfig,
+    _predict,
+    positional=("videos",),
+    help=(
+        "What a kept probe says of videos: class and probability, of each view and of all.\n\nExample:"
+        " `salt-eval predict --probe probe.safetensors VIDEOS --out predictions.csv`"
+    ),
+)
+add_command(
+    app,
+    "embed",
+    EmbedConfig,
+    _embed,
+    positional=("videos",),
+    help=(
+        "Features of a folder of videos, without packing or labels: a row for each video or each window of"
+        " it.\n\nExample: `salt-eval embed --ckpt runs/student-a VIDEOS --window 2 --out features.parquet`"
+    ),
+)
+add_command(
+    app,
+    "similar",
+    SimilarConfig,
+    _similar,
+    positional=("features",),
+    help=(
+        "The clips nearest to one of them, from the file of `salt-eval embed`.\n\nExample: `salt-eval similar"
+        " features.parquet --query cat.mp4 --out similar.csv`"
     ),
 )
 add_command(

@@ -39,7 +39,13 @@ from salt_distill.student_trainer.evaluation.probe.features import (
     part_of,
 )
 from salt_distill.student_trainer.evaluation.probe.probe_grid import ProbeGrid, ProbeIdentity, ProbeSetting
-from salt_distill.student_trainer.evaluation.probe.results import TRAIN, VAL, LabelFacts, LabelResult
+from salt_distill.student_trainer.evaluation.probe.results import (
+    TRAIN,
+    VAL,
+    ClipPrediction,
+    LabelFacts,
+    LabelResult,
+)
 from salt_distill.student_trainer.evaluation.probe.score import score_of
 from salt_distill.student_trainer.evaluation.records import EncoderIdentity
 from salt_distill.student_trainer.ranks import Worker
@@ -290,21 +296,37 @@ class ProbeRunner:
     ) -> dict[str, LabelResult]:
         """For each label what its best probe does."""
         size = self._config.micro_batch_size or self._config.batch_size
-        reported = grid.confusions(tokens[self._split], labels[self._split], size)
-        if len(self._settings) == 1:
-            return {
-                label: LabelResult(setting=setting, chosen_by=None, counts=counts)
-                for (label, setting), counts in reported.items()
-            }
-        by_val = reported if self._split == VAL else grid.confusions(tokens[VAL], labels[VAL], size)
-        scores = {name: score_of(counts) for name, counts in by_val.items()}
+        reported = grid.examine(tokens[self._split], labels[self._split], size)
+        by_val = None
+        if len(self._settings) > 1:
+            by_val = reported if self._split == VAL else grid.examine(tokens[VAL], labels[VAL], size)
+        kept = np.flatnonzero(tokens[self._split].kept).tolist()
         results = {}
         for label in self._class_names:
-            best = max(
-                self._settings, key=lambda setting: scores[label, setting].num_correct
-            )  # the first of the grid, of equals
+            best, chosen_by = self._settings[0], None
+            if by_val is not None:
+                scores = {setting: score_of(by_val[label, setting].counts) for setting in self._settings}
+                best = max(scores, key=lambda setting: scores[setting].num_correct)  # the first, of equals
+                chosen_by = scores[best]
+            examined = reported[label, best]
             results[label] = LabelResult(
-                setting=best, chosen_by=scores[label, best], counts=reported[label, best]
+                setting=best,
+                chosen_by=chosen_by,
+                counts=examined.counts,
+                predictions=[
+                    ClipPrediction(
+                        key=self._samples[self._split][kept[int(number)]].key,
+                        actual=int(labels[self._split][label][number]),
+                        predicted=int(predicted),
+                        probability=float(probability),
+                    )
+                    for number, predicted, probability in zip(
+                        examined.numbers, examined.predicted, examined.probability, strict=True
+                    )
+                ],
+                weights={
+                    name: weight.cpu() for name, weight in grid.probes[label, best].state_dict().items()
+                },
             )
         return results
 
