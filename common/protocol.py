@@ -72,9 +72,9 @@ class Header(enum.StrEnum):
     REQUEST = "X-Salt-Request", "The request's id: the client's own, or one that the answer tells it."
     RETRY = "X-Salt-Retry", "How often the request has been tried before."
     PASSED = "X-Salt-Passed", "The secret of the replicas: a request that one of them passes on to another."
-    COMMAND = (
-        "X-Salt-Command",
-        "Any value: said with each request that drains or stops a service. A form cannot send it.",
+    SHARE = (
+        "X-Salt-Share",
+        "Of a request that is passed on: the token whose share of the service it counts to.",
     )
 
 

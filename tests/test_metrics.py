@@ -30,7 +30,7 @@ from salt_distill.common.targets import wire
 from salt_distill.student_trainer.loop import train_on
 from salt_distill.teacher_server.board.board import Board
 from salt_distill.teacher_server.board.counters import BOUNDS_S, Histogram, without_parts
-from salt_distill.teacher_server.http.replica import Place
+from salt_distill.teacher_server.http.replica import ReplicaContext
 from salt_distill.teacher_server.http.service import board_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,10 @@ def replica(teacher, board, **service):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with serving(
-        teacher, port=port, place=Place(board=board, url=f"http://127.0.0.1:{port}", buckets=2), **service
+        teacher,
+        port=port,
+        place=ReplicaContext(board=board, url=f"http://127.0.0.1:{port}", buckets=2),
+        **service,
     ) as (url, inside):
         yield Caller(url), inside
 
@@ -132,7 +135,9 @@ def test_the_time_of_a_forward_is_where_it_was_spent(teacher):
         gated.gate.clear()
         asked = list(clips)
         first = pool.submit(caller.statuses, asked[:BATCH_SIZE], clips)
-        wait_until(lambda: inside.batcher.queued_clips == 0 and inside.batcher.flight(asked[0]) is not None)
+        wait_until(
+            lambda: inside.batcher.queued_clips == 0 and inside.batcher.pending_clip(asked[0]) is not None
+        )
         second = pool.submit(caller.statuses, asked[BATCH_SIZE:], clips)
         wait_until(lambda: inside.batcher.queued_clips == BATCH_SIZE)
         busy = scrape(caller)

@@ -18,7 +18,7 @@ from salt_distill.student_trainer.targets.source import open_source
 from salt_distill.teacher_server.board import file as board_file
 from salt_distill.teacher_server.board.board import Board, Ending
 from salt_distill.teacher_server.board.runs import MAX_POINTS, Curve
-from salt_distill.teacher_server.http.replica import Place
+from salt_distill.teacher_server.http.replica import ReplicaContext
 
 
 def new_board(file=None, teacher="a" * 64, max_runs=100):
@@ -259,7 +259,7 @@ def test_a_student_shows_what_it_learns_and_no_place(service):
 def test_a_drained_service_answers_only_what_it_has_begun(tmp_path):
     gated = GatedTeacher(load_teacher(tmp_path))
     board = new_board()
-    place = Place(board=board)
+    place = ReplicaContext(board=board)
     with serving(gated, place=place) as (url, inside), ThreadPoolExecutor(1) as pool:
         caller, clips = Caller(url), clips_by_digest(3)
         first, *_ = clips
@@ -288,8 +288,8 @@ def test_a_drained_service_answers_only_what_it_has_begun(tmp_path):
 def test_all_replicas_end_together(tmp_path):
     teacher, board = load_teacher(tmp_path), new_board()
     with (
-        serving(teacher, place=Place(board=board)) as (one, _),
-        serving(teacher, place=Place(board=board)) as (other, inside),
+        serving(teacher, place=ReplicaContext(board=board)) as (one, _),
+        serving(teacher, place=ReplicaContext(board=board)) as (other, inside),
     ):
         assert Caller(one).send("POST", "/v1/stop")[0] == 200
         wait_until(lambda: inside.ending is Ending.STOP)

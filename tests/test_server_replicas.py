@@ -17,7 +17,7 @@ from salt_distill.common.targets.segments import SegmentStore
 from salt_distill.common.targets.store import CacheSpec
 from salt_distill.common.targets.target_cache import TargetCache
 from salt_distill.teacher_server.board.board import Board
-from salt_distill.teacher_server.http.replica import Place
+from salt_distill.teacher_server.http.replica import ReplicaContext
 from salt_distill.teacher_server.http.service import board_arguments
 
 
@@ -31,7 +31,7 @@ def replica(teacher, board, **service):
     """A caller of one replica, and its insides."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    place = Place(board=board, url=f"http://127.0.0.1:{port}", buckets=2)
+    place = ReplicaContext(board=board, url=f"http://127.0.0.1:{port}", buckets=2)
     with serving(teacher, port=port, place=place, **service) as (url, inside):
         yield Caller(url), inside
 
@@ -72,9 +72,9 @@ def test_a_clip_in_flight_on_another_replica(teacher, board):
         clips = clips_by_digest(BATCH_SIZE)
         gated.gate.clear()
         first = pool.submit(one.statuses, list(clips), clips)
-        wait_until(lambda: inside.batcher.flight(next(iter(clips))) is not None)
+        wait_until(lambda: inside.batcher.pending_clip(next(iter(clips))) is not None)
         second = pool.submit(other.statuses, list(clips))
-        wait_until(lambda: inside.batcher.flight(next(iter(clips))).num_waiting == 2)
+        wait_until(lambda: inside.batcher.pending_clip(next(iter(clips))).num_waiting == 2)
         gated.gate.set()
         assert first.result() == second.result() == ["ok"] * BATCH_SIZE
         assert one.counters()["clips_computed"] == BATCH_SIZE

@@ -93,12 +93,12 @@ def test_a_greedy_run_leaves_room_for_others(teacher):
         first, second, third, fourth = clips
         gated.gate.clear()
         waiting = [pool.submit(caller.statuses, [first], clips, run="greedy")]
-        wait_until(lambda: inside.batcher.flight(first) is not None)
+        wait_until(lambda: inside.batcher.pending_clip(first) is not None)
         status, body = caller.ask([second, third], clips, run="greedy")
         assert status == 429
         assert "of run greedy wait for the teacher" in json.loads(body)["error"]
         waiting.append(pool.submit(caller.statuses, [fourth], clips, run="slow"))
-        wait_until(lambda: inside.batcher.flight(fourth) is not None)
+        wait_until(lambda: inside.batcher.pending_clip(fourth) is not None)
         gated.gate.set()
         assert [future.result() for future in waiting] == [["ok"], ["ok"]]
 
@@ -110,7 +110,9 @@ def test_a_request_past_its_deadline_costs_no_forward(teacher):
         before, late = list(clips)[:BATCH_SIZE], list(clips)[BATCH_SIZE:]
         gated.gate.clear()
         waiting = pool.submit(caller.statuses, before, clips)
-        wait_until(lambda: inside.batcher.flight(before[0]) is not None and not inside.batcher.queued_clips)
+        wait_until(
+            lambda: inside.batcher.pending_clip(before[0]) is not None and not inside.batcher.queued_clips
+        )
         status, body = caller.ask(late, clips, headers={"X-Salt-Deadline-Ms": "300"})
         assert (status, set(json.loads(body))) == (504, {"error", "expected", "got", "hint"})
         wait_until(lambda: inside.batcher.queued_clips == 0)
@@ -130,13 +132,15 @@ def test_a_client_that_leaves_takes_only_its_own_clips_with_it(teacher):
         before, (shared, alone) = list(clips)[:BATCH_SIZE], list(clips)[BATCH_SIZE:]
         gated.gate.clear()
         waiting = pool.submit(caller.statuses, before, clips)
-        wait_until(lambda: inside.batcher.flight(before[0]) is not None and not inside.batcher.queued_clips)
+        wait_until(
+            lambda: inside.batcher.pending_clip(before[0]) is not None and not inside.batcher.queued_clips
+        )
         leaves = pool.submit(caller.statuses, [shared, alone], clips, timeout=0.5)
-        wait_until(lambda: inside.batcher.flight(alone) is not None)
+        wait_until(lambda: inside.batcher.pending_clip(alone) is not None)
         stays = pool.submit(caller.statuses, [shared])
         with pytest.raises(TimeoutError):
             leaves.result()
-        wait_until(lambda: inside.batcher.flight(alone) is None)
+        wait_until(lambda: inside.batcher.pending_clip(alone) is None)
         gated.gate.set()
         assert (waiting.result(), stays.result()) == (["ok"] * BATCH_SIZE, ["ok"])
         counters = caller.counters()
