@@ -18,6 +18,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client.parser import text_string_to_metric_families
+from salt_distill.teacher_server.board.counters import BOUNDS_S, Histogram, without_parts
 from service_tools import ARROW, Caller, FailingTeacher, GatedTeacher, clips_by_digest, wait_until
 from teacher_tools import BATCH_SIZE, load_teacher, serving
 from train_tools import ALONE, RandomClips, small_run
@@ -29,7 +30,6 @@ from salt_distill.common.protocol import RUN_METRICS
 from salt_distill.common.targets import wire
 from salt_distill.student_trainer.loop import train_on
 from salt_distill.teacher_server.board.board import Board
-from salt_distill.teacher_server.board.counters import BOUNDS_S, Histogram, without_parts
 from salt_distill.teacher_server.http.replica import ReplicaContext
 from salt_distill.teacher_server.http.service import board_arguments
 
@@ -63,7 +63,7 @@ def replica(teacher, board, **service):
     with serving(
         teacher,
         port=port,
-        place=ReplicaContext(board=board, url=f"http://127.0.0.1:{port}", buckets=2),
+        context=ReplicaContext(board=board, url=f"http://127.0.0.1:{port}", buckets=2),
         **service,
     ) as (url, inside):
         yield Caller(url), inside

@@ -259,8 +259,8 @@ def test_a_student_shows_what_it_learns_and_no_place(service):
 def test_a_drained_service_answers_only_what_it_has_begun(tmp_path):
     gated = GatedTeacher(load_teacher(tmp_path))
     board = new_board()
-    place = ReplicaContext(board=board)
-    with serving(gated, place=place) as (url, inside), ThreadPoolExecutor(1) as pool:
+    context = ReplicaContext(board=board)
+    with serving(gated, context=context) as (url, inside), ThreadPoolExecutor(1) as pool:
         caller, clips = Caller(url), clips_by_digest(3)
         first, *_ = clips
         gated.gate.clear()
@@ -288,8 +288,8 @@ def test_a_drained_service_answers_only_what_it_has_begun(tmp_path):
 def test_all_replicas_end_together(tmp_path):
     teacher, board = load_teacher(tmp_path), new_board()
     with (
-        serving(teacher, place=ReplicaContext(board=board)) as (one, _),
-        serving(teacher, place=ReplicaContext(board=board)) as (other, inside),
+        serving(teacher, context=ReplicaContext(board=board)) as (one, _),
+        serving(teacher, context=ReplicaContext(board=board)) as (other, inside),
     ):
         assert Caller(one).send("POST", "/v1/stop")[0] == 200
         wait_until(lambda: inside.ending is Ending.STOP)

@@ -44,12 +44,12 @@ def certificate(tmp_path_factory):
 def over_tls(teacher, certificate, **options):
     """The https URL of a replica that ends TLS, and its insides."""
     listening = tls_socket("127.0.0.1", 0)
-    place = ReplicaContext(
+    context = ReplicaContext(
         board=Board(**board_arguments(teacher.spec, ServiceConfig())),
         front=(listening, Tls(cert=str(certificate[0]), key=str(certificate[1]))),
     )
     url = f"https://localhost:{listening.getsockname()[1]}"
-    with serving(teacher, place=place, **options) as (_, inside):
+    with serving(teacher, context=context, **options) as (_, inside):
         yield url, inside
 
 

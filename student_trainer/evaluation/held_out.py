@@ -54,9 +54,8 @@ def held_out_loss(
     losses = []
     for rows, masks in _groups(len(clips), config, seed, device):
         pixels = torch.from_numpy(clips[rows]).to(device)
-        losses.append(
-            objective(pixels, None if targets is None else targets[rows].to(device), masks).double()
-        )
+        inputs = (pixels, masks) if targets is None else (pixels, masks, targets[rows].to(device))
+        losses.append(objective(*inputs).double())
     return float(torch.cat(losses, dim=1).mean())
 
 
