@@ -10,7 +10,6 @@ import time
 
 import pytest
 from access_tools import ALICE, GROUP, JSON, OPERATOR, REPORT, bearer, write_tokens
-from salt_distill.teacher_server.board.rates import Rates
 from service_tools import ARROW, Caller, clips_by_digest, wait_until
 from teacher_tools import VIEW, batch_of, load_teacher, random_clips, serving
 from train_tools import ALONE, RandomClips, small_run
@@ -25,7 +24,7 @@ from salt_distill.student_trainer.loop import train_on
 from salt_distill.student_trainer.run_directory import open_run
 from salt_distill.student_trainer.targets.service import ServiceTargets
 from salt_distill.student_trainer.targets.source import open_source
-from salt_distill.teacher_server.board.board import Board
+from salt_distill.teacher_server.board.board import Board, Rates
 from salt_distill.teacher_server.http.access import Tokens, read_tokens
 from salt_distill.teacher_server.http.replica import ReplicaContext
 from salt_distill.teacher_server.http.service import board_arguments, build_app

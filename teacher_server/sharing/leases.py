@@ -84,8 +84,8 @@ class Leases:
                     waiter.end.set_result(LeaseEnd.ARRIVED)
 
     def expire(self, clip_digest: bytes) -> None:
-        """The holder did not upload the clip: the lease goes to the one who has waited longest and is not
-        known for that; where there is none, or it is not the clip's first lapse, to all who wait."""
+        """The holder did not upload the clip: the lease goes to the one who has waited longest, of those that
+        have let none lapse where there are such; after a second lapse everybody is to upload."""
         lease = self._leases.pop(clip_digest, None)
         if lease is None:
             return
@@ -94,11 +94,11 @@ class Leases:
         while len(self._lapsed) > _MAX_REMEMBERED:
             self._lapsed.popitem(last=False)
         waiters = [waiter for waiter in lease.waiters if not waiter.end.done()]  # done: it left
-        heir = next((waiter for waiter in waiters if waiter.asker not in self._lapsed), None)
-        if heir is None or lease.has_lapsed:
+        if lease.has_lapsed or not waiters:
             for waiter in waiters:
                 waiter.end.set_result(LeaseEnd.YOURS)
             return
+        heir = next((waiter for waiter in waiters if waiter.asker not in self._lapsed), waiters[0])
         waiters.remove(heir)
         self._leases[clip_digest] = _Lease(
             heir.asker, self._timer(clip_digest), has_lapsed=True, waiters=deque(waiters)
