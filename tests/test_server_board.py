@@ -7,6 +7,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from access_tools import JSON
 from service_tools import Caller, GatedTeacher, clips_by_digest, wait_until
 from teacher_tools import VIEW, load_teacher, serving
 from train_tools import small_run
@@ -177,7 +178,7 @@ def test_a_full_disk_costs_lines_and_no_answer(tmp_path, caplog):
     (tmp_path / "away").rename(folder)
     now(board.post("a", report(2)))
     assert now(board.run("a")).curve.step == [1, 2]
-    assert now(new_board(folder / "board.jsonl").run("a"))["curve"]["step"] == [2]
+    assert now(new_board(folder / "board.jsonl").run("a")).curve.step == [2]
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_a_drained_service_answers_only_what_it_has_begun(tmp_path):
         gated.gate.clear()
         begun = pool.submit(caller.statuses, [first], clips)
         wait_until(lambda: inside.open_requests == 1)
-        assert json.loads(caller.send("POST", "/v1/drain")[2]) == {"ending": "drain"}
+        assert json.loads(caller.send("POST", "/v1/drain", headers=JSON)[2]) == {"ending": "drain"}
         status, headers, body = caller.send(
             "POST", "/v1/targets", b"", {"Content-Type": "application/vnd.apache.arrow.stream"}
         )
@@ -292,7 +293,7 @@ def test_all_replicas_end_together(tmp_path):
         serving(teacher, context=ReplicaContext(board=board)) as (one, _),
         serving(teacher, context=ReplicaContext(board=board)) as (other, inside),
     ):
-        assert Caller(one).send("POST", "/v1/stop")[0] == 200
+        assert Caller(one).send("POST", "/v1/stop", headers=JSON)[0] == 200
         wait_until(lambda: inside.ending is Ending.STOP)
         assert Caller(other).send("GET", "/readyz")[0] == 503
         board._ending = Ending.NO  # its process dies

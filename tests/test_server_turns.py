@@ -13,6 +13,7 @@ from teacher_tools import BATCH_SIZE, load_teacher, random_clips, serving
 
 from salt_distill.common.targets import codec
 from salt_distill.teacher_server.sharing.fair_queue import FairQueue
+from salt_distill.teacher_server.sharing.room import Share
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,11 @@ def teacher(tmp_path_factory):
 class Clip:
     run: str
     queued_s: float = 0.0
+    token: str | None = None
+
+    @property
+    def share(self):
+        return Share(self.token, self.run)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
@@ -33,13 +39,23 @@ def test_a_greedy_run_gets_its_due_and_no_more(batch_size):
         for _ in range(count):
             queue.put(Clip(run))
     taken = []
-    while "a" in {clip.run for clips in queue._runs.values() for clip in clips.values()}:
+    while "a" in {run for runs in queue._tokens.values() for run in runs}:
         taken += [clip.run for clip in queue.take(batch_size)]
     for run in ("greedy", "a", "b"):  # while all three want more, each gets a third
         assert taken.count(run) == pytest.approx(len(taken) / 3, rel=0.1)
     while queue:
         taken += [clip.run for clip in queue.take(batch_size)]
     assert (len(taken), taken.count("greedy"), taken.count("b")) == (1050, 900, 90)
+
+
+def test_many_ids_of_one_token_are_one_share():
+    queue = FairQueue()
+    for number in range(160):
+        queue.put(Clip(f"id-{number % 16}", token="greedy"))
+    for _ in range(40):
+        queue.put(Clip("modest", token="modest"))
+    taken = [clip.token for clip in queue.take(80)]
+    assert taken.count("modest") == 40
 
 
 def test_a_run_that_joins_is_served_within_one_round():

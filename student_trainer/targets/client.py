@@ -270,14 +270,22 @@ class _TimedReader(io.RawIOBase):
     def __init__(self, sock: socket.socket, deadline_s: float) -> None:
         self._sock, self._deadline_s = sock, deadline_s
         self._file = sock.makefile("rb", buffering=0)  # keeps the socket while the response is read
+        self._num_bytes = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
         """Raises TimeoutError past the time."""
-        self._sock.settimeout(_left_s(self._deadline_s))
-        return self._file.readinto(buffer)
+        try:
+            self._sock.settimeout(_left_s(self._deadline_s))
+            num_bytes = self._file.readinto(buffer)
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"got {self._num_bytes} bytes in the time for a whole answer, client.timeout_s"
+            ) from error
+        self._num_bytes += num_bytes or 0
+        return num_bytes
 
     def close(self) -> None:
         self._file.close()
