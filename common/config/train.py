@@ -37,7 +37,11 @@ class OptimConfig(Config):
     eps: PositiveFloat = 1e-8
     """AdamW's epsilon."""
     clip_grad: PositiveFloat = 0.02
-    """Largest global norm of the gradient, over encoder and predictor together."""
+    """Largest norm of the gradient."""
+    clip: Literal["separate", "joint"] = "separate"
+    """Encoder and predictor each have a norm of their own (V-JEPA's code), or one together."""
+    clip_after_warmup: bool = True
+    """Cut no gradient during the warm-up (V-JEPA's code)."""
 
 
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
@@ -57,9 +61,9 @@ class ComputeConfig(Config):
     activation_checkpointing: bool = False
     """Compute each block again in the backward instead of keeping what is inside it: a third more compute for
     a fraction of the memory."""
-    compile: bool = False
+    compile: Literal["auto"] | bool = "auto"
     """Compile each block (torch.compile): faster steps after a slow first one. Needs a C++ compiler, on a GPU
-    a C compiler too."""
+    a C compiler too. `auto`: on a GPU beside which they are."""
     sharding: Sharding = "ddp"
     """With several workers: `ddp` holds the whole model on each; `fsdp` holds a slice of each parameter and
     of its optimizer state, for models that leave a GPU no room for clips, and gathers a block's parameters
@@ -116,9 +120,9 @@ class TeacherComputeConfig(Config):
     dtype: ComputeDtype = "auto"
     """Precision of its matrix products, as in `compute.dtype`; norms and targets stay float32. `auto`:
     bfloat16 on a GPU, float32 on a CPU."""
-    compile: bool = False
-    """Compile its blocks (torch.compile): faster forwards after a slow first one, and other bits. Needs the
-    compilers of `compute.compile`."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile its blocks (torch.compile): faster forwards after a slow first one, and other bits. As
+    `compute.compile`."""
 
 
 OnTeacherLoss = Literal["wait", "local", "fail"]

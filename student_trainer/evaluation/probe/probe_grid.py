@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,25 +11,53 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from salt_distill.common.config import ViewConfig
 from salt_distill.common.draws import uniforms, words
 from salt_distill.common.whole import whole_file
-from salt_distill.student_trainer.evaluation.probe.features import Tokens, in_batches
-from salt_distill.student_trainer.evaluation.probe.model import AttentiveProbe
+from salt_distill.student_trainer.evaluation.probe.attentive import AttentiveProbe
+from salt_distill.student_trainer.evaluation.probe.features import TokenSource, in_batches
 from salt_distill.student_trainer.evaluation.probe.score import confusion, vote
+from salt_distill.student_trainer.evaluation.records import Record
 from salt_distill.student_trainer.ranks import Worker
 
+CLIP_NORM = 1.0
+"""Of V-JEPA's probe."""
+FINAL_WEIGHT_DECAY = 1e-6
+"""Of V-JEPA's probe at its last step: the default of its code, which no configuration sets."""
+OptimizerName = Literal["vjepa2", "vjepa"]
 
-class Setting(NamedTuple):
+
+class ProbeSetting(NamedTuple):
     """What a grid is a grid of."""
 
     lr: float
-    """At the first step; a cosine takes it to 0."""
+    """That a cosine takes to 0."""
     weight_decay: float
-    """Of AdamW, on every parameter."""
+    """Of AdamW."""
+
+
+class ProbeIdentity(Record):
+    """What the probes of an encoder depend on."""
+
+    fingerprint: str
+    """Of the encoder."""
+    index_hash: str
+    """Of the data set."""
+    view: ViewConfig
+    compute: dict[str, str]
+    """Device kind, precision and versions of forward and probe."""
+    settings: dict[str, Any]
+    """Of `ProbeConfig`, as JSON: those that change a probe."""
+
+    def flat(self) -> dict[str, Any]:
+        """As plain values, each setting by its own name."""
+        values = self.model_dump(mode="json")
+        return values | values.pop("settings")
 
 
 class ProbeGrid:
-    """Probes that read the same tokens: AdamW, cosine to 0, no warm-up, decay on every parameter.
+    """Probes that read the same tokens: AdamW, cosine to 0, no warm-up; decay and clipping are V-JEPA 2's or
+    V-JEPA's.
 
     A probe shares nothing with its neighbours: its weights start from (seed, label), it has its own
     optimizer, and the order of the clips comes from the seed alone. So a label's probe of one setting is the
@@ -41,7 +69,7 @@ class ProbeGrid:
     def __init__(
         self,
         num_classes: Mapping[str, int],
-        settings: list[Setting],
+        settings: list[ProbeSetting],
         *,
         width: int,
         num_heads: int,
@@ -50,6 +78,7 @@ class ProbeGrid:
         batch_size: int,
         micro_batch_size: int | None,
         seed: int,
+        optimizer: OptimizerName = "vjepa2",
         worker: Worker,
         bfloat16: bool,
     ) -> None:
@@ -63,8 +92,9 @@ class ProbeGrid:
         )
         self._worker, self._device, self._bfloat16 = worker, worker.device, bfloat16
         self._num_classes = num_classes
-        self.probes: dict[tuple[str, Setting], AttentiveProbe] = {}
-        self._optimizers: dict[tuple[str, Setting], torch.optim.Optimizer] = {}
+        self._optimizer_name: OptimizerName = optimizer
+        self.probes: dict[tuple[str, ProbeSetting], AttentiveProbe] = {}
+        self._optimizers: dict[tuple[str, ProbeSetting], torch.optim.Optimizer] = {}
         for label, count in num_classes.items():
             for setting in settings:
                 probe = AttentiveProbe(width, num_heads, count, depth).to(worker.device)
@@ -75,32 +105,34 @@ class ProbeGrid:
                 )
                 self.probes[label, setting] = probe
                 self._optimizers[label, setting] = torch.optim.AdamW(
-                    probe.parameters(), lr=setting.lr, weight_decay=setting.weight_decay, fused=True
+                    _groups(probe, optimizer), lr=setting.lr, weight_decay=setting.weight_decay, fused=True
                 )
 
-    def train_epoch(self, tokens: Tokens, labels: Mapping[str, Int[np.ndarray, " k"]]) -> None:
+    def train_epoch(self, tokens: TokenSource, labels: Mapping[str, Int[np.ndarray, " k"]]) -> None:
         """One pass over the clips; ``labels``: the class numbers of those that ``tokens`` keeps."""
         num_clips = int(tokens.kept.sum())
         classes = {name: torch.from_numpy(label).to(self._device) for name, label in labels.items()}
         order = np.argsort(uniforms(self._seed, "probe order", self.epoch, num_clips), kind="stable")
         shares = [tokens.share(numbers) for numbers in in_batches(order, self._batch_size)]
         steps = [in_batches(share, self._micro_batch_size) for share in shares]
-        found = tokens.batches([part for parts in steps for part in parts], self.epoch)
-        for step, parts in enumerate(steps, start=self.epoch * len(steps)):
+        batches = tokens.batches([part for parts in steps for part in parts], self.epoch)
+        for step, parts in enumerate(steps, start=1 + self.epoch * len(steps)):
             for (_, setting), optimizer in self._optimizers.items():
+                lr, weight_decay = rates(self._optimizer_name, setting, step / (self.epochs * len(steps)))
                 for group in optimizer.param_groups:
-                    group["lr"] = (
-                        0.5 * setting.lr * (1 + math.cos(math.pi * step / (self.epochs * len(steps))))
-                    )
+                    group["lr"] = lr
+                    group["weight_decay"] = weight_decay if group["decays"] else 0.0
                 optimizer.zero_grad()
             num_good = 0
             for _ in parts:
-                numbers, batch = next(found)
+                numbers, batch = next(batches)
                 if len(numbers):
                     self._backward(batch, {name: label[numbers] for name, label in classes.items()})
                 num_good += len(numbers)
             for name, optimizer in self._optimizers.items():
                 self._average(self.probes[name], num_good)
+                if self._optimizer_name == "vjepa":
+                    torch.nn.utils.clip_grad_norm_(self.probes[name].parameters(), CLIP_NORM)
                 optimizer.step()
         self.epoch += 1
 
@@ -115,7 +147,9 @@ class ProbeGrid:
         """Makes the gradients those of the mean loss over the global batch; ``num_good``: this rank's clips,
         without those that proved bad."""
         parameters = list(probe.parameters())
-        gradients = [torch.zeros_like(own) if own.grad is None else own.grad for own in parameters]
+        gradients = [
+            torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in parameters
+        ]
         together = torch.cat(
             [
                 torch.tensor([float(num_good)], device=self._device),
@@ -124,13 +158,14 @@ class ProbeGrid:
         )
         count, means = self._worker.sum(together).split([1, len(together) - 1])
         means /= count.clamp(min=1)
-        for own, mean in zip(parameters, means.split([own.numel() for own in parameters]), strict=True):
-            own.grad = mean.view_as(own)
+        sizes = [weight.numel() for weight in parameters]
+        for weight, mean in zip(parameters, means.split(sizes), strict=True):
+            weight.grad = mean.view_as(weight)
 
     @torch.no_grad()
     def confusions(
-        self, tokens: Tokens, labels: Mapping[str, Int[np.ndarray, " k"]], batch_size: int
-    ) -> dict[tuple[str, Setting], Int[Tensor, "classes classes"]]:
+        self, tokens: TokenSource, labels: Mapping[str, Int[np.ndarray, " k"]], batch_size: int
+    ) -> dict[tuple[str, ProbeSetting], Int[Tensor, "classes classes"]]:
         """For each probe how many clips of each class, a row, it took for each, a column; the probabilities
         of a clip's views are averaged."""
         counts = {
@@ -152,12 +187,12 @@ class ProbeGrid:
                 )
         return {name: self._worker.sum(count).cpu() for name, count in counts.items()}
 
-    def save(self, path: Path, identity: dict[str, Any]) -> None:
+    def save(self, path: Path, identity: ProbeIdentity) -> None:
         """Writes what ``load`` continues from, on rank 0; it appears whole."""
         if self._worker.rank > 0:
             return
         state = {
-            "identity": identity,
+            "identity": identity.flat(),
             "epoch": self.epoch,
             "probes": [probe.state_dict() for probe in self.probes.values()],
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers.values()],
@@ -166,18 +201,37 @@ class ProbeGrid:
         with whole_file(path, synced=False, many_writers=True) as partial:
             torch.save(state, partial)
 
-    def load(self, path: Path, identity: dict[str, Any]) -> None:
+    def load(self, path: Path, identity: ProbeIdentity) -> None:
         """Goes on after the last epoch that was saved. Raises ValueError where that was another probe."""
         state = torch.load(path, map_location=self._device, weights_only=True)
-        changed = [name for name, value in identity.items() if state["identity"].get(name) != value]
-        if changed:
-            name = changed[0]
-            raise ValueError(
-                f"--resume: got {name}={identity[name]!r}, expected {state['identity'].get(name)!r} as in"
-                f" {path}: a probe goes on as it began; leave out --resume to begin anew"
-            )
+        before = state["identity"]
+        for name, value in identity.flat().items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"--resume: got {name}={value!r}, expected {before.get(name)!r} as in {path}: a probe"
+                    " goes on as it began; leave out --resume to begin anew"
+                )
         for probe, values in zip(self.probes.values(), state["probes"], strict=True):
             probe.load_state_dict(values)
         for optimizer, values in zip(self._optimizers.values(), state["optimizers"], strict=True):
             optimizer.load_state_dict(values)
         self.epoch = state["epoch"]
+
+
+def rates(optimizer: OptimizerName, setting: ProbeSetting, progress: float) -> tuple[float, float]:
+    """Learning rate and weight decay of an update; ``progress``: the updates up to it, as a share of all."""
+    fall = 0.5 * (1 + math.cos(math.pi * progress))
+    if optimizer == "vjepa2":
+        return setting.lr * fall, setting.weight_decay
+    final = min(FINAL_WEIGHT_DECAY, setting.weight_decay)
+    return setting.lr * fall, final + (setting.weight_decay - final) * fall
+
+
+def _groups(probe: AttentiveProbe, optimizer: OptimizerName) -> list[dict[str, Any]]:
+    """The parameters, apart where biases and norms do not decay. The query decays, as it does in V-JEPA."""
+    if optimizer == "vjepa2":
+        return [{"params": list(probe.parameters()), "decays": True}]
+    decaying, others = [], []
+    for name, weight in probe.named_parameters():
+        (decaying if weight.ndim > 1 or name == "query" else others).append(weight)
+    return [{"params": decaying, "decays": True}, {"params": others, "decays": False}]
