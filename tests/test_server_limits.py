@@ -160,11 +160,6 @@ def test_room_is_shared_by_tokens_and_then_by_runs():
     modest.take(250)
     with pytest.raises(BusyError, match="of the token of greedy"):
         room.enter(Share("greedy", "another")).take(20)
-    held = room.enter(Share("modest", "run"))
-    held.take(20)
-    held.release()
-    modest.release()
-    held.release()
 
 
 def test_an_answer_that_is_not_read_ends_and_counts(teacher):
