@@ -10,7 +10,12 @@ from salt_distill.teacher_server.status import call, new_console
 _POLL_S = 0.5
 
 
-def drain(config: DrainConfig, *, stop: bool) -> None:
+def stop(config: DrainConfig) -> None:
+    """``drain``, and the service has ended."""
+    drain(config, stop=True)
+
+
+def drain(config: DrainConfig, *, stop: bool = False) -> None:
     """Returns when everything is answered and, with ``stop``, the service is gone. Raises ConnectionError
     where that is not so in time."""
     url = config.url.rstrip("/")

@@ -20,7 +20,7 @@ from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.common.targets import wire
 from salt_distill.student_trainer.targets.retry import Retries, RetryableError
 
-log = logging.getLogger("salt.client")
+log = logging.getLogger(__name__)
 
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 _MAX_JSON_BYTES = 1 << 20

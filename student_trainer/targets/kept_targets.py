@@ -10,7 +10,7 @@ from salt_distill.common.targets.codec import CorruptTargetError, EncodedTarget
 from salt_distill.common.targets.segments import SegmentStore
 from salt_distill.common.targets.store import CacheSpec
 
-log = logging.getLogger("salt.client")
+log = logging.getLogger(__name__)
 
 
 class KeptTargets:

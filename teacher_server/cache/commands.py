@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from salt_distill.common.config import CacheGcConfig, CacheStatsConfig, CacheVerifyConfig, PrecomputeConfig
+from salt_distill.common.console import console
 from salt_distill.common.targets import store
 from salt_distill.common.targets.codec import CorruptTargetError
 from salt_distill.common.targets.locks import writer
@@ -22,7 +23,7 @@ from salt_distill.common.whole import PARTIAL
 from salt_distill.teacher_server.cache.folder import CacheFolder
 
 
-def verify(config: CacheVerifyConfig, console: rich.console.Console) -> None:
+def verify(config: CacheVerifyConfig, console: rich.console.Console = console) -> None:
     """Reads the whole cache and names what is wrong; puts it right with ``repair``, else raises
     CorruptTargetError."""
     cache = _existing(config.targets)
@@ -93,7 +94,7 @@ def show_stats(config: CacheStatsConfig) -> None:
     rich.console.Console().print(table)
 
 
-def collect_garbage(config: CacheGcConfig, console: rich.console.Console) -> None:
+def collect_garbage(config: CacheGcConfig, console: rich.console.Console = console) -> None:
     """Removes what no student would find: files that no manifest lists, partial ones, and the oldest segments
     beyond ``max_bytes``."""
     root = _of_this_machine(_existing(config.targets))

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-log = logging.getLogger("salt.server")
+log = logging.getLogger(__name__)
 
 
 class ApiError(Exception):

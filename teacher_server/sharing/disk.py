@@ -12,7 +12,7 @@ from salt_distill.common.targets.codec import CorruptTargetError, EncodedTarget
 from salt_distill.common.targets.segments import SegmentStore
 from salt_distill.common.targets.store import CacheSpec
 
-log = logging.getLogger("salt.server")
+log = logging.getLogger(__name__)
 
 
 class DiskTargets:

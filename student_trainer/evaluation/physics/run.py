@@ -12,8 +12,8 @@ from rich.progress import track
 from rich.table import Table
 
 from salt_distill.common.clip import BadVideoError
-from salt_distill.common.command import console
 from salt_distill.common.config import PhysicsConfig
+from salt_distill.common.console import console
 from salt_distill.common.model.checkpoint import read_config
 from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.evaluation.physics.benchmarks import FRAME_STEP, LAYOUTS, Pair, read_pair

@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from salt_distill.common.command import console
 from salt_distill.common.config import TIMM_RANDOM, EncoderConfig, FrozenConfig, ProbeConfig
+from salt_distill.common.console import console
 from salt_distill.common.draws import words
 from salt_distill.common.model.checkpoint import open_encoder
 from salt_distill.common.model.frozen import FrozenEncoder
