@@ -63,7 +63,7 @@ add_command(
     app,
     "drain",
     DrainConfig,
-    "salt_distill.teacher_server.drain:drain",
+    "salt_distill.teacher_server.status:drain",
     help=(
         "Let a teacher service take no new requests, and wait until it has answered what it has begun.\n\n"
         "Example: `salt-serve drain --url http://127.0.0.1:8000`"
@@ -73,7 +73,7 @@ add_command(
     app,
     "stop",
     DrainConfig,
-    "salt_distill.teacher_server.drain:stop",
+    "salt_distill.teacher_server.status:stop",
     help=(
         "Drain a teacher service, and end it. Ctrl-C in `salt-serve teacher` does the same.\n\n"
         "Example: `salt-serve stop --url http://127.0.0.1:8000`"

@@ -2,12 +2,15 @@
 compute switches."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,6 +32,7 @@ from salt_distill.common.config import ComputeConfig, EmaConfig, OptimConfig, Te
 from salt_distill.common.model.compute import set_up, uses_bfloat16
 from salt_distill.common.model.pixels import normalise
 from salt_distill.student_trainer.loop import train_on, update
+from salt_distill.student_trainer.objective import modules_of
 from salt_distill.student_trainer.optim import new_optimizer, set_schedule
 from salt_distill.student_trainer.ranks import Worker
 from salt_distill.student_trainer.run_directory import claimed, open_run, read_metrics
@@ -64,14 +68,30 @@ def test_norms_and_biases_are_not_decayed_and_mask_tokens_are():
     assert "predictor.mask_tokens" not in kept
 
 
-def test_the_gradient_is_cut_to_the_norm_over_encoder_and_predictor():
-    config = small_run(TeacherRun, optim={"warmup_steps": 3, "clip_grad": 0.02})
-    objective, _ = new_model(config)
-    optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
-    norm = update(objective, optimizer, batch_of(config), None, config, ALONE).norm
-    gradients = torch.cat([parameter.grad.flatten() for parameter in objective.parameters()])
-    assert norm > 0.02
-    assert gradients.norm().item() == pytest.approx(0.02, rel=1e-3)
+@pytest.mark.parametrize("clip", ["separate", "joint"])
+def test_the_gradient_is_cut_after_the_warm_up(clip):
+    config = small_run(TeacherRun, optim={"warmup_steps": 3, "clip_grad": 0.002, "clip": clip})
+
+    def norms(step: int, config: TeacherRun = config) -> tuple[float, float, float]:
+        """That of the whole gradient before it was cut, those of encoder and predictor after."""
+        objective, _ = new_model(config)
+        optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
+        norm = update(objective, optimizer, replace(batch_of(config), step=step), None, config, ALONE).norm
+        encoder, predictor = (
+            torch.cat([parameter.grad.flatten() for parameter in part.parameters()]).norm().item()
+            for part in (objective.encoder, objective.predictor)
+        )
+        return norm.item(), encoder, predictor
+
+    norm, encoder, predictor = norms(step=3)
+    assert math.hypot(encoder, predictor) == pytest.approx(norm, rel=1e-5)
+    assert min(encoder, predictor) > 0.002
+    again, *cut = norms(step=4)
+    assert again == norm
+    share = 0.002 / np.array([encoder, predictor] if clip == "separate" else [norm, norm])
+    assert cut == pytest.approx(share * [encoder, predictor], rel=1e-3)
+    always = config.optim.model_copy(update={"clip_after_warmup": False})
+    assert norms(step=3, config=config.model_copy(update={"optim": always})) == (again, *cut)
 
 
 # --- mask groups ---
@@ -84,9 +104,7 @@ def test_groups_one_by_one_give_the_gradient_of_all_at_once():
     assert batch.clips.good.sum() == 29
 
     objective, _ = new_model(config)
-    losses = torch.cat(
-        [objective(group.pixels, None, group.masks) for group in batch.groups(None, CPU)], dim=1
-    )
+    losses = torch.cat([objective(*group.inputs) for group in batch.groups(None, CPU)], dim=1)
     whole = losses.mean(0)[torch.from_numpy(batch.clips.good)].mean()  # DESIGN section 4, Loss
     whole.backward()
     expected = [parameter.grad for parameter in objective.parameters()]
@@ -150,6 +168,7 @@ def step_of(device: torch.device) -> Callable[[int], None]:
     """Takes a whole step with a number: forward, backward, clipping, optimizer, moving average."""
     config = small_run()
     objective, _ = new_model(config)
+    assert isinstance(objective, VJepa)
     objective.to(device)
     optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
     worker = Worker(rank=0, world_size=1, device=device)
@@ -158,7 +177,7 @@ def step_of(device: torch.device) -> Callable[[int], None]:
     def step(number: int) -> None:
         set_schedule(optimizer, config.optim, step=number, steps=config.steps)
         update(objective, optimizer, batches[number], None, config, worker)
-        objective.after_step(step=number, steps=config.steps)
+        objective.move_target_encoder(step=number, steps=config.steps)
 
     return step
 
@@ -193,7 +212,7 @@ def test_the_target_encoder_follows_the_encoder_and_is_the_result():
     config = small_run(ema={"start": 0.75, "end": 1.0})
     objective, checkpoint_config = new_model(config)
     assert isinstance(objective, VJepa)
-    assert objective.result is objective.target_encoder
+    assert modules_of(objective)["model"] is objective.target_encoder
     assert checkpoint_config.objective == "vjepa"
     before = [parameter.clone() for parameter in objective.target_encoder.parameters()]
     assert all(
@@ -202,7 +221,7 @@ def test_the_target_encoder_follows_the_encoder_and_is_the_result():
     optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
     for step in (1, 2):
         update(objective, optimizer, batch_of(config, step), None, config, ALONE)
-        objective.after_step(step=step, steps=10)
+        objective.move_target_encoder(step=step, steps=10)
         momentum = 0.75 + 0.25 * (step - 1) / 10
         before = [
             momentum * old + (1 - momentum) * new
@@ -221,9 +240,9 @@ def test_the_moving_target_is_the_normalised_dense_forward():
         objective.predictor.head.weight
     )  # the prediction is 0, so the loss is the target's mean size
     group = next(iter(batch_of(config).groups(None, CPU)))
-    losses = objective(group.pixels, None, group.masks)
+    losses = objective(*group.inputs)
     with torch.no_grad():
-        dense = objective.result(normalise(group.pixels))
+        dense = objective.target_encoder(normalise(group.pixels))
         target = F.layer_norm(dense, (32,), eps=1e-5)
     for set_idx, mask in enumerate(group.masks.sets):
         for row in range(24):
@@ -263,7 +282,7 @@ def test_activation_checkpointing_keeps_less():
 
         group = next(iter(batch_of(config).groups(None, CPU)))
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            objective(group.pixels, None, group.masks)
+            objective(*group.inputs)
         return sum(sizes)
 
     assert kept_bytes(True) < kept_bytes(False) / 2

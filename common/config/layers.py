@@ -90,6 +90,7 @@ def is_nested(annotation: Any) -> bool:
 
 def flag_of(key: str) -> str:
     """What gives a key on the command line."""
+    key = re.sub(r"\.\d.*", "", key)  # of a list: all of it
     return f"--set {key}=..." if "." in key else f"--{key.rstrip('_').replace('_', '-')}"
 
 

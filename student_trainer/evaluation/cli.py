@@ -19,7 +19,7 @@ add_command(
     app,
     "probe",
     ProbeConfig,
-    "salt_distill.student_trainer.evaluation.probe.table:run",
+    "salt_distill.student_trainer.evaluation.probe.run:run",
     presets=PROTOCOLS,
     help=(
         "Accuracy of frozen encoders on every label of a data set, by an attentive probe; in this process, or"
@@ -97,7 +97,7 @@ add_command(
     app,
     "flops",
     FlopsConfig,
-    "salt_distill.student_trainer.evaluation.flops:run",
+    "salt_distill.student_trainer.evaluation.flops_table:run",
     default_preset="vit-l",
     help=(
         "The compute of a run and of its teacher's training: the paper's 6ND, and every matrix product at the"
