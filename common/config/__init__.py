@@ -26,6 +26,7 @@ from salt_distill.common.config.evaluate import (
 from salt_distill.common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
 from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
+    MAX_DEPTH,
     BlockSetConfig,
     EncoderConfig,
     MaskConfig,
@@ -71,6 +72,7 @@ from salt_distill.common.config.train import (
 __all__ = [
     "MASKS",
     "MASK_GROUP_SIZE",
+    "MAX_DEPTH",
     "PRESETS",
     "PROTOCOLS",
     "TIMM",
