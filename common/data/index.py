@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
         pa.field("codec", pa.string(), nullable=False),
         pa.field("sha256", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
+        pa.field("seekable", pa.bool_()),
         pa.field("tar", pa.string(), nullable=False),
         pa.field("offset", pa.int64(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
@@ -140,7 +141,16 @@ def load_index(data: str | Path | Folder) -> tuple[dict[str, Any], pa.Table]:
             ) from None
         write_index(folder.local, name=folder.local.resolve().name, kind="indexed", class_names={})
         info = json.loads(folder.read("dataset.json"))
-    index = pq.read_table(pa.BufferReader(folder.read("index.parquet")), schema=SCHEMA)
+    index = pq.read_table(pa.BufferReader(folder.read("index.parquet")))
+    if "seekable" not in index.column_names:  # of an older version
+        index = index.append_column("seekable", pa.nulls(len(index), pa.bool_()))
+    index = index.select(SCHEMA.names).cast(SCHEMA)
+    if index["seekable"].null_count:
+        logger.warning(
+            "%s: it was packed by a version that did not note how frames can be found, so videos are decoded"
+            " twice: pack it again to read it faster",
+            folder.address,
+        )
     if index_hash(index) != info["index_hash"]:
         raise ValueError(
             f"{folder.address}: index.parquet is not the one that dataset.json describes: delete both to have"
@@ -173,6 +183,8 @@ def index_hash(index: pa.Table) -> str:
     they are cut into row groups."""
     hasher = hashlib.sha256()
     for name in SCHEMA.names:
+        if index[name].null_count == len(index):  # what was added later is no content of an older data set
+            continue
         hasher.update(name.encode())
         for parts in zip(*(_contents(chunk) for chunk in index[name].chunks), strict=True):
             for part in parts:
@@ -183,6 +195,8 @@ def index_hash(index: pa.Table) -> str:
 def _contents(array: pa.Array) -> list[np.ndarray | memoryview]:
     """The values of a column's chunk as bytes: of strings and maps their lengths and what they hold. As
     Python objects a hash takes ten times longer."""
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.int8()).fill_null(-1)
     if not (isinstance(array, pa.MapArray) or pa.types.is_string(array.type)):
         return [np.ascontiguousarray(array.to_numpy())]
     offsets = np.frombuffer(array.buffers()[1] or bytes(4), np.int32)[

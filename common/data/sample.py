@@ -26,6 +26,8 @@ class Sample:
     sha256: str
     """Of the encoded bytes, hex; of a frame folder: of its images, one after the other."""
     source: str
+    seekable: bool | None
+    """As in ``VideoFacts``; None where whoever packed it did not look."""
     tar: str
     """Relative to the data set's folder."""
     offset: int
@@ -34,6 +36,8 @@ class Sample:
     """Of the encoded bytes."""
 
 
+_ADDED_LATER = frozenset(["seekable"])
+"""Fields that older sidecars do not have."""
 SIDECAR_FIELDS = tuple(field.name for field in fields(Sample) if field.name not in ("tar", "offset", "size"))
 """What the JSON beside a video in a tar holds (DESIGN section 4, Shards)."""
 
@@ -51,6 +55,11 @@ def describe(
         "source": source,
     }
     return {name: values[name] for name in SIDECAR_FIELDS}
+
+
+def is_sidecar(facts: Any) -> bool:
+    """Whether this JSON has the fields that `salt-data pack` writes."""
+    return isinstance(facts, dict) and set(facts) | _ADDED_LATER == set(SIDECAR_FIELDS)
 
 
 def sha256_of(data: bytes) -> str:

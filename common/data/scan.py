@@ -11,7 +11,7 @@ from salt_distill.common.clip import BadVideoError
 from salt_distill.common.data.facts import VideoFacts
 from salt_distill.common.data.making.lists import CLASS
 from salt_distill.common.data.pool import DecodePool
-from salt_distill.common.data.sample import SIDECAR_FIELDS, Sample, describe, sha256_of
+from salt_distill.common.data.sample import Sample, describe, is_sidecar, sha256_of
 from salt_distill.common.data.stills import IMAGE_SUFFIXES, padded_size
 from salt_distill.common.data.video import VIDEO_SUFFIXES, probe
 
@@ -91,8 +91,8 @@ def _facts(
             facts = json.loads(_read(archive, members[".json"]))
         except ValueError as error:
             raise BadVideoError(f"its .json is not JSON ({error})") from error
-        if isinstance(facts, dict) and set(facts) == set(SIDECAR_FIELDS):
-            return lambda: facts
+        if is_sidecar(facts):
+            return lambda: {"seekable": None, **facts}
     if not members.keys() & (VIDEO_SUFFIXES | IMAGE_SUFFIXES):
         raise BadVideoError(
             "it is numbered images whose rate no sidecar states, expected what `salt-data pack --images"
