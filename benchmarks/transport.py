@@ -21,6 +21,7 @@ from serving import (
     wait_until_ready,
 )
 
+from salt_distill.common.protocol import ARROW_TYPE
 from salt_distill.common.targets import wire
 from salt_distill.teacher_server.ray_serve.ingress import free_port, haproxy_environment
 
@@ -36,15 +37,15 @@ def transport_rates(
     with ExitStack() as stack:
         asked: dict[str, tuple[str, bytes, str]] = {}
         url, _ = stack.enter_context(served(None))
-        asked["bare uvicorn"] = (url, b"", wire.CONTENT_TYPE)
+        asked["bare uvicorn"] = (url, b"", ARROW_TYPE)
         url, _ = stack.enter_context(served(CostlessTeacher))
-        asked["the service under uvicorn"] = (url, upload(url), wire.CONTENT_TYPE)
+        asked["the service under uvicorn"] = (url, upload(url), ARROW_TYPE)
         haproxy, direct = stack.enter_context(served_by_ray(haproxy_environment(), CostlessTeacher))
-        asked["Ray Serve, HAProxy"] = (haproxy, upload(haproxy), wire.CONTENT_TYPE)
+        asked["Ray Serve, HAProxy"] = (haproxy, upload(haproxy), ARROW_TYPE)
         if direct is not None:
-            asked["Ray Serve, direct ingress"] = (direct, upload(direct), wire.CONTENT_TYPE)
+            asked["Ray Serve, direct ingress"] = (direct, upload(direct), ARROW_TYPE)
         proxy, _ = stack.enter_context(served_by_ray({}, CostlessTeacher))
-        asked["Ray Serve, its Python proxy"] = (proxy, upload(proxy), wire.CONTENT_TYPE)
+        asked["Ray Serve, its Python proxy"] = (proxy, upload(proxy), ARROW_TYPE)
         for name, python in peer_pythons.items():
             if python is not None:
                 url = stack.enter_context(peer(*PEERS[name], python))
@@ -82,7 +83,7 @@ def upload(url: str) -> bytes:
     body = wire.write_request(
         "float16", [wire.RequestRow(clip_digest=digest, clip=pixels.tobytes()) for digest, pixels in rows]
     )
-    exchange(connect(url), bytearray(30_000_000), b"".join(body), wire.CONTENT_TYPE)
+    exchange(connect(url), bytearray(30_000_000), b"".join(body), ARROW_TYPE)
     return b"".join(
         wire.write_request("float16", [wire.RequestRow(clip_digest=digest) for digest in clips.digests])
     )

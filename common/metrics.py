@@ -1,8 +1,16 @@
-"""Every Prometheus metric: its name, kind, unit and meaning. ``python -m salt_distill.common.metrics`` writes
-docs/metrics.md from this."""
+"""What Prometheus reads: marks that make a field of a record a metric, and the records of a service."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper bounds of a histogram's buckets, in seconds; the last bucket has none."""
+
+Kind = Literal["counter", "gauge", "histogram"]
+"""A counter only grows; a gauge says how things are now, and means nothing after its process's end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,164 +19,194 @@ class Metric:
 
     name: str
     """As Prometheus shows it, without what it appends (`_bucket`, `_sum`, `_count`)."""
-    kind: Literal["counter", "gauge", "histogram"]
+    kind: Kind
     unit: str
     help: str
     of: str
-    """What it is made from: a counter of the service, a value of a run on the board, or of a line of
-    metrics.jsonl."""
+    """The field that it is made from."""
     labels: tuple[str, ...] = ()
 
 
-def _counter(name: str, unit: str, help: str, of: str | None = None, labels: tuple[str, ...] = ()) -> Metric:
-    return Metric(
-        name=f"salt_{name}_total", kind="counter", unit=unit, help=help, of=of or name, labels=labels
-    )
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """Makes the field that it annotates a metric, whose help is the field's docstring."""
+
+    kind: Kind
+    unit: str
+    name: str | None
+    """The metric's; None: the field's."""
+    labels: tuple[str, ...] = ()
 
 
-def _gauge(name: str, unit: str, help: str, of: str | None = None, labels: tuple[str, ...] = ()) -> Metric:
-    return Metric(name=f"salt_{name}", kind="gauge", unit=unit, help=help, of=of or name, labels=labels)
+def counter(unit: str, *, name: str | None = None, labels: tuple[str, ...] = ()) -> Mark:
+    """What only grows."""
+    return Mark(kind="counter", unit=unit, name=name, labels=labels)
 
 
-def _times(name: str, help: str, of: str) -> Metric:
-    return Metric(name=f"salt_{name}_seconds", kind="histogram", unit="seconds", help=help, of=of)
+def gauge(unit: str, *, name: str | None = None) -> Mark:
+    """How things are now."""
+    return Mark(kind="gauge", unit=unit, name=name)
 
 
-SERVICE = (
-    _counter(
-        "requests",
-        "requests",
-        "Requests answered, by route and code; 499: the client left",
-        "answers",
-        ("route", "code"),
-    ),
-    _counter(
-        "clips_served",
-        "targets",
-        "Targets sent: computed + coalesced + from memory + from disk, where no client leaves early",
-    ),
-    _counter("clips_computed", "clips", "Clips that went through the teacher"),
-    _counter("coalesced", "targets", "Targets sent that another request had already begun"),
-    _counter("from_memory", "targets", "Targets sent that were in memory"),
-    _counter("from_disk", "targets", "Targets sent that were in the cache on disk"),
-    _counter("passed_on", "rows", "Rows that another replica, their clip's owner, was asked for"),
-    _counter("need_clip", "rows", "Rows answered with a request for the clip's bytes"),
-    _counter("refused", "rows", "Rows answered bad_digest or bad_shape"),
-    _counter("busy", "requests", "Requests answered 429 for lack of room"),
-    _counter("expired", "requests", "Requests answered 504: their deadline passed"),
-    _counter(
-        "abandoned", "clips", "Clips that cost no forward, since everybody who waited for them had left"
-    ),
-    _counter("retries_seen", "requests", "Requests that repeat one, as their clients say"),
-    _counter("bytes_in", "bytes", "Bodies of requests for targets"),
-    _counter("bytes_out", "bytes", "Bodies of their answers"),
-    _counter("forwards", "forwards", "Teacher forwards, the padded ones too"),
-    _counter("disk_not_written", "targets", "Targets that the cache on disk was too slow for, or failed at"),
-    _counter("disk_corrupt", "targets", "Targets whose bytes on disk were damaged; they were computed again"),
-    _counter("board_not_written", "lines", "Lines that the board's file did not take"),
-    _counter("board_corrupt", "lines", "Lines of the board's file that were damaged"),
-    _times("queue_wait", "What clips waited for their forward", "queue_wait"),
-    _times("forward", "Teacher forwards, a batch each", "forward"),
-    _times("serialise", "Writing an answer's bytes", "serialise"),
-    _times("request", "Requests for targets, from their head to the last byte of the answer", "total"),
-    _gauge("batch_fill", "ratio", "Clips per forward, over the batch size"),
-    _gauge("queued_clips", "clips", "Clips that wait for a forward"),
-    _gauge("open_requests", "requests", "Requests for targets that are being answered"),
-    _gauge("leases", "clips", "Clips that somebody is to upload"),
-    _gauge("memory_clips", "targets", "Targets in memory"),
-    _gauge("memory_bytes", "bytes", "Targets in memory"),
-    _gauge("disk_clips", "targets", "Targets in the cache on disk"),
-    _gauge("replicas", "replicas", "Replicas that take requests"),
-    _gauge("draining", "replicas", "Replicas that only answer what they have begun"),
-)
+def metrics_of(
+    record: type[BaseModel], *, prefix: str = "", labels: tuple[str, ...] = ()
+) -> tuple[Metric, ...]:
+    """The marked fields of a record, in its order. ``labels``: of all of them, beside their own."""
+    metrics = []
+    for field, info in record.model_fields.items():
+        for mark in (item for item in info.metadata if isinstance(item, Mark)):
+            ending = {"counter": "_total", "gauge": "", "histogram": "_seconds"}[mark.kind]
+            name = f"salt_{prefix}{mark.name or field}{ending}"
+            help_ = " ".join((info.description or "").split()).removesuffix(".")
+            metrics.append(
+                Metric(
+                    name=name,
+                    kind=mark.kind,
+                    unit=mark.unit,
+                    help=help_,
+                    of=field,
+                    labels=(*labels, *mark.labels),
+                )
+            )
+    return tuple(metrics)
+
+
+class Histogram(BaseModel):
+    """How often a time fell between two bounds."""
+
+    counts: list[int] = Field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
+    """By bucket: of ``BOUNDS_S``, and the one above them."""
+    sum_s: float = 0.0
+    """Of the times."""
+
+    def observe(self, seconds: float) -> None:
+        """Counts a time."""
+        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
+        self.sum_s += seconds
+
+    def add(self, other: "Histogram") -> None:
+        """Adds what another one has counted."""
+        self.counts = [mine + others for mine, others in zip(self.counts, other.counts, strict=True)]
+        self.sum_s += other.sum_s
+
+
+_TIMES = Mark(kind="histogram", unit="seconds", name=None)
+
+
+class ServiceCounters(BaseModel):
+    """What a service has done since it started and holds now: the numbers that people read.
+
+    ``clips_served = clips_computed + coalesced + from_memory + from_disk``, if no client leaves early.
+    """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    requests: int = 0
+    """Requests for targets whose bodies were whole."""
+    clips_served: Annotated[int, counter("targets")] = 0
+    """Targets sent: computed + coalesced + from memory + from disk, where no client leaves early."""
+    clips_computed: Annotated[int, counter("clips")] = 0
+    """Clips that went through the teacher."""
+    coalesced: Annotated[int, counter("targets")] = 0
+    """Targets sent that another request had already begun."""
+    from_memory: Annotated[int, counter("targets")] = 0
+    """Targets sent that were in memory."""
+    from_disk: Annotated[int, counter("targets")] = 0
+    """Targets sent that were in the cache on disk."""
+    passed_on: Annotated[int, counter("rows")] = 0
+    """Rows that another replica, their clip's owner, was asked for."""
+    need_clip: Annotated[int, counter("rows")] = 0
+    """Rows answered with a request for the clip's bytes."""
+    refused: Annotated[int, counter("rows")] = 0
+    """Rows answered bad_digest or bad_shape."""
+    busy: Annotated[int, counter("requests")] = 0
+    """Requests answered 429 for lack of room."""
+    expired: Annotated[int, counter("requests")] = 0
+    """Requests answered 504: their deadline passed."""
+    abandoned: Annotated[int, counter("clips")] = 0
+    """Clips that cost no forward, since everybody who waited for them had left."""
+    retries_seen: Annotated[int, counter("requests")] = 0
+    """Requests that repeat one, as their clients say."""
+    bytes_in: Annotated[int, counter("bytes")] = 0
+    """Bodies of requests for targets."""
+    bytes_out: Annotated[int, counter("bytes")] = 0
+    """Bodies of their answers."""
+    forwards: Annotated[int, counter("forwards")] = 0
+    """Teacher forwards, the padded ones too."""
+    forward_s: float = 0.0
+    """Seconds in the teacher's forward."""
+    disk_not_written: Annotated[int, counter("targets")] = 0
+    """Targets that the cache on disk was too slow for, or failed at."""
+    disk_corrupt: Annotated[int, counter("targets")] = 0
+    """Targets whose bytes on disk were damaged; they were computed again."""
+    board_not_written: Annotated[int, counter("lines")] = 0
+    """Lines that the board's file did not take."""
+    board_corrupt: Annotated[int, counter("lines")] = 0
+    """Lines of the board's file that were damaged."""
+    batch_fill: Annotated[float, gauge("ratio")] = 0.0
+    """Clips per forward, over the batch size."""
+    queued_clips: Annotated[int, gauge("clips")] = 0
+    """Clips that wait for a forward."""
+    open_requests: Annotated[int, gauge("requests")] = 0
+    """Requests for targets that are being answered."""
+    leases: Annotated[int, gauge("clips")] = 0
+    """Clips that somebody is to upload."""
+    memory_clips: Annotated[int, gauge("targets")] = 0
+    """Targets in memory."""
+    memory_bytes: Annotated[int, gauge("bytes")] = 0
+    """Targets in memory, in bytes."""
+    disk_clips: Annotated[int, gauge("targets")] = 0
+    """Targets in the cache on disk."""
+    replicas: Annotated[int, gauge("replicas")] = 0
+    """Replicas that take requests."""
+    draining: Annotated[int, gauge("replicas")] = 0
+    """Replicas that only answer what they have begun."""
+
+
+class ServiceMetrics(ServiceCounters):
+    """All that a replica counts: what people read, and what only Prometheus does. Adds up over replicas."""
+
+    answers: Annotated[
+        dict[str, dict[int, int]], counter("requests", name="requests", labels=("route", "code"))
+    ] = Field(default_factory=dict)
+    """Requests answered, by route and code; 499: the client left."""
+    queue_wait: Annotated[Histogram, _TIMES] = Field(default_factory=Histogram)
+    """What clips waited for their forward."""
+    forward: Annotated[Histogram, _TIMES] = Field(default_factory=Histogram)
+    """Teacher forwards, a batch each."""
+    serialise: Annotated[Histogram, _TIMES] = Field(default_factory=Histogram)
+    """Writing an answer's bytes."""
+    request: Annotated[Histogram, _TIMES] = Field(default_factory=Histogram)
+    """Requests for targets, from their head to the last byte of the answer."""
+
+
+SERVICE = metrics_of(ServiceMetrics)
 """Sums over all replicas, whichever answers."""
-RUNS = (
-    _counter("run_clips_served", "targets", "Targets that a run was sent", "clips_served", ("run",)),
-    _counter(
-        "run_clips_computed", "clips", "Clips that a run caused the forward of", "clips_computed", ("run",)
-    ),
-    _counter("run_bytes_out", "bytes", "Bodies of answers to a run", "bytes_out", ("run",)),
-    _gauge("run_step", "steps", "Optimizer steps done, as the run reported last", "step", ("run",)),
-    _gauge("run_loss", "L1", "Loss", "loss", ("run",)),
-    _gauge("run_flops", "FLOP", "Compute spent, teacher forward included", "flops", ("run",)),
-    _gauge(
-        "run_teacher_wait_ms",
-        "milliseconds",
-        "What a step waited for its targets",
-        "teacher_wait_ms",
-        ("run",),
-    ),
-    _gauge("run_clips_per_s", "clips/s", "Speed", "clips_per_s", ("run",)),
-    _gauge(
-        "run_skew_clips",
-        "clips",
-        "How far ahead of the slowest of its group; none without a group",
-        "skew_clips",
-        ("run",),
-    ),
-    _gauge(
-        "run_seen_timestamp_seconds", "seconds since 1970", "When it was heard of last", "seen_s", ("run",)
-    ),
-)
-"""One sample for each run on the board."""
+
+
+def _student(name: str, unit: str, help: str, of: str) -> Metric:
+    return Metric(name=f"salt_{name}", kind="gauge", unit=unit, help=help, of=of)
+
+
 STUDENT = (
-    _gauge("student_step", "steps", "Optimizer steps done", "step"),
-    _gauge("student_loss", "L1", "Loss, mean of the interval's steps", "loss"),
-    _gauge("student_clips_per_s", "clips/s", "Speed, all workers together", "clips_per_s"),
-    _gauge("student_tokens_per_s", "tokens/s", "Speed in tokens of whole clips", "tokens_per_s"),
-    _gauge(
+    _student("student_step", "steps", "Optimizer steps done", "step"),
+    _student("student_loss", "L1", "Loss, mean of the interval's steps", "loss"),
+    _student("student_clips_per_s", "clips/s", "Speed, all workers together", "clips_per_s"),
+    _student("student_tokens_per_s", "tokens/s", "Speed in tokens of whole clips", "tokens_per_s"),
+    _student(
         "student_mfu",
         "ratio",
         "Model FLOPs utilisation: matrix products of the run over the measured peak of its workers",
         "mfu",
     ),
-    _gauge(
+    _student(
         "student_teacher_wait_ms", "milliseconds", "What a step waited for its targets", "teacher_wait_ms"
     ),
-    _gauge("student_data_wait_ms", "milliseconds", "What a step waited for its clips", "data_wait_ms"),
-    _gauge("student_step_ms", "milliseconds", "A step", "step_ms"),
-    _gauge("student_grad_norm", "norm", "Global norm of the gradient", "grad_norm"),
-    _gauge("student_lr", "learning rate", "Learning rate", "lr"),
-    _gauge("student_flops", "FLOP", "Compute spent, teacher forward included", "flops"),
-    _gauge("student_bad_clips", "clips", "Clips that could not be decoded", "bad_clips"),
+    _student("student_data_wait_ms", "milliseconds", "What a step waited for its clips", "data_wait_ms"),
+    _student("student_step_ms", "milliseconds", "A step", "step_ms"),
+    _student("student_grad_norm", "norm", "Global norm of the gradient", "grad_norm"),
+    _student("student_lr", "learning rate", "Learning rate", "lr"),
+    _student("student_flops", "FLOP", "Compute spent, teacher forward included", "flops"),
+    _student("student_bad_clips", "clips", "Clips that could not be decoded", "bad_clips"),
 )
 """The newest line of metrics.jsonl: means over `log_every` steps."""
-
-_PAGE = """# Metrics
-
-Written by `python -m salt_distill.common.metrics`; a test says whether it is up to date.
-`deploy/prometheus.yml` scrapes them, `deploy/grafana-dashboard.json`
-shows them.
-
-## The service: `GET /metrics`
-
-Sums over all replicas, whichever answers; what replicas did that have ended stays in the counters.
-
-{service}
-One sample for each run on the board:
-
-{runs}
-## A student: `salt-train ... --metrics-port PORT`
-
-`http://HOST:PORT/metrics` of the run's first worker: the newest line of `metrics.jsonl`, a mean over `log_every` steps.
-
-{student}"""
-
-
-def page() -> str:
-    """docs/metrics.md."""
-    return _PAGE.format(service=_table(SERVICE), runs=_table(RUNS), student=_table(STUDENT))
-
-
-def _table(metrics: tuple[Metric, ...]) -> str:
-    lines = ["| metric | kind | unit | meaning |", "|---|---|---|---|"]
-    for metric in metrics:
-        labels = "{" + ", ".join(metric.labels) + "}" if metric.labels else ""
-        lines.append(f"| `{metric.name}{labels}` | {metric.kind} | {metric.unit} | {metric.help} |")
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    from pathlib import Path
-
-    (Path(__file__).resolve().parents[1] / "docs" / "metrics.md").write_text(page())

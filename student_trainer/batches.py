@@ -28,6 +28,12 @@ class Group:
     last: bool
     """Of its batch, on this rank."""
 
+    @property
+    def inputs(self) -> tuple[Tensor | MaskGroup, ...]:
+        """What an objective's ``forward`` takes: clips, masks, and the targets where they come from
+        outside."""
+        return (self.pixels, self.masks) if self.target is None else (self.pixels, self.masks, self.target)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:

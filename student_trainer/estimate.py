@@ -26,10 +26,12 @@ from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.masking import MaskGroup, group_idx, mask_group
 from salt_distill.common.model.teacher import TeacherSpec, device_kind
 from salt_distill.student_trainer.batches import Batch
-from salt_distill.student_trainer.loop import Worker, new_objective, update
+from salt_distill.student_trainer.loop import Worker, update
+from salt_distill.student_trainer.objective import new_objective
 from salt_distill.student_trainer.optim import new_optimizer, set_schedule
 from salt_distill.student_trainer.run_flops import NAMES, RunFlops, scientific, teacher_architecture
 from salt_distill.student_trainer.targets.source import TargetSource, open_source
+from salt_distill.student_trainer.vjepa import VJepa
 
 NUM_WARM_UP, NUM_TIMED = 3, 20
 """Steps before the clock runs, and with it."""
@@ -124,7 +126,8 @@ def _student(
             config,
             worker,
         )
-        objective.after_step(step=scheduled, steps=config.steps)
+        if isinstance(objective, VJepa):
+            objective.move_target_encoder(step=scheduled, steps=config.steps)
 
     mean_s, timed = _time(step, device)
     mean_optimizer_s = float(np.mean(optimizer_s[-len(timed) :]))

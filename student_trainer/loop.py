@@ -9,17 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from salt_distill.common.config import StudentRun, TeacherRun, TrainConfig, VJepaRun
+from salt_distill.common.config import StudentRun, TrainConfig
 from salt_distill.common.data.reader import Reader
-from salt_distill.common.model.checkpoint import CheckpointConfig, new_predictor, point_to, save_checkpoint
+from salt_distill.common.model.checkpoint import CheckpointConfig, point_to, save_checkpoint
 from salt_distill.common.model.compute import matrix_peak, set_up, uses_bfloat16
 from salt_distill.common.model.flops import num_parameters, step_flops
 from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.teacher import TeacherSpec
-from salt_distill.common.model.vit import Encoder, init_weights
 from salt_distill.student_trainer.batches import Batch, Batches
 from salt_distill.student_trainer.metrics import MetricsLog, Update
-from salt_distill.student_trainer.objective import Objective
+from salt_distill.student_trainer.objective import Objective, new_objective
 from salt_distill.student_trainer.optim import new_optimizer, set_schedule
 from salt_distill.student_trainer.parallel import (
     clip_gradients,
@@ -31,13 +30,11 @@ from salt_distill.student_trainer.parallel import (
 )
 from salt_distill.student_trainer.ranks import Worker
 from salt_distill.student_trainer.run_directory import write_environment, write_summary
-from salt_distill.student_trainer.salt import Salt
 from salt_distill.student_trainer.storage import Uploads
 from salt_distill.student_trainer.targets.client import require_same_teacher
 from salt_distill.student_trainer.targets.source import TargetSource, open_source, source_order, views_of
 from salt_distill.student_trainer.utilisation import Utilisation
 from salt_distill.student_trainer.vjepa import VJepa
-from salt_distill.student_trainer.vpixel import VPixel, pixel_width
 
 
 def train(config: TrainConfig, worker: Worker, checkpoint: Path | None) -> None:
@@ -151,7 +148,8 @@ def train_on(
         step = batch.step
         lr, decay = set_schedule(optimizer, config.optim, step=step, steps=config.steps)
         done = update(model, optimizer, batch, target, config, worker)
-        objective.after_step(step=step, steps=config.steps)
+        if isinstance(objective, VJepa):
+            objective.move_target_encoder(step=step, steps=config.steps)
 
         line = log.add(
             batch,
@@ -167,21 +165,9 @@ def train_on(
         if step % config.keep_every == 0 or step == config.steps:
             log.require_finite(step)
             worker.ranks.result(uploads.failure())
-            state = collect(objective, optimizer, worker)
-            if state is not None:
-                directory = out / "checkpoints" / f"step-{step}"
-                training = {
-                    "optimizer": state.optimizer,
-                    "step": step,
-                    "slot": step * config.batch_size,
-                    "rng": torch.get_rng_state(),
-                    "teacher": None if teacher is None else json.dumps(teacher.to_json()),
-                }
-                save_checkpoint(
-                    directory, checkpoint_config.model_copy(update={"step": step}), state.modules, training
-                )
-                point_to(out, directory)
-                uploads.add(directory)
+            uploads.add(
+                write_checkpoint(out, step, objective, optimizer, checkpoint_config, config, teacher, worker)
+            )
     log.close()
     skipped, counters = worker.ranks.all_values(reader.skipped), worker.ranks.all_values(reader.counters())
     if worker.rank == 0:
@@ -196,6 +182,33 @@ def train_on(
             skipped=dict(ChainMap(*skipped)),
         )
     worker.ranks.result(uploads.finish())
+
+
+def write_checkpoint(
+    run: Path,
+    step: int,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    checkpoint_config: CheckpointConfig,
+    config: TrainConfig,
+    teacher: TeacherSpec | None,
+    worker: Worker,
+) -> Path:
+    """Where rank 0 now has what a run goes on from after ``step``; every rank takes part."""
+    directory = run / "checkpoints" / f"step-{step}"
+    state = collect(objective, optimizer, worker)
+    if state is not None:
+        training = {
+            "optimizer": state.optimizer,
+            "step": step,
+            "slot": step * config.batch_size,
+            "rng": torch.get_rng_state(),
+            "teacher": None if teacher is None else json.dumps(teacher.to_json()),
+        }
+        checkpoint_config = checkpoint_config.model_copy(update={"step": step})
+        save_checkpoint(directory, checkpoint_config, state.modules, training)
+        point_to(run, directory)
+    return directory
 
 
 def update(
@@ -219,7 +232,7 @@ def update(
     for group in batch.groups(target, worker.device, num_passes(model, batch, config.batch_size, worker)):
         with gradients(model, exchange=group.last):
             with torch.autocast(worker.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-                losses = model(group.pixels, group.target, group.masks)
+                losses = model(*group.inputs)
             weighted = losses.mean(0) * group.good
             share = weighted.sum() / num_good
             (share * worker.world_size).backward()  # what is exchanged is the mean over the ranks
@@ -233,40 +246,8 @@ def update(
     return Update(loss=loss, norm=norm, clip_losses=torch.cat(clip_losses)[: len(batch.clips.good)])
 
 
-def new_objective(config: TrainConfig, teacher: TeacherSpec | None) -> tuple[Objective, CheckpointConfig]:
-    """The model of a run, initialised from its seed, and what its checkpoints say about it. Raises ValueError
-    where the teacher sees other tokens."""
-    grid = tuple(token_grid(config.view, config.encoder))
-    if teacher is not None and (teacher.grid != grid or teacher.clip_shape != config.view.clip_shape):
-        raise ValueError(
-            f"got a teacher for clips {teacher.clip_shape} with token grid {teacher.grid}, expected clips"
-            f" {config.view.clip_shape} with token grid {grid}: choose the student's view and patch size to"
-            " match the teacher's"
-        )
-    out_width = config.encoder.width if teacher is None else teacher.width
-    checkpoint_config = CheckpointConfig(
-        objective=config.objective,
-        step=0,
-        encoder=config.encoder,
-        predictor=config.predictor,
-        predictor_out_width=pixel_width(config.encoder) if isinstance(config, TeacherRun) else out_width,
-        view=config.view,
-        mask=config.mask,
-        init_std=config.init_std,
-        teacher_fingerprint=None if teacher is None else teacher.fingerprint,
-    )
-    generator = torch.Generator().manual_seed(config.seed)
-    encoder, predictor = Encoder(config.encoder), new_predictor(checkpoint_config)
-    init_weights(encoder, generator, std=config.init_std)
-    predictor.init_weights(generator, std=config.init_std)
-    if isinstance(config, TeacherRun):
-        return VPixel(encoder, predictor, pixel_norm=config.pixel_norm), checkpoint_config
-    if isinstance(config, VJepaRun):
-        return VJepa(encoder, predictor, ema=config.ema), checkpoint_config
-    return Salt(encoder, predictor), checkpoint_config
-
-
 def _target_parameters(objective: Objective, teacher: TeacherSpec | None) -> int:
+    """Weights of the encoder that makes the targets, for FLOPs."""
     if isinstance(objective, VJepa):
         return num_parameters(objective.target_encoder)
     return 0 if teacher is None else teacher.num_parameters

@@ -1,64 +1,60 @@
-"""What the objectives share: see the visible tokens, predict the hidden ones, compare, for every mask set of
-every clip."""
-
-import abc
+"""What a run trains: one of three objectives, each a module whose ``forward`` is its equation."""
 
 import torch
-from jaxtyping import Float, Int, UInt8
-from torch import Tensor, nn
+from torch import nn
 
-from salt_distill.common.model.grid import grid_of
-from salt_distill.common.model.masking import MaskGroup
-from salt_distill.common.model.pixels import normalise
-from salt_distill.common.model.predictor import Predictor
-from salt_distill.common.model.vit import Encoder
+from salt_distill.common.config import TeacherRun, TrainConfig, VJepaRun
+from salt_distill.common.model.checkpoint import CheckpointConfig, new_predictor
+from salt_distill.common.model.grid import token_grid
+from salt_distill.common.model.teacher import TeacherSpec
+from salt_distill.common.model.vit import Encoder, init_weights
+from salt_distill.student_trainer.salt import Salt
+from salt_distill.student_trainer.vjepa import VJepa
+from salt_distill.student_trainer.vpixel import VPixel, pixel_width
+
+Objective = VPixel | Salt | VJepa
 
 
-class Objective(nn.Module, abc.ABC):
-    """An encoder and a predictor that learn from masked clips."""
-
-    def __init__(self, encoder: Encoder, predictor: Predictor) -> None:
-        super().__init__()
-        self.encoder, self.predictor = encoder, predictor
-
-    @property
-    def result(self) -> Encoder:
-        """The encoder that a run is for: what is judged, served and exported."""
-        return self.encoder
-
-    def forward(
-        self, pixels: UInt8[Tensor, "b t h w 3"], target: Float[Tensor, "b n d"] | None, masks: MaskGroup
-    ) -> Float[Tensor, "sets b"]:
-        """Loss of each clip of a mask group under each mask set, in float32. ``target`` is None where the
-        targets do not come from outside."""
-        clip = normalise(pixels)
-        grid = grid_of(
-            clip, patch_size=self.encoder.config.patch_size, tubelet_size=self.encoder.config.tubelet_size
+def new_objective(config: TrainConfig, teacher: TeacherSpec | None) -> tuple[Objective, CheckpointConfig]:
+    """The model of a run, initialised from its seed, and what its checkpoints say about it. Raises ValueError
+    where the teacher sees other tokens."""
+    grid = tuple(token_grid(config.view, config.encoder))
+    if teacher is not None and (teacher.grid != grid or teacher.clip_shape != config.view.clip_shape):
+        raise ValueError(
+            f"got a teacher for clips {teacher.clip_shape} with token grid {teacher.grid}, expected clips"
+            f" {config.view.clip_shape} with token grid {grid}: choose the student's view and patch size to"
+            " match the teacher's"
         )
-        losses = []
-        for set_idx, mask in enumerate(masks.sets):
-            visible = self.encoder(clip, mask.visible_idx)
-            prediction = self.predictor(
-                visible, mask.visible_idx, mask.hidden_idx, grid=grid, mask_set=set_idx
-            )
-            wanted = self.wanted(pixels, target, mask.hidden_idx)
-            losses.append(self.distance(prediction.float(), wanted.float()).mean((1, 2)))
-        return torch.stack(losses)
+    out_width = config.encoder.width if teacher is None else teacher.width
+    checkpoint_config = CheckpointConfig(
+        objective=config.objective,
+        step=0,
+        encoder=config.encoder,
+        predictor=config.predictor,
+        predictor_out_width=pixel_width(config.encoder) if isinstance(config, TeacherRun) else out_width,
+        view=config.view,
+        mask=config.mask,
+        init_std=config.init_std,
+        teacher_fingerprint=None if teacher is None else teacher.fingerprint,
+    )
+    generator = torch.Generator().manual_seed(config.seed)
+    encoder, predictor = Encoder(config.encoder), new_predictor(checkpoint_config)
+    init_weights(encoder, generator, std=config.init_std)
+    predictor.init_weights(generator, std=config.init_std)
+    if isinstance(config, TeacherRun):
+        return VPixel(encoder, predictor, pixel_norm=config.pixel_norm), checkpoint_config
+    if isinstance(config, VJepaRun):
+        return VJepa(encoder, predictor, ema=config.ema), checkpoint_config
+    return Salt(encoder, predictor), checkpoint_config
 
-    @abc.abstractmethod
-    def wanted(
-        self,
-        pixels: UInt8[Tensor, "b t h w 3"],
-        target: Float[Tensor, "b n d"] | None,
-        hidden_idx: Int[Tensor, "b k"],
-    ) -> Float[Tensor, "b k out"]:
-        """What the hidden tokens should be; carries no gradient."""
 
-    @abc.abstractmethod
-    def distance(
-        self, prediction: Float[Tensor, "b k out"], wanted: Float[Tensor, "b k out"]
-    ) -> Float[Tensor, "b k out"]:
-        """How far a prediction is off, per value."""
-
-    def after_step(self, *, step: int, steps: int) -> None:
-        """Called when the optimizer has taken ``step`` of ``steps``, on every rank."""
+def modules_of(objective: Objective) -> dict[str, nn.Module]:
+    """What a checkpoint holds of an objective, by the names of its files. ``model`` is what the run is for:
+    the encoder that is judged, served and exported."""
+    if isinstance(objective, VJepa):
+        return {
+            "model": objective.target_encoder,
+            "predictor": objective.predictor,
+            "online": objective.encoder,
+        }
+    return {"model": objective.encoder, "predictor": objective.predictor}

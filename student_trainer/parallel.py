@@ -21,7 +21,7 @@ from salt_distill.common.model.checkpoint import load_training, read_tensors
 from salt_distill.common.model.masking import most_groups
 from salt_distill.common.model.vit import Block
 from salt_distill.student_trainer.batches import Batch
-from salt_distill.student_trainer.objective import Objective
+from salt_distill.student_trainer.objective import Objective, modules_of
 from salt_distill.student_trainer.ranks import Worker
 
 
@@ -71,12 +71,6 @@ def clip_gradients(model: nn.Module, largest_norm: float) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """The tensor that ranks may each hold a slice of; all of them ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def modules_of(objective: Objective) -> dict[str, nn.Module]:
-    """What a checkpoint holds of the model, by the names of its files."""
-    modules: dict[str, nn.Module] = {"model": objective.result, "predictor": objective.predictor}
-    return modules if objective.result is objective.encoder else modules | {"online": objective.encoder}
 
 
 @dataclass(frozen=True)

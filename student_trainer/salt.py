@@ -1,26 +1,39 @@
 """Stage 2, SALT: predict a frozen teacher's latents at hidden positions (arXiv:2509.24317, Eq. 1 with a
 static teacher)."""
 
-from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
 
-from salt_distill.student_trainer.objective import Objective
+from salt_distill.common.model.grid import grid_of
+from salt_distill.common.model.masking import MaskGroup
+from salt_distill.common.model.pixels import normalise
+from salt_distill.common.model.predictor import Predictor
+from salt_distill.common.model.vit import Encoder
 
 
-class Salt(Objective):
+class Salt(nn.Module):
     """L1 between predicted and target latents. The targets come from outside: nothing of the teacher is in
     here."""
 
-    def wanted(
-        self,
-        pixels: UInt8[Tensor, "b t h w 3"],
-        target: Float[Tensor, "b n d"] | None,
-        hidden_idx: Int[Tensor, "b k"],
-    ) -> Float[Tensor, "b k d"]:
-        assert target is not None
-        return target.gather(1, hidden_idx[..., None].expand(-1, -1, target.shape[-1]))
+    def __init__(self, encoder: Encoder, predictor: Predictor) -> None:
+        super().__init__()
+        self.encoder, self.predictor = encoder, predictor
 
-    def distance(
-        self, prediction: Float[Tensor, "b k out"], wanted: Float[Tensor, "b k out"]
-    ) -> Float[Tensor, "b k out"]:
-        return (prediction - wanted).abs()
+    def forward(
+        self, pixels: UInt8[Tensor, "b t h w 3"], masks: MaskGroup, target: Float[Tensor, "b n d"]
+    ) -> Float[Tensor, "sets b"]:
+        """Loss of each clip of a mask group under each mask set, in float32. ``target``: of all n tokens, or
+        at least of the hidden ones."""
+        config = self.encoder.config
+        clip = normalise(pixels)
+        grid = grid_of(clip, patch_size=config.patch_size, tubelet_size=config.tubelet_size)
+        losses = []
+        for set_idx, mask in enumerate(masks.sets):
+            visible = self.encoder(clip, mask.visible_idx)
+            predicted = self.predictor(
+                visible, mask.visible_idx, mask.hidden_idx, grid=grid, mask_set=set_idx
+            )
+            hidden = target.take_along_dim(mask.hidden_idx[..., None], dim=1)
+            losses.append((predicted.float() - hidden.float()).abs().mean((1, 2)))
+        return torch.stack(losses)

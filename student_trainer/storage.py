@@ -4,12 +4,12 @@ directory has none so new."""
 import hashlib
 import json
 import logging
-import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from salt_distill.common.folders.folder import Folder
 from salt_distill.common.model.checkpoint import POINTER, point_to
+from salt_distill.common.whole import whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -98,27 +98,23 @@ def fetch_newer(address: str, run: Path) -> None:
     if name is None or (own.exists() and _step(own.read_text().strip()) >= _step(name)):
         return
     logger.warning("%s: fetching %s from %s", run, name, address)
-    partial = run / f".partial-{name.replace('/', '-')}"
-    partial.mkdir(parents=True, exist_ok=True)
     manifest = folder.read(f"{name}/manifest.json")
-    (partial / "manifest.json").write_bytes(manifest)
-    for file, facts in json.loads(manifest)["files"].items():
-        folder.fetch(f"{name}/{file}", partial / file)
-        with (partial / file).open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        if found != facts["sha256"]:
-            raise ValueError(
-                f"{address}: {name}/{file} has sha256 {found[:12]}, expected {facts['sha256'][:12]}: it is"
-                f" damaged, remove {name} there"
-            )
-    for file in _EXPLAIN[1:]:  # the configuration is that of the command that goes on
-        try:
-            folder.fetch(file, run / file)
-        except FileNotFoundError:
-            continue  # a run that was killed has no summary
-    shutil.rmtree(run / name, ignore_errors=True)  # a whole one that a kill left before anything named it
-    (run / name).parent.mkdir(parents=True, exist_ok=True)
-    partial.rename(run / name)
+    with whole_folder(run / name) as partial:  # in place of one that a kill left before anything named it
+        (partial / "manifest.json").write_bytes(manifest)
+        for file, facts in json.loads(manifest)["files"].items():
+            folder.fetch(f"{name}/{file}", partial / file)
+            with (partial / file).open("rb") as content:
+                sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+            if sha256 != facts["sha256"]:
+                raise ValueError(
+                    f"{address}: {name}/{file} has sha256 {sha256[:12]}, expected {facts['sha256'][:12]}: it"
+                    f" is damaged, remove {name} there"
+                )
+        for file in _EXPLAIN[1:]:  # the configuration is that of the command that goes on
+            try:
+                folder.fetch(file, run / file)
+            except FileNotFoundError:
+                continue  # a run that was killed has no summary
     point_to(run, run / name)
 
 

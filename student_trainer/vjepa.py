@@ -6,43 +6,48 @@ import copy
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from salt_distill.common.config import EmaConfig
+from salt_distill.common.model.grid import grid_of
 from salt_distill.common.model.masking import MaskGroup
 from salt_distill.common.model.pixels import normalise
 from salt_distill.common.model.predictor import Predictor
 from salt_distill.common.model.teacher import TARGET_NORM_EPS
 from salt_distill.common.model.vit import Encoder
-from salt_distill.student_trainer.salt import Salt
 from salt_distill.student_trainer.schedule import ema_momentum
 
 
-class VJepa(Salt):
-    """SALT, but for where the targets come from: an encoder that follows the one that learns, and that is the
-    result (V-JEPA judges it)."""
+class VJepa(nn.Module):
+    """L1 between predicted latents and those of ``target_encoder``, which follows the encoder that learns and
+    is the result (V-JEPA judges it)."""
 
     def __init__(self, encoder: Encoder, predictor: Predictor, *, ema: EmaConfig) -> None:
-        super().__init__(encoder, predictor)
+        super().__init__()
+        self.encoder, self.predictor, self.ema = encoder, predictor, ema
         self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
-        self.ema = ema
 
-    @property
-    def result(self) -> Encoder:
-        return self.target_encoder
-
-    def forward(
-        self, pixels: UInt8[Tensor, "b t h w 3"], target: Float[Tensor, "b n d"] | None, masks: MaskGroup
-    ) -> Float[Tensor, "sets b"]:
-        """See Objective; the targets are made here."""
-        assert target is None
+    def forward(self, pixels: UInt8[Tensor, "b t h w 3"], masks: MaskGroup) -> Float[Tensor, "sets b"]:
+        """Loss of each clip of a mask group under each mask set, in float32."""
+        config = self.encoder.config
+        clip = normalise(pixels)
+        grid = grid_of(clip, patch_size=config.patch_size, tubelet_size=config.tubelet_size)
         with torch.no_grad():
-            latents = self.target_encoder(normalise(pixels)).float()  # dense, once for all mask sets
-            targets = F.layer_norm(latents, latents.shape[-1:], eps=TARGET_NORM_EPS)
-        return super().forward(pixels, targets, masks)
+            latents = self.target_encoder(clip).float()  # dense, once for all mask sets
+            target = F.layer_norm(latents, latents.shape[-1:], eps=TARGET_NORM_EPS)
+        losses = []
+        for set_idx, mask in enumerate(masks.sets):
+            visible = self.encoder(clip, mask.visible_idx)
+            predicted = self.predictor(
+                visible, mask.visible_idx, mask.hidden_idx, grid=grid, mask_set=set_idx
+            )
+            hidden = target.take_along_dim(mask.hidden_idx[..., None], dim=1)
+            losses.append((predicted.float() - hidden).abs().mean((1, 2)))
+        return torch.stack(losses)
 
-    def after_step(self, *, step: int, steps: int) -> None:
-        """Moves the target encoder towards the encoder."""
+    def move_target_encoder(self, *, step: int, steps: int) -> None:
+        """To be called after the optimizer's ``step`` of ``steps``: target = momentum * target + (1 -
+        momentum) * encoder."""
         average = get_ema_multi_avg_fn(ema_momentum(self.ema, step=step, steps=steps))
         average(list(self.target_encoder.parameters()), list(self.encoder.parameters()), None)

@@ -2,14 +2,15 @@
 5.2)."""
 
 import torch
-from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
 
 from salt_distill.common.config import EncoderConfig
-from salt_distill.common.model.pixels import pixel_targets
+from salt_distill.common.model.grid import grid_of
+from salt_distill.common.model.masking import MaskGroup
+from salt_distill.common.model.pixels import normalise, pixel_targets
 from salt_distill.common.model.predictor import Predictor
 from salt_distill.common.model.vit import Encoder
-from salt_distill.student_trainer.objective import Objective
 
 
 def pixel_width(encoder: EncoderConfig) -> int:
@@ -17,30 +18,28 @@ def pixel_width(encoder: EncoderConfig) -> int:
     return 3 * encoder.tubelet_size * encoder.patch_size**2
 
 
-class VPixel(Objective):
+class VPixel(nn.Module):
     """Mean squared error of the hidden cubes' normalised pixels; the encoder becomes the teacher."""
 
     def __init__(self, encoder: Encoder, predictor: Predictor, *, pixel_norm: str) -> None:
-        super().__init__(encoder, predictor)
+        super().__init__()
+        self.encoder, self.predictor = encoder, predictor
         self.pixel_norm = pixel_norm
 
-    @torch.no_grad()
-    def wanted(
-        self,
-        pixels: UInt8[Tensor, "b t h w 3"],
-        target: Float[Tensor, "b n d"] | None,
-        hidden_idx: Int[Tensor, "b k"],
-    ) -> Float[Tensor, "b k upqc"]:
-        config = self.encoder.config
-        return pixel_targets(
-            pixels,
-            hidden_idx,
-            patch_size=config.patch_size,
-            tubelet_size=config.tubelet_size,
-            norm=self.pixel_norm,
-        )
-
-    def distance(
-        self, prediction: Float[Tensor, "b k out"], wanted: Float[Tensor, "b k out"]
-    ) -> Float[Tensor, "b k out"]:
-        return (prediction - wanted).square()
+    def forward(self, pixels: UInt8[Tensor, "b t h w 3"], masks: MaskGroup) -> Float[Tensor, "sets b"]:
+        """Loss of each clip of a mask group under each mask set, in float32."""
+        cube_size = {
+            "patch_size": self.encoder.config.patch_size,
+            "tubelet_size": self.encoder.config.tubelet_size,
+        }
+        clip = normalise(pixels)
+        grid = grid_of(clip, **cube_size)
+        losses = []
+        for set_idx, mask in enumerate(masks.sets):
+            visible = self.encoder(clip, mask.visible_idx)
+            predicted = self.predictor(
+                visible, mask.visible_idx, mask.hidden_idx, grid=grid, mask_set=set_idx
+            )
+            hidden = pixel_targets(pixels, mask.hidden_idx, norm=self.pixel_norm, **cube_size)
+            losses.append((predicted.float() - hidden).square().mean((1, 2)))
+        return torch.stack(losses)

@@ -15,6 +15,7 @@ import rich.console
 
 from salt_distill.common.config import ServeConfig
 from salt_distill.common.local_ray import is_private, ray_to_join
+from salt_distill.common.protocol import Header, Route
 from salt_distill.teacher_server.board.board import Ending
 from salt_distill.teacher_server.http.access import check_access
 from salt_distill.teacher_server.ray_serve.deployment import ALONE, NAMESPACE, QUIET, bind
@@ -26,7 +27,6 @@ from salt_distill.teacher_server.ray_serve.signals import (
     ended_by_signals,
     ignore_signals,
 )
-from salt_distill.teacher_server.sharing.peers import PASSED
 
 _POLL_S = 0.2
 
@@ -64,7 +64,7 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
             url, inside = _deploy(config, board_name, secret)
             try:
                 _wait_until_ready(inside, config, console, replaces=replaces)
-                facts = _get(f"{inside}/v1/teacher", {PASSED: secret})
+                facts = _get(f"{inside}{Route.TEACHER}", {Header.PASSED: secret})
                 where = (
                     f"{facts['ingress']} ingress, {config.replicas} replicas"
                     if most > 1
@@ -188,7 +188,7 @@ def _wait_until_ready(
     started, said = time.monotonic(), False
     while True:
         application = serve.status().applications[config.name or ALONE]
-        if (application.status == "RUNNING" or not replaces) and _answers(f"{url}/readyz"):
+        if (application.status == "RUNNING" or not replaces) and _answers(f"{url}{Route.READY}"):
             return
         if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             reasons = [deployment.message for deployment in application.deployments.values()]

@@ -9,9 +9,10 @@ import urllib.parse
 
 from teacher_tools import batch_of, random_clips
 
+from salt_distill.common.protocol import ARROW_TYPE
 from salt_distill.common.targets import wire
 
-ARROW = {"Content-Type": wire.CONTENT_TYPE}
+ARROW = {"Content-Type": ARROW_TYPE}
 
 
 class GatedTeacher:

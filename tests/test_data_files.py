@@ -24,6 +24,7 @@ from salt_distill.common.data.reader import Reader
 from salt_distill.common.data.shard_cache import ShardCache
 from salt_distill.common.folders import folder as files
 from salt_distill.common.folders.folder import Folder
+from salt_distill.common.whole import PARTIAL
 
 SLOTS = range(35, 47)  # into the second pass
 
@@ -326,7 +327,8 @@ def test_the_cache_touches_nothing_else(tmp_path):
 
 def test_a_writer_that_was_killed_leaves_nothing_that_counts(tmp_path):
     cache = ShardCache(tmp_path, 3000)
-    partial = cache._path(sha_of(blob(0))).with_suffix(".tmp")
+    partial = cache._path(sha_of(blob(0)))
+    partial = partial.with_name(f"{PARTIAL}{partial.name}")
     partial.parent.mkdir()
     partial.write_bytes(b"half")
     (tmp_path / "total").write_text(f"{2900:20d}")  # counted, but never put

@@ -11,8 +11,9 @@ from train_tools import ALONE, CPU, RandomClips, batch_of, new_model, small_run,
 from salt_distill.common.config import StudentRun, TeacherComputeConfig, TeacherRun
 from salt_distill.common.model.checkpoint import save_checkpoint
 from salt_distill.common.model.teacher import Teacher
-from salt_distill.student_trainer.loop import Worker, new_objective, train_on, update
+from salt_distill.student_trainer.loop import Worker, train_on, update
 from salt_distill.student_trainer.metrics import DivergedError
+from salt_distill.student_trainer.objective import new_objective
 from salt_distill.student_trainer.optim import new_optimizer
 from salt_distill.student_trainer.targets.source import LocalTargets
 

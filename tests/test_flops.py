@@ -26,8 +26,8 @@ from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.masking import mask_group
 from salt_distill.common.model.pixels import normalise
 from salt_distill.common.model.vit import Encoder
-from salt_distill.student_trainer.evaluation.flops import run, runs_of
-from salt_distill.student_trainer.loop import new_objective
+from salt_distill.student_trainer.evaluation.flops_table import run, runs_of
+from salt_distill.student_trainer.objective import new_objective
 
 ENCODER = EncoderConfig(width=36, depth=2, num_heads=3, mlp_width=100, patch_size=8)
 PREDICTOR = PredictorConfig(width=24, depth=3, num_heads=2, mlp_width=60)
@@ -66,9 +66,9 @@ def test_the_exact_count_is_what_torch_counts_in_a_step(objective, tmp_path):
     model, checkpoint = new_objective(config, spec)
     masks = mask_group(MaskConfig(), GRID, seed=0, step=1, group=0, batch_size=5)
     pixels = torch.randint(0, 256, (5, *CLIP.clip_shape), dtype=torch.uint8)
-    target = None if spec is None else torch.randn(5, GRID.num_tokens, spec.width)
+    target = () if spec is None else (torch.randn(5, GRID.num_tokens, spec.width),)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(pixels, target, masks).mean().backward()
+        model(pixels, masks, *target).mean().backward()
     expected = exact_flops(
         [KeptTokens.of(masks)],
         num_tokens=GRID.num_tokens,

@@ -14,7 +14,8 @@ from train_tools import ALONE, CPU, RandomClips, tensors_of
 from salt_distill.common.config import StudentRun, TeacherComputeConfig, TeacherRun, TrainConfig, VJepaRun
 from salt_distill.common.model.checkpoint import save_checkpoint
 from salt_distill.common.model.teacher import Teacher
-from salt_distill.student_trainer.loop import new_objective, train_on
+from salt_distill.student_trainer.loop import train_on
+from salt_distill.student_trainer.objective import new_objective
 from salt_distill.student_trainer.targets.source import LocalTargets
 
 GOLDEN = Path(__file__).parent / "golden"

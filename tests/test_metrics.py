@@ -24,6 +24,8 @@ from train_tools import ALONE, RandomClips, small_run
 
 from salt_distill.common import metrics
 from salt_distill.common.config import ServiceConfig, TeacherRun
+from salt_distill.common.metrics_page import page
+from salt_distill.common.protocol import RUN_METRICS
 from salt_distill.common.targets import wire
 from salt_distill.student_trainer.loop import train_on
 from salt_distill.teacher_server.board.board import Board
@@ -191,23 +193,23 @@ def test_every_counter_has_a_metric_and_every_metric_a_sample(teacher, tmp_path)
     shown_otherwise = {"forward_s", "requests"}  # as salt_forward_seconds_sum and salt_requests_total
     assert set(counters) | parts <= {metric.of for metric in metrics.SERVICE} | shown_otherwise
     names = {name for name, *_ in exposed}
-    for metric in (*metrics.SERVICE, *metrics.RUNS):
+    for metric in (*metrics.SERVICE, *RUN_METRICS):
         assert (f"{metric.name}_count" if metric.kind == "histogram" else metric.name) in names, metric.name
-    listed = {metric.name for metric in (*metrics.SERVICE, *metrics.RUNS)} | {"salt_teacher_info"}
+    listed = {metric.name for metric in (*metrics.SERVICE, *RUN_METRICS)} | {"salt_teacher_info"}
     assert {
         re.sub("_(bucket|sum|count)$", "", name) if "_seconds_" in name else name for name in names
     } == listed
 
 
 def test_the_list_is_up_to_date():
-    assert (ROOT / "docs" / "metrics.md").read_text() == metrics.page(), (
-        "run `python -m salt_distill.common.metrics`"
+    assert (ROOT / "docs" / "metrics.md").read_text() == page(), (
+        "run `python -m salt_distill.common.metrics_page`"
     )
 
 
 def test_dashboard_and_scrape_configuration_name_what_there_is():
     board = json.loads((ROOT / "deploy" / "grafana-dashboard.json").read_text())
-    known = {metric.name for metric in (*metrics.SERVICE, *metrics.RUNS, *metrics.STUDENT)}
+    known = {metric.name for metric in (*metrics.SERVICE, *RUN_METRICS, *metrics.STUDENT)}
     shown = set()
     for panel in board["panels"]:
         assert panel["targets"], panel["title"]

@@ -40,7 +40,7 @@ from salt_distill.common.plan.arithmetic import (
 from salt_distill.common.plan.facts import gather, link_share
 from salt_distill.common.plan.show import plan
 from salt_distill.student_trainer.estimate import estimate
-from salt_distill.student_trainer.loop import new_objective
+from salt_distill.student_trainer.objective import new_objective
 
 SITE = {"link_gbps": 25, "decode_clips_per_s": 26, "disk_gb_per_s": 7}
 PAPER_CLIPS, STAGE_2_CLIPS = 3_626_089, 160_000 * 3072

@@ -18,6 +18,7 @@ import salt_distill.teacher_server.cli
 from salt_distill.common.command import run_app
 from salt_distill.common.config import ServiceClientConfig, ServiceConfig, StudentRun
 from salt_distill.common.credentials import access_token
+from salt_distill.common.protocol import Header
 from salt_distill.common.targets import wire
 from salt_distill.student_trainer.loop import train_on
 from salt_distill.student_trainer.run_directory import open_run
@@ -28,7 +29,6 @@ from salt_distill.teacher_server.board.rates import Rates
 from salt_distill.teacher_server.http.access import Tokens, read_tokens
 from salt_distill.teacher_server.http.replica import Place
 from salt_distill.teacher_server.http.service import board_arguments, build_app
-from salt_distill.teacher_server.sharing import peers
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +62,17 @@ def test_every_route_refuses_who_has_no_token(teacher, tokens, caller):
             bearer("wrong-" + 32 * "w"),
             bearer(ALICE[:-1]),
             {"Authorization": f"Basic {ALICE}"},
-            {peers.PASSED: "1"},
+            {Header.PASSED: "1"},
         ):
             status, answered, body = caller.send(
                 method, path, None if method in ("GET", "HEAD") else REPORT, {**JSON, **headers}
             )
-            if path in ("/", "/healthz", "/readyz") and peers.PASSED not in headers:
+            if path in ("/", "/healthz", "/readyz") and Header.PASSED not in headers:
                 assert status == 200
                 continue
             refused.append(path)
             assert status == 401, (method, path, headers)
-            assert answered["WWW-Authenticate"] == "Bearer" or peers.PASSED in headers
+            assert answered["WWW-Authenticate"] == "Bearer" or Header.PASSED in headers
             if method != "HEAD":
                 assert set(json.loads(body)) == {"error", "expected", "got", "hint"}
                 assert not any(secret in body.decode() for secret in ("wrong-", ALICE[:-1]))
@@ -226,7 +226,7 @@ def test_replicas_answer_each_other_and_no_stranger(teacher, tokens):
         assert callers[1].statuses(list(clips), clips, run="alice", headers=bearer(ALICE)) == ["ok"] * 4
         facts = json.loads(callers[0].send("GET", "/v1/teacher", headers=bearer(ALICE))[2])
         assert (facts["counters"]["passed_on"], facts["counters"]["clips_computed"]) == (2, 4)
-        for stranger in ({}, bearer(OPERATOR), {peers.PASSED: "1"}, {peers.PASSED: ""}):
+        for stranger in ({}, bearer(OPERATOR), {Header.PASSED: "1"}, {Header.PASSED: ""}):
             for path in ("/v1/teacher", "/healthz", "/", "/metrics"):
                 assert Caller(inner[0]).send("GET", path, headers=stranger)[0] == 401, (path, stranger)
 

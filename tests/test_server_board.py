@@ -12,11 +12,12 @@ from teacher_tools import VIEW, load_teacher, serving
 from train_tools import small_run
 
 from salt_distill.common.config import StudentRun, TeacherRun, VJepaRun
+from salt_distill.common.protocol import MAX_CONFIG_BYTES, Progress
 from salt_distill.student_trainer.targets.group import _SHOWN, shown_config
 from salt_distill.student_trainer.targets.source import open_source
 from salt_distill.teacher_server.board import file as board_file
 from salt_distill.teacher_server.board.board import Board, Ending
-from salt_distill.teacher_server.board.runs import MAX_CONFIG_BYTES, MAX_POINTS, Curve, Progress
+from salt_distill.teacher_server.board.runs import MAX_POINTS, Curve
 from salt_distill.teacher_server.http.replica import Place
 
 

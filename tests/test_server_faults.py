@@ -12,6 +12,7 @@ from schemathesis import GenerationMode
 from service_tools import ARROW, Caller, clips_by_digest
 from teacher_tools import load_teacher, serving
 
+from salt_distill.common.protocol import ARROW_TYPE
 from salt_distill.common.targets import codec, wire
 
 
@@ -136,7 +137,7 @@ def test_no_request_that_the_api_describes_is_answered_with_a_5xx(teacher):
     assert max(statuses) < 500
 
 
-schemathesis.serializer.alias(wire.CONTENT_TYPE, "application/octet-stream")
+schemathesis.serializer.alias(ARROW_TYPE, "application/octet-stream")
 
 
 def fuzz(schema):

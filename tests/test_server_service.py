@@ -10,6 +10,7 @@ import torch
 from service_tools import Caller, FailingTeacher, GatedTeacher, clips_by_digest, wait_until
 from teacher_tools import BATCH_SIZE, VIEW, load_teacher, random_clips, serving
 
+from salt_distill.common.protocol import ARROW_TYPE
 from salt_distill.common.targets import codec, wire
 
 
@@ -213,7 +214,7 @@ def test_only_some_tokens(service):
 
 def test_errors_say_got_expected_and_hint(service, teacher):
     caller, _ = service
-    arrow = {"Content-Type": wire.CONTENT_TYPE}
+    arrow = {"Content-Type": ARROW_TYPE}
     body = b"".join(
         wire.write_request("float16", [wire.RequestRow(clip_digest=bytes(32), token_idx=np.array([99]))])
     )
@@ -236,12 +237,10 @@ def test_errors_say_got_expected_and_hint(service, teacher):
 
 def test_a_body_that_is_too_large(teacher):
     with serving(teacher, max_request_bytes=5000) as (url, _):
-        status, _, body = Caller(url).send(
-            "POST", "/v1/targets", bytes(5001), {"Content-Type": wire.CONTENT_TYPE}
-        )
+        status, _, body = Caller(url).send("POST", "/v1/targets", bytes(5001), {"Content-Type": ARROW_TYPE})
         assert (status, json.loads(body)["expected"]) == (413, "at most 5000 bytes")
         chunked = Caller(url).send(
-            "POST", "/v1/targets", iter([bytes(3000), bytes(3000)]), {"Content-Type": wire.CONTENT_TYPE}
+            "POST", "/v1/targets", iter([bytes(3000), bytes(3000)]), {"Content-Type": ARROW_TYPE}
         )
         assert chunked[0] == 413
 
@@ -261,9 +260,7 @@ def test_a_busy_teacher_says_when_to_come_back(teacher):
         body = b"".join(
             wire.write_request("float16", [wire.RequestRow(clip_digest=second, clip=clips[second].tobytes())])
         )
-        status, headers, answer = caller.send(
-            "POST", "/v1/targets", body, {"Content-Type": wire.CONTENT_TYPE}
-        )
+        status, headers, answer = caller.send("POST", "/v1/targets", body, {"Content-Type": ARROW_TYPE})
         assert (status, headers["Retry-After"]) == (429, "0.25")
         assert "wait for the teacher" in json.loads(answer)["error"]
         gated.gate.set()
@@ -278,7 +275,7 @@ def test_a_teacher_that_fails_once(teacher):
         caller, clips = Caller(url), clips_by_digest(2)
         rows = [wire.RequestRow(clip_digest=digest, clip=clip.tobytes()) for digest, clip in clips.items()]
         body = b"".join(wire.write_request("float16", rows))
-        status, _, answer = caller.send("POST", "/v1/targets", body, {"Content-Type": wire.CONTENT_TYPE})
+        status, _, answer = caller.send("POST", "/v1/targets", body, {"Content-Type": ARROW_TYPE})
         assert (status, json.loads(answer)["error"]) == (500, "the teacher failed: out of memory")
         assert caller.statuses(list(clips), clips) == ["ok", "ok"]
 
@@ -290,7 +287,7 @@ def test_not_ready_before_the_first_forward(teacher):
         caller = Caller(url)
         status, headers, _ = caller.send("GET", "/readyz")
         assert (status, headers["Retry-After"]) == (503, "0.5")
-        assert caller.send("POST", "/v1/targets", b"", {"Content-Type": wire.CONTENT_TYPE})[0] == 503
+        assert caller.send("POST", "/v1/targets", b"", {"Content-Type": ARROW_TYPE})[0] == 503
         assert caller.json("/healthz") == {"alive": True}
 
 

@@ -29,6 +29,7 @@ from salt_distill.common.config import ComputeConfig, EmaConfig, OptimConfig, Te
 from salt_distill.common.model.compute import set_up, uses_bfloat16
 from salt_distill.common.model.pixels import normalise
 from salt_distill.student_trainer.loop import train_on, update
+from salt_distill.student_trainer.objective import modules_of
 from salt_distill.student_trainer.optim import new_optimizer, set_schedule
 from salt_distill.student_trainer.ranks import Worker
 from salt_distill.student_trainer.run_directory import claimed, open_run, read_metrics
@@ -84,9 +85,7 @@ def test_groups_one_by_one_give_the_gradient_of_all_at_once():
     assert batch.clips.good.sum() == 29
 
     objective, _ = new_model(config)
-    losses = torch.cat(
-        [objective(group.pixels, None, group.masks) for group in batch.groups(None, CPU)], dim=1
-    )
+    losses = torch.cat([objective(*group.inputs) for group in batch.groups(None, CPU)], dim=1)
     whole = losses.mean(0)[torch.from_numpy(batch.clips.good)].mean()  # DESIGN section 4, Loss
     whole.backward()
     expected = [parameter.grad for parameter in objective.parameters()]
@@ -150,6 +149,7 @@ def step_of(device: torch.device) -> Callable[[int], None]:
     """Takes a whole step with a number: forward, backward, clipping, optimizer, moving average."""
     config = small_run()
     objective, _ = new_model(config)
+    assert isinstance(objective, VJepa)
     objective.to(device)
     optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
     worker = Worker(rank=0, world_size=1, device=device)
@@ -158,7 +158,7 @@ def step_of(device: torch.device) -> Callable[[int], None]:
     def step(number: int) -> None:
         set_schedule(optimizer, config.optim, step=number, steps=config.steps)
         update(objective, optimizer, batches[number], None, config, worker)
-        objective.after_step(step=number, steps=config.steps)
+        objective.move_target_encoder(step=number, steps=config.steps)
 
     return step
 
@@ -193,7 +193,7 @@ def test_the_target_encoder_follows_the_encoder_and_is_the_result():
     config = small_run(ema={"start": 0.75, "end": 1.0})
     objective, checkpoint_config = new_model(config)
     assert isinstance(objective, VJepa)
-    assert objective.result is objective.target_encoder
+    assert modules_of(objective)["model"] is objective.target_encoder
     assert checkpoint_config.objective == "vjepa"
     before = [parameter.clone() for parameter in objective.target_encoder.parameters()]
     assert all(
@@ -202,7 +202,7 @@ def test_the_target_encoder_follows_the_encoder_and_is_the_result():
     optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
     for step in (1, 2):
         update(objective, optimizer, batch_of(config, step), None, config, ALONE)
-        objective.after_step(step=step, steps=10)
+        objective.move_target_encoder(step=step, steps=10)
         momentum = 0.75 + 0.25 * (step - 1) / 10
         before = [
             momentum * old + (1 - momentum) * new
@@ -221,9 +221,9 @@ def test_the_moving_target_is_the_normalised_dense_forward():
         objective.predictor.head.weight
     )  # the prediction is 0, so the loss is the target's mean size
     group = next(iter(batch_of(config).groups(None, CPU)))
-    losses = objective(group.pixels, None, group.masks)
+    losses = objective(*group.inputs)
     with torch.no_grad():
-        dense = objective.result(normalise(group.pixels))
+        dense = objective.target_encoder(normalise(group.pixels))
         target = F.layer_norm(dense, (32,), eps=1e-5)
     for set_idx, mask in enumerate(group.masks.sets):
         for row in range(24):
@@ -263,7 +263,7 @@ def test_activation_checkpointing_keeps_less():
 
         group = next(iter(batch_of(config).groups(None, CPU)))
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            objective(group.pixels, None, group.masks)
+            objective(*group.inputs)
         return sum(sizes)
 
     assert kept_bytes(True) < kept_bytes(False) / 2

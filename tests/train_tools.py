@@ -16,9 +16,8 @@ from salt_distill.common.model.checkpoint import CheckpointConfig
 from salt_distill.common.model.compute import set_up
 from salt_distill.common.model.grid import token_grid
 from salt_distill.student_trainer.batches import Batch, Batches
-from salt_distill.student_trainer.loop import Worker, new_objective, train_on
-from salt_distill.student_trainer.objective import Objective
-from salt_distill.student_trainer.parallel import modules_of
+from salt_distill.student_trainer.loop import Worker, train_on
+from salt_distill.student_trainer.objective import Objective, modules_of, new_objective
 from salt_distill.student_trainer.run_directory import claimed
 
 CPU = torch.device("cpu")
@@ -184,7 +183,7 @@ def losses_and_gradients(compute: ComputeConfig) -> dict[str, torch.Tensor]:
     objective, _ = new_model(config)
     set_up(objective, compute, CPU)
     losses = torch.cat(
-        [objective(group.pixels, group.target, group.masks) for group in batch_of(config).groups(None, CPU)],
+        [objective(*group.inputs) for group in batch_of(config).groups(None, CPU)],
         dim=1,
     )
     losses.mean().backward()

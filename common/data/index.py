@@ -7,7 +7,7 @@ import logging
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from salt_distill.common.data.sample import Sample
 from salt_distill.common.data.scan import probe_place, scan
 from salt_distill.common.data.skipped import write_skipped
 from salt_distill.common.folders.folder import Folder
+from salt_distill.common.whole import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -113,11 +114,10 @@ def write_dataset(
         **more,
         "index_hash": index_hash(index),
     }
-    _replace(folder / "index.parquet", lambda path: pq.write_table(index, path, compression="zstd"))
-    _replace(
-        folder / "dataset.json",
-        lambda path: path.write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n"),
-    )
+    with whole_file(folder / "index.parquet", synced=False, many_writers=True) as partial:
+        pq.write_table(index, partial, compression="zstd")
+    with whole_file(folder / "dataset.json", synced=False, many_writers=True) as partial:
+        partial.write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n")
 
 
 def load_index(data: str | Path | Folder) -> tuple[dict[str, Any], pa.Table]:
@@ -225,10 +225,3 @@ def _all_class_names(class_names: dict[str, list[str]], index: pa.Table) -> dict
         label: [str(value) for value in range(largest[label] + 1)]
         for label in sorted(set(largest) - set(class_names))
     }
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside the path, then renames, so that no half of a file is ever read."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write(temporary)
-    os.replace(temporary, path)

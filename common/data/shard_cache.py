@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from salt_distill.common.data.sample import sha256_of
+from salt_distill.common.whole import PARTIAL, whole_file
 
 _PARENT, _NAME = re.compile("[0-9a-f]{2}"), re.compile("[0-9a-f]{62}")
 """What it calls its own, and may remove."""
@@ -52,12 +53,11 @@ class ShardCache:
             before = total.read()
             if before + len(data) > self._max_bytes:
                 before = self._evict(len(data))
-            partial = path.with_suffix(".tmp")
-            partial.write_bytes(data)
-            # Counted first: who is killed between the two leaves a cache that is counted as too large, which
-            # the next eviction puts right.
-            total.write(before + len(data))
-            os.replace(partial, path)
+            with whole_file(path, synced=False) as partial:
+                partial.write_bytes(data)
+                # Counted before it has its name: who is killed between the two leaves a cache that is counted
+                # as too large, which the next eviction puts right.
+                total.write(before + len(data))
 
     def _path(self, sha256: str) -> Path:
         return self._folder / sha256[:2] / sha256[2:]
@@ -68,7 +68,7 @@ class ShardCache:
         videos: list[tuple[float, int, str]] = []
         for parent in os.scandir(self._folder):
             for entry in os.scandir(parent) if _PARENT.fullmatch(parent.name) else ():
-                if entry.name.endswith(".tmp"):
+                if entry.name.startswith(PARTIAL):
                     os.remove(entry)
                 elif _NAME.fullmatch(entry.name):
                     status = entry.stat()

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from salt_distill.common.folders.folder import Folder, is_address
+from salt_distill.common.whole import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +43,8 @@ def fetched(address: str | Path, below: str = "", *, wanted: Callable[[str], boo
         def copy_one(name: str) -> None:
             path = copy / posixpath.relpath(name, below) if name != below else copy
             if not path.is_file() or path.stat().st_size != files[name].size:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_name(f".partial-{path.name}")
-                store.fetch(name, partial)
-                partial.replace(path)
+                with whole_file(path, synced=False) as partial:
+                    store.fetch(name, partial)
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(copy_one, files))

@@ -17,6 +17,7 @@ import pyarrow.fs as fs
 
 from salt_distill.common.clip import BadVideoError
 from salt_distill.common.folders.slice import Slice, require_whole
+from salt_distill.common.whole import whole_file
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -74,11 +75,8 @@ class Folder:
                     with self._files.open_output_stream(path) as target:
                         shutil.copyfileobj(source, target, _COPY_BYTES)
                     return
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-                partial = Path(path).with_name(f".partial-{posixpath.basename(path)}")
-                with partial.open("wb") as target:
+                with whole_file(Path(path), synced=False) as partial, partial.open("wb") as target:
                     shutil.copyfileobj(source, target, _COPY_BYTES)
-                partial.replace(path)
 
         self._retrying(attempt)
 

@@ -4,8 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from salt_distill.common.model.pixels import IMAGENET_MEAN, IMAGENET_STD
 from salt_distill.common.model.predictor import Predictor
 from salt_distill.common.model.videomae import open_videomae
 from salt_distill.common.model.vit import Encoder
+from salt_distill.common.whole import whole_folder, write_whole
 
 FORMAT = 1
 POINTER = "checkpoint"
@@ -91,37 +90,24 @@ def save_checkpoint(
     ``modules``: the tensors of ``model``, the encoder, and of ``predictor``; of ``online``, the encoder that
     learns, if it is another.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = directory.with_name(f".partial-{directory.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    (partial / "config.json").write_text(config.model_dump_json(indent=2))
-    for file, tensors in modules.items():
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, partial / f"{file}.safetensors"
-        )
-    torch.save(training, partial / "training.pt")
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(partial.iterdir())
-    }
-    (partial / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": files}, indent=2))
-    for path in partial.iterdir():
-        _fsync(path)
-    _fsync(partial)
-    if directory.exists():  # a step that a resumed run writes again
-        shutil.rmtree(directory)
-    partial.rename(directory)
-    _fsync(directory.parent)
+    with whole_folder(directory) as partial:  # a resumed run may write a step again
+        (partial / "config.json").write_text(config.model_dump_json(indent=2))
+        for file, tensors in modules.items():
+            save_file(
+                {name: tensor.contiguous() for name, tensor in tensors.items()},
+                partial / f"{file}.safetensors",
+            )
+        torch.save(training, partial / "training.pt")
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in sorted(partial.iterdir())
+        }
+        (partial / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": files}, indent=2))
 
 
 def point_to(run: Path, checkpoint: Path) -> None:
     """Makes ``checkpoint`` the newest of its run; atomic."""
-    partial = run / f".{POINTER}"
-    partial.write_text(f"{checkpoint.relative_to(run)}\n")
-    _fsync(partial)
-    partial.replace(run / POINTER)
-    _fsync(run)
+    write_whole(run / POINTER, f"{checkpoint.relative_to(run)}\n", synced=True)
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -271,11 +257,3 @@ def load_training(checkpoint: Path) -> dict[str, Any]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from salt_distill.common.model.layouts import (
 )
 from salt_distill.common.model.model_card import model_card
 from salt_distill.common.model.predictor import Predictor
+from salt_distill.common.whole import whole_file, whole_folder
 
 VJEPA2_PREFIX = "module.backbone."
 """Before every name in a file of V-JEPA 2's: its distributed wrapper and its multi-sequence wrapper."""
@@ -46,16 +46,13 @@ def export(choice: ExportConfig, console: Console) -> None:
         )
     obstacle = _obstacle(config)
     predictor = load_predictor(choice.ckpt) if obstacle is None else None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".partial-{out.name}")
     if choice.format == "hf":
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        _write_hf(partial, config, encoder.load(), predictor)
-        (partial / "README.md").write_text(model_card(config, name=encoder.name, obstacle=obstacle))
+        with whole_folder(out) as partial:
+            _write_hf(partial, config, encoder.load(), predictor)
+            (partial / "README.md").write_text(model_card(config, name=encoder.name, obstacle=obstacle))
     else:
-        _write_vjepa2(partial, config, encoder.load(), predictor)
-    partial.rename(out)
+        with whole_file(out) as partial:
+            _write_vjepa2(partial, config, encoder.load(), predictor)
     held = "encoder and predictor" if obstacle is None else f"the encoder alone: {obstacle}"
     console.print(f"{out}: {held}", highlight=False, markup=False, soft_wrap=True)
 

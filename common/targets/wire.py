@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,21 +11,17 @@ from jaxtyping import Int
 from typing_extensions import Buffer
 
 from salt_distill.common.config import TargetDtype
+from salt_distill.common.protocol import ARROW_TYPE, PROTOCOL, ROW_STATUSES, RowStatus
 from salt_distill.common.targets.cells import cell, column_of
 from salt_distill.common.targets.codec import TARGET_DTYPES, EncodedTarget
 from salt_distill.common.targets.messages import TooManyRowsError, check_stream
 
-PROTOCOL = "1"
-CONTENT_TYPE = "application/vnd.apache.arrow.stream"
 DIGEST_BYTES = 32
 
 Body = list[memoryview | bytearray]
 """A body in pieces, sent one after the other: clips and targets stay where they are."""
 _PIECE_BYTES = 1 << 16
 """Least size of a cell that is worth a piece of its own."""
-
-Status = Literal["ok", "need_clip", "bad_digest", "bad_shape"]
-STATUSES: tuple[Status, ...] = ("ok", "need_clip", "bad_digest", "bad_shape")
 
 _CLIP_DIGEST = pa.field("clip_digest", pa.binary(DIGEST_BYTES), nullable=False)
 _CLIP = pa.field("clip", pa.large_binary())
@@ -63,7 +59,7 @@ class ResponseRow:
     """The answer to one request row; rows may come in any order."""
 
     clip_digest: bytes
-    status: Status
+    status: RowStatus
     encoded: EncodedTarget | None = None
     """Present exactly where the status is ok."""
 
@@ -172,8 +168,8 @@ def _response_row(batch: pa.RecordBatch, row_idx: int) -> ResponseRow:
     digest, status, checksum = (batch.column(name)[row_idx] for name in ("clip_digest", "status", "checksum"))
     target, scale = (cell(batch.column(name), row_idx) for name in ("target", "scale"))
     name = status.as_py()
-    if name not in STATUSES:
-        raise ValueError(f"got a row with status {name!r}, expected one of {', '.join(STATUSES)}")
+    if name not in ROW_STATUSES:
+        raise ValueError(f"got a row with status {name!r}, expected one of {', '.join(ROW_STATUSES)}")
     if (name == "ok") == (target is None):
         raise ValueError(
             f"got a row with status {name!r} and {'no' if target is None else 'a'} target, expected one"
@@ -231,7 +227,7 @@ def _read_stream(
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"got {memoryview(body).nbytes} bytes that are no Arrow IPC stream ({error}), expected"
-            f" {CONTENT_TYPE}"
+            f" {ARROW_TYPE}"
         ) from error
     return reader.schema, iter(batches)
 

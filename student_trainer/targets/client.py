@@ -17,12 +17,12 @@ from typing import Any
 from salt_distill.common.config import ServiceClientConfig
 from salt_distill.common.credentials import authorization, trusted
 from salt_distill.common.model.teacher import TeacherSpec
+from salt_distill.common.protocol import ARROW_TYPE, RETRIED_STATUSES, Header, Route, Standing
 from salt_distill.common.targets import wire
 from salt_distill.student_trainer.targets.retry import Retries, RetryableError
 
 log = logging.getLogger("salt.client")
 
-_RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 _MAX_JSON_BYTES = 1 << 20
 """Largest answer that is no target, in bytes."""
 _READ_BYTES = 1 << 20
@@ -57,20 +57,6 @@ class ClientCounters:
     """Bytes of response bodies."""
     progress_failures: int = 0
     """Progress reports that the service did not take."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Standing:
-    """A run's place in its group, as the service sees it."""
-
-    wait: bool
-    """The run is to ask for nothing more for now."""
-    slowest_slot: int | None
-    """The slot of the member that is furthest behind."""
-    window_clips: int
-    """How far a run may be ahead of it."""
-    members: int
-    """Workers of the group's runs that are alive."""
 
 
 class TeacherClient:
@@ -122,14 +108,14 @@ class TeacherClient:
         Raises RetryableError, TeacherMismatchError, and ValueError where the request is at fault.
         """
         headers = {
-            "Content-Type": wire.CONTENT_TYPE,
+            "Content-Type": ARROW_TYPE,
             "Content-Length": str(sum(map(len, body))),
-            "X-Salt-Run": self._run,
-            "X-Salt-Teacher": fingerprint,
-            "X-Salt-Deadline-Ms": str(int(1000 * self._config.timeout_s)),
-            **({} if bucket is None else {"X-Salt-Bucket": str(bucket)}),
+            Header.RUN: self._run,
+            Header.TEACHER: fingerprint,
+            Header.DEADLINE_MS: str(int(1000 * self._config.timeout_s)),
+            **({} if bucket is None else {Header.BUCKET: str(bucket)}),
         }
-        answer = self._send("POST", "/v1/targets", body, headers, max_bytes)
+        answer = self._send("POST", Route.TARGETS, body, headers, max_bytes)
         self.count("requests")
         self.count("bytes_up", sum(map(len, body)))
         self.count("bytes_down", len(answer))
@@ -139,14 +125,13 @@ class TeacherClient:
         """``POST /v1/runs/{id}/progress``, one try. None without a group, and where the board does not
         answer: that is counted, and stops no run."""
         try:
-            path = f"/v1/runs/{self._run}/progress"
+            path = Route.PROGRESS.format(run=self._run)
             answer = bytes(
                 self._send("POST", path, json.dumps(values).encode(), {"Content-Type": "application/json"})
             )
             if "group" not in values:
                 return None
-            standing = json.loads(answer)
-            return Standing(**{name: standing[name] for name in Standing.__dataclass_fields__})
+            return Standing.model_validate_json(answer)
         except (RetryableError, ValueError, KeyError, TypeError) as error:
             self.count("progress_failures")
             log.warning("the teacher's board did not take a progress report: %s", error)
@@ -155,7 +140,7 @@ class TeacherClient:
     def probe(self) -> None:
         """One ``GET /readyz``: where the service is ready again, the circuit closes. See Note [circuit]."""
         try:
-            self._send("GET", "/readyz")
+            self._send("GET", Route.READY)
         except (RetryableError, ValueError) as error:
             log.info("teacher %s is still away: %s", self.url, error)
         else:
@@ -173,7 +158,7 @@ class TeacherClient:
                         )  # closing alone does not wake who reads from it
 
     def _facts(self) -> dict[str, Any]:
-        content = bytes(self._send("GET", "/v1/teacher"))
+        content = bytes(self._send("GET", Route.TEACHER))
         try:
             return json.loads(content)
         except ValueError as error:
@@ -191,8 +176,8 @@ class TeacherClient:
         was_open, request_id = connection.sock is not None, secrets.token_hex(6)
         sent = {
             **self._authorization,
-            "X-Salt-Request": request_id,
-            "X-Salt-Retry": str(self.retries.tried),
+            Header.REQUEST: request_id,
+            Header.RETRY: str(self.retries.tried),
             **(headers or {}),
         }
         try:
@@ -265,7 +250,7 @@ def _read(response: http.client.HTTPResponse, into: memoryview, deadline_s: floa
 def _refusal(response: http.client.HTTPResponse, content: bytes, request_id: str) -> Exception:
     """What an error answer means."""
     sentence = f"{_sentence(response.status, content)} (request {request_id})"
-    if response.status in _RETRIED:
+    if response.status in RETRIED_STATUSES:
         after = response.getheader("Retry-After", "0")
         return RetryableError(sentence, float(after) if after.replace(".", "", 1).isdigit() else 0.0)
     if response.status == 409:

@@ -16,6 +16,7 @@ from salt_distill.common.clip import ClipBatch
 from salt_distill.common.config import ServiceClientConfig, TargetDtype
 from salt_distill.common.model.masking import MaskGroup
 from salt_distill.common.model.teacher import TeacherSpec
+from salt_distill.common.protocol import PROTOCOL, RowStatus
 from salt_distill.common.targets import codec, wire
 from salt_distill.student_trainer.targets.client import TeacherClient, require_same_teacher
 from salt_distill.student_trainer.targets.group import Board
@@ -78,10 +79,10 @@ class ServiceTargets:
             url, client, re.sub(r"[^A-Za-z0-9._-]", "_", run)[:64], for_ever=for_ever, token=token, ca=ca
         )
         facts = self._client.teacher()
-        if facts["protocol"] != wire.PROTOCOL or dtype not in facts["dtypes"]:
+        if facts["protocol"] != PROTOCOL or dtype not in facts["dtypes"]:
             raise ValueError(
                 f"{url} speaks protocol {facts['protocol']} with target dtypes {facts['dtypes']}, expected"
-                f" {wire.PROTOCOL} with {dtype}"
+                f" {PROTOCOL} with {dtype}"
             )
         self._buckets = int(facts["buckets"])
         self.spec = TeacherSpec.from_json({name: facts[name] for name in TeacherSpec.__dataclass_fields__})
@@ -201,7 +202,7 @@ class ServiceTargets:
 
     def _answers(
         self, body: Any, asked: list[bytes], part: _Part
-    ) -> tuple[dict[bytes, wire.Status], set[bytes]]:
+    ) -> tuple[dict[bytes, RowStatus], set[bytes]]:
         """The status of each digest, and the leased ones; targets are decoded into ``part.out``. Raises
         RetryableError for damaged bytes."""
         most = codec.num_bytes(self.dtype, self.spec.num_tokens, self.spec.width) + _ROW_BYTES

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from salt_distill.common.protocol import Progress, Standing
 from salt_distill.teacher_server.board.counters import GAUGES
 from salt_distill.teacher_server.board.file import BoardFile
 from salt_distill.teacher_server.board.rates import Rates
-from salt_distill.teacher_server.board.runs import Progress, Run, Standing
+from salt_distill.teacher_server.board.runs import Run
 
 _ALIVE_S = 10.0
 """A replica that was silent for so long is dead. It says that it lives each second."""

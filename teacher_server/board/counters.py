@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from salt_distill.common.protocol import Route
+
 BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds of a histogram's buckets, in seconds; the last bucket has none."""
 
@@ -84,15 +86,15 @@ class Counters:
     """Forwards."""
     serialise: Histogram = field(default_factory=Histogram)
     """Writing an answer's bytes."""
-    total: Histogram = field(default_factory=Histogram)
+    request: Histogram = field(default_factory=Histogram)
     """Requests for targets, from their first byte to the last one of the answer."""
 
     def answered(self, route: str, status: int, seconds: float, *, is_retry: bool) -> None:
         """Counts a request of any route."""
         self.answers[f"{route}|{status}"] += 1
         self.retries_seen += is_retry
-        if route == "/v1/targets":
-            self.total.observe(seconds)
+        if route == Route.TARGETS:
+            self.request.observe(seconds)
 
     def to_json(self) -> dict[str, int | float]:
         """Plain types. A name with ``|`` is one part of a number that has several."""

@@ -4,11 +4,12 @@ written anew where it has grown."""
 import asyncio
 import json
 import logging
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from salt_distill.common.whole import write_whole
 
 log = logging.getLogger("salt.server")
 
@@ -95,14 +96,10 @@ class BoardFile:
 
     def _rewrite(self, lines: list[dict[str, Any]]) -> None:
         """Puts ``lines`` in the place of all that is there, at once or not at all."""
-        partial = self._path.with_name(f".{self._path.name}.partial")
-        with partial.open("w") as file:
-            for line in [{"format": _FORMAT, "teacher": self._teacher}, *lines]:
-                file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            self._num_bytes = file.tell()
-        partial.replace(self._path)
+        header = {"format": _FORMAT, "teacher": self._teacher}
+        content = "".join(json.dumps(line) + "\n" for line in [header, *lines]).encode()
+        write_whole(self._path, content, synced=True)
+        self._num_bytes = len(content)
         self._torn, self._next_bytes = False, max(_LEAST_BYTES, _GROWTH * self._num_bytes)
 
     def _check(self, first: bytes) -> None:

@@ -1,78 +1,14 @@
 """A student run as the board knows it: its progress, its curve in a bounded number of points, what it was
 sent."""
 
-import json
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    NonNegativeFloat,
-    NonNegativeInt,
-    field_validator,
-)
+from salt_distill.common.protocol import Progress
 
-MAX_CONFIG_BYTES = 32_768
-"""Largest configuration that the board keeps of a run, in bytes of JSON."""
 MAX_POINTS = 400
 """Most points of a run's curve, an even number: enough for every column of a chart."""
-
-
-class Progress(BaseModel):
-    """Where a student run is. Body of ``POST /v1/runs/{id}/progress``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    step: NonNegativeInt
-    """Optimizer steps done."""
-    slot: NonNegativeInt
-    """The next slot of the data order."""
-    loss: float | None = None
-    """Of this step."""
-    flops: NonNegativeFloat | None = None
-    """Spent so far, teacher forward included."""
-    teacher_wait_ms: NonNegativeFloat | None = None
-    """What this step waited for its targets, in milliseconds."""
-    clips_per_s: NonNegativeFloat | None = None
-    """Of the run, lately."""
-    group: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
-    """Runs of one data seed that keep together, so that memory serves them all. A report without it leaves
-    the group."""
-    worker: NonNegativeInt = 0
-    """Which worker of the run says so. Each is a member of the group; only the first one's report is
-    shown."""
-    config: dict[str, JsonValue] | None = None
-    """The run's resolved configuration, without secrets and paths; the board keeps the newest one that it was
-    given."""
-
-    @field_validator("config")
-    @classmethod
-    def _small(cls, config: dict[str, Any] | None) -> dict[str, Any] | None:
-        if config is not None and (size := len(json.dumps(config))) > MAX_CONFIG_BYTES:
-            raise ValueError(
-                f"got a configuration of {size} bytes, expected at most {MAX_CONFIG_BYTES}: leave it out"
-            )
-        return config
-
-
-class Standing(BaseModel):
-    """Where a run is in its group. The answer to a progress report."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
-
-    wait: bool
-    """The run is further ahead than memory reaches: it asks again, with the same report, before it goes
-    on."""
-    slowest_slot: int | None
-    """Of the live members of the other runs and of who asks; None without a group."""
-    window_clips: int
-    """Clips that the replicas' memory holds: how far ahead a member may be."""
-    members: int
-    """Live members of the group: the workers of its runs."""
 
 
 @dataclass

@@ -4,8 +4,8 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 
+from salt_distill.common.protocol import Progress, Route, Standing
 from salt_distill.teacher_server.board.board import Ending
-from salt_distill.teacher_server.board.runs import Progress, Standing
 from salt_distill.teacher_server.http.errors import ApiError
 from salt_distill.teacher_server.http.front import Note
 from salt_distill.teacher_server.http.replica import TeacherService, run_id
@@ -14,12 +14,12 @@ from salt_distill.teacher_server.http.replica import TeacherService, run_id
 def add_board_routes(app: FastAPI, service: TeacherService) -> None:
     """Adds them to a service's app."""
 
-    @app.get("/v1/runs")
+    @app.get(Route.RUNS)
     async def runs() -> list[dict[str, Any]]:
         """The student runs, the one heard of last first."""
         return await service.board.runs()
 
-    @app.get("/v1/runs/{run}")
+    @app.get(Route.RUN)
     async def one_run(run: str) -> dict[str, Any]:
         """One of them, with its configuration, and its loss against steps and FLOPs."""
         found = await service.board.run(run_id(run))
@@ -33,7 +33,7 @@ def add_board_routes(app: FastAPI, service: TeacherService) -> None:
             )
         return found
 
-    @app.post("/v1/runs/{run}/progress")
+    @app.post(Route.PROGRESS)
     async def progress(run: str, progress: Progress, request: Request) -> Standing:
         """Where a student run is; answers where that is in its group, and whether it is to wait for the
         others."""
@@ -43,13 +43,13 @@ def add_board_routes(app: FastAPI, service: TeacherService) -> None:
         note.token.require_group(progress.group)
         return await service.board.post(run, progress)
 
-    @app.post("/v1/drain")
+    @app.post(Route.DRAIN)
     async def drain() -> dict[str, str]:
         """From now on no request for targets is begun, on any replica; those that were are answered."""
         await service.end(Ending.DRAIN)
         return {"ending": service.ending.name.lower()}
 
-    @app.post("/v1/stop")
+    @app.post(Route.STOP)
     async def stop() -> dict[str, str]:
         """Drains the service, and then ends the `salt-serve teacher` that it belongs to."""
         await service.end(Ending.STOP)

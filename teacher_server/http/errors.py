@@ -10,6 +10,8 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from salt_distill.common.protocol import Header
+
 log = logging.getLogger("salt.server")
 
 
@@ -81,4 +83,4 @@ def add_error_handlers(app: FastAPI) -> None:
         log.error("request %s of run %s failed: %s", note.request, note.run, error)
         body = {"error": f"the teacher failed: {error}", "expected": "targets", "got": type(error).__name__}
         hint = "see the server's log; the request may be repeated"
-        return JSONResponse({**body, "hint": hint}, status_code=500, headers={"X-Salt-Request": note.request})
+        return JSONResponse({**body, "hint": hint}, status_code=500, headers={Header.REQUEST: note.request})

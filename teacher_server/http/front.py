@@ -14,16 +14,13 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from salt_distill.common.protocol import Header, Route
 from salt_distill.teacher_server.board.counters import Counters
 from salt_distill.teacher_server.http.access import ANYONE, PEER, Token, Tokens
 from salt_distill.teacher_server.http.errors import ApiError
 from salt_distill.teacher_server.sharing import peers
 
-REQUEST_ID = "X-Salt-Request"
-"""Header of a request's id: the client's own, or one that the answer tells it."""
-RETRY = "X-Salt-Retry"
-"""Header of a request that repeats one: how often it has been tried."""
-OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
+OPEN_PATHS = frozenset({Route.PAGE, Route.ALIVE, Route.READY})
 """What needs no token: the page, which holds no data, and what a load balancer asks."""
 
 _OF_RUNS = re.compile(r"/v1/targets|/v1/runs/[^/]+/progress")
@@ -74,14 +71,14 @@ class Front:
             return
         headers, started = Headers(scope=scope), time.perf_counter()
         status: int | None = None
-        given = headers.get(REQUEST_ID, "")
+        given = headers.get(Header.REQUEST, "")
         request_id = given if _SAFE.fullmatch(given) else secrets.token_hex(6)
 
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                MutableHeaders(scope=message)[Header.REQUEST] = request_id
             await send(message)
 
         note = Note(request=request_id, token=ANYONE)
@@ -99,9 +96,9 @@ class Front:
 
     def _token(self, scope: Scope, headers: Headers) -> Token:
         """Whose request it is. Raises ApiError 401 or 403."""
-        if (passed := headers.get(peers.PASSED)) is not None:
+        if (passed := headers.get(Header.PASSED)) is not None:
             if not self._secret.is_it(passed):
-                hint = f"leave the header {peers.PASSED} out: it is for the replicas among themselves"
+                hint = f"leave the header {Header.PASSED} out: it is for the replicas among themselves"
                 raise ApiError(
                     401,
                     "not a replica of this teacher",
@@ -121,7 +118,7 @@ class Front:
     def _ended(self, scope: Scope, headers: Headers, note: Note, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         if note.token is not PEER:
-            self._counters.answered(route, status, seconds, is_retry=headers.get(RETRY, "0") != "0")
+            self._counters.answered(route, status, seconds, is_retry=headers.get(Header.RETRY, "0") != "0")
         if self._log is not None:
             self._log.write(scope["method"], route, status, seconds, note)
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from salt_distill.common.protocol import Header
 from salt_distill.teacher_server.board.board import Board
 from salt_distill.teacher_server.http.access import Token
 from salt_distill.teacher_server.http.errors import ApiError
@@ -75,13 +76,17 @@ async def require_rate(board: Board, token: Token, num_clips: int) -> None:
 
 
 def deadline_s(header: str | None) -> float | None:
-    """The value of X-Salt-Deadline-Ms as a time on the event loop's clock. Raises ApiError 422."""
+    """The value of the deadline header as a time on the event loop's clock. Raises ApiError 422."""
     if header is None:
         return None
     if not header.isascii() or not header.isdigit() or len(header) > 12:
         hint = "the header says how long the client still waits"
         raise ApiError(
-            422, "X-Salt-Deadline-Ms is malformed", expected="whole milliseconds", got=header[:100], hint=hint
+            422,
+            f"{Header.DEADLINE_MS} is malformed",
+            expected="whole milliseconds",
+            got=header[:100],
+            hint=hint,
         )
     return asyncio.get_running_loop().time() + int(header) / 1000
 

@@ -12,8 +12,8 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from salt_distill.common.protocol import Header
 from salt_distill.teacher_server.http.errors import ApiError
-from salt_distill.teacher_server.sharing import peers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +74,12 @@ def only_peers(app: ASGIApp) -> ASGIApp:
     """The app for those who say that they are replicas of it; whether they are, it decides itself."""
 
     async def behind(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and peers.PASSED.encode() not in dict(scope["headers"]):
+        if scope["type"] == "http" and Header.PASSED.lower().encode() not in dict(scope["headers"]):
             error = "only replicas are answered here"
             refusal = ApiError(
                 401,
                 error,
-                expected=peers.PASSED,
+                expected=Header.PASSED,
                 got="no such header",
                 hint="ask the URL that `salt-serve teacher` prints",
             )

@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.core import Metric as Family
 
-from salt_distill.common.metrics import RUNS, SERVICE, Metric
+from salt_distill.common.metrics import BOUNDS_S, SERVICE, Metric
 from salt_distill.common.model.teacher import TeacherSpec
-from salt_distill.teacher_server.board.counters import BOUNDS_S
+from salt_distill.common.protocol import RUN_METRICS
 
 Counters = Mapping[str, int | float]
 _WHOLE = re.compile(rb" (\d+)\.0\n")
@@ -65,7 +65,7 @@ def _histogram(metric: Metric, counters: Counters) -> Family:
 
 
 def _of_runs(runs: Sequence[dict[str, Any]]) -> Iterator[Family]:
-    for metric in RUNS:
+    for metric in RUN_METRICS:
         family = _family(metric)
         for run in runs:
             value = {**(run["progress"] or {}), **run}.get(metric.of)

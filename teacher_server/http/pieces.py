@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
+from salt_distill.common.protocol import ARROW_TYPE
 from salt_distill.common.targets import wire
 
 
@@ -15,7 +16,7 @@ class InPieces(Response):
     def __init__(self, body: wire.Body, before_the_last: asyncio.Future[Any]) -> None:
         """``before_the_last``: ends before the last piece leaves. So who has the answer finds it counted, and
         no piece waits for the board."""
-        super().__init__(headers={"Content-Length": str(sum(map(len, body)))}, media_type=wire.CONTENT_TYPE)
+        super().__init__(headers={"Content-Length": str(sum(map(len, body)))}, media_type=ARROW_TYPE)
         self._body, self._before_the_last = body, before_the_last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

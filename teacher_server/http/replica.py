@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from salt_distill.common.config import ServiceConfig
+from salt_distill.common.protocol import ARROW_TYPE, PROTOCOL, Header
 from salt_distill.common.targets import codec, wire
 from salt_distill.teacher_server.board.board import Board, Ending
 from salt_distill.teacher_server.board.counters import without_parts
@@ -210,7 +211,7 @@ class TeacherService:
             for name in ("max_request_bytes", "max_request_clips", "lease_s")
         }
         shared = {
-            "protocol": wire.PROTOCOL,
+            "protocol": PROTOCOL,
             "dtypes": list(codec.TARGET_DTYPES),
             "batch_size": self.batch_size,
         }
@@ -249,10 +250,10 @@ class TeacherService:
         """``POST /v1/targets``."""
         note: Note = request.state.note
         asker = Asker(
-            run=run_id(request.headers.get("x-salt-run", "unnamed")),
+            run=run_id(request.headers.get(Header.RUN, "unnamed")),
             request=note.request,
             passed=note.token is PEER,
-            deadline_s=deadline_s(request.headers.get("x-salt-deadline-ms")),
+            deadline_s=deadline_s(request.headers.get(Header.DEADLINE_MS)),
         )
         note.run = asker.run
         note.token.require_run(asker.run)
@@ -277,8 +278,8 @@ class TeacherService:
             raise ApiError(
                 504,
                 "the request's deadline has passed",
-                expected="an answer within X-Salt-Deadline-Ms",
-                got=f"{request.headers['x-salt-deadline-ms']} ms that were too short",
+                expected=f"an answer within {Header.DEADLINE_MS}",
+                got=f"{request.headers[Header.DEADLINE_MS]} ms that were too short",
                 hint="ask again: what was computed meanwhile is in memory",
             ) from error
 
@@ -314,7 +315,7 @@ class TeacherService:
             self.check()
         else:
             self.require_ready()
-        fingerprint = request.headers.get("x-salt-teacher", self.spec.fingerprint)
+        fingerprint = request.headers.get(Header.TEACHER, self.spec.fingerprint)
         if fingerprint != self.spec.fingerprint:
             hint = "this URL serves another teacher: correct the URL, or start a new run"
             raise ApiError(
@@ -325,11 +326,11 @@ class TeacherService:
                 hint=hint,
             )
         content_type = request.headers.get("content-type", "")
-        if content_type.split(";")[0].strip() != wire.CONTENT_TYPE:
+        if content_type.split(";")[0].strip() != ARROW_TYPE:
             raise ApiError(
                 415,
                 "the body is not Arrow",
-                expected=wire.CONTENT_TYPE,
+                expected=ARROW_TYPE,
                 got=content_type,
                 hint="send an Arrow IPC stream",
             )
@@ -376,7 +377,7 @@ class TeacherService:
 def run_id(run: str) -> str:
     """A run's id, checked: it becomes a key and a label."""
     if _RUN_ID.fullmatch(run) is None:
-        hint = "the X-Salt-Run header, or the path of a progress report"
+        hint = f"the {Header.RUN} header, or the path of a progress report"
         raise ApiError(
             422,
             "the run's id is malformed",

@@ -10,8 +10,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from salt_distill.common.config import ServiceConfig
 from salt_distill.common.model.teacher import TeacherSpec
-from salt_distill.common.targets import codec, wire
-from salt_distill.common.targets.store import CacheSpec
+from salt_distill.common.protocol import ARROW_TYPE, PROTOCOL, Route
+from salt_distill.common.targets import codec
+from salt_distill.common.targets.manifest import CacheSpec
 from salt_distill.teacher_server.board.board import Board
 from salt_distill.teacher_server.http.access import Tokens
 from salt_distill.teacher_server.http.board_routes import add_board_routes
@@ -53,14 +54,14 @@ def build_app(
         known,
         log,
     )
-    app = FastAPI(title="SALT teacher", version=wire.PROTOCOL, lifespan=service.lifespan)
+    app = FastAPI(title="SALT teacher", version=PROTOCOL, lifespan=service.lifespan)
     app.state.service = service
     app.add_middleware(_Counted, service=service)
     add_error_handlers(app)
     app.add_middleware(Front, secret=service.secret, tokens=known, counters=service.batcher.counters, log=log)
     add_board_routes(app, service)
 
-    @app.get("/v1/teacher")
+    @app.get(Route.TEACHER)
     async def teacher_facts() -> dict[str, Any]:
         """Which teacher this is, how it runs, what it takes, and what it has done."""
         return await service.describe()
@@ -68,35 +69,35 @@ def build_app(
     body = {
         "requestBody": {
             "required": True,
-            "content": {wire.CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+            "content": {ARROW_TYPE: {"schema": {"type": "string", "format": "binary"}}},
         }
     }
 
-    @app.post("/v1/targets", openapi_extra=body, response_class=Response)
+    @app.post(Route.TARGETS, openapi_extra=body, response_class=Response)
     async def targets(request: Request) -> Response:
         """Targets of clips: an Arrow IPC stream of `clip_digest`, `clip` (null: "do you have it?") and
         optionally `token_idx`."""
         return await service.targets(request)
 
-    @app.get("/healthz")
+    @app.get(Route.ALIVE)
     async def alive() -> dict[str, bool]:
         """The process answers and its parts run."""
         service.check()
         return {"alive": True}
 
-    @app.get("/readyz")
+    @app.get(Route.READY)
     async def ready() -> dict[str, bool]:
         """Weights are loaded and one forward is done."""
         service.require_ready()
         return {"ready": True}
 
-    @app.get("/metrics", response_class=PlainTextResponse)
+    @app.get(Route.METRICS, response_class=PlainTextResponse)
     async def metrics() -> Response:
         """All replicas' counters, and the runs, for Prometheus."""
         text = exposition(service.spec, await service.all_counters(), await service.board.runs())
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/", include_in_schema=False)
+    @app.get(Route.PAGE, include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(PAGE, media_type="text/html")
 
@@ -112,7 +113,7 @@ class _Counted:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = int(
-            scope["type"] == "http" and scope["path"].endswith("/v1/targets") and not self._service.ending
+            scope["type"] == "http" and scope["path"].endswith(Route.TARGETS) and not self._service.ending
         )
         self._service.open_requests += begun
         try:
@@ -133,7 +134,5 @@ def board_arguments(spec: TeacherSpec, config: ServiceConfig) -> dict[str, Any]:
 
 
 def _open_cache(root: Path, spec: TeacherSpec, config: ServiceConfig) -> DiskTargets:
-    kind = CacheSpec(
-        teacher=spec.to_json(), target_dtype=config.cache_dtype, shape=(spec.num_tokens, spec.width)
-    )
+    kind = CacheSpec(teacher=spec, target_dtype=config.cache_dtype, shape=(spec.num_tokens, spec.width))
     return DiskTargets(root, kind, segment_bytes=config.segment_bytes)

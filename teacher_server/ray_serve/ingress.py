@@ -7,6 +7,8 @@ import secrets
 import socket
 from typing import Any
 
+from salt_distill.common.protocol import Header
+
 _REPLICA_PORTS = 100
 """Ports that the replicas of a private Ray choose from."""
 
@@ -40,7 +42,7 @@ def haproxy_environment() -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + _REPLICA_PORTS),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "hdr(X-Salt-Bucket)",
+        "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": f"hdr({Header.BUCKET})",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "2",
         # A client that stops in the middle of a request is dropped
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",

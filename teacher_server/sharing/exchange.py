@@ -11,8 +11,9 @@ import numpy as np
 
 from salt_distill.common.clip import clip_digest
 from salt_distill.common.config import TargetDtype
+from salt_distill.common.protocol import Header, RowStatus
 from salt_distill.common.targets.codec import EncodedTarget
-from salt_distill.common.targets.wire import Request, RequestRow, ResponseRow, Status
+from salt_distill.common.targets.wire import Request, RequestRow, ResponseRow
 from salt_distill.teacher_server.board.board import Board
 from salt_distill.teacher_server.sharing import peers
 from salt_distill.teacher_server.sharing.batching import Batcher
@@ -40,10 +41,8 @@ class Asker:
 
     def headers(self) -> dict[str, str]:
         """Said to the replica that rows are passed on to."""
-        deadline = (
-            {} if self.deadline_s is None else {"X-Salt-Deadline-Ms": peers.deadline_ms(self.deadline_s)}
-        )
-        return {"X-Salt-Run": self.run, "X-Salt-Request": self.request, **deadline}
+        deadline = {} if self.deadline_s is None else {Header.DEADLINE_MS: peers.deadline_ms(self.deadline_s)}
+        return {Header.RUN: self.run, Header.REQUEST: self.request, **deadline}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +75,7 @@ class _Ask:
 
 @dataclass(frozen=True)
 class _Outcome:
-    status: Status
+    status: RowStatus
     encoded: EncodedTarget | None = None
     leased: bool = False
 
@@ -208,11 +207,11 @@ class Exchange:
             ask.grant()
         return outcomes
 
-    def _refusals(self, rows: list[RequestRow]) -> list[Status | None]:
+    def _refusals(self, rows: list[RequestRow]) -> list[RowStatus | None]:
         """What is wrong with each row's bytes, if anything. Hashes, so not for the event loop."""
         return [self._refusal(row) for row in rows]
 
-    def _refusal(self, row: RequestRow) -> Status | None:
+    def _refusal(self, row: RequestRow) -> RowStatus | None:
         if row.clip is None:
             return None
         if memoryview(row.clip).nbytes != np.prod(self.clip_shape):

@@ -7,12 +7,9 @@ import urllib.parse
 from collections.abc import Sequence
 
 from salt_distill.common.config import TargetDtype
+from salt_distill.common.protocol import ARROW_TYPE, Header, Route
 from salt_distill.common.targets import wire
 from salt_distill.teacher_server.sharing.batching import BusyError
-
-PASSED = "x-salt-passed"
-"""Header of a request that another replica passes on, with the secret of the replicas: its rows are answered
-here, whoever owns them."""
 
 
 class PeerSecret:
@@ -43,16 +40,16 @@ async def ask(
     head = {
         "Host": parts.netloc,
         "Connection": "close",
-        "Content-Type": wire.CONTENT_TYPE,
+        "Content-Type": ARROW_TYPE,
         "Content-Length": str(sum(map(len, body))),
-        PASSED: secret,
+        Header.PASSED: secret,
         **headers,
     }
     lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
     try:
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
         try:
-            writer.write(f"POST /v1/targets HTTP/1.1\r\n{lines}\r\n".encode())
+            writer.write(f"POST {Route.TARGETS} HTTP/1.1\r\n{lines}\r\n".encode())
             for piece in body:
                 writer.write(piece)
             await writer.drain()

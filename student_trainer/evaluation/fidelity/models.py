@@ -280,6 +280,6 @@ def _at_start() -> dict[str, float]:
         )
         return {
             "deviation": float(predicted.std()),
-            "salt": float(Salt(encoder, heads[0])(pixels, target, masks).mean()),
-            "vpixel": float(VPixel(encoder, heads[1], pixel_norm="channel")(pixels, None, masks).mean()),
+            "salt": float(Salt(encoder, heads[0])(pixels, masks, target).mean()),
+            "vpixel": float(VPixel(encoder, heads[1], pixel_norm="channel")(pixels, masks).mean()),
         }

@@ -1,0 +1,28 @@
+import pytest
+
+from salt_distill.common.whole import whole_file, whole_folder, write_whole
+
+
+def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    write_whole(path, "old", synced=True)
+    with pytest.raises(OSError, match="disk full"), whole_file(path) as partial:  # noqa: PT012
+        partial.write_text("ne")
+        assert path.read_text() == "old"
+        raise OSError("disk full")
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_is_the_old_one_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "step-4"
+    for content in ("old", "new"):
+        with pytest.raises(OSError, match="disk full"), whole_folder(path) as partial:  # noqa: PT012
+            (partial / "half").write_text("half")
+            raise OSError("disk full")
+        with whole_folder(path) as partial:
+            assert list(partial.iterdir()) == []  # what an earlier writer left is gone
+            (partial / content).mkdir()
+            (partial / content / "file").write_text(content)
+        assert [file.name for file in path.iterdir()] == [content]
+    assert list(tmp_path.iterdir()) == [path]
