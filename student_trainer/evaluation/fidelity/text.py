@@ -79,8 +79,11 @@ Where the sources are silent or disagree, and what is done here:
 - **Which weights are the teacher**: those that were trained; V-Pixel has no moving average.
 - **Schedules** start anew in each stage, warm-up included (10,000 steps, half of a 20k teacher's), and reach their
   end at the last step (Table 5: scale 1; V-JEPA stops at 80 %).
-- **Gradient clipping** at 0.02 is on the global norm of encoder and predictor together, from the first step. V-JEPA
-  clips the two apart and only after its warm-up, V-JEPA 2 not at all; the paper does not say.
+- **Gradient clipping** at 0.02: of encoder and predictor apart, and only after the warm-up. The paper does not say; it
+  is what V-JEPA's code does, whose rates, decay, crop and masks Table 5 repeats (V-JEPA 2 clips nothing). Over both
+  together from the first step (`optim.clip: joint`, `optim.clip_after_warmup: false`) the zero mask tokens take 99.6 % of
+  the norm at the start, and so decide how far all else is cut. V-JEPA counts in epochs and begins one epoch after its
+  warm-up.
 - **Mask tokens**: one for each mask set, zero at first and with weight decay (V-JEPA). V-JEPA 2 holds several and
   trains one.
 - **Random resized crop**: torchvision's and V-JEPA's, from ten tries that are drawn before the frame's size is known,
