@@ -37,16 +37,16 @@ def encode_mp4(
         )
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.codec_context.thread_count = 1
-        if tick_s is None:
-            tick_s, clock = 1 / stream.codec_context.framerate, None
-        else:
-            stream.codec_context.time_base, clock = tick_s, 0
+        constant, first = tick_s is None, 0
+        clock = 1 / stream.codec_context.framerate if tick_s is None else tick_s
+        stream.codec_context.time_base = clock
         for number, frame in enumerate(frames):
-            if clock is not None and number == 0:
-                clock = frame.pts
             # A frame decoded from elsewhere brings its own clock and picture type along.
-            frame.pts = number if clock is None else frame.pts - clock
-            frame.time_base, frame.pict_type = tick_s, 0
+            time = number if constant else frame.pts
+            assert time is not None, f"frame {number} has no time"
+            if number == 0:
+                first = time
+            frame.pts, frame.time_base, frame.pict_type = time - first, clock, 0
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return file.getvalue()
