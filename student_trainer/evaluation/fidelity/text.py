@@ -56,6 +56,12 @@ TRAINING = """
 Table 5's schedules are pure functions of the step; the first update is step 1.
 """
 
+PROBES = """
+The frozen-backbone probes of `salt-eval probe --preset`. Where ours and the reference drew from equal seeds, all 40
+images of the first row were equal to the last bit. The fast forms have V-JEPA's optimizer, as the paper's Table 7 says
+("identical to V-JEPA"): gradients clipped to a norm of 1, no decay of biases and norms.
+"""
+
 COMPUTE = """
 `salt-eval flops --paper` prints the tables of the next section, `salt-eval flops --preset vit-g --teacher vit-l
 --teacher-steps 80000` a row of the one below: the paper's rule beside the exact count. The rule (6ND) gives the
@@ -99,6 +105,11 @@ Where the sources are silent or disagree, and what is done here:
   released ViT-g: 22).
 - **Masks**: every clip of the global batch has its own. In the reference all ranks begin with one seed, so that they
   tend to draw the same positions.
+- **Probes**: RandAugment, erasing, the image probe's flip, AutoAugment and antialias, the first weights of a deep probe
+  and the learning rate of each update are the reference's. Left different, and named in each probe's protocol: erased
+  noise is rounded and clamped to 8-bit pixels, since clips stay uint8 until they are normalised; segments are scored at
+  their middles; precision is bfloat16 on a GPU (float16 there). V-JEPA's weight decay falls to 1e-6, the default of its
+  code that no configuration sets: the fast forms do the same.
 - **Loss**: the mean over tokens and channels of a clip, then over the good clips of the global batch, then over the
   mask sets; the reference takes each rank's mean. Equal where all ranks hold equally many clips.
 """
