@@ -27,6 +27,7 @@ from salt_distill.common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, Fro
 from salt_distill.common.config.layers import explain, merge
 from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
+    MAX_DEPTH,
     BlockSetConfig,
     EncoderConfig,
     MaskConfig,
@@ -72,6 +73,7 @@ from salt_distill.common.config.train import (
 __all__ = [
     "MASKS",
     "MASK_GROUP_SIZE",
+    "MAX_DEPTH",
     "PRESETS",
     "PROTOCOLS",
     "TIMM",
