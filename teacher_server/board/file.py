@@ -14,7 +14,7 @@ from salt_distill.common.metrics import ServiceMetrics
 from salt_distill.common.whole import write_whole
 from salt_distill.teacher_server.board.runs import RunLine
 
-log = logging.getLogger("salt.server")
+log = logging.getLogger(__name__)
 
 _FORMAT = "salt-board-1"
 _LEAST_BYTES = 1_000_000

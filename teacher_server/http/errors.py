@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from salt_distill.common.protocol import ErrorBody, Header, HttpStatus
 from salt_distill.teacher_server.board.link import BoardAwayError
 
-log = logging.getLogger("salt.server")
+log = logging.getLogger(__name__)
 
 
 class ApiError(Exception):

@@ -28,7 +28,7 @@ from salt_distill.teacher_server.sharing.leases import Leases
 from salt_distill.teacher_server.sharing.peers import Peers
 from salt_distill.teacher_server.sharing.room import Room
 
-log = logging.getLogger("salt.server")
+log = logging.getLogger(__name__)
 
 _BEAT_S = 1.0
 """From one time that a replica says to the board that it lives, and hears whether the service ends, to the

@@ -27,7 +27,7 @@ from salt_distill.teacher_server.sharing.room import Share
 
 T = TypeVar("T")
 
-log = logging.getLogger("salt.server")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
