@@ -28,6 +28,7 @@ from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
     BlockSetConfig,
     EncoderConfig,
+    GpuName,
     MaskConfig,
     MaskSetConfig,
     PredictorConfig,
@@ -36,7 +37,7 @@ from salt_distill.common.config.model import (
     ViewConfig,
     Views,
 )
-from salt_distill.common.config.plan import GpuName, PlanConfig, PlannedStudent
+from salt_distill.common.config.plan import PlanConfig, PlannedStudent
 from salt_distill.common.config.presets import MASKS, PRESETS, mask_layer, preset_layer
 from salt_distill.common.config.protocols import PROTOCOLS
 from salt_distill.common.config.serve import (
