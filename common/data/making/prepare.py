@@ -18,6 +18,7 @@ from salt_distill.common.config import PackConfig
 from salt_distill.common.data.encode import FAST_DECODING, encode_mp4
 from salt_distill.common.data.facts import VideoFacts
 from salt_distill.common.data.making.frame_folder import frame_names
+from salt_distill.common.data.making.sources import is_of_the_kernel
 from salt_distill.common.data.pool import DecodePool
 from salt_distill.common.data.stills import (
     IMAGE_SUFFIXES,
@@ -153,6 +154,8 @@ def _read(path: Path, max_bytes: int) -> bytes:
         raise BadVideoError(
             f"it is {_KINDS.get(stat.S_IFMT(status.st_mode), 'a folder')}, expected a regular file"
         )
+    if is_of_the_kernel(path):
+        raise BadVideoError(f"it is a link to {os.path.realpath(path)}, which is on no disk")
     if status.st_size > max_bytes:
         raise BadVideoError(f"it has more than the {max_bytes} bytes that --max-video-bytes allows")
     return path.read_bytes()
