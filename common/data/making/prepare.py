@@ -46,7 +46,7 @@ _SUFFIX_OF = {"mpo": ".jpg", "jpeg": ".jpg"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class PackingJob:
     """A source, and the options that change what is made of it."""
 
     path: Path
@@ -75,7 +75,7 @@ class Prepared:
 def prepare_all(paths: Sequence[Path], config: PackConfig) -> Generator[Prepared | BadVideoError, None, None]:
     """``prepare`` of each path, in order; a bounded number of bytes ahead of the one that is written."""
     jobs = (
-        Job(
+        PackingJob(
             path=path,
             short_side=config.short_side,
             copies=config.copies,
@@ -107,7 +107,7 @@ def _bytes_in(ahead: Iterable[Future[Prepared]]) -> int:
     return sum(future.result().num_bytes for future in ahead if future.done() and future.exception() is None)
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(job: PackingJob) -> Prepared:
     """The sample that a file or a folder of frames becomes. Raises BadVideoError."""
     try:
         kind = stat.S_IFMT(os.stat(job.path).st_mode)
@@ -119,7 +119,7 @@ def prepare(job: Job) -> Prepared:
     return _shrunk(prepared, job.short_side, FAST_DECODING if job.copies == "fast" else {})
 
 
-def _file(job: Job) -> Prepared:
+def _file(job: PackingJob) -> Prepared:
     data = _read(job.path, job.max_video_bytes)
     suffix, images = job.path.suffix.lower(), stills_in(data)
     facts = probe(data)
@@ -131,7 +131,7 @@ def _file(job: Job) -> Prepared:
     return Prepared(members=[(suffix, data)], facts=facts, sha256=content_hash(images or [data]))
 
 
-def _folder(job: Job) -> Prepared:
+def _folder(job: PackingJob) -> Prepared:
     names = frame_names(os.listdir(job.path))
     if job.fps is None:
         raise BadVideoError("it is a folder of images, expected --fps for their rate")

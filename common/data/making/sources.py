@@ -15,7 +15,7 @@ from salt_distill.common.data.video import VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)
-class Source:
+class UnpackedVideo:
     """One video before it is packed: a file, or a folder of frames."""
 
     path: Path
@@ -32,7 +32,7 @@ class Listing:
     name: str
     """Of the source, in keys and file names."""
     class_names: dict[str, list[str]]
-    sources: list[Source]
+    sources: list[UnpackedVideo]
     """In the order in which they are packed."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """(path, reason) of what cannot even be tried."""
@@ -99,7 +99,7 @@ def list_sources(config: PackConfig) -> Listing:
     for name in sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest()):
         path, row = found[name][0], named[name]
         labels = {label: value_of[label][class_name] for label, class_name in row.labels.items()}
-        listing.sources.append(Source(path, name, labels, row.split or config.split))
+        listing.sources.append(UnpackedVideo(path, name, labels, row.split or config.split))
     return listing
 
 
