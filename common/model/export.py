@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from salt_distill.common.config import ExportConfig, FrozenConfig
+from salt_distill.common.console import console
 from salt_distill.common.model.checkpoint import CheckpointConfig, load_predictor, open_encoder, read_config
 from salt_distill.common.model.layouts import (
     hf_encoder,
@@ -28,7 +29,7 @@ VJEPA2_PREFIX = "module.backbone."
 """Before every name in a file of V-JEPA 2's: its distributed wrapper and its multi-sequence wrapper."""
 
 
-def export(choice: ExportConfig, console: Console) -> None:
+def export(choice: ExportConfig, console: Console = console) -> None:
     """Writes a checkpoint in another's format; it appears whole or not at all. Raises ValueError where the
     format has no place for it."""
     out = Path(choice.out)
