@@ -40,7 +40,12 @@ def show_runs(config: RunsConfig) -> None:
         _stdout().print(_runs_table(runs))
 
 
-def drain(config: DrainConfig, *, stop: bool) -> None:
+def stop(config: DrainConfig) -> None:
+    """``drain``, and the service has ended."""
+    drain(config, stop=True)
+
+
+def drain(config: DrainConfig, *, stop: bool = False) -> None:
     """Returns when everything is answered and, with ``stop``, the service is gone. Raises ConnectionError
     where that is not so in time."""
     url = config.url.rstrip("/")
@@ -75,7 +80,10 @@ def _answer(service: OfServiceConfig, path: str, method: str = "GET") -> Any:
     """What a service answers. Raises ConnectionError where it is not there, ValueError where it refuses."""
     url = service.url.rstrip("/")
     request = urllib.request.Request(
-        url + path, method=method, headers=authorization(access_token(service.token_file))
+        url + path,
+        method=method,
+        # of an empty body: a web page cannot send this type to a service that it does not belong to
+        headers={"Content-Type": "application/json", **authorization(access_token(service.token_file))},
     )
     tls = trusted(service.ca) if url.startswith("https:") else None
     try:

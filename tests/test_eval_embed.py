@@ -13,7 +13,6 @@ from eval_tools import CONFIG, make_dataset, make_models, make_run, save
 from PIL import Image
 from transformers import VJEPA2ForVideoClassification
 
-from salt_distill.common.command import console
 from salt_distill.common.config import (
     EmbedConfig,
     ExportConfig,
@@ -30,9 +29,9 @@ from salt_distill.student_trainer.evaluation.embed import run as embedding
 from salt_distill.student_trainer.evaluation.embed import similar
 from salt_distill.student_trainer.evaluation.embed.files import read_features
 from salt_distill.student_trainer.evaluation.embed.windows import windows_of
+from salt_distill.student_trainer.evaluation.probe import export as exporting
 from salt_distill.student_trainer.evaluation.probe import predict
 from salt_distill.student_trainer.evaluation.probe import run as probing
-from salt_distill.student_trainer.evaluation.probe.export import export_with_probe
 from salt_distill.student_trainer.evaluation.probe.kept import open_probe
 
 LOADER = LoaderConfig(decode_processes=0)
@@ -205,7 +204,7 @@ def test_a_kept_probe_says_of_files_what_it_said_of_the_split(tmp_path, probed):
 def test_transformers_classifies_with_it(tmp_path, probed):
     folder, _, run = probed
     values = {"ckpt": str(run), "format": "hf", "probe": str(folder / "probe.safetensors")}
-    export_with_probe(ExportConfig(**values, label="shade", out=str(tmp_path / "hf")), console)
+    exporting.run(ExportConfig(**values, label="shade", out=str(tmp_path / "hf")))
     model, loading = VJEPA2ForVideoClassification.from_pretrained(tmp_path / "hf", output_loading_info=True)
     # The run is a stage 1's, whose predictor predicts pixels: transformers makes up one of no blocks.
     assert all(name.startswith("vjepa2.predictor.") for name in loading["missing_keys"]), loading
@@ -219,5 +218,5 @@ def test_transformers_classifies_with_it(tmp_path, probed):
         logits = model.eval()(clip.transpose(1, 2)).logits
     assert (logits - expected).abs().max() < 1e-3
     with pytest.raises(ValueError, match="got --label None, expected one of shade, side"):
-        export_with_probe(ExportConfig(**values, out=str(tmp_path / "again")), console)
+        exporting.run(ExportConfig(**values, out=str(tmp_path / "again")))
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]

@@ -1,7 +1,7 @@
 """Every configuration value of the project: its type, its default, its unit."""
 
 from salt_distill.common.config.access import TokenConfig
-from salt_distill.common.config.base import Config, dump_yaml, explain, load_yaml, merge
+from salt_distill.common.config.base import Config, dump_yaml, load_yaml
 from salt_distill.common.config.data import (
     InspectConfig,
     MixConfig,
@@ -27,10 +27,13 @@ from salt_distill.common.config.evaluate import (
     SimilarConfig,
 )
 from salt_distill.common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
+from salt_distill.common.config.layers import explain, merge
 from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
+    MAX_DEPTH,
     BlockSetConfig,
     EncoderConfig,
+    GpuName,
     MaskConfig,
     MaskSetConfig,
     PredictorConfig,
@@ -39,7 +42,7 @@ from salt_distill.common.config.model import (
     ViewConfig,
     Views,
 )
-from salt_distill.common.config.plan import GpuName, PlanConfig, PlannedStudent
+from salt_distill.common.config.plan import PlanConfig, PlannedStudent
 from salt_distill.common.config.presets import MASKS, PRESETS, mask_layer, preset_layer
 from salt_distill.common.config.protocols import PROTOCOLS
 from salt_distill.common.config.serve import (
@@ -74,6 +77,7 @@ from salt_distill.common.config.train import (
 __all__ = [
     "MASKS",
     "MASK_GROUP_SIZE",
+    "MAX_DEPTH",
     "PRESETS",
     "PROTOCOLS",
     "TIMM",

@@ -14,8 +14,8 @@ from rich.progress import track
 from torch import Tensor
 
 from salt_distill.common.clip import BadVideoError
-from salt_distill.common.command import console
 from salt_distill.common.config import EmbedConfig
+from salt_distill.common.console import console
 from salt_distill.common.data.video import decoder_name
 from salt_distill.common.model.compute import uses_bfloat16
 from salt_distill.common.model.frozen import FrozenEncoder

@@ -1,23 +1,30 @@
-"""`salt-eval export --probe`: an encoder and its probe as a ``VJEPA2ForVideoClassification``."""
+"""`salt-eval export`: with `--probe` an encoder and its probe as a ``VJEPA2ForVideoClassification``."""
 
 import json
 import shutil
 from pathlib import Path
 
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from salt_distill.common.config import ExportConfig, FrozenConfig
+from salt_distill.common.console import console
 from salt_distill.common.model.checkpoint import open_encoder
 from salt_distill.common.model.export import export
 from salt_distill.common.model.teacher import fingerprint
 from salt_distill.student_trainer.evaluation.probe.kept import OpenProbe, open_probe, to_transformers
 
 
-def export_with_probe(choice: ExportConfig, console: Console) -> None:
+def run(choice: ExportConfig) -> None:
+    """Writes a checkpoint in another's format, with a classifier where a probe is given."""
+    if choice.probe is None:
+        export(choice)
+    else:
+        export_with_probe(choice, choice.probe)
+
+
+def export_with_probe(choice: ExportConfig, probe: str) -> None:
     """Writes the directory; it appears whole or not at all. Raises ValueError where the probe is of other
     weights, or transformers has no place for it."""
-    assert choice.probe is not None, "without a probe an encoder is exported"
     out = Path(choice.out)
     if out.exists():
         raise ValueError(f"got --out {out}, which exists: give another name")
@@ -25,7 +32,7 @@ def export_with_probe(choice: ExportConfig, console: Console) -> None:
         FrozenConfig(ckpt=choice.ckpt, num_frames=choice.num_frames, crop_size=choice.crop_size)
     )
     identity = fingerprint(encoder, encoder.load())
-    kept = open_probe(Path(choice.probe), None, fingerprint=identity)
+    kept = open_probe(Path(probe), None, fingerprint=identity)
     label = _label(choice, kept)
     if kept.encoder.num_heads != encoder.config.num_heads:
         raise ValueError(
@@ -36,7 +43,7 @@ def export_with_probe(choice: ExportConfig, console: Console) -> None:
     partial = out.with_name(f".partial-{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        export(choice.model_copy(update={"out": str(partial), "probe": None, "label": None}), console)
+        export(choice.model_copy(update={"out": str(partial), "probe": None, "label": None}))
         _add_probe(partial, kept, label)
         partial.rename(out)
     finally:

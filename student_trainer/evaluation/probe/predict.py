@@ -12,8 +12,8 @@ from rich.progress import track
 from torch import Tensor
 
 from salt_distill.common.clip import BadVideoError
-from salt_distill.common.command import console
 from salt_distill.common.config import FrozenConfig, PredictConfig
+from salt_distill.common.console import console
 from salt_distill.common.data.segments import SegmentCut
 from salt_distill.common.model.checkpoint import open_encoder
 from salt_distill.common.model.compute import uses_bfloat16
