@@ -127,7 +127,8 @@ def copies(videos: str, scratch: str, arguments):
     for kind, reader in readers.items():
         num_bytes = sum(sample.size for shard in reader.samples for sample in shard)
         print(
-            f"{kind}: {arguments.clips / np.median(cpu[kind]):.1f} clips/s of a core, {num_bytes / 1e6:.1f} MB"
+            f"{kind}: {arguments.clips / np.median(cpu[kind]):.1f} clips/s of a core,"
+            f" {num_bytes / 1e6:.1f} MB"
         )
         reader.close()
 
