@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from salt_distill.common.config import StudentRun, SweepConfig, dump_yaml, load_yaml
-from salt_distill.common.local_ray import ray_to_join
+from salt_distill.common.local_ray import join, ray_to_join
 from salt_distill.student_trainer.job import ENVIRONMENT
 from salt_distill.student_trainer.run_directory import check_same
 from salt_distill.student_trainer.sweep.file import runs_of
@@ -75,7 +75,7 @@ def _train(
     with ray_to_join(config.address, environment=ENVIRONMENT) as ray_arguments:
         import ray
 
-        ray.init(**ray_arguments)
+        join(ray_arguments)
         room = ray.available_resources()
         address = ray.get_runtime_context().gcs_address
         ray.shutdown()
