@@ -189,7 +189,7 @@ class _Shards:
 def _plan(config: PackConfig, listing: Listing) -> str:
     """Hash of all that decides the shards, but the content of the files."""
     options = config.model_dump(
-        include={"max_shard_bytes", "max_video_bytes", "short_side", "fps", "timeout_s"}
+        include={"max_shard_bytes", "max_video_bytes", "short_side", "copies", "fps", "timeout_s"}
     )
     hasher = hashlib.sha256(json.dumps([listing.name, options, listing.class_names]).encode())
     for source in listing.sources:
