@@ -183,7 +183,7 @@ class _Watch:
         self._ended = (
             reason.read_text()
             if reason.exists()
-            else "this command's private Ray was killed, and with it everything that was begun: start it again"
+            else "this command's private Ray was killed, and all that it has begun with it: start it again"
         )
         os.kill(os.getpid(), signal.SIGINT)
         if not self._ends.wait(_UNWIND_S):  # in a call that waits for Ray
