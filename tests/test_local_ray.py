@@ -135,6 +135,7 @@ def test_a_command_and_its_ray_that_were_killed_leave_nothing_to_the_next(tmp_pa
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_command_ends_at_every_moment_of_its_start(number, tmp_path):
     ckpt = save_teacher(tmp_path / "teacher")
