@@ -19,6 +19,7 @@ from typing import Any
 import rich.console
 
 from salt_distill.common.config import ServeConfig
+from salt_distill.common.console import console
 from salt_distill.common.local_ray import is_private, join, ray_to_join
 from salt_distill.common.protocol import Header, Route
 from salt_distill.teacher_server.board.board import Ending
@@ -38,7 +39,7 @@ _BOARD_LOST_S = 60.0
 """A board that does not answer for so long has no Ray any more that would start it again."""
 
 
-def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
+def serve_teacher(config: ServeConfig, console: rich.console.Console = console) -> None:
     """Serves until SIGINT or SIGTERM; prints the URL, and nothing else, on standard output once /readyz
     answers.
 

@@ -33,6 +33,10 @@ class SynthConfig(Config):
     fps: PositiveFloat = 12.0
     """Frames per second."""
 
+    @property
+    def extras(self) -> tuple[str, ...]:
+        return ("eval",)
+
 
 class ScenesConfig(Config):
     """`salt-data scenes`: pairs of possible and impossible videos made here, in IntPhys's folders."""
@@ -189,8 +193,8 @@ class InspectConfig(Config):
     """A packed data set or a mixture."""
     split: str = "all"
     """Split to look at; `all` takes every sample."""
-    format: Literal["table", "json"] = "table"
-    """`json` prints everything as one object."""
+    json_: bool = False
+    """One JSON object for programs, instead of tables for people."""
     sheet: str | None = None
     """PNG to write: the first clips that a run with this data seed sees, and the masks of the first of
     them."""

@@ -12,7 +12,7 @@ from typing import Any
 from salt_distill.common.config import TrainConfig
 from salt_distill.student_trainer.targets.client import TeacherClient
 
-log = logging.getLogger("salt.client")
+log = logging.getLogger(__name__)
 
 _REPORTED = ("step", "slot", "loss", "flops", "teacher_wait_ms", "clips_per_s")
 """What the service's board shows of a line of metrics.jsonl."""

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from salt_distill.common.clip import BadVideoError
 from salt_distill.common.config import PackConfig
+from salt_distill.common.console import console
 from salt_distill.common.data.index import write_index
 from salt_distill.common.data.making.partial import Finished, PartialFolder
 from salt_distill.common.data.making.prepare import Prepared, prepare_all
@@ -29,7 +30,7 @@ _OURS = {"index.parquet", "dataset.json", FILE_NAME}
 """What a packed folder holds beside its tars."""
 
 
-def pack(config: PackConfig, console: rich.console.Console) -> None:
+def pack(config: PackConfig, console: rich.console.Console = console) -> None:
     """Writes the shards, then the index; bad files are named in ``skipped.csv``. Continues what a killed run
     of the same command left.
 
