@@ -1,12 +1,12 @@
 """A student run as the board knows it: its progress, its curve in a bounded number of points, what it was
 sent."""
 
-import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from salt_distill.common.protocol import Progress
+from salt_distill.common.protocol import CurvePoints, Progress, RunState
 
+_COUNTS = ("clips_served", "clips_computed", "bytes_out", "seen_s")
 MAX_POINTS = 400
 """Most points of a run's curve, an even number: enough for every column of a chart."""
 
@@ -56,10 +56,14 @@ class Curve:
             ]
             self.stride *= 2
 
-    def columns(self) -> dict[str, list[Any]]:
-        """``step``, ``flops`` and ``loss`` of the points, the one to come last."""
+    def shown(self) -> CurvePoints:
+        """The points, the one to come last."""
         points = [*self.points, *([] if self.begun is None else [self.begun])]
-        return {name: [getattr(point, name) for point in points] for name in ("step", "flops", "loss")}
+        return CurvePoints(
+            step=[point.step for point in points],
+            flops=[point.flops for point in points],
+            loss=[point.loss for point in points],
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain types."""
@@ -88,33 +92,24 @@ class Run:
     bytes_out: int = 0
     seen_s: float = 0.0
     """When it was heard of last, in seconds since 1970."""
-    progress: Progress | None = None
+    progress: RunState | None = None
     config: dict[str, Any] | None = None
     curve: Curve = field(default_factory=Curve)
-    members: dict[int, tuple[Progress, float]] = field(default_factory=dict)
-    """What each worker that is in a group reported last, and when, on the monotonic clock of this process."""
+    token: str = ""
+    """Whose run it is: of the token that was heard last."""
 
     def post(self, progress: Progress) -> None:
         """Takes a worker's report in. What is shown of the run is the first one's."""
-        self.members.pop(progress.worker, None)
-        if progress.group is not None:
-            self.members[progress.worker] = progress.model_copy(update={"config": None}), time.monotonic()
         if progress.worker != 0:
             return
         self.config = self.config if progress.config is None else progress.config
-        self.progress = progress.model_copy(update={"config": None})
+        self.progress = RunState.model_validate(progress.model_dump(exclude={"config"}))
         if progress.loss is not None:
             self.curve.add(progress.step, progress.flops, progress.loss)
 
     def counts(self) -> dict[str, int | float]:
         """What it was sent, and when it was heard of."""
-        return {
-            name: getattr(self, name) for name in ("clips_served", "clips_computed", "bytes_out", "seen_s")
-        }
-
-    def shown_progress(self) -> dict[str, Any] | None:
-        """The newest report, without its configuration."""
-        return None if self.progress is None else self.progress.model_dump(exclude={"config"})
+        return {name: getattr(self, name) for name in _COUNTS}
 
     def line(self, report: Progress) -> dict[str, Any]:
         """What the board's file says of a report."""
@@ -124,22 +119,23 @@ class Run:
         """Everything that the board's file keeps of the run."""
         return {
             **self.counts(),
-            "progress": self.shown_progress(),
+            "progress": None if self.progress is None else self.progress.model_dump(),
             "config": self.config,
             "curve": self.curve.to_json(),
         }
 
     def read(self, values: dict[str, Any]) -> None:
         """Takes a line of the board's file in, of either kind."""
-        for name in ("clips_served", "clips_computed", "bytes_out", "seen_s"):
+        for name in _COUNTS:
             setattr(self, name, values[name])
         progress = None if values["progress"] is None else Progress.model_validate(values["progress"])
         if "curve" in values:
             self.progress, self.config, self.curve = (
-                progress,
+                None
+                if progress is None
+                else RunState.model_validate(progress.model_dump(exclude={"config"})),
                 values["config"],
                 Curve.from_json(values["curve"]),
             )
         elif progress is not None:
             self.post(progress)
-        self.members.clear()  # it is a member of its group when it reports again
