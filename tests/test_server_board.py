@@ -51,7 +51,7 @@ def test_a_curve_is_bounded_and_keeps_the_means():
     assert shown["flops"] == [2.0 * step for step in shown["step"]]
     for first, last, mean in zip([0, *shown["step"]], shown["step"], shown["loss"], strict=False):
         assert mean == pytest.approx(sum(losses[first:last]) / (last - first))
-    assert Curve.from_json(json.loads(json.dumps(curve.to_json()))) == curve
+    assert Curve.model_validate_json(curve.model_dump_json()) == curve
 
 
 def test_a_resumed_run_goes_on_where_it_resumed():
