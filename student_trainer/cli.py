@@ -20,18 +20,19 @@ def _train(config: TrainConfig) -> None:
     from pathlib import Path
 
     from salt_distill.student_trainer.progress import show_progress
-    from salt_distill.student_trainer.run_directory import claimed, open_run
+    from salt_distill.student_trainer.run_directory import check_run, claimed
 
-    open_run(config)
+    check_run(config)
     with show_progress(Path(config.out), config.steps, console):
         if config.workers == 0:
             import torch
 
-            from salt_distill.student_trainer.loop import Worker, train
+            from salt_distill.student_trainer.loop import Worker, opened, train_on
 
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            with claimed(config) as checkpoint:
-                train(config, Worker(rank=0, world_size=1, device=device), checkpoint)
+            worker = Worker(rank=0, world_size=1, device=device)
+            with claimed(config) as checkpoint, opened(config, worker) as (reader, source):
+                train_on(reader, source, config, worker, checkpoint)
         else:
             from salt_distill.student_trainer.job import run_job
 

@@ -66,6 +66,7 @@ from salt_distill.common.config.train import (
     TeacherRun,
     TrainConfig,
     VJepaRun,
+    shown_config,
 )
 
 __all__ = [
@@ -139,4 +140,5 @@ __all__ = [
     "mask_layer",
     "merge",
     "preset_layer",
+    "shown_config",
 ]

@@ -17,10 +17,9 @@ from salt_distill.common.config import (
     merge,
     preset_layer,
 )
+from salt_distill.common.config.marks import DecidedBySweep, marked
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_OF_THE_SWEEP = ("out", "resume", "address", "estimate", "estimate_out")
-"""Keys that no file may have: the sweep decides them."""
 
 
 def runs_of(config: SweepConfig) -> dict[str, StudentRun]:
@@ -55,7 +54,7 @@ def runs_of(config: SweepConfig) -> dict[str, StudentRun]:
 
 def _run(config: SweepConfig, file: SweepFile, name: str, *own: dict[str, Any]) -> StudentRun:
     values = merge(_nested(file.common), *own)
-    if decided := [key for key in _OF_THE_SWEEP if key in values]:
+    if decided := [key for key, _ in marked(StudentRun, DecidedBySweep) if key in values]:
         raise ValueError(
             f"{config.file}: run {name}: got {', '.join(decided)}, expected none of it in the file: the sweep"
             " decides that"

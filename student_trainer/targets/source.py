@@ -4,24 +4,32 @@ the same bits."""
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from salt_distill.common.clip import ClipBatch
-from salt_distill.common.config import FrozenConfig, StudentRun, TargetDtype, TrainConfig, ViewConfig, Views
+from salt_distill.common.config import (
+    FrozenConfig,
+    StudentRun,
+    TargetDtype,
+    TrainConfig,
+    ViewConfig,
+    Views,
+    shown_config,
+)
 from salt_distill.common.credentials import access_token
 from salt_distill.common.data.video import decoder_name
 from salt_distill.common.folders.fetched import fetched
+from salt_distill.common.metrics_line import MetricsLine
 from salt_distill.common.model.checkpoint import open_encoder
 from salt_distill.common.model.masking import MaskGroup
 from salt_distill.common.model.teacher import Teacher, TeacherSpec
 from salt_distill.common.targets import codec
 from salt_distill.common.targets.target_cache import TargetCache
 from salt_distill.student_trainer.targets.client import TeacherMismatchError, require_same_teacher
-from salt_distill.student_trainer.targets.group import shown_config
 from salt_distill.student_trainer.targets.host_memory import new_targets
 from salt_distill.student_trainer.targets.retry import TeacherUnavailableError
 from salt_distill.student_trainer.targets.service import ServiceTargets
@@ -56,7 +64,7 @@ class TargetSource(Protocol):
         """
         ...
 
-    def report(self, line: dict[str, Any]) -> None:
+    def report(self, line: MetricsLine) -> None:
         """Tells whoever watches the run about a line of its metrics; never fails it."""
         ...
 
@@ -109,7 +117,7 @@ class CachedTargets:
         """See TargetSource."""
         require_same_teacher(self.spec, spec)
 
-    def report(self, line: dict[str, Any]) -> None:
+    def report(self, line: MetricsLine) -> None:
         """Nobody watches."""
 
     def metrics(self) -> dict[str, float]:
@@ -188,7 +196,7 @@ class LocalTargets:
         """See TargetSource."""
         require_same_teacher(self.spec, spec)
 
-    def report(self, line: dict[str, Any]) -> None:
+    def report(self, line: MetricsLine) -> None:
         """Nobody watches."""
 
     def metrics(self) -> dict[str, float]:
@@ -257,7 +265,7 @@ class ReservedTargets:
         """See TargetSource."""
         require_same_teacher(self.spec, spec)
 
-    def report(self, line: dict[str, Any]) -> None:
+    def report(self, line: MetricsLine) -> None:
         """See TargetSource."""
         self._service.report(line)
 
