@@ -20,6 +20,7 @@ from torch import nn
 
 from salt_distill.common.config import MASK_GROUP_SIZE, EncoderConfig, StudentRun, preset_layer
 from salt_distill.common.config.base import merge
+from salt_distill.common.data.views import view_facts
 from salt_distill.common.model.compute import matrix_peak, set_up, uses_bfloat16, wait_for
 from salt_distill.common.model.frozen import FrozenEncoder
 from salt_distill.common.model.grid import token_grid
@@ -28,14 +29,8 @@ from salt_distill.common.model.pixels import normalise
 from salt_distill.common.model.teacher import Teacher, device_kind
 from salt_distill.common.model.vit import Encoder, init_weights
 from salt_distill.common.targets import codec
-from salt_distill.common.targets.store import (
-    CacheRow,
-    CacheSpec,
-    file_path,
-    listing,
-    write_file,
-    write_manifest,
-)
+from salt_distill.common.targets.cache_file import CacheRow, file_path, write_file
+from salt_distill.common.targets.manifest import CacheSpec, FileListing, Manifest
 from salt_distill.student_trainer.batches import Batch
 from salt_distill.student_trainer.loop import Worker, train_on, update
 from salt_distill.student_trainer.objective import new_objective
@@ -329,12 +324,12 @@ def clips_and_targets(arguments, config, folder):
     clips = make_clips(arguments.clips, config.view.clip_shape, seed=0)
     shape = (teacher.num_tokens, teacher.width)
     spec = CacheSpec(
-        teacher=teacher.to_json(),
+        teacher=teacher,
         target_dtype="float16",
         shape=shape,
         data_seed=0,
         views=1,
-        view=config.view.model_dump(mode="json"),
+        view=view_facts(config.view),
         decoder="none",
         index_hash="none",
         split="train",
@@ -349,7 +344,7 @@ def clips_and_targets(arguments, config, folder):
     root = folder / "targets"
     name = file_path(spec, 0, "random-000000.tar")
     num_rows = write_file(root / name, spec, rows())
-    write_manifest(root, spec, {name: listing(root / name, num_rows)}, skipped=[])
+    Manifest(spec=spec, files={name: FileListing.of(root / name, num_rows)}).write(root)
     return ClipsInMemory(clips), open_cache(root, config, TargetsInMemory).hold(clips), root
 
 

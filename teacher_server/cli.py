@@ -61,13 +61,13 @@ def _runs(config: RunsConfig) -> None:
 
 
 def _drain(config: DrainConfig) -> None:
-    from salt_distill.teacher_server.drain import drain
+    from salt_distill.teacher_server.status import drain
 
     drain(config, stop=False)
 
 
 def _stop(config: DrainConfig) -> None:
-    from salt_distill.teacher_server.drain import drain
+    from salt_distill.teacher_server.status import drain
 
     drain(config, stop=True)
 

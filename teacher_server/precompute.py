@@ -15,11 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from salt_distill.common.config import PrecomputeConfig
 from salt_distill.common.folders.fetched import copies
 from salt_distill.common.local_ray import is_private, ray_to_join
-from salt_distill.common.targets import codec, store
+from salt_distill.common.targets import codec
+from salt_distill.common.targets.cache_file import file_path
 from salt_distill.common.targets.codec import CorruptTargetError
-from salt_distill.common.targets.store import CacheSpec
+from salt_distill.common.targets.manifest import MANIFEST, CacheSpec, FileListing, Manifest
 from salt_distill.teacher_server.cache.folder import CacheFolder
-from salt_distill.teacher_server.cache.target_files import FileDone, FileTask, Worker
+from salt_distill.teacher_server.cache.target_files import FileDone, FileTask, TargetMaker
 from salt_distill.teacher_server.ray_serve.placement import SAY_PENDING_S, check_fits, what_is_missing
 
 PLAIN_LINES = 10
@@ -32,13 +33,14 @@ def precompute(config: PrecomputeConfig, console: rich.console.Console) -> None:
     """Writes the cache. A command that was killed goes on after its last whole file when it is repeated."""
     config = config.absolute()  # a worker may have another working directory
     cache = CacheFolder(config.out)
+    cache.require_own()
     with cache.alone():
         if config.workers == 0:
-            worker = Worker(config, device=None)
-            spec, tasks = worker.spec(), worker.tasks()
-            listed = _listed(cache, spec, tasks)
-            _say_estimate(cache, spec, tasks, worker.rate, lambda: [worker.room()], console)
-            _collect(cache, spec, tasks, map(worker.make, tasks, listed), console)
+            maker = TargetMaker(config, device=None)
+            spec, tasks = maker.spec(), maker.tasks()
+            listings = _listings(cache, spec, tasks)
+            _say_estimate(cache, spec, tasks, maker.rate, lambda: [maker.room()], console)
+            _collect(cache, spec, tasks, map(maker.make, tasks, listings), console)
         else:
             _run_actors(config, cache, console)
 
@@ -59,7 +61,9 @@ def _run_actors(config: PrecomputeConfig, cache: CacheFolder, console: rich.cons
                     gpus=config.workers * config.gpus_per_worker,
                     flags="--workers, --cpus-per-worker and --gpus-per-worker",
                 )
-            actor_class = ray.remote(num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker)(Worker)
+            actor_class = ray.remote(num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker)(
+                TargetMaker
+            )
             device = torch.device("cuda" if config.gpus_per_worker else "cpu")
             actors = [actor_class.remote(config, device) for _ in range(config.workers)]
             _, waiting = ray.wait(
@@ -74,7 +78,7 @@ def _run_actors(config: PrecomputeConfig, cache: CacheFolder, console: rich.cons
                     highlight=False,
                 )
             spec, tasks = ray.get([actors[0].spec.remote(), actors[0].tasks.remote()])
-            listed = _listed(cache, spec, tasks)
+            listings = _listings(cache, spec, tasks)
 
             def rate() -> float:
                 return sum(ray.get([actor.rate.remote() for actor in actors]))
@@ -83,7 +87,7 @@ def _run_actors(config: PrecomputeConfig, cache: CacheFolder, console: rich.cons
                 return ray.get([actor.room.remote() for actor in actors])
 
             _say_estimate(cache, spec, tasks, rate, rooms, console)
-            work = list(zip(tasks, listed, strict=True))
+            work = list(zip(tasks, listings, strict=True))
             done: Any = ActorPool(actors).map(lambda actor, arguments: actor.make.remote(*arguments), work)
             _collect(cache, spec, tasks, done, console)
         except RayTaskError as error:
@@ -100,7 +104,7 @@ def _collect(
     console: rich.console.Console,
 ) -> None:
     """Follows the files as they come, then writes the manifest."""
-    files, skipped = dict[str, dict[str, Any]](), dict[str, str]()
+    files, skipped = dict[str, FileListing](), dict[str, str]()
     total = sum(task.num_samples for task in tasks)
     columns = (
         TextColumn("[bold]{task.description}"),
@@ -114,7 +118,7 @@ def _collect(
         bar = progress.add_task("targets", total=total, rate="", size="")
         finished, printed, num_bytes = 0, 0, 0
         for file in done:
-            files[file.name] = file.listed
+            files[file.name] = file.listing
             for key, reason in file.skipped.items():
                 if key not in skipped:
                     console.print(
@@ -135,10 +139,10 @@ def _collect(
             if not console.is_terminal and (finished - printed >= total / PLAIN_LINES or finished == total):
                 printed = finished
                 console.print(f"targets: {finished}/{total} clips, {decimal(num_bytes)}", highlight=False)
-    with cache.at_hand(store.MANIFEST) as path:
-        store.write_manifest(path.parent, spec, files, skipped)
-        cache.put(store.MANIFEST, path)
-    num_rows = sum(listed["rows"] for listed in files.values())
+    with cache.at_hand(MANIFEST) as path:
+        Manifest(spec=spec, files=files, skipped=tuple(skipped)).write(path.parent)
+        cache.put(MANIFEST, path)
+    num_rows = sum(listing.rows for listing in files.values())
     console.print(
         f"{cache.place}: {num_rows} targets of teacher {spec.fingerprint[:12]} in {len(files)} files",
         highlight=False,
@@ -159,9 +163,7 @@ def _say_estimate(
     longer. ``rooms``: each worker's machine, and the free bytes there.
     """
     there = cache.sizes()
-    to_come = [
-        task.num_samples for task in tasks if store.file_path(spec, task.view, task.shard) not in there
-    ]
+    to_come = [task.num_samples for task in tasks if file_path(spec, task.view, task.shard) not in there]
     missing, total = sum(to_come), sum(task.num_samples for task in tasks)
     if not missing:
         console.print(f"all {total} targets are there, and are checked", highlight=False)
@@ -204,20 +206,16 @@ def _check_rooms(cache: CacheFolder, file_bytes: int, rooms: list[tuple[str, int
             )
 
 
-def _listed(cache: CacheFolder, spec: CacheSpec, tasks: Sequence[FileTask]) -> list[dict[str, Any] | None]:
+def _listings(cache: CacheFolder, spec: CacheSpec, tasks: Sequence[FileTask]) -> list[FileListing | None]:
     """What the manifest says of each file, where there is a whole one. Raises ValueError where it is of a
     finished cache of another kind."""
-    unknown: list[dict[str, Any] | None] = [None] * len(tasks)
-    if store.MANIFEST not in cache.sizes():
+    unknown: list[FileListing | None] = [None] * len(tasks)
+    if MANIFEST not in cache.sizes():
         return unknown
     try:
-        found = cache.manifest()
+        manifest = cache.manifest()
     except CorruptTargetError:
         return unknown  # the files say what they are, and it is written anew
-    for name, value in spec.to_json().items():
-        if found.get(name) != value:
-            raise ValueError(
-                f"{cache.place}: got a cache with {name}={found.get(name)}, expected {value}: precompute into"
-                " an empty folder"
-            )
-    return [found["files"].get(store.file_path(spec, task.view, task.shard)) for task in tasks]
+    if (difference := manifest.spec.difference(spec)) is not None:
+        raise ValueError(f"{cache.place}: got a cache with {difference}: precompute into an empty folder")
+    return [manifest.files.get(file_path(spec, task.view, task.shard)) for task in tasks]

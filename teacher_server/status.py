@@ -1,4 +1,5 @@
-"""``salt-serve status`` and ``salt-serve runs``: what a running service says of itself."""
+"""``salt-serve status``, ``runs``, ``drain`` and ``stop``: what a running service says of itself, and what it
+is told."""
 
 import json
 import time
@@ -10,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from salt_distill.common.config import OfServiceConfig, RunsConfig, StatusConfig
+from salt_distill.common.config import DrainConfig, OfServiceConfig, RunsConfig, StatusConfig
 from salt_distill.common.credentials import access_token, authorization, trusted
 from salt_distill.common.protocol import Route
 
@@ -20,11 +21,11 @@ _POLL_S = 0.2
 def show_status(config: StatusConfig) -> None:
     """Prints teacher, counters and runs on standard output. Raises ConnectionError where the service is not
     ready in time."""
-    facts = {**_ready_facts(config), "runs": call(config, Route.RUNS)}
+    facts = {**_ready_facts(config), "runs": _answer(config, Route.RUNS)}
     if config.json_:
         print(json.dumps(facts, indent=2))
         return
-    console = new_console()
+    console = _stdout()
     console.print(_teacher_table(facts))
     console.print(_counters_table(facts))
     console.print(_runs_table(facts["runs"]))
@@ -32,14 +33,45 @@ def show_status(config: StatusConfig) -> None:
 
 def show_runs(config: RunsConfig) -> None:
     """Prints the runs on standard output. Raises ConnectionError where the service does not answer."""
-    runs = call(config, Route.RUNS)
+    runs = _answer(config, Route.RUNS)
     if config.json_:
         print(json.dumps(runs, indent=2))
     else:
-        new_console().print(_runs_table(runs))
+        _stdout().print(_runs_table(runs))
 
 
-def call(service: OfServiceConfig, path: str, method: str = "GET") -> Any:
+def drain(config: DrainConfig, *, stop: bool) -> None:
+    """Returns when everything is answered and, with ``stop``, the service is gone. Raises ConnectionError
+    where that is not so in time."""
+    url = config.url.rstrip("/")
+    _answer(config, Route.STOP if stop else Route.DRAIN, "POST")
+    deadline = time.monotonic() + config.wait
+    open_requests = 0
+    while True:
+        try:
+            counters = _answer(config, Route.TEACHER)["counters"]
+        except (ConnectionError, ValueError):  # gone, or what stands before it says that
+            if stop:
+                break
+            raise
+        open_requests = counters["open_requests"]
+        if not stop and counters["draining"] >= counters["replicas"] and not open_requests:
+            break
+        if time.monotonic() > deadline:
+            what = "has not ended" if stop else "has not answered everything"
+            raise ConnectionError(
+                f"{url} {what} after {config.wait:g} s, {open_requests} requests are open: look at its log,"
+                " or raise --wait"
+            )
+        time.sleep(_POLL_S)
+    if config.json_:
+        print(json.dumps({"url": url, "ending": "stop" if stop else "drain", "open_requests": 0}))
+    else:
+        done = "has ended" if stop else "takes no new requests; end it with `salt-serve stop`"
+        _stdout().print(f"{url} has answered what it had begun, and {done}", soft_wrap=True)
+
+
+def _answer(service: OfServiceConfig, path: str, method: str = "GET") -> Any:
     """What a service answers. Raises ConnectionError where it is not there, ValueError where it refuses."""
     url = service.url.rstrip("/")
     request = urllib.request.Request(
@@ -60,7 +92,7 @@ def call(service: OfServiceConfig, path: str, method: str = "GET") -> Any:
         ) from error
 
 
-def new_console() -> Console:
+def _stdout() -> Console:
     """Standard output, wide enough for the tables: a wide one is read by scrolling, not cut off."""
     console = Console(highlight=False)
     console.width = max(console.width, 110)
@@ -72,7 +104,7 @@ def _ready_facts(config: StatusConfig) -> dict[str, Any]:
     deadline = time.monotonic() + config.wait
     while True:
         try:
-            facts = call(config, Route.TEACHER)
+            facts = _answer(config, Route.TEACHER)
             if facts["ready"]:
                 return facts
             reason = "it has not done its first forward"

@@ -61,13 +61,13 @@ def new_reader(data: Path, *, view: ViewConfig = VIEW, **loader) -> Reader:
 
 
 def test_draw_is_the_recorded_one():  # DESIGN section 4, View: any change here gives every run other clips
-    assert views.draw(0, "a/b", 0) == views.Draw(
-        start=0.972679374836094,
-        area=0.703096798770808,
-        ratio=0.7586993750377098,
-        top=0.5439179737824448,
-        left=0.6773237710675146,
-        flip=0.6342835205023002,
+    draw = views.draw(0, "a/b", 0)
+    assert (draw.start, draw.flip, len(draw.tries)) == (0.972679374836094, 0.703096798770808, 10)
+    assert draw.tries[0] == views.BoxTry(
+        area=0.7586993750377098,
+        ratio=0.5439179737824448,
+        top=0.6773237710675146,
+        left=0.6342835205023002,
     )
 
 
@@ -93,6 +93,21 @@ def test_crop_is_inside_the_frame(height, width, number):
     assert 0 <= left <= left + crop_w <= width
 
 
+def test_the_first_try_that_fits_is_the_crop_and_else_the_largest_centred_box():
+    too_wide = views.BoxTry(area=0.99, ratio=0.99, top=0.0, left=0.0)  # 230 of 200 pixels
+    fits, also = (views.BoxTry(area=0.1, ratio=0.5, top=0.5, left=place) for place in (0.5, 0.0))
+
+    def box(view: ViewConfig, height: int, width: int, *tries: views.BoxTry) -> tuple[int, int, int, int]:
+        return views.crop_box(view, height, width, views.Draw(start=0.0, flip=0.0, tries=tries))
+
+    view = ViewConfig()
+    assert box(view, 200, 200, too_wide, fits, also) == box(view, 200, 200, fits) != box(view, 200, 200, also)
+    assert box(view, 200, 200, too_wide) == (0, 0, 200, 200)  # its ratio is allowed
+    impossible = view.model_copy(update={"scale": (2.0, 2.0)})
+    assert box(impossible, 90, 161, fits) == (0, 19, 90, 122)  # 90 x 1.35 = 121.5, rounded half to even
+    assert box(impossible, 161, 90, fits) == (20, 0, 120, 90)  # 90 / 0.75
+
+
 def test_crops_have_the_configured_area_and_shape():
     boxes = [
         views.crop_box(ViewConfig(scale=(0.3, 0.5)), 400, 400, views.draw(0, "source/name", number))
@@ -111,6 +126,28 @@ def test_frames_keep_their_step_or_repeat_the_last(num_frames, start):
     assert 0 <= idx[0] <= idx[-1] < num_frames
     steps = set(np.diff(idx).tolist())
     assert steps == {2} if num_frames >= 7 else idx == [min(2 * i, num_frames - 1) for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "expected"),
+    [
+        (65, [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63]),
+        (64, [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63]),
+        (30, [0, 5, 10, 15, 20, 25, 29, *[29] * 9]),
+        (7, [0] + [6] * 15),
+        (3, [2] * 16),
+    ],
+)
+def test_a_window_is_spread_as_in_the_reference(num_frames, expected):  # its loader, run on these lengths
+    view = ViewConfig(sampling="window")
+    assert views.frame_idx(view, num_frames, 0.0) == expected
+    times = np.arange(num_frames) * 512
+    assert views.frame_idx(view, num_frames, 0.0, times) == views.frame_idx(view, num_frames, 0.0)
+
+
+def test_windows_start_where_the_reference_lets_them():
+    starts = {views.frame_idx(ViewConfig(sampling="window"), 70, share / 100)[0] for share in range(100)}
+    assert starts == set(range(6))  # of the seven that fit, the reference draws no last one
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(37, 53, 24), (16, 20, 24), (100, 24, 24), (1, 1, 8)])

@@ -13,7 +13,7 @@ import rich.console
 
 from salt_distill.common.clip import BadVideoError
 from salt_distill.common.config import LoaderConfig, PackConfig, SynthConfig, ViewConfig
-from salt_distill.common.data import video, views
+from salt_distill.common.data import video
 from salt_distill.common.data.encode import encode_mp4
 from salt_distill.common.data.making.pack import pack
 from salt_distill.common.data.making.synth import MOTIONS, moving_digit
@@ -142,12 +142,6 @@ def test_evaluation_takes_the_middle(shards):
     assert len(batch.keys) == 10
     for sample, clip in zip(samples, batch.pixels, strict=True):
         assert np.array_equal(clip, decode(reader.dataset.read(sample), [3, 5, 7, 9]))  # of 12
-
-
-def test_evaluation_takes_the_largest_centred_square():
-    view = views.evaluation_view(ViewConfig())
-    assert views.crop_box(view, 100, 160, views.CENTRE) == (0, 30, 100, 100)
-    assert views.crop_box(view, 90, 50, views.CENTRE) == (20, 0, 50, 50)
 
 
 # --- what pack refuses ---

@@ -30,8 +30,8 @@ from salt_distill.common.config import (
 )
 from salt_distill.common.folders.fetched import fetched
 from salt_distill.common.model.checkpoint import read_config
+from salt_distill.common.targets.cache_file import CacheFile
 from salt_distill.common.targets.codec import CorruptTargetError
-from salt_distill.common.targets.store import CacheFile
 from salt_distill.common.targets.target_cache import TargetCache
 from salt_distill.student_trainer.loop import train
 from salt_distill.student_trainer.run_directory import open_run, read_metrics

@@ -18,9 +18,9 @@ from teacher_tools import load_teacher, save_teacher, serving
 
 from salt_distill.common.config import DrainConfig, ServiceConfig
 from salt_distill.teacher_server.board.board import Board, Ending
-from salt_distill.teacher_server.drain import drain
 from salt_distill.teacher_server.http.replica import Place
 from salt_distill.teacher_server.http.service import board_arguments
+from salt_distill.teacher_server.status import drain
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from salt_distill.common.config import LoaderConfig, PrecomputeConfig, StudentRu
 from salt_distill.common.data.encode import encode_mp4
 from salt_distill.common.data.reader import Reader
 from salt_distill.common.data.shards import open_dataset
+from salt_distill.common.data.views import VIEW_VERSION
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.common.targets.target_cache import TargetCache
 from salt_distill.student_trainer.targets.source import CachedTargets, LocalTargets, views_of
@@ -126,7 +127,7 @@ def test_layout_and_manifest(data, ckpt, tmp_path):
     assert sorted(files_in(tmp_path)) == sorted([*names, "manifest.json"])
     assert {name: facts["rows"] for name, facts in manifest["files"].items()} == dict.fromkeys(names, SAMPLES)
     assert (manifest["views"], manifest["data_seed"], manifest["skipped"]) == (2, 5, [])
-    assert manifest["view"] == VIEW.model_dump(mode="json")
+    assert manifest["view"] == VIEW.model_dump(mode="json") | {"version": VIEW_VERSION}
 
 
 def test_a_killed_command_goes_on_and_ends_with_the_same_bytes(data, ckpt, tmp_path):

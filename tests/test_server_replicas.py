@@ -13,8 +13,8 @@ from teacher_tools import BATCH_SIZE, load_teacher, serving
 
 from salt_distill.common.config import ServiceConfig
 from salt_distill.common.targets import codec
-from salt_distill.common.targets.segments import SegmentStore
-from salt_distill.common.targets.store import CacheSpec
+from salt_distill.common.targets.growing_cache import GrowingCache
+from salt_distill.common.targets.manifest import CacheSpec
 from salt_distill.common.targets.target_cache import TargetCache
 from salt_distill.teacher_server.board.board import Board
 from salt_distill.teacher_server.http.replica import Place
@@ -180,11 +180,11 @@ def test_a_disk_that_is_full_costs_no_answer(teacher, tmp_path, caplog):
 
 def test_a_cache_of_another_teacher_is_refused(teacher, tmp_path):
     spec = CacheSpec(
-        teacher=teacher.spec.to_json(),
+        teacher=teacher.spec,
         target_dtype="float16",
         shape=(teacher.spec.num_tokens, teacher.spec.width),
     )
-    SegmentStore(tmp_path, spec, segment_bytes=1)
+    GrowingCache(tmp_path, spec, segment_bytes=1)
     other = load_teacher(tmp_path / "other", seed=1)
     with pytest.raises(ValueError, match="got a cache with fingerprint="), serving(other, cache=tmp_path):
         pass
@@ -197,7 +197,7 @@ def test_a_cache_of_another_teacher_is_refused(teacher, tmp_path):
 
 def test_two_writers_share_a_folder(teacher, tmp_path):
     spec = CacheSpec(
-        teacher=teacher.spec.to_json(),
+        teacher=teacher.spec,
         target_dtype="float16",
         shape=(teacher.spec.num_tokens, teacher.spec.width),
     )
@@ -206,7 +206,7 @@ def test_two_writers_share_a_folder(teacher, tmp_path):
     encoded = {
         digest: codec.encode(teacher.forward(clip[None]), "float16")[0] for digest, clip in clips.items()
     }
-    one, other = (SegmentStore(tmp_path, spec, segment_bytes=2 * size) for _ in range(2))
+    one, other = (GrowingCache(tmp_path, spec, segment_bytes=2 * size) for _ in range(2))
     a, b, c, d, e = clips
     one.add({a: encoded[a], b: encoded[b]})  # sealed: it has its size
     other.add({c: encoded[c], d: encoded[d], b: encoded[b]})

@@ -135,7 +135,7 @@ class MixExclusion(Config):
     """Samples that a mixture must not hold."""
 
     path: str
-    """A data set, whose samples are excluded by content and by key, or a text file with one key or sha256 per
+    """A data set, whose samples are excluded by content (sha256), or a text file with one key or sha256 per
     line; relative to the recipe."""
     split: str = "all"
     """Split of the data set; `all` excludes every sample."""

@@ -81,6 +81,9 @@ class ViewConfig(Config):
     """Frames of a clip."""
     frame_step: PositiveInt = 4
     """Frames of the video from one frame of the clip to the next."""
+    sampling: Literal["step", "window"] = "step"
+    """Every `frame_step`-th frame (0, 4, 8 ... 60), or frames spread evenly over a window of num_frames x
+    frame_step, its end included (0, 4, 8, 12, 17 ... 63: V-JEPA's loader)."""
     crop_size: PositiveInt = 224
     """Height and width of a clip, in pixels."""
     scale: tuple[PositiveFloat, PositiveFloat] = (0.3, 1.0)

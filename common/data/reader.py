@@ -109,9 +109,9 @@ class Reader:
         """One view of one sample, and its digest, or BadVideoError."""
         return self._submit(sample, self._cut(sample, view_number))
 
-    def _cut(self, sample: Sample, view_number: int) -> Cut:
+    def _cut(self, sample: Sample, view_number: int) -> Cut | SegmentCut:
         if view_number == CENTRE_VIEW:
-            return Cut(view_of.evaluation_view(self._view), view_of.CENTRE)
+            return SegmentCut(self._view, num_segments=1, num_views=1, square=1.0)
         return Cut(self._view, view_of.draw(self._data_seed, sample.key, view_number))
 
     def _submit(self, sample: Sample, cut: Cut | SegmentCut) -> Future[Clip]:

@@ -8,7 +8,7 @@ from jaxtyping import Int64, UInt8
 
 from salt_distill.common.clip import clip_digest
 from salt_distill.common.config import ViewConfig
-from salt_distill.common.data.views import Draw, Frames, crop_box, frame_idx, resize
+from salt_distill.common.data.views import Draw, Frames, clip_span, crop_box, frame_idx, resize
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def segment_start(view: ViewConfig, num_frames: int, number: int, num_segments: 
     """
     if num_segments == 1:
         return start
-    span = (view.num_frames - 1) * view.frame_step + 1
+    span = clip_span(view)
     num_starts, segment = max(1, num_frames - span + 1), num_frames / num_segments
     first = (
         number * segment + start * (segment - span + 1)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -13,26 +14,35 @@ Frames = list[UInt8[np.ndarray, "h w 3"]] | UInt8[np.ndarray, "t h w 3"]
 """Frames of one size."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Draw:
-    """Six numbers of [0, 1) that decide a view of any video (DESIGN section 4, View)."""
+VIEW_VERSION = 2
+"""Of the way from a draw to a clip: raised where equal draws give another clip. Version 1 shrank a box that
+did not fit into the frame."""
+NUM_TRIES = 10
+"""Boxes that are tried for a crop."""
 
-    start: float
+
+class BoxTry(NamedTuple):
+    """Four numbers of [0, 1) that decide a box, which may not fit into the frame."""
+
     area: float
     ratio: float
     top: float
     left: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Numbers of [0, 1) that decide a view of any video (DESIGN section 4, View)."""
+
+    start: float
     flip: float
+    tries: tuple[BoxTry, ...]
+    """Of which the first that fits into the frame is the crop."""
 
 
-CENTRE = Draw(start=0.5, area=0.5, ratio=0.5, top=0.5, left=0.5, flip=0.5)
-"""With ``evaluation_view``: the middle frames, the largest centred square, not mirrored."""
-
-
-def evaluation_view(view: ViewConfig) -> ViewConfig:
-    """The view that evaluations take with ``CENTRE``: the same clip shape and stride, the largest square that
-    fits, no flip."""
-    return view.model_copy(update={"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "flip": False})
+def view_facts(view: ViewConfig) -> dict[str, Any]:
+    """What a manifest says of views, beside their draws: the configuration, and the version."""
+    return {**view.model_dump(mode="json"), "version": VIEW_VERSION}
 
 
 def view_number(views: Views, epoch: int) -> int:
@@ -42,46 +52,65 @@ def view_number(views: Views, epoch: int) -> int:
 
 def draw(data_seed: int, key: str, view_number: int) -> Draw:
     """The draw of one view of one sample."""
-    start, area, ratio, top, left, flip = uniforms(data_seed, key, view_number, 6).tolist()
-    return Draw(start=start, area=area, ratio=ratio, top=top, left=left, flip=flip)
+    start, flip, *boxes = uniforms(data_seed, key, view_number, 2 + 4 * NUM_TRIES).tolist()
+    tries = tuple(BoxTry(*boxes[first : first + 4]) for first in range(0, len(boxes), 4))
+    return Draw(start=start, flip=flip, tries=tries)
 
 
 def frame_idx(
     view: ViewConfig, num_frames: int, start: float, times: Int64[np.ndarray, " n"] | None = None
 ) -> list[int]:
-    """The frames of a clip: every ``frame_step``-th from a start uniform over the possible ones.
+    """The frames of a clip, from a start uniform over the possible ones.
 
     With ``times``, those of all frames in ticks, a step is that many mean frame durations, and the nearest
-    frame is taken: the same frames at a constant rate, the same pace of the clip at a variable one. V-JEPA's
-    loader spreads its 16 frames over the whole window, end included, which makes its stride 4.27 where 4 is
-    configured; here the stride is what the configuration says. A video too short for the clip starts at 0 and
-    repeats its last frame.
+    frame is taken: the same frames at a constant rate, the same pace of the clip at a variable one. A video
+    too short for the clip starts at 0 and repeats its last frame.
     """
-    steps = np.arange(view.num_frames) * view.frame_step
+    steps, span = _steps(view, num_frames), clip_span(view)
     if times is None or num_frames == 1:
-        first = int(start * max(1, num_frames - int(steps[-1])))
+        first = int(start * max(1, num_frames - span + 1))
         return np.minimum(first + steps, num_frames - 1).tolist()
     tick = (times[-1] - times[0]) / (num_frames - 1)  # mean duration of a frame
-    last_start = times[-1] - steps[-1] * tick
+    last_start = times[-1] - (span - 1) * tick
     first = int(start * max(1, int(np.searchsorted(times, last_start + tick / 2, side="right"))))
     wanted = times[first] + steps * tick
     after = np.clip(np.searchsorted(times, wanted), 1, num_frames - 1)
     return (after - (wanted - times[after - 1] <= times[after] - wanted)).tolist()
 
 
-def crop_box(view: ViewConfig, height: int, width: int, draw: Draw) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the crop, in pixels of the frame: area uniform, aspect ratio log-uniform,
-    position uniform.
+def clip_span(view: ViewConfig) -> int:
+    """Frames of the shortest video that has one possible start: all that a clip covers. Of a ``window`` the
+    reference leaves the last possible start out, so one more."""
+    if view.sampling == "window":
+        return view.num_frames * view.frame_step + 1
+    return (view.num_frames - 1) * view.frame_step + 1
 
-    A box that does not fit is shrunk at its own aspect ratio until it does (torchvision draws again; one view
-    has one draw here).
-    """
-    area = height * width * _between(view.scale, draw.area)
-    ratio = math.exp(_between((math.log(view.ratio[0]), math.log(view.ratio[1])), draw.ratio))
-    crop_width = min(math.sqrt(area * ratio), width, height * ratio)
-    crop_h = max(1, round(crop_width / ratio))
-    crop_w = max(1, round(crop_width))
-    return int(draw.top * (height - crop_h + 1)), int(draw.left * (width - crop_w + 1)), crop_h, crop_w
+
+def _steps(view: ViewConfig, num_frames: int) -> Int64[np.ndarray, " t"]:
+    """The frames of a clip, counted from its first one."""
+    if view.sampling == "step":
+        return np.arange(view.num_frames) * view.frame_step
+    window = min(num_frames, view.num_frames * view.frame_step)
+    spread = np.linspace(0, window, window // view.frame_step)
+    repeated = np.full(view.num_frames - len(spread), window)
+    return np.minimum(np.concatenate([spread, repeated]), window - 1).astype(np.int64)
+
+
+def crop_box(view: ViewConfig, height: int, width: int, draw: Draw) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the crop, in pixels of the frame, as torchvision's and V-JEPA's random
+    resized crop: area uniform, aspect ratio log-uniform, position uniform; the first try that fits, else the
+    largest centred box whose ratio is allowed."""
+    low, high = view.ratio
+    for box in draw.tries:
+        area = height * width * _between(view.scale, box.area)
+        ratio = math.exp(_between((math.log(low), math.log(high)), box.ratio))
+        crop_h, crop_w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < crop_h <= height and 0 < crop_w <= width:
+            top, left = int(box.top * (height - crop_h + 1)), int(box.left * (width - crop_w + 1))
+            return top, left, crop_h, crop_w
+    crop_h = min(height, max(1, round(width / low)))
+    crop_w = min(width, max(1, round(height * high)))
+    return (height - crop_h) // 2, (width - crop_w) // 2, crop_h, crop_w
 
 
 def apply(view: ViewConfig, frames: Frames, draw: Draw) -> UInt8[np.ndarray, "t s s 3"]:

@@ -43,6 +43,14 @@ def uses_bfloat16(dtype: ComputeDtype, device: torch.device) -> bool:
     return dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
 
 
+def cast_products(model: nn.Module) -> None:
+    """Casts the weights of matrix products to bfloat16 for good: the bits that autocast would make of them at
+    every forward. For a model that is frozen."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+            module.to(torch.bfloat16)
+
+
 def matrix_peak(device: torch.device, dtype: ComputeDtype) -> float:
     """FLOP/s of the fastest of a few large matrix products on this device, with the threads that PyTorch has
     now: what MFU is a share of.

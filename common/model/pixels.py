@@ -42,17 +42,15 @@ def pixel_targets(
 
     ``channel``: each channel of a cube has zero mean and unit variance, unbiased, 1e-6 added to the deviation
     (VideoMAE, which the paper's stage 1 is identical to, section 2.2). ``joint``: mean and variance over all
-    pixels and channels of a cube, 1e-6 inside the root (MAE).
+    pixels and channels of a cube as the model sees it, after ``normalise``, 1e-6 inside the root (MAE, whose
+    loader normalises first).
     """
+    sizes = {"patch_size": patch_size, "tubelet_size": tubelet_size}
+    if norm == "joint":
+        cube = rearrange(cubes(normalise(pixels), token_idx, **sizes), "b k c u p q -> b k (u p q c)")
+        return (cube - cube.mean(-1, keepdim=True)) / (cube.var(-1, keepdim=True) + 1e-6).sqrt()
     # In whole values of 0 to 255 a flat cube's mean is exact; in [0, 1] its rounding error over 1e-6 would
     # become a target.
     clip = rearrange(pixels.float(), "b t h w c -> b c t h w")
-    cube = rearrange(
-        cubes(clip, token_idx, patch_size=patch_size, tubelet_size=tubelet_size),
-        "b k c u p q -> b k (u p q) c",
-    )
-    if norm == "channel":
-        cube = (cube - cube.mean(-2, keepdim=True)) / (cube.std(-2, keepdim=True) + 255 * 1e-6)
-        return cube.flatten(2)
-    flat = cube.flatten(2)
-    return (flat - flat.mean(-1, keepdim=True)) / (flat.var(-1, keepdim=True) + 255**2 * 1e-6).sqrt()
+    cube = rearrange(cubes(clip, token_idx, **sizes), "b k c u p q -> b k (u p q) c")
+    return ((cube - cube.mean(-2, keepdim=True)) / (cube.std(-2, keepdim=True) + 255 * 1e-6)).flatten(2)

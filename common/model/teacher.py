@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from salt_distill.common.config import EncoderConfig, FrozenConfig, TeacherComputeConfig
 from salt_distill.common.model.checkpoint import open_encoder
-from salt_distill.common.model.compute import compile_blocks, uses_bfloat16
+from salt_distill.common.model.compute import cast_products, compile_blocks, uses_bfloat16
 from salt_distill.common.model.flops import FORWARD_FLOPS, encoder_forward, num_parameters
 from salt_distill.common.model.frozen import FrozenEncoder
 from salt_distill.common.model.pixels import normalise
@@ -99,6 +99,8 @@ class Teacher:
             else FORWARD_FLOPS * self.spec.num_parameters * num_tokens
         )
         """Of the matrix products of a clip's forward; 2ND where the architecture is not ours."""
+        if self._bfloat16:
+            cast_products(self._module)
         if compute.compile:
             compile_blocks(self._module, device, key="teacher.compile")
 

@@ -85,7 +85,7 @@ class VideoMaeEncoder(nn.Module):
         rope = self.unturned.expand(
             -1, 1, 1, self.config.num_tokens, self.config.width // self.config.num_heads
         )
-        return self.norm(self.blocks(self.patch_embed(pixels.flatten(2)) + self.positions, rope))
+        return self.norm(self.blocks(self.patch_embed(pixels.flatten(2)) + self.positions, rope).float())
 
 
 def sine_table(num_tokens: int, width: int) -> Float[Tensor, "n d"]:

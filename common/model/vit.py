@@ -11,14 +11,18 @@ from torch.utils.checkpoint import checkpoint
 
 from salt_distill.common.config import EncoderConfig
 from salt_distill.common.model.grid import TokenGrid, cubes, grid_of
-from salt_distill.common.model.rope import rope_table, rotate
+from salt_distill.common.model.rope import rope_table, rotate_queries_and_keys
 
 
 class Norm(nn.LayerNorm):
-    """LayerNorm in the precision of its weights: float32 under autocast too."""
+    """LayerNorm that gives the type it takes: mean and variance of bfloat16 tokens are still computed in
+    float32, inside its one kernel, and nothing is written in float32."""
 
     def forward(self, input: Float[Tensor, "*shape e"]) -> Float[Tensor, "*shape e"]:
-        return super().forward(input.to(self.weight.dtype))
+        # Not `F.layer_norm`, for which autocast on a GPU makes a float32 copy of the tokens. The kernel there
+        # wants weights of the tokens' type.
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        return torch.native_layer_norm(input, list(self.normalized_shape), weight, bias, self.eps)[0]
 
 
 class Attention(nn.Module):
@@ -39,14 +43,14 @@ class Attention(nn.Module):
         qkv = rearrange(
             self.w_qkv(x), "b v (three heads head) -> three b heads v head", three=3, heads=self.num_heads
         )
-        query, key = rotate(qkv[:2], rope[:, None])
+        query, key, value = rotate_queries_and_keys(qkv, rope)
         if self.explicit:
             weight = (query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])).softmax(
                 -1, dtype=torch.float32
             )
-            attended = weight.to(qkv.dtype) @ qkv[2]
+            attended = weight.to(value.dtype) @ value
         else:
-            attended = F.scaled_dot_product_attention(query, key, qkv[2])
+            attended = F.scaled_dot_product_attention(query, key, value)
         return self.w_out(rearrange(attended, "b heads v head -> b v (heads head)"))
 
 
@@ -158,4 +162,4 @@ class Encoder(nn.Module):
         size = {"patch_size": self.config.patch_size, "tubelet_size": self.config.tubelet_size}
         x = self.patch_embed(cubes(clip, token_idx, **size).flatten(2))
         rope = self.rope(grid_of(clip, **size), token_idx, clip.device)
-        return self.norm(self.blocks(x, rope))
+        return self.norm(self.blocks(x, rope).float())

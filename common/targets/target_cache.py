@@ -1,44 +1,66 @@
 """A whole target cache to read from: the clips that its files hold, found by their digests."""
 
+import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from salt_distill.common.targets.codec import EncodedTarget
-from salt_distill.common.targets.store import REPAIR, CacheFile, CacheRow, CacheSpec, read_manifest
+from salt_distill.common.targets.cache_file import CacheFile, CacheRow
+from salt_distill.common.targets.codec import CorruptTargetError, EncodedTarget
+from salt_distill.common.targets.manifest import REPAIR, Manifest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _OpenFile:
+    """A file of a cache, and the clip digest of each of its rows: uint8 [rows, 32]."""
+
+    file: CacheFile
+    digests: np.ndarray
 
 
 class TargetCache:
     """A whole cache: ``find`` gives the row of a clip."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, *, without_damaged: bool = False) -> None:
         """Raises ValueError where the cache has no manifest, or a file of it is missing, damaged or another
-        than the manifest lists."""
-        self._root = Path(root)
-        self._files: dict[str, CacheFile] = {}
-        self.refresh()
+        than the manifest lists. ``without_damaged``: such files are named in the log and left out
+        instead."""
+        self._root, self._without_damaged = Path(root), without_damaged
+        self._files: dict[str, _OpenFile] = {}
+        self.damaged: dict[str, int] = {}
+        """Files that were left out, and the targets that the manifest lists in them."""
+        self.load(Manifest.read(self._root))
 
     def __len__(self) -> int:
         return len(self._digests)
 
-    def refresh(self) -> None:
-        """Takes up the files that were added since."""
-        self._load(read_manifest(self._root))
-
     def find(self, clip_digest: bytes) -> CacheRow | None:
         """The row of a clip, or None. Its checksum is not checked: ``codec.decode_into`` does."""
-        return next(self.rows(clip_digest), None)
-
-    def rows(self, clip_digest: bytes) -> Iterator[CacheRow]:
-        """Every row of a clip: more than one where a damaged one was computed again, or two writers met the
-        same clip."""
         for numbers in self._numbers([clip_digest]):
             for number in numbers:
                 file, row_number = self._place(number)
-                yield file.row(row_number)
+                return file.row(row_number)
+        return None
+
+    def undamaged(self, clip_digest: bytes) -> EncodedTarget | None:
+        """The target of a clip, checked, or None. Raises CorruptTargetError where there are only damaged
+        ones: more than one where a damaged one was computed again, or two writers met the same clip."""
+        damage: CorruptTargetError | None = None
+        for numbers in self._numbers([clip_digest]):
+            for number in numbers:
+                file, row_number = self._place(number)
+                try:
+                    return file.undamaged(row_number)
+                except CorruptTargetError as error:
+                    damage = CorruptTargetError(f"{self._root}, clip {clip_digest.hex()[:12]}: {error}")
+        if damage is not None:
+            raise damage
+        return None
 
     def targets(self, clip_digests: Sequence[bytes]) -> Iterator[EncodedTarget | None]:
         """What ``find`` has of each clip but for sample and view, at less cost: most of the lookup is done
@@ -68,29 +90,39 @@ class TargetCache:
         file_idx = bisect_right(self._starts, number) - 1
         return self._opened[file_idx], number - self._starts[file_idx]
 
-    def _load(self, manifest: dict[str, Any]) -> None:
-        listed = manifest.pop("files")
-        self.skipped: list[str] = manifest.pop("skipped")
-        """Samples that have no targets, since they do not decode."""
-        self.spec = CacheSpec.from_json(manifest)
+    def load(self, manifest: Manifest) -> None:
+        """Takes up the files that a manifest lists now."""
+        self.spec, self.skipped = manifest.spec, manifest.skipped
+        files = dict[str, _OpenFile]()
+        for name, listing in manifest.files.items():
+            try:
+                files[name] = self._files.get(name) or self._open(name, listing.rows)
+            except ValueError as error:
+                if not self._without_damaged:
+                    raise
+                if name not in self.damaged:
+                    logger.error("a file of the target cache is left out: %s", error)
+                self.damaged[name] = listing.rows
+        self._starts: list[int] = np.cumsum([0] + [len(opened.file) for opened in files.values()]).tolist()
+        self._digests = np.concatenate(
+            [np.zeros((0, 32), dtype=np.uint8), *(opened.digests for opened in files.values())]
+        )
         self._files = {
-            name: self._files.get(name) or self._open(name, facts["rows"]) for name, facts in listed.items()
+            name: _OpenFile(opened.file, self._digests[start : start + len(opened.file)])
+            for (name, opened), start in zip(files.items(), self._starts, strict=False)
         }
-        self._opened = list(self._files.values())
-        self._starts: list[int] = np.cumsum([0] + [len(file) for file in self._opened]).tolist()
-        digests = [file.digests() for file in self._opened]
-        self._digests = np.concatenate(digests) if digests else np.zeros((0, 32), dtype=np.uint8)
+        self._opened = [opened.file for opened in files.values()]
         # 16 bytes a row, where a dictionary of digests takes ten times that; full digests are compared where
         # prefixes are equal
         prefixes = np.ascontiguousarray(self._digests[:, :8]).view("<u8").reshape(-1)
         self._order = np.argsort(prefixes, kind="stable")
         self._prefixes = prefixes[self._order]
 
-    def _open(self, name: str, num_rows: int) -> CacheFile:
+    def _open(self, name: str, num_rows: int) -> "_OpenFile":
         path = self._root / name
         if not path.is_file():
-            raise ValueError(f"{path} is missing, expected {num_rows} targets: {REPAIR}")
+            raise CorruptTargetError(f"{path} is missing, expected {num_rows} targets: {REPAIR}")
         file = CacheFile(path, self.spec)
         if len(file) != num_rows:
-            raise ValueError(f"{path}: got {len(file)} targets, expected {num_rows}: {REPAIR}")
-        return file
+            raise CorruptTargetError(f"{path}: got {len(file)} targets, expected {num_rows}: {REPAIR}")
+        return _OpenFile(file, file.digests())

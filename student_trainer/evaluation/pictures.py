@@ -12,7 +12,7 @@ from torch import Tensor
 from salt_distill.common.model.checkpoint import CheckpointConfig
 from salt_distill.common.model.grid import cubes
 from salt_distill.common.model.masking import MaskGroup, MaskSet, mask_group
-from salt_distill.common.model.pixels import normalise
+from salt_distill.common.model.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
 from salt_distill.common.model.predictor import Predictor
 from salt_distill.common.model.vit import Encoder
 from salt_distill.common.pictures import CONTEXT, DROPPED_COLOUR, png_bytes, spread_over_pixels, token_roles
@@ -79,14 +79,19 @@ def _colours(
 ) -> Float[Tensor, "k u p q 3"]:
     """Undoes ``salt_distill.common.model.pixels.pixel_targets``: normalised pixels to RGB in [0, 1]."""
     sizes = {"patch_size": config.encoder.patch_size, "tubelet_size": config.encoder.tubelet_size}
-    clip = rearrange(pixels.float() / 255, "b t h w c -> b c t h w")
-    cube = rearrange(cubes(clip, hidden_idx, **sizes), "1 k c u p q -> k (u p q) c")
     pattern = rearrange(predicted, "1 k (upq c) -> k upq c", c=3)
-    if pixel_norm == "channel":
-        colours = pattern * (cube.std(-2, keepdim=True) + 1e-6) + cube.mean(-2, keepdim=True)
-    else:
+    clip = (
+        normalise(pixels)
+        if pixel_norm == "joint"
+        else rearrange(pixels.float() / 255, "b t h w c -> b c t h w")
+    )
+    cube = rearrange(cubes(clip, hidden_idx, **sizes), "1 k c u p q -> k (u p q) c")
+    if pixel_norm == "joint":
         flat = cube.flatten(1)
-        colours = pattern * (flat.var(-1) + 1e-6).sqrt()[:, None, None] + flat.mean(-1)[:, None, None]
+        seen = pattern * (flat.var(-1) + 1e-6).sqrt()[:, None, None] + flat.mean(-1)[:, None, None]
+        colours = seen * torch.tensor(IMAGENET_STD) + torch.tensor(IMAGENET_MEAN)
+    else:
+        colours = pattern * (cube.std(-2, keepdim=True) + 1e-6) + cube.mean(-2, keepdim=True)
     return rearrange(colours, "k (u p q) c -> k u p q c", u=sizes["tubelet_size"], p=sizes["patch_size"])
 
 

@@ -7,22 +7,22 @@ from pathlib import Path
 from salt_distill.common.config import TargetDtype
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.common.targets.codec import CorruptTargetError, EncodedTarget
-from salt_distill.common.targets.segments import SegmentStore
-from salt_distill.common.targets.store import CacheSpec
+from salt_distill.common.targets.growing_cache import GrowingCache
+from salt_distill.common.targets.manifest import CacheSpec
 
-log = logging.getLogger("salt.client")
+logger = logging.getLogger(__name__)
 
 
 class KeptTargets:
-    """A ``SegmentStore`` for the threads of one rank. A disk that fails, or damaged targets, cost a request
+    """A ``GrowingCache`` for the threads of one rank. A disk that fails, or damaged targets, cost a request
     to the service, never the run."""
 
     def __init__(
         self, root: str | Path, spec: TeacherSpec, dtype: TargetDtype, *, segment_bytes: int
     ) -> None:
         """Raises ValueError where the folder holds targets of another teacher, dtype or kind."""
-        kind = CacheSpec(teacher=spec.to_json(), target_dtype=dtype, shape=(spec.num_tokens, spec.width))
-        self._store = SegmentStore(Path(root), kind, segment_bytes=segment_bytes)
+        kind = CacheSpec(teacher=spec, target_dtype=dtype, shape=(spec.num_tokens, spec.width))
+        self._store = GrowingCache(Path(root), kind, segment_bytes=segment_bytes)
         self._lock = threading.Lock()
         self._counters = {"cache_hits": 0, "cache_misses": 0, "cache_corrupt": 0, "cache_not_written": 0}
 
@@ -33,7 +33,7 @@ class KeptTargets:
                 encoded = self._store.find(clip_digest)
             except CorruptTargetError as error:
                 self._counters["cache_corrupt"] += 1
-                log.warning("the target cache is damaged, and the service is asked: %s", error)
+                logger.warning("the target cache is damaged, and the service is asked: %s", error)
                 encoded = None
             self._counters["cache_misses" if encoded is None else "cache_hits"] += 1
             return encoded
@@ -46,7 +46,7 @@ class KeptTargets:
             at_stake = self._store.num_open + 1
             try:
                 self._store.add({clip_digest: copy})
-            except (OSError, CorruptTargetError) as error:
+            except (OSError, ValueError) as error:
                 self._lost(at_stake, error)
 
     def counters(self) -> dict[str, int]:
@@ -60,9 +60,9 @@ class KeptTargets:
             at_stake = self._store.num_open
             try:
                 self._store.close()
-            except (OSError, CorruptTargetError) as error:
+            except (OSError, ValueError) as error:
                 self._lost(at_stake, error)
 
-    def _lost(self, num_targets: int, error: OSError | CorruptTargetError) -> None:
+    def _lost(self, num_targets: int, error: OSError | ValueError) -> None:
         self._counters["cache_not_written"] += num_targets
-        log.error("the target cache lost %d targets, and training goes on: %s", num_targets, error)
+        logger.error("the target cache lost %d targets, and training goes on: %s", num_targets, error)

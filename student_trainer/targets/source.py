@@ -22,6 +22,7 @@ from salt_distill.common.config import (
 )
 from salt_distill.common.credentials import access_token
 from salt_distill.common.data.video import decoder_name
+from salt_distill.common.data.views import VIEW_VERSION, view_facts
 from salt_distill.common.folders.fetched import fetched
 from salt_distill.common.metrics_line import MetricsLine
 from salt_distill.common.model.checkpoint import open_encoder
@@ -99,11 +100,11 @@ class CachedTargets:
                 f" {cached.target_dtype}"
             )
         self.dtype: TargetDtype = dtype
-        self.spec = TeacherSpec.from_json(cached.teacher)
+        self.spec = cached.teacher
         self.views = cached.views
         """K: the student's view number is its pass modulo K."""
         self._path = path
-        self._mine = {"data_seed": data_seed, "view": view.model_dump(mode="json"), "decoder": decoder}
+        self._mine = {"data_seed": data_seed, "view": view_facts(view), "decoder": decoder}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="targets")
         self._rows_read = 0
 
@@ -166,10 +167,16 @@ class CachedTargets:
             if theirs[name] != mine
         ]
         same = [f"{name}: {mine}" for name, mine in self._mine.items() if theirs[name] == mine]
+        advice = "Run with the cache's values, or precompute with these"
+        if theirs["view"] and (version := theirs["view"].get("version", 1)) != VIEW_VERSION:
+            advice = (
+                f"Precompute again: equal draws give other crops in view version {VIEW_VERSION}, which is"
+                f" used here, than in the cache's, {version}"
+            )
         return (
             f"{self._path} has no targets for clip {batch.digests[row].hex()[:12]} (sample {batch.keys[row]},"
             f" view {batch.views[row]} of {self.views}). Different: {'; '.join(different) or 'none'}. Equal:"
-            f" {'; '.join(same) or 'none'}. Run with the cache's values, or precompute with these"
+            f" {'; '.join(same) or 'none'}. {advice}"
         )
 
 

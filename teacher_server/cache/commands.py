@@ -1,11 +1,12 @@
 """``salt-serve cache``: what a target cache holds, whether it is whole, and what of it is not needed."""
 
+import contextlib
 import json
-from collections.abc import Iterable
+import os
+import stat
+from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import rich.console
 import rich.markup
 from rich.filesize import decimal
@@ -13,12 +14,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from salt_distill.common.config import CacheGcConfig, CacheStatsConfig, CacheVerifyConfig, PrecomputeConfig
-from salt_distill.common.targets import store
+from salt_distill.common.targets.cache_file import CacheFile, file_path, spec_of, write_file
 from salt_distill.common.targets.codec import CorruptTargetError
 from salt_distill.common.targets.locks import writer
-from salt_distill.common.targets.segments import SEGMENTS
-from salt_distill.common.targets.store import CacheFile, CacheSpec
-from salt_distill.common.whole import PARTIAL
+from salt_distill.common.targets.manifest import (
+    MANIFEST,
+    SEGMENTS,
+    CacheSpec,
+    FileListing,
+    Manifest,
+    is_file_name,
+    is_own_name,
+)
 from salt_distill.teacher_server.cache.folder import CacheFolder
 
 
@@ -56,63 +63,67 @@ def verify(config: CacheVerifyConfig, console: rich.console.Console) -> None:
             console.print(
                 f"{root}: {_repair_precomputed(root, spec, config)} targets computed again", highlight=False
             )
-    left, _ = _damage(cache, console)
-    if left:
-        raise CorruptTargetError(f"{root}: still damaged after the repair: {next(iter(left.values()))[0]}")
+    still_damaged, _ = _damage(cache, console)
+    if still_damaged:
+        raise CorruptTargetError(
+            f"{root}: still damaged after the repair: {next(iter(still_damaged.values()))[0]}"
+        )
 
 
 def show_stats(config: CacheStatsConfig) -> None:
     """Prints what the cache holds on standard output."""
     cache = _existing(config.targets)
     manifest = cache.manifest()
-    spec, listed = _spec(manifest), manifest["files"]
-    sizes = {name: size for name, size in cache.sizes().items() if name != store.MANIFEST}
+    spec = manifest.spec
+    sizes = {name: size for name, size in cache.sizes().items() if name != MANIFEST}
     facts = {
-        "teacher": spec.teacher["name"],
+        "teacher": spec.teacher.name,
         "fingerprint": spec.fingerprint,
-        "compute": spec.teacher["compute"],
-        "targets": sum(facts["rows"] for facts in listed.values()),
+        "compute": spec.teacher.compute,
+        "targets": sum(listing.rows for listing in manifest.files.values()),
         "tokens": list(spec.shape),
         "target_dtype": spec.target_dtype,
         "views": spec.views,
         "data_seed": spec.data_seed,
         "split": spec.split,
-        "skipped": len(manifest["skipped"]),
-        "files": len(listed),
-        "bytes": sum(sizes[name] for name in listed),
-        "unlisted_files": len(sizes.keys() - listed.keys()),
-        "unlisted_bytes": sum(size for name, size in sizes.items() if name not in listed),
+        "skipped": len(manifest.skipped),
+        "files": len(manifest.files),
+        "bytes": sum(sizes.get(name, 0) for name in manifest.files),
+        "unlisted_files": len(sizes.keys() - manifest.files.keys()),
+        "unlisted_bytes": sum(size for name, size in sizes.items() if name not in manifest.files),
     }
     if config.json_:
         print(json.dumps(facts, indent=2))
         return
     table = Table(show_header=False)
     for name, value in facts.items():
-        shown = decimal(value) if name.endswith("bytes") else "-" if value is None else str(value)
-        table.add_row(name.replace("_", " "), rich.markup.escape(shown))
+        cell = decimal(value) if name.endswith("bytes") else "-" if value is None else str(value)
+        table.add_row(name.replace("_", " "), rich.markup.escape(cell))
     rich.console.Console().print(table)
 
 
 def collect_garbage(config: CacheGcConfig, console: rich.console.Console) -> None:
     """Removes what no student would find: files that no manifest lists, partial ones, and the oldest segments
-    beyond ``max_bytes``."""
+    beyond ``max_bytes``. What no cache writes stays, and links are not followed."""
     root = _of_this_machine(_existing(config.targets))
     with writer(root, alone=True):
-        manifest = store.read_manifest(root)
-        unlisted = [name for name in _files(root) if name not in manifest["files"]]
-        old = _oldest_segments(root, manifest["files"], config.max_bytes)
-        freed = sum((root / name).stat().st_size for name in unlisted + old)
+        manifest = Manifest.read(root)
+        files, foreign = _files(root)
+        for name in foreign:
+            console.print(f"not of a cache, and left alone: {rich.markup.escape(name)}", highlight=False)
+        unlisted = [name for name in files if name not in manifest.files]
+        oldest = _oldest_segments(manifest, files, config.max_bytes)
         for name in unlisted:
             console.print(f"not in the manifest: {rich.markup.escape(name)}", highlight=False)
-        for name in old:
+        for name in oldest:
             console.print(
                 f"beyond {decimal(config.max_bytes or 0)}: {rich.markup.escape(name)}", highlight=False
             )
         if not config.dry_run:
-            left = {name: facts for name, facts in manifest["files"].items() if name not in old}
-            store.replace_manifest(root, {**manifest, "files": left})
-            for name in unlisted + old:
-                (root / name).unlink()  # after the manifest: what that lists is there
+            newest = {name: listing for name, listing in manifest.files.items() if name not in oldest}
+            manifest.model_copy(update={"files": newest}).write(root)
+            _remove(root, {*unlisted, *oldest})  # after the manifest: what that lists is there
+        freed = sum(files[name].st_size for name in (*unlisted, *oldest))
         console.print(
             f"{root}: {decimal(freed)} {'would be freed' if config.dry_run else 'freed'}", highlight=False
         )
@@ -136,39 +147,49 @@ def _of_this_machine(cache: CacheFolder) -> Path:
     return cache.local
 
 
-def _files(root: Path) -> list[str]:
-    """Everything in the cache beside its manifest, relative to it."""
-    return [
-        path.relative_to(root).as_posix()
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and path != root / store.MANIFEST
-    ]
+def _files(root: Path) -> tuple[dict[str, os.stat_result], list[str]]:
+    """The files beside the manifest that a cache writes, by their names in it; and what else is there."""
+    files, foreign = dict[str, os.stat_result](), list[str]()
+    for folder, subfolders, names, descriptor in os.fwalk(root, follow_symlinks=False):
+        for name in (*names, *subfolders):
+            path = Path(folder, name).relative_to(root).as_posix()
+            facts = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            if path == MANIFEST or stat.S_ISDIR(facts.st_mode):
+                continue
+            if stat.S_ISREG(facts.st_mode) and is_own_name(path):
+                files[path] = facts
+            else:
+                foreign.append(path)
+    return dict(sorted(files.items())), foreign
+
+
+def _remove(root: Path, names: Container[str]) -> None:
+    """Removes files of a cache, in the folder that each was found in, whatever has become of the folder's
+    name."""
+    for folder, _, files, descriptor in os.fwalk(root, follow_symlinks=False):
+        for name in files:
+            if Path(folder, name).relative_to(root).as_posix() in names:
+                os.unlink(name, dir_fd=descriptor)
 
 
 def _whole_files(cache: CacheFolder) -> list[str]:
-    return [
-        name for name in cache.sizes() if name.endswith(".arrow") and not Path(name).name.startswith(PARTIAL)
-    ]
+    return [name for name in cache.sizes() if is_file_name(name)]
 
 
-def _oldest_segments(root: Path, listed: dict[str, Any], max_bytes: int | None) -> list[str]:
+def _oldest_segments(
+    manifest: Manifest, files: Mapping[str, os.stat_result], max_bytes: int | None
+) -> list[str]:
     """The segments to drop, so that all files together have at most ``max_bytes``."""
-    total = sum((root / name).stat().st_size for name in listed)
+    listed = {name: files[name] for name in manifest.files if name in files}
+    total = sum(facts.st_size for facts in listed.values())
     segments = [name for name in listed if name.startswith(f"{SEGMENTS}/")]
-    old = []
-    for name in sorted(segments, key=lambda name: (root / name).stat().st_mtime_ns):
+    oldest = []
+    for name in sorted(segments, key=lambda name: listed[name].st_mtime_ns):
         if max_bytes is None or total <= max_bytes:
             break
-        old.append(name)
-        total -= (root / name).stat().st_size
-    return old
-
-
-def _spec(manifest: dict[str, Any]) -> CacheSpec:
-    """What all files should be."""
-    return CacheSpec.from_json(
-        {name: value for name, value in manifest.items() if name not in ("files", "skipped")}
-    )
+        oldest.append(name)
+        total -= listed[name].st_size
+    return oldest
 
 
 def _damage(
@@ -178,11 +199,11 @@ def _damage(
     damage: dict[str, list[str]] = {}
     try:
         manifest = cache.manifest()
-        spec, listed = _spec(manifest), manifest["files"]
+        spec, listings = manifest.spec, dict[str, FileListing | None](manifest.files)
     except CorruptTargetError as error:
-        damage[store.MANIFEST] = [str(error)]
-        listed = dict.fromkeys(_whole_files(cache))
-        spec = next((spec for name in listed if (spec := _spec_of(cache, name)) is not None), None)
+        damage[MANIFEST] = [str(error)]
+        listings = dict.fromkeys(_whole_files(cache))
+        spec = next((spec for name in listings if (spec := _spec_of(cache, name)) is not None), None)
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(),
@@ -190,96 +211,91 @@ def _damage(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        for name, facts in progress.track(listed.items(), description="files"):
+        for name, listing in progress.track(listings.items(), description="files"):
             if spec is not None:
                 with cache.at_hand(name) as path:
-                    reasons = _damage_of(path, f"{cache.place}/{name}", spec, facts)
+                    reasons = _damage_of(path, f"{cache.place}/{name}", spec, listing)
                 if reasons:
                     damage[name] = reasons
     return damage, spec
 
 
-def _damage_of(path: Path, called: str, spec: CacheSpec, facts: dict[str, Any] | None) -> list[str]:
-    """``facts``: what the manifest says of the file, where there is one."""
+def _damage_of(path: Path, called: str, spec: CacheSpec, listing: FileListing | None) -> list[str]:
+    """``listing``: what the manifest says of the file, where there is one."""
     if not path.is_file():
         return [f"{called} is missing"]
     try:
-        rows, damage = CacheFile(path, spec, called).check()
+        whole, damage = CacheFile(path, spec, called).check()
     except ValueError as error:
         return [str(error)]
-    found = [str(error) for error in damage]
-    if facts is not None and not found and (now := store.listing(path, len(rows))) != facts:
-        found.append(f"{called}: {store.difference(now, facts)}")
-    return found
+    if damage:
+        return [str(error) for error in damage]
+    if listing is not None and (now := FileListing.of(path, len(whole))) != listing:
+        return [f"{called}: {now.difference(listing)}"]
+    return []
 
 
 def _spec_of(cache: CacheFolder, name: str) -> CacheSpec | None:
-    """What a file says of itself, where it can be read."""
     with cache.at_hand(name) as path:
-        try:
-            metadata = pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata or {}
-            return CacheSpec.from_json(json.loads(metadata[b"salt.cache"]))
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
-            return None  # whoever asks what is wrong with it names it
+        return spec_of(path)
 
 
 def _repair_precomputed(root: Path, spec: CacheSpec, config: CacheVerifyConfig) -> int:
     """Makes the damaged files again, from videos and teacher; what is whole in them stays. The number of
     targets computed."""
-    from salt_distill.teacher_server.cache.target_files import Worker
+    from salt_distill.teacher_server.cache.target_files import TargetMaker
 
     if config.ckpt is None or config.data is None:
         raise ValueError(
             "got --repair without --ckpt and --data, expected both: lost targets are computed again from the"
             " videos"
         )
-    view, compute = spec.view or {}, spec.teacher["compute"]
-    wanted = {
+    view, compute = spec.to_json()["view"], spec.teacher.compute
+    values = {
         **{"ckpt": config.ckpt, "data": config.data, "out": str(root), "loader": config.loader},
         **{name: getattr(spec, name) for name in ("views", "data_seed", "split", "target_dtype")},
         **{name: view[name] for name in ("num_frames", "crop_size")},
-        "view": {name: view[name] for name in ("frame_step", "scale", "ratio", "flip")},
+        "view": {name: view[name] for name in view.keys() - {"num_frames", "crop_size", "version"}},
         "teacher": {
             **{name: compute[name] for name in ("batch_size", "num_threads", "dtype")},
             "compile": compute["compiled"],
         },
     }
-    worker = Worker(PrecomputeConfig.model_validate(wanted), device=None)
-    made = worker.spec().to_json()
-    for name, value in spec.to_json().items():
-        if made[name] != value:
-            raise ValueError(
-                f"{root} holds targets with {name}={value}, expected {made[name]}, which --ckpt and --data"
-                " give here"
-            )
-    try:
-        listed = store.read_manifest(root)["files"]
-    except CorruptTargetError:
-        listed = {}
-    files, skipped, num_computed = dict[str, dict[str, Any]](), set[str](), 0
-    for task in worker.tasks():
-        done = worker.make(task, listed.get(store.file_path(spec, task.view, task.shard)))
-        files[done.name] = done.listed
+    maker = TargetMaker(PrecomputeConfig.model_validate(values), device=None)
+    if (difference := spec.difference(maker.spec())) is not None:
+        raise ValueError(f"{root} holds targets with {difference}, which --ckpt and --data give here")
+    listings = dict[str, FileListing]()
+    with contextlib.suppress(CorruptTargetError):
+        listings = Manifest.read(root).files
+    files, skipped, num_computed = dict[str, FileListing](), set[str](), 0
+    for task in maker.tasks():
+        done = maker.make(task, listings.get(file_path(spec, task.view, task.shard)))
+        files[done.name] = done.listing
         skipped.update(done.skipped)
         num_computed += done.num_computed
-    store.write_manifest(root, spec, files, skipped)
+    Manifest(spec=spec, files=files, skipped=tuple(skipped)).write(root)
     return num_computed
 
 
-def _repair_segments(root: Path, spec: CacheSpec, damaged: Iterable[str]) -> int:
+def _repair_segments(root: Path, spec: CacheSpec, damaged: Container[str]) -> int:
     """Drops the targets that are damaged: whoever asks for one has it computed again. How many segments are
     left."""
-    files = {}
-    for name in _whole_files(CacheFolder(str(root))):
+    listings, lost = dict[str, FileListing](), set[str]()
+    for name in _files(root)[0]:
+        if not is_file_name(name):
+            continue
+        path = root / name
         try:
-            rows = CacheFile(root / name, spec).check()[0]
+            file = CacheFile(path, spec)
+            whole, _ = file.check()
         except ValueError:
-            rows = []  # it was named as damaged
-        if name in damaged and rows:
-            store.write_file(root / name, spec, rows)
-        elif name in damaged:
-            (root / name).unlink()
-        if rows:
-            files[name] = store.listing(root / name, len(rows))
-    store.write_manifest(root, spec, files, skipped=[])
-    return len(files)
+            whole = []  # it was named as damaged
+        if not whole:
+            lost.add(name)
+            continue
+        if name in damaged:
+            write_file(path, spec, file.rows(whole))
+        listings[name] = FileListing.of(path, len(whole))
+    Manifest(spec=spec, files=listings).write(root)
+    _remove(root, lost)
+    return len(listings)

@@ -2,19 +2,16 @@
 one at a time, and go back whole."""
 
 import contextlib
-import fcntl
-import os
 import posixpath
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from salt_distill.common.folders.fetched import copies
 from salt_distill.common.folders.folder import Folder
-from salt_distill.common.targets import store
-from salt_distill.common.targets.locks import one_at_a_time, writer
+from salt_distill.common.targets.locks import held, one_at_a_time, writer
+from salt_distill.common.targets.manifest import MANIFEST, Manifest, require_own_folder
 
 
 class CacheFolder:
@@ -52,10 +49,16 @@ class CacheFolder:
             with self._reached(f"{name} could not be written"):
                 self._folder.write(name, path)
 
-    def manifest(self) -> dict[str, Any]:
-        """See ``store.read_manifest``."""
-        with self.at_hand(store.MANIFEST) as path:
-            return store.read_manifest(path.parent, self.place)
+    def manifest(self) -> Manifest:
+        """See ``Manifest.read``."""
+        with self.at_hand(MANIFEST) as path:
+            return Manifest.read(path.parent, self.place)
+
+    def require_own(self) -> None:
+        """Raises ValueError where there is no cache yet, but something else."""
+        sizes = self.sizes()
+        if MANIFEST not in sizes:
+            require_own_folder(self.place, {name.partition("/")[0] for name in sizes})
 
     def free_bytes(self) -> int:
         """Of the disk that files are made on."""
@@ -89,27 +92,16 @@ def _workplace() -> Iterator[Path]:
     removed."""
     parent = copies() / "making"
     parent.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(parent):
-        for other in parent.iterdir():
-            _remove_if_left(other)
-        folder = Path(tempfile.mkdtemp(dir=parent))
-        lock = os.open(folder, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        yield folder
-    finally:
+    with contextlib.ExitStack() as holding:
         with one_at_a_time(parent):
-            shutil.rmtree(folder)
-        os.close(lock)
-
-
-def _remove_if_left(folder: Path) -> None:
-    """Removes a folder that no process holds."""
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder)
-    except BlockingIOError:
-        return
-    finally:
-        os.close(lock)
+            for other in parent.iterdir():
+                with held(other) as is_left:
+                    if is_left:
+                        shutil.rmtree(other)
+            folder = Path(tempfile.mkdtemp(dir=parent))
+            holding.enter_context(held(folder))
+        try:
+            yield folder
+        finally:
+            with one_at_a_time(parent):
+                shutil.rmtree(folder)

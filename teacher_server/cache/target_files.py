@@ -3,11 +3,10 @@
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +16,13 @@ from salt_distill.common.config import PrecomputeConfig
 from salt_distill.common.data.reader import Reader
 from salt_distill.common.data.sample import Sample
 from salt_distill.common.data.tasks import Clip
+from salt_distill.common.data.views import view_facts
 from salt_distill.common.model.checkpoint import open_encoder
 from salt_distill.common.model.teacher import Teacher
-from salt_distill.common.targets import codec, store
+from salt_distill.common.targets import codec
+from salt_distill.common.targets.cache_file import CacheFile, CacheRow, file_path, write_file
 from salt_distill.common.targets.codec import CorruptTargetError, EncodedTarget
-from salt_distill.common.targets.store import CacheFile, CacheRow, CacheSpec
+from salt_distill.common.targets.manifest import CacheSpec, FileListing
 from salt_distill.teacher_server.cache.folder import CacheFolder
 
 
@@ -42,7 +43,7 @@ class FileDone:
 
     name: str
     """Relative to the cache."""
-    listed: dict[str, Any]
+    listing: FileListing
     """What the manifest is to say of it."""
     num_bytes: int
     num_samples: int
@@ -54,16 +55,13 @@ class FileDone:
     """Targets that went through the teacher now."""
 
 
-class Worker:
+class TargetMaker:
     """A teacher and a reader that make files of the cache. Each file is a pure function of the
     configuration."""
 
     def __init__(self, config: PrecomputeConfig, device: torch.device | None) -> None:
-        self._cache, self._batch_size, self._views = (
-            CacheFolder(config.out),
-            config.teacher.batch_size,
-            config.views,
-        )
+        self._cache = CacheFolder(config.out)
+        self._batch_size, self._views = config.teacher.batch_size, config.views
         encoder = open_encoder(config)
         view = config.view.over(encoder.view)
         self._teacher = Teacher(encoder, config.teacher, device)
@@ -77,12 +75,12 @@ class Worker:
         )
         self._max_bad_fraction = config.loader.max_bad_fraction
         self._spec = CacheSpec(
-            teacher=self._teacher.spec.to_json(),
+            teacher=self._teacher.spec,
             target_dtype=config.target_dtype,
             shape=(self._teacher.spec.num_tokens, self._teacher.spec.width),
             data_seed=config.data_seed,
             views=config.views,
-            view=view.model_dump(mode="json"),
+            view=view_facts(view),
             decoder=self._reader.decoder,
             index_hash=self._reader.index_hash,
             split=config.split,
@@ -119,61 +117,53 @@ class Worker:
         """This machine, and the room on its disk for what is made."""
         return socket.gethostname(), self._cache.free_bytes()
 
-    def make(self, task: FileTask, listed: dict[str, Any] | None = None) -> FileDone:
-        """Makes a file, unless it is there, undamaged and as a manifest has ``listed`` it; of one that is
-        not, whole targets are kept.
+    def make(self, task: FileTask, listing: FileListing | None = None) -> FileDone:
+        """Makes a file, unless it is there, undamaged and as the ``listing`` of a manifest has it; of one
+        that is not, whole targets are kept.
 
         Raises ValueError where it is another command's.
         """
-        samples, name = (
-            self._reader.samples[task.shard_idx],
-            store.file_path(self._spec, task.view, task.shard),
-        )
-        kept, skipped, computed = dict[bytes, EncodedTarget](), dict[str, str](), set[bytes]()
-        remark = None
+        samples, name = self._reader.samples[task.shard_idx], file_path(self._spec, task.view, task.shard)
+        skipped, computed = dict[str, str](), set[bytes]()
+        whole, remark = _WholeTargets(), None
         with self._cache.at_hand(name) as path:
             if path.exists():
-                rows, damage, now = self._check(path, name, listed)
-                if now is not None:
-                    keys = {row.key for row in rows}
-                    skipped.update(
-                        {sample.key: "left out before" for sample in samples if sample.key not in keys}
-                    )
+                whole, damage = self._check(path, name, listing)
+                if not damage:
+                    keys = {row.key for row in whole.rows()}
+                    skipped = {sample.key: "left out before" for sample in samples if sample.key not in keys}
+                    now = listing or FileListing.of(path, len(whole))
                     return _done(name, path, now, samples, skipped)
-                kept = {row.clip_digest: row.encoded for row in rows}
                 remark = f"{damage[0]}; {len(damage)} such, which are computed again"
-            num_rows = store.write_file(
-                path, self._spec, self._rows(samples, task.view, kept, skipped, computed)
-            )
+            num_rows = write_file(path, self._spec, self._rows(samples, task.view, whole, skipped, computed))
             self._cache.put(name, path)
-            return _done(name, path, store.listing(path, num_rows), samples, skipped, remark, len(computed))
+            now = FileListing.of(path, num_rows)
+            return _done(name, path, now, samples, skipped, remark, len(computed))
 
     def _check(
-        self, path: Path, name: str, listed: dict[str, Any] | None
-    ) -> tuple[list[CacheRow], list[CorruptTargetError], dict[str, Any] | None]:
-        """The whole rows of a file that is there, what is wrong with it, and where nothing is, what a
-        manifest is to say of it."""
+        self, path: Path, name: str, listing: FileListing | None
+    ) -> tuple["_WholeTargets", list[CorruptTargetError]]:
+        """The whole targets of a file that is there, and what is wrong with it."""
         called = f"{self._cache.place}/{name}"
         try:
-            rows, damage = CacheFile(path, self._spec, called).check()
+            file = CacheFile(path, self._spec, called)
+            numbers, damage = file.check()
         except CorruptTargetError as error:
-            return [], [error], None
-        if damage:
-            return rows, damage, None
-        now = store.listing(path, len(rows))
-        if listed in (None, now):
-            return rows, [], now
-        return rows, [CorruptTargetError(f"{called}: {store.difference(now, listed)}")], None
+            return _WholeTargets(), [error]
+        whole = _WholeTargets(file, numbers)
+        if not damage and listing is not None and (now := FileListing.of(path, len(file))) != listing:
+            damage = [CorruptTargetError(f"{called}: {now.difference(listing)}")]
+        return whole, damage
 
     def _rows(
         self,
         samples: Sequence[Sample],
         view: int,
-        kept: Mapping[bytes, EncodedTarget],
+        whole: "_WholeTargets",
         skipped: dict[str, str],
         computed: set[bytes],
     ) -> Iterator[CacheRow]:
-        """The rows of a file. ``kept``: targets by clip that need no forward; adds to ``skipped`` samples, to
+        """The rows of a file. ``whole``: targets that need no forward; adds to ``skipped`` samples, to
         ``computed`` clips."""
         for group in self._groups(samples, view):
             skipped.update(
@@ -187,7 +177,7 @@ class Worker:
                     f" {reason}"
                 )
             good = [(sample, *clip) for sample, clip in group if not isinstance(clip, BadVideoError)]
-            missing = {digest: pixels for _, pixels, digest in good if digest not in kept}
+            missing = {digest: pixels for _, pixels, digest in good if digest not in whole}
             computed.update(missing)
             new = dict[bytes, EncodedTarget]()
             if missing:
@@ -195,7 +185,7 @@ class Worker:
                 new = dict(zip(missing, codec.encode(targets, self._spec.target_dtype), strict=True))
             for sample, _, digest in good:
                 yield CacheRow(
-                    clip_digest=digest, key=sample.key, view=view, encoded=new.get(digest) or kept[digest]
+                    clip_digest=digest, key=sample.key, view=view, encoded=new.get(digest) or whole[digest]
                 )
 
     def _groups(
@@ -212,6 +202,28 @@ class Worker:
             yield [(sample, _clip(clip)) for sample, clip in ahead.popleft()]
 
 
+class _WholeTargets:
+    """Targets of a file that are what was written, by their clips; in the file until they are asked for."""
+
+    def __init__(self, file: CacheFile | None = None, numbers: Sequence[int] = ()) -> None:
+        self._file, self._numbers = file, numbers
+        self._by_clip = {row.clip_digest: number for row, number in zip(self.rows(), numbers, strict=True)}
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __contains__(self, clip_digest: bytes) -> bool:
+        return clip_digest in self._by_clip
+
+    def __getitem__(self, clip_digest: bytes) -> EncodedTarget:
+        assert self._file is not None, "without a file there are no targets"
+        return self._file.encoded(self._by_clip[clip_digest])
+
+    def rows(self) -> Iterator[CacheRow]:
+        """All of them."""
+        return iter(()) if self._file is None else self._file.rows(self._numbers)
+
+
 def _clip(clip: Future[Clip]) -> Clip | BadVideoError:
     try:
         return clip.result()
@@ -222,7 +234,7 @@ def _clip(clip: Future[Clip]) -> Clip | BadVideoError:
 def _done(
     name: str,
     path: Path,
-    listed: dict[str, Any],
+    listing: FileListing,
     samples: Sequence[Sample],
     skipped: dict[str, str],
     remark: str | None = None,
@@ -230,7 +242,7 @@ def _done(
 ) -> FileDone:
     return FileDone(
         name=name,
-        listed=listed,
+        listing=listing,
         num_bytes=path.stat().st_size,
         num_samples=len(samples),
         skipped=skipped,

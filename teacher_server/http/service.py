@@ -12,7 +12,7 @@ from salt_distill.common.config import ServiceConfig
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.common.protocol import ARROW_TYPE, PROTOCOL, Route
 from salt_distill.common.targets import codec
-from salt_distill.common.targets.store import CacheSpec
+from salt_distill.common.targets.manifest import CacheSpec
 from salt_distill.teacher_server.board.board import Board
 from salt_distill.teacher_server.http.access import Tokens
 from salt_distill.teacher_server.http.board_routes import add_board_routes
@@ -134,7 +134,5 @@ def board_arguments(spec: TeacherSpec, config: ServiceConfig) -> dict[str, Any]:
 
 
 def _open_cache(root: Path, spec: TeacherSpec, config: ServiceConfig) -> DiskTargets:
-    kind = CacheSpec(
-        teacher=spec.to_json(), target_dtype=config.cache_dtype, shape=(spec.num_tokens, spec.width)
-    )
+    kind = CacheSpec(teacher=spec, target_dtype=config.cache_dtype, shape=(spec.num_tokens, spec.width))
     return DiskTargets(root, kind, segment_bytes=config.segment_bytes)

@@ -1,4 +1,4 @@
-"""Targets on disk behind those in memory: a ``SegmentStore`` on a thread of its own, never on the event
+"""Targets on disk behind those in memory: a ``GrowingCache`` on a thread of its own, never on the event
 loop."""
 
 import asyncio
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from salt_distill.common.config import TargetDtype
 from salt_distill.common.targets.codec import CorruptTargetError, EncodedTarget
-from salt_distill.common.targets.segments import SegmentStore
-from salt_distill.common.targets.store import CacheSpec
+from salt_distill.common.targets.growing_cache import GrowingCache
+from salt_distill.common.targets.manifest import CacheSpec
 
 log = logging.getLogger("salt.server")
 
@@ -21,7 +21,7 @@ class DiskTargets:
 
     def __init__(self, root: Path, spec: CacheSpec, *, segment_bytes: int) -> None:
         self.dtype: TargetDtype = spec.target_dtype
-        self._store = SegmentStore(root, spec, segment_bytes=segment_bytes)
+        self._store = GrowingCache(root, spec, segment_bytes=segment_bytes)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cache")
         self._waiting_bytes, self._max_waiting_bytes = 0, 2 * segment_bytes
         self.not_written = 0
@@ -71,17 +71,17 @@ class DiskTargets:
         at_stake = self._store.num_open + len(targets)
         try:
             self._store.add(targets)
-        except (OSError, CorruptTargetError) as error:
+        except (OSError, ValueError) as error:
             self._failed(at_stake, error)
 
     def _close(self) -> None:
         at_stake = self._store.num_open
         try:
             self._store.close()
-        except (OSError, CorruptTargetError) as error:
+        except (OSError, ValueError) as error:
             self._failed(at_stake, error)
 
-    def _failed(self, num_targets: int, error: OSError | CorruptTargetError) -> None:
+    def _failed(self, num_targets: int, error: OSError | ValueError) -> None:
         self.not_written += num_targets
         log.error("the target cache lost %d targets, and serving goes on: %s", num_targets, error)
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from salt_distill.common.config import InspectConfig
 from salt_distill.common.data.index import load_index
 from salt_distill.common.data.skipped import FILE_NAME, read_skipped
+from salt_distill.common.data.views import clip_span
 
 _MOST = 12
 """Rows of a table in the terminal; JSON has all."""
@@ -54,7 +55,7 @@ def facts(config: InspectConfig) -> dict[str, Any]:
     }
     tars = dict.fromkeys(index["tar"].to_pylist())
     on_disk = {tar: (folder / tar).stat().st_size for tar in tars if (folder / tar).exists()}
-    needed = (config.view.num_frames - 1) * config.view.frame_step + 1
+    needed = min(clip_span(config.view), config.view.num_frames * config.view.frame_step)
     skipped = read_skipped(folder)
     return {
         "name": info["name"],

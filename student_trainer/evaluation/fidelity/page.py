@@ -8,7 +8,7 @@ import torch
 
 from salt_distill.common.command import console
 from salt_distill.common.config import FidelityConfig, FlopsConfig, preset_layer
-from salt_distill.student_trainer.evaluation.fidelity import masks, models, text, training
+from salt_distill.student_trainer.evaluation.fidelity import crops, masks, models, text, training
 from salt_distill.student_trainer.evaluation.fidelity.oracle import Oracle
 from salt_distill.student_trainer.evaluation.fidelity.paper_flops import tables
 from salt_distill.student_trainer.evaluation.fidelity.paper_table import (
@@ -56,6 +56,7 @@ SECTIONS = (
     Section(title="Predictors", oracles=models.predictors),
     Section(title="Rotary positions", oracles=models.rope, lead=text.ROPE),
     Section(title="At initialisation", oracles=models.initial, lead=text.INITIAL),
+    Section(title="Random resized crop", oracles=crops.crops, lead=text.CROPS),
     Section(title="Mask blocks", oracles=masks.blocks, lead=text.MASKS),
     Section(title="Shares of the tokens, by clips that share a block", oracles=masks.fractions),
     Section(title="Tokens of each time step, 24 clips", oracles=masks.slices, lead=text.TRUNCATION),

@@ -26,6 +26,13 @@ The losses that a run starts from: with predictions of deviation 0.39 that know 
 0.798 x (1 + 0.39^2)^(1/2) = 0.857, and the squared error to pixels 1 + 0.39^2 = 1.15.
 """
 
+CROPS = """
+Table 5's scale and ratio in frames of 240 lines. A box that does not fit is drawn again, up to ten times; the largest
+centred one is what remains after that. The reference's function, given our draws, returns our boxes (20,000 of 20,000;
+four of each shape stand here as top x left x height x width). Shares are over 20,000 draws, with a standard error of
+0.1 % on either side.
+"""
+
 MASKS = """
 Block sizes are a function of V-JEPA 2's seeds, so they are compared exactly. Where blocks lie comes from another
 generator here, so shares are compared as means over 150 batches with the block sizes of seeds 0 to 149, as in the
@@ -64,8 +71,9 @@ Where the sources are silent or disagree, and what is done here:
 - **Stage 1's decoder** is in no table. The paper's FLOPs are only reached with both mask sets of each clip and 22 M
   weights, so it is Table 4's predictor with a head of 1,536 values in place of the teacher's width.
 - **Pixel targets**: "identical to VideoMAE" (section 2.2), so each cube and channel is normalised by its own mean and
-  unbiased deviation; MAE's normalisation over all channels is `pixel_norm: joint`. V-JEPA's own pixel ablation used
-  the latter.
+  unbiased deviation; MAE's normalisation over all channels is `pixel_norm: joint`, which V-JEPA's own pixel ablation
+  names. It is of ImageNet-normalised pixels, as MAE's loader hands them to its loss: channels weigh by 1/0.229, 1/0.224
+  and 1/0.225, and grey is not grey. VideoMAE undoes that first, which `channel` would not notice.
 - **Teacher's features**: after the encoder's final norm, then a LayerNorm without weights. Equation 1 has none,
   V-JEPA 2's code does.
 - **Which weights are the teacher**: those that were trained; V-Pixel has no moving average.
@@ -75,6 +83,12 @@ Where the sources are silent or disagree, and what is done here:
   clips the two apart and only after its warm-up, V-JEPA 2 not at all; the paper does not say.
 - **Mask tokens**: one for each mask set, zero at first and with weight decay (V-JEPA). V-JEPA 2 holds several and
   trains one.
+- **Random resized crop**: torchvision's and V-JEPA's, from ten tries that are drawn before the frame's size is known,
+  so that one draw fits every video. Until view version 2 a box that did not fit was shrunk: 61 % of the crops of a
+  16:9 video filled its height, where the reference has 2.4 %.
+- **Frames of a clip** are a step of 4 apart (0, 4, 8 ... 60), as the paper says. V-JEPA's loader spreads them over the
+  window, its end included (0, 4, 8, 12, 17 ... 63), repeats the last frame one earlier in a short video, and never
+  draws the last possible start: `view.sampling: window`, equal to it for every start of videos of 1 to 399 frames.
 - **RoPE** is V-JEPA 2's tiled one ("identical to V-JEPA 2", section 3); its angles are float32 here, bfloat16 there
   under autocast. The predictor's positions are those of the clip at hand, not of the resolution that it was built
   for.

@@ -1,6 +1,5 @@
 """The target cache."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -8,11 +7,22 @@ import pyarrow as pa
 import pytest
 import torch
 
-from salt_distill.common.targets import codec, store
+from salt_distill.common.model.teacher import TeacherSpec
+from salt_distill.common.targets import cache_file, codec
+from salt_distill.common.targets.manifest import MANIFEST, CacheSpec, FileListing, Manifest
 from salt_distill.common.targets.target_cache import TargetCache
 
-SPEC = store.CacheSpec(
-    teacher={"fingerprint": "f" * 64, "width": 8},
+TEACHER = TeacherSpec(
+    name="t",
+    fingerprint="f" * 64,
+    compute={"device": "cpu"},
+    clip_shape=(2, 8, 8, 3),
+    grid=(1, 1, 5),
+    width=8,
+    num_parameters=1,
+)
+SPEC = CacheSpec(
+    teacher=TEACHER,
     target_dtype="int8",
     shape=(5, 8),
     data_seed=3,
@@ -27,7 +37,7 @@ SPEC = store.CacheSpec(
 def rows_of(view, count=7):
     targets = torch.randn(count, 5, 8, generator=torch.Generator().manual_seed(view))
     return [
-        store.CacheRow(
+        cache_file.CacheRow(
             clip_digest=np.random.default_rng([view, number]).bytes(32),
             key=f"source/{number}",
             view=view,
@@ -40,10 +50,10 @@ def rows_of(view, count=7):
 def write_cache(root):
     files = {}
     for view in range(2):
-        name = store.file_path(SPEC, view, "train-000000.tar")
-        num_rows = store.write_file(root / name, SPEC, rows_of(view))
-        files[name] = store.listing(root / name, num_rows)
-    store.write_manifest(root, SPEC, files, skipped=["source/bad"])
+        name = cache_file.file_path(SPEC, view, "train-000000.tar")
+        num_rows = cache_file.write_file(root / name, SPEC, rows_of(view))
+        files[name] = FileListing.of(root / name, num_rows)
+    Manifest(spec=SPEC, files=files, skipped=("source/bad",)).write(root)
     return files
 
 
@@ -55,7 +65,7 @@ def cache_root(tmp_path):
 
 def test_every_row_is_found_by_its_digest(cache_root):
     cache = TargetCache(cache_root)
-    assert (len(cache), cache.spec, cache.skipped) == (14, SPEC, ["source/bad"])
+    assert (len(cache), cache.spec, cache.skipped) == (14, SPEC, ("source/bad",))
     for row in rows_of(0) + rows_of(1):
         found = cache.find(row.clip_digest)
         assert (found.key, found.view, found.encoded.checksum) == (row.key, row.view, row.encoded.checksum)
@@ -73,9 +83,11 @@ def test_other_digests_are_misses_even_with_a_common_prefix(cache_root):
 
 
 def test_many_record_batches_are_one_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "_BATCH_BYTES", 2 * codec.num_bytes("int8", 5, 8))
+    monkeypatch.setattr(cache_file, "_BATCH_BYTES", 2 * codec.num_bytes("int8", 5, 8))
     write_cache(tmp_path)
-    assert pa.ipc.open_file(tmp_path / store.file_path(SPEC, 0, "train-000000.tar")).num_record_batches == 4
+    assert (
+        pa.ipc.open_file(tmp_path / cache_file.file_path(SPEC, 0, "train-000000.tar")).num_record_batches == 4
+    )
     cache = TargetCache(tmp_path)
     assert [cache.find(row.clip_digest).key for row in rows_of(1)] == [row.key for row in rows_of(1)]
     wanted = [rows_of(1)[5], rows_of(0)[6], rows_of(1)[0], rows_of(0)[6]]
@@ -116,7 +128,7 @@ def test_no_file_is_seen_before_it_is_whole(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.write_file(tmp_path / "a.arrow", SPEC, dies())
+        cache_file.write_file(tmp_path / "a.arrow", SPEC, dies())
     assert not (tmp_path / "a.arrow").exists()
     with pytest.raises(ValueError, match=r"expected a target cache with a manifest\.json"):
         TargetCache(tmp_path)
@@ -129,12 +141,13 @@ def flip(path, found_at, skip=3):
 
 
 def test_a_flipped_byte_of_a_target_or_a_scale_is_named(cache_root):
-    path = cache_root / store.file_path(SPEC, 0, "train-000000.tar")
+    path = cache_root / cache_file.file_path(SPEC, 0, "train-000000.tar")
     rows = rows_of(0)
     flip(path, bytes(rows[4].encoded.target))
     flip(path, bytes(rows[5].encoded.scale))
-    whole, damage = store.CacheFile(path, SPEC).check()
-    assert [row.key for row in whole] == [f"source/{number}" for number in (0, 1, 2, 3, 6)]
+    file = cache_file.CacheFile(path, SPEC)
+    whole, damage = file.check()
+    assert [row.key for row in file.rows(whole)] == [f"source/{number}" for number in (0, 1, 2, 3, 6)]
     assert [
         f"row {number}, sample source/{number}, view 0" in str(error)
         for number, error in zip((4, 5), damage, strict=True)
@@ -149,25 +162,25 @@ def test_a_flipped_byte_of_a_target_or_a_scale_is_named(cache_root):
 
 
 def test_a_flipped_byte_of_a_digest_is_refused(cache_root):
-    path = cache_root / store.file_path(SPEC, 0, "train-000000.tar")
+    path = cache_root / cache_file.file_path(SPEC, 0, "train-000000.tar")
     flip(path, rows_of(0)[4].clip_digest)
     with pytest.raises(
         codec.CorruptTargetError, match=r"train-000000.arrow, record batch 0: got clip digests with hash"
     ):
         TargetCache(cache_root)
-    whole, damage = store.CacheFile(path, SPEC).check()
+    whole, damage = cache_file.CacheFile(path, SPEC).check()
     assert (len(whole), len(damage)) == (7, 1)
 
 
 @pytest.mark.parametrize("part", [b'"skipped"', b'"rows"', b'"decoder 1"', b'"sha256"', b"source/bad"])
 def test_a_flipped_byte_of_the_manifest_is_refused(cache_root, part):
-    flip(cache_root / store.MANIFEST, part)
+    flip(cache_root / MANIFEST, part)
     with pytest.raises(codec.CorruptTargetError, match=r"manifest\.json is damaged"):
         TargetCache(cache_root)
 
 
 def test_a_cut_or_missing_file_is_refused(cache_root):
-    path = cache_root / store.file_path(SPEC, 1, "train-000000.tar")
+    path = cache_root / cache_file.file_path(SPEC, 1, "train-000000.tar")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="no readable cache file"):
         TargetCache(cache_root)
@@ -177,6 +190,6 @@ def test_a_cut_or_missing_file_is_refused(cache_root):
 
 
 def test_a_file_of_another_teacher_or_seed_is_refused(cache_root):
-    path = cache_root / store.file_path(SPEC, 0, "train-000000.tar")
+    path = cache_root / cache_file.file_path(SPEC, 0, "train-000000.tar")
     with pytest.raises(ValueError, match="data_seed=3, expected 4"):
-        store.CacheFile(path, dataclasses.replace(SPEC, data_seed=4))
+        cache_file.CacheFile(path, SPEC.model_copy(update={"data_seed": 4}))
