@@ -28,6 +28,7 @@ from salt_distill.common.config import (
     mask_layer,
     merge,
     preset_layer,
+    warmup_layer,
 )
 
 C = TypeVar("C", bound=Config)
@@ -63,12 +64,19 @@ def run_app(app: typer.Typer) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         app()
-    except pydantic.ValidationError as error:
-        _stop(explain(error), exit_code=2)
-    except (ValueError, FileNotFoundError, ConnectionError) as error:
+    except (ValueError, OSError, yaml.YAMLError) as error:
         if os.environ.get("SALT_DEBUG"):
             raise
-        _stop(f"{error}", exit_code=1)
+        if isinstance(error, pydantic.ValidationError):
+            _stop(explain(error), exit_code=2)
+        _stop(_sentence(error), exit_code=1)
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong, for people: the system's own errors begin with a number, YAML's have many lines."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}: choose another path, or make room or give access there"
+    return " ".join(f"{error}".split()) if isinstance(error, yaml.YAMLError) else f"{error}"
 
 
 def _stop(sentence: str, exit_code: int) -> typing.NoReturn:
@@ -158,14 +166,19 @@ def resolve(
     """The configuration that a command line means. Raises pydantic.ValidationError or ValueError with the key
     that is wrong."""
     chosen = preset or default_preset
-    layers = [preset_layer(config_class, chosen, presets)] if chosen is not None else []
+    preset_values = {} if chosen is None else preset_layer(config_class, chosen, presets)
+    layers = []
     if mask is not None:
         layers.append(mask_layer(mask))
     if config is not None:
         layers.append(load_yaml(config))
     layers.append({name: value for name, value in flags.items() if value is not None and value != []})
     layers += [_setting(config_class, text) for text in settings or []]
-    return config_class.model_validate(merge(*layers))
+    typed = merge(*layers)
+    shorter_warmup, sentence = warmup_layer(config_class, preset_values, typed)
+    if sentence is not None:
+        console.print(sentence, highlight=False, soft_wrap=True)
+    return config_class.model_validate(merge(preset_values, typed, shorter_warmup))
 
 
 def is_nested(annotation: Any) -> bool:

@@ -1,4 +1,4 @@
-"""A line of a run's metrics.jsonl, which TensorBoard, the terminal, a board, Prometheus and trackers show too."""
+"""A line of a run's metrics.jsonl, which TensorBoard, the terminal, a board and Prometheus show too."""
 
 from typing import Annotated, Any
 

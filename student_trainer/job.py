@@ -81,10 +81,8 @@ def _fit(
         allowed."""
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            from salt_distill.student_trainer.metrics import DivergedError
-
             for error in worker_exceptions.values():
-                if isinstance(error, ValueError | DivergedError):
+                if isinstance(error, ValueError):
                     raise error
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is said by the worker's own error

@@ -21,7 +21,7 @@ from salt_distill.student_trainer.tracker import Tracker
 from salt_distill.student_trainer.utilisation import Utilisation
 
 
-class DivergedError(RuntimeError):
+class DivergedError(ValueError):
     """The loss is no longer a finite number."""
 
 

@@ -9,6 +9,7 @@ from collections import ChainMap
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
@@ -80,7 +81,13 @@ class Environment(ComputeConfig):
     def add_to(self, run: Path) -> None:
         """Appends it to the run's ``environment.json``."""
         path = run / "environment.json"
-        starts = _STARTS.validate_json(path.read_bytes()) if path.exists() else []
+        try:
+            starts = _STARTS.validate_json(path.read_bytes()) if path.exists() else []
+        except pydantic.ValidationError as error:
+            raise ValueError(
+                f"{path}: got a damaged file, expected the starts of this run: remove it, and repeat the"
+                " command"
+            ) from error
         write_whole(path, _STARTS.dump_json([*starts, self.model_dump(mode="json")], indent=2) + b"\n")
 
 
@@ -244,6 +251,11 @@ class RunRecord:
 
     def _summary(self, counters: dict[str, int], skipped: dict[str, str]) -> Summary:
         lines, source = read_metrics(self._out), self._source
+        if not lines:
+            raise ValueError(
+                f"{self._out}: got no metrics.jsonl, or an empty one, expected the lines that summary.json is"
+                " made from: the checkpoints are whole, and --resume with more --steps goes on"
+            )
 
         def mean(name: str) -> float:
             return sum(line[name] for line in lines) / len(lines)

@@ -82,8 +82,8 @@ def continued(before: dict[str, Any], now: TrainConfig, out: Path) -> TrainConfi
         started = type(now).model_validate(before)
     except pydantic.ValidationError as error:
         raise ValueError(
-            f"{out}: its config.yaml is none of this kind of run, or is damaged: {explain(error)}: continue it"
-            " with the command that started it, or choose another directory"
+            f"{out}: its config.yaml is none of this kind of run, or is damaged ({explain(error)}): continue"
+            " it with the command that started it, or choose another directory"
         ) from error
     free = {key for key, _ in marked(type(now), OnResume)}
     values_then = dict(_fixed(started, free))

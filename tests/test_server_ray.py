@@ -12,6 +12,7 @@ import torch
 from serve_tools import SALT_SERVE, alive, descendants, end, start
 from service_tools import Caller, clips_by_digest, wait_until
 from teacher_tools import BATCH_SIZE, batch_of, load_teacher, random_clips
+from train_tools import metrics_line
 
 from salt_distill.common.config import FrozenConfig, ServiceClientConfig, TeacherComputeConfig
 from salt_distill.common.model.checkpoint import open_encoder
@@ -43,7 +44,7 @@ def test_serve_share_and_end_without_a_trace(teacher):
             futures = [source.request(batch) for source in (*students, local)]
             results = [future.result(timeout=30) for future in futures]
             students[0].report(
-                {"step": 7, "slot": 56, "loss": 0.5, "flops": 1e9, "teacher_wait_ms": 1.0, "clips_per_s": 9.0}
+                metrics_line(step=7, slot=56, loss=0.5, flops=1e9, teacher_wait_ms=1.0, clips_per_s=9.0)
             )
         finally:
             for source in (*students, local):

@@ -37,7 +37,7 @@ from salt_distill.common.config.model import (
     Views,
 )
 from salt_distill.common.config.plan import GpuName, PlanConfig, PlannedStudent
-from salt_distill.common.config.presets import MASKS, PRESETS, mask_layer, preset_layer
+from salt_distill.common.config.presets import MASKS, PRESETS, mask_layer, preset_layer, warmup_layer
 from salt_distill.common.config.protocols import PROTOCOLS
 from salt_distill.common.config.serve import (
     CacheGcConfig,
@@ -141,4 +141,5 @@ __all__ = [
     "merge",
     "preset_layer",
     "shown_config",
+    "warmup_layer",
 ]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 class Config(BaseModel):
     """Frozen; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     paths: ClassVar[tuple[str, ...]] = ()
     """Fields that hold a path, or several, which are relative to where the command was given; or an address,

@@ -97,7 +97,8 @@ class ViewConfig(Config):
     def _ranges(self) -> Self:
         if not self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(
-                f"got scale={self.scale}, expected the least and the largest share of a frame's area, at most 1"
+                f"got scale={self.scale}, expected the least and the largest share of a frame's area, at most"
+                " 1"
             )
         if self.ratio[0] > self.ratio[1]:
             raise ValueError(f"got ratio={self.ratio}, expected the least width over height first")

@@ -20,6 +20,8 @@ from salt_distill.common.config.model import (
 
 Schedule = Literal["cosine", "constant", "wsd"]
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 _RATES = "the learning rate from here on; where it jumps, both rates are said"
 
 
@@ -44,7 +46,7 @@ class OptimConfig(Config):
     """Weight decay at step 0."""
     final_weight_decay: float = Field(default=0.4, ge=0)
     """Weight decay at the last step of a `cosine`; the other schedules keep `weight_decay` throughout."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW's beta1 and beta2."""
     eps: PositiveFloat = 1e-8
     """AdamW's epsilon."""
@@ -219,8 +221,8 @@ class TrainConfig(Config):
     keep_every: Annotated[PositiveInt, OnResume("which steps have a checkpoint")] = 1000
     """Steps from one checkpoint to the next; the last step always has one."""
     keep_last: Annotated[PositiveInt | None, OnResume("which steps have a checkpoint")] = None
-    """Newest checkpoints that stay in `out`; older ones are removed when a newer one is whole. None: all stay.
-    `storage` keeps all."""
+    """Newest checkpoints that stay in `out`; older ones are removed when a newer one is whole. None: all
+    stay. `storage` keeps all."""
     storage: Annotated[str | None, OnResume("where copies go")] = None
     """Address that checkpoints and metrics are copied to beside the training, such as s3://BUCKET/RUN, or a
     folder. `--resume` goes on from there where `out` is empty or older, on any machine."""

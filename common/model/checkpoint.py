@@ -270,8 +270,8 @@ def load_training(checkpoint: Path) -> dict[str, Any]:
 
 
 def verified(checkpoint: Path, file: str) -> Path:
-    """The path of one of a checkpoint's files, whose bytes are those that were written: every file is looked at
-    so when it is read. Raises ValueError where it is missing or damaged."""
+    """The path of one of a checkpoint's files, whose bytes are those that were written. Every reading of
+    one begins here. Raises ValueError where it is missing or damaged."""
     manifest, path = checkpoint / "manifest.json", checkpoint / file
     try:
         files = Manifest.model_validate_json(manifest.read_bytes()).files

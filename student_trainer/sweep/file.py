@@ -16,6 +16,7 @@ from salt_distill.common.config import (
     mask_layer,
     merge,
     preset_layer,
+    warmup_layer,
 )
 from salt_distill.common.config.marks import DecidedBySweep, marked
 
@@ -66,13 +67,11 @@ def _run(config: SweepConfig, file: SweepFile, name: str, *own: dict[str, Any]) 
     out = Path(config.out) / name
     preset, mask = values.pop("preset", file.preset), values.get("mask")
     try:
-        layers = [
-            preset_layer(StudentRun, preset),
-            *([mask_layer(values.pop("mask"))] if isinstance(mask, str) else []),
-        ]
-        run = StudentRun.model_validate(
-            merge(*layers, values, {"out": str(out), "resume": (out / "config.yaml").exists()})
-        )
+        preset_values = preset_layer(StudentRun, preset)
+        masks = [mask_layer(values.pop("mask"))] if isinstance(mask, str) else []
+        shorter_warmup, _ = warmup_layer(StudentRun, preset_values, values)
+        decided_values = {"out": str(out), "resume": (out / "config.yaml").exists()}
+        run = StudentRun.model_validate(merge(preset_values, *masks, values, shorter_warmup, decided_values))
     except ValueError as error:
         raise ValueError(
             f"{config.file}: run {name}:"
