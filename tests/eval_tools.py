@@ -26,6 +26,8 @@ from salt_distill.common.data.sample import describe, sha256_of, sidecar
 from salt_distill.common.data.video import probe
 from salt_distill.common.model.checkpoint import CheckpointConfig, new_predictor, point_to, save_checkpoint
 from salt_distill.common.model.vit import Encoder, init_weights
+from salt_distill.student_trainer.evaluation.probe.results import ChosenSetting, LabelFacts, ProbeResults
+from salt_distill.student_trainer.evaluation.records import EncoderIdentity
 
 VIEW = ViewConfig(num_frames=4, frame_step=1, crop_size=32)
 ENCODER = EncoderConfig(width=24, depth=1, num_heads=2, mlp_width=48, patch_size=8)
@@ -43,6 +45,39 @@ CONFIG = CheckpointConfig(
     mask=MASK,
 )
 FINGERPRINT = "ab" * 32
+
+
+def probe_results(
+    accuracy: dict[str, dict[str, float]], fingerprints: dict[str, str], num_classes: int = 4
+) -> ProbeResults:
+    """What `salt-eval probe` would have found, with an interval of 0.1 below and 0.05 above."""
+    labels = {
+        label: LabelFacts(
+            num_classes=num_classes,
+            class_names=tuple(map(str, range(num_classes))),
+            chance=0.125,
+            num_train=120,
+            num_test=80,
+        )
+        for label in next(iter(accuracy.values()))
+    }
+    return ProbeResults(
+        accuracy=accuracy,
+        interval={
+            name: {label: (value - 0.1, value + 0.05) for label, value in row.items()}
+            for name, row in accuracy.items()
+        },
+        num_correct={name: dict.fromkeys(row, 10) for name, row in accuracy.items()},
+        setting={
+            name: dict.fromkeys(row, ChosenSetting(lr=1e-3, weight_decay=0.01, val_accuracy=None))
+            for name, row in accuracy.items()
+        },
+        encoders={name: EncoderIdentity(fingerprint=fingerprints[name], view=VIEW) for name in accuracy},
+        labels=labels,
+        index_hash="cd" * 32,
+        reported_on="test",
+        protocol="a protocol",
+    )
 
 
 def make_dataset(

@@ -23,7 +23,7 @@ from salt_distill.common.model.flops import encoder_forward
 from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.vit import Encoder
 from salt_distill.student_trainer.estimate import estimate
-from salt_distill.student_trainer.evaluation.flops import runs_of
+from salt_distill.student_trainer.evaluation.flops_table import runs_of
 
 ENCODER = EncoderConfig(width=36, depth=2, num_heads=3, mlp_width=100, patch_size=8)
 RUN = {

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from eval_tools import CONFIG, make_dataset
+from eval_tools import CONFIG, make_dataset, probe_results
 from PIL import Image
 from train_tools import small_run, train
 
@@ -21,11 +21,12 @@ from salt_distill.student_trainer.evaluation.feature_pictures import (
     paint_agreement,
     pca_colours,
 )
-from salt_distill.student_trainer.evaluation.pictures import masks_of
-from salt_distill.student_trainer.evaluation.report.build import build
-from salt_distill.student_trainer.evaluation.report.figures import Point, pareto
+from salt_distill.student_trainer.evaluation.finished_runs import find_runs
+from salt_distill.student_trainer.evaluation.reconstruction import masks_of
+from salt_distill.student_trainer.evaluation.report.build import ReportInput, build
+from salt_distill.student_trainer.evaluation.report.figures import CostPoint, pareto
 from salt_distill.student_trainer.evaluation.report.lineage import teachers_among, training_flops
-from salt_distill.student_trainer.evaluation.runs import find_runs
+from salt_distill.student_trainer.evaluation.report.render import html_of
 
 NO_DECODERS = {"decode_processes": 0}
 
@@ -158,32 +159,34 @@ def test_a_run_finds_its_teacher_and_counts_its_training(runs):
         "other": None,
         "student": "teacher",
     }
-    flops = {name: run.summary["flops"] for name, run in by_name.items()}
+    flops = {name: run.results.flops for name, run in by_name.items()}
     assert training_flops(by_name["student"], teachers) == flops["student"] + flops["teacher"]
     assert training_flops(by_name["student"], teachers | {"student": None}) is None, "half of a cost is none"
 
 
 def test_the_report_compares_accuracy_with_compute_and_shows_latents(runs):
     accuracy = {"teacher": 0.6, "other": 0.5, "student": 0.9}
-    probe = {
-        "accuracy": {name: {"shade": value} for name, value in accuracy.items()},
-        "interval": {name: {"shade": [value - 0.1, value + 0.05]} for name, value in accuracy.items()},
-        "labels": {"shade": {"num_classes": 3, "chance": 0.3, "num_train": 20, "num_test": 10}},
-        "protocol": "a protocol",
-    }
     found, _ = find_runs((), runs)
-    html, _ = build(found, [], probe, None, None, {})
+    probe = probe_results(
+        {name: {"shade": value} for name, value in accuracy.items()},
+        {run.name: run.fingerprint for run in found},
+    )
+    page, _ = build(ReportInput(runs=found, unfinished=[], probe=probe, seconds={}))
+    html = html_of(page)
     assert "Accuracy against compute" in html
     assert "Without" not in html[html.index("Accuracy against compute") :].split("</section>")[0]
     latents = html[html.index("<h2>Latents") :].split("</section>")[0]
     assert latents.count("<img") == 1 + 3 + 2, "the clip, three encoders, a student under two mask sets"
-    html, _ = build([run for run in found if run.name != "teacher"], [], probe, None, None, {})
+    students = [run for run in found if run.name != "teacher"]
+    page, _ = build(ReportInput(runs=students, unfinished=[], probe=probe, seconds={}))
+    html = html_of(page)
     assert "Accuracy against compute" not in html, "one run with a known cost compares with nothing"
 
 
 def test_the_front_is_what_nobody_beats():
     made = [("a", 1, 0.5), ("b", 2, 0.4), ("c", 3, 0.8), ("d", 3, 0.7), ("e", 4, 0.8), ("f", 5, 0.9)]
     points = [
-        Point(name=name, colour=0, flops=flops, value=value, interval=(0, 1)) for name, flops, value in made
+        CostPoint(name=name, colour=0, flops=flops, value=value, interval=(0, 1))
+        for name, flops, value in made
     ]
     assert [point.name for point in pareto(points[::-1])] == ["a", "c", "f"]

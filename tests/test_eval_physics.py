@@ -24,22 +24,20 @@ from salt_distill.common.model.checkpoint import CheckpointConfig, new_predictor
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.common.model.vit import Encoder, init_weights
 from salt_distill.student_trainer.evaluation.physics.benchmarks import (
-    Film,
+    PairVideo,
     grasp,
     inflevel,
     intphys,
     read_pair,
 )
-from salt_distill.student_trainer.evaluation.physics.run import (
+from salt_distill.student_trainer.evaluation.physics.results import (
     FILTERED,
-    Judged,
+    PairSurprise,
     accuracies,
     best_context,
-    context_lengths,
-    judge,
     macro,
-    run,
 )
+from salt_distill.student_trainer.evaluation.physics.run import context_lengths, judge, run
 from salt_distill.student_trainer.evaluation.physics.surprise import open_student, surprise
 
 
@@ -70,7 +68,7 @@ def test_surprise_by_hand():
 
 def test_accuracies_by_hand():
     def judged(of, possible, impossible):
-        return Judged(pair=Pairs.of(of), possible=np.array(possible), impossible=np.array(impossible))
+        return PairSurprise(pair=Pairs.of(of), possible=np.array(possible), impossible=np.array(impossible))
 
     class Pairs:
         @staticmethod
@@ -260,7 +258,7 @@ def test_folders_that_are_not_the_benchmark_are_errors(tmp_path, scenes):
 
 def test_unreadable_videos_are_named_until_they_are_many(scenes):
     pairs = intphys(scenes)[:4]
-    broken = [pair.__class__(**vars(pair) | {"possible": Film(path=scenes)}) for pair in pairs]
+    broken = [pair.__class__(**vars(pair) | {"possible": PairVideo(path=scenes)}) for pair in pairs]
     settings = {"frame_step": 2, "size": 16, "window": 4, "contexts": [2], "stride": 2, "batch_size": 3}
     judged, skipped = judge(Still(), [broken[0], *pairs[1:]], **settings)
     assert len(judged) == 3

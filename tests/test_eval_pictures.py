@@ -18,7 +18,7 @@ from salt_distill.common.pictures import (
     tint_masks,
     token_roles,
 )
-from salt_distill.student_trainer.evaluation import pictures
+from salt_distill.student_trainer.evaluation import reconstruction
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def clip():
 
 @pytest.fixture
 def masks():
-    return pictures.masks_of(CONFIG, seed=0, step=7, batch_size=5)
+    return reconstruction.masks_of(CONFIG, seed=0, step=7, batch_size=5)
 
 
 def test_masks_partition_the_grid(clip, masks):
@@ -62,7 +62,7 @@ def test_a_perfect_prediction_gives_the_clip_back(clip, masks, norm):
             torch.from_numpy(clip)[None], hidden_idx, patch_size=8, tubelet_size=2, norm=norm
         )
 
-    made = pictures.reconstruct(
+    made = reconstruction.reconstruct(
         clip, mask, 1, 0, encoder=encoder, predictor=oracle, config=CONFIG, pixel_norm=norm
     )
     roles = token_roles(mask, 1, CONFIG.grid.num_tokens)
@@ -76,7 +76,7 @@ def test_a_perfect_prediction_gives_the_clip_back(clip, masks, norm):
 
 def test_a_real_model_paints_only_hidden_cubes(clip, masks):
     encoder, predictor = make_models()
-    made = pictures.reconstruct(
+    made = reconstruction.reconstruct(
         clip, masks.sets[1], 0, 1, encoder=encoder, predictor=predictor, config=CONFIG, pixel_norm="channel"
     )
     roles = spread_over_pixels(

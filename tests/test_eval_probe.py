@@ -9,17 +9,17 @@ import torch.nn.functional as F
 from train_tools import ALONE
 from transformers import VJEPA2Config, VJEPA2ForVideoClassification
 
-from salt_distill.student_trainer.evaluation.probe.features import KeptTokens
-from salt_distill.student_trainer.evaluation.probe.model import AttentiveProbe
+from salt_distill.student_trainer.evaluation.probe.attentive import AttentiveProbe
+from salt_distill.student_trainer.evaluation.probe.features import TokensInMemory
+from salt_distill.student_trainer.evaluation.probe.probe_grid import ProbeGrid, ProbeSetting
 from salt_distill.student_trainer.evaluation.probe.score import Score, confusion, score_of, vote
-from salt_distill.student_trainer.evaluation.probe.training import ProbeGrid, Setting
 
-SETTING = Setting(lr=3e-3, weight_decay=0.01)
+SETTING = ProbeSetting(lr=3e-3, weight_decay=0.01)
 GRID = {"num_heads": 2, "depth": 1, "epochs": 20, "batch_size": 32, "micro_batch_size": None, "seed": 0}
 
 
-def kept(tokens: torch.Tensor) -> KeptTokens:
-    return KeptTokens(np.ones(len(tokens), bool), tokens[:, None])
+def kept(tokens: torch.Tensor) -> TokensInMemory:
+    return TokensInMemory(np.ones(len(tokens), bool), tokens[:, None])
 
 
 def train(tokens, labels, num_classes, settings=(SETTING,), **changes) -> ProbeGrid:
@@ -209,7 +209,7 @@ def test_it_learns_what_can_be_learned_and_nothing_else(depth):
 
 def test_a_probe_does_not_change_another_and_the_seed_decides():
     tokens, label = separable(100, num_classes=4)
-    other, fast = torch.arange(100) % 3, Setting(lr=1e-2, weight_decay=0.5)
+    other, fast = torch.arange(100) % 3, ProbeSetting(lr=1e-2, weight_decay=0.5)
     alone = train(tokens, {"class": label}, {"class": 4}, epochs=3).probes["class", SETTING]
     together = train(
         tokens, {"aaa": other, "class": label}, {"aaa": 3, "class": 4}, (fast, SETTING), epochs=3

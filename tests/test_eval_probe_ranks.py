@@ -15,10 +15,10 @@ from train_tools import ALONE, CPU
 
 from salt_distill.common.config import LoaderConfig, ProbeConfig
 from salt_distill.common.data.shards import open_dataset
-from salt_distill.student_trainer.evaluation.probe.features import KeptTokens, part_of
-from salt_distill.student_trainer.evaluation.probe.judge import Judge, Verdict
-from salt_distill.student_trainer.evaluation.probe.table import list_candidates, open_exam
-from salt_distill.student_trainer.evaluation.probe.training import ProbeGrid
+from salt_distill.student_trainer.evaluation.probe.features import TokensInMemory, part_of
+from salt_distill.student_trainer.evaluation.probe.probe_grid import ProbeGrid
+from salt_distill.student_trainer.evaluation.probe.run import list_candidates, open_task
+from salt_distill.student_trainer.evaluation.probe.runner import ProbeOutcome, ProbeRunner
 from salt_distill.student_trainer.ranks import Worker
 
 FEW = {"epochs": 3, "batch_size": 8, "lr": (5e-3, 1e-3)}
@@ -46,9 +46,9 @@ class StoppedError(RuntimeError):
     """The command ends here."""
 
 
-def judge(job: Job, worker: Worker) -> tuple[Verdict, list[str]]:
+def judge(job: Job, worker: Worker) -> tuple[ProbeOutcome, list[str]]:
     """What a rank of the command finds and says."""
-    exam, _ = open_exam(job.config)
+    exam, _ = open_task(job.config)
     assert exam is not None
     real, said = ProbeGrid.train_epoch, []
 
@@ -58,7 +58,9 @@ def judge(job: Job, worker: Worker) -> tuple[Verdict, list[str]]:
         real(grid, tokens, labels)
 
     with patch.object(ProbeGrid, "train_epoch", stopped):
-        verdict = Judge(job.config, exam, job.state, worker, said.append).all(list_candidates(job.config))
+        verdict = ProbeRunner(job.config, exam, job.state, worker, said.append).all(
+            list_candidates(job.config)
+        )
     return verdict, said
 
 
@@ -71,17 +73,21 @@ def judge_rank(rank: int, jobs: list[Job], folder: Path) -> None:
         torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=job.num_workers)
         try:
             verdict, said = judge(job, Worker(rank=rank, world_size=job.num_workers, device=CPU))
-            found = {"counts": counts_of(verdict), "facts": verdict.facts, "said": said}
+            found = {
+                "counts": counts_of(verdict),
+                "facts": {label: facts.model_dump() for label, facts in verdict.labels.items()},
+                "said": said,
+            }
         except (StoppedError, ValueError) as error:
             found = {"error": f"{type(error).__name__}: {error}"}
         (folder / f"{job.name}-{rank}.json").write_text(json.dumps(found))
         torch.distributed.destroy_process_group()
 
 
-def counts_of(verdict: Verdict) -> dict[str, dict[str, list[list[int]]]]:
+def counts_of(verdict: ProbeOutcome) -> dict[str, dict[str, list[list[int]]]]:
     return {
         name: {label: found.counts.tolist() for label, found in row.items()}
-        for name, row in verdict.found.items()
+        for name, row in verdict.results.items()
     }
 
 
@@ -154,7 +160,13 @@ def found(data, tmp_path_factory):
         if made.num_workers == 1:
             verdict, said = judge(made, ALONE)
             (folder / f"{made.name}-0.json").write_text(
-                json.dumps({"counts": counts_of(verdict), "facts": verdict.facts, "said": said})
+                json.dumps(
+                    {
+                        "counts": counts_of(verdict),
+                        "facts": {label: facts.model_dump() for label, facts in verdict.labels.items()},
+                        "said": said,
+                    }
+                )
             )
     together = [made for made in jobs.values() if made.num_workers > 1]
     torch.multiprocessing.spawn(judge_rank, (together, folder), nprocs=3)
@@ -251,7 +263,7 @@ def test_parts_and_shares_are_whole():
     assert np.concatenate([part_of(numbers, worker) for worker in workers]).tolist() == numbers.tolist()
     sizes = [5, 0, 2, 4]
     kept = [
-        KeptTokens(np.ones(11, bool), torch.zeros(size, 1, 2, 3), sum(sizes[:rank]))
+        TokensInMemory(np.ones(11, bool), torch.zeros(size, 1, 2, 3), sum(sizes[:rank]))
         for rank, size in enumerate(sizes)
     ]
     shares = [of_rank.share(numbers) for of_rank in kept]

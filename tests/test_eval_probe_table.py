@@ -16,10 +16,10 @@ from salt_distill.common.data.segments import SegmentCut
 from salt_distill.common.data.shards import open_dataset
 from salt_distill.common.model.checkpoint import open_encoder, save_checkpoint
 from salt_distill.student_trainer.evaluation.probe import features
-from salt_distill.student_trainer.evaluation.probe.feature_files import FileTokens
-from salt_distill.student_trainer.evaluation.probe.features import Frozen, in_batches
-from salt_distill.student_trainer.evaluation.probe.table import list_candidates, run
-from salt_distill.student_trainer.evaluation.probe.training import ProbeGrid
+from salt_distill.student_trainer.evaluation.probe.feature_files import TokensOnDisk
+from salt_distill.student_trainer.evaluation.probe.features import EncoderOnDevice, in_batches
+from salt_distill.student_trainer.evaluation.probe.probe_grid import ProbeGrid
+from salt_distill.student_trainer.evaluation.probe.run import list_candidates, run
 
 FEW = {"epochs": 15, "batch_size": 8, "lr": (5e-3,)}
 GRID = {"epochs": 6, "batch_size": 8, "lr": (5e-3, 1e-5), "weight_decay": (0.01, 0.5)}
@@ -148,13 +148,13 @@ class Counting:
 
     def __init__(self, monkeypatch):
         self.clips = 0
-        real = Frozen.tokens
+        real = EncoderOnDevice.tokens
 
         def counted(frozen, pixels, num_views):
             self.clips += pixels.shape[0] * pixels.shape[1]
             return real(frozen, pixels, num_views)
 
-        monkeypatch.setattr(Frozen, "tokens", counted)
+        monkeypatch.setattr(EncoderOnDevice, "tokens", counted)
 
 
 def test_a_second_probe_of_kept_features_costs_no_forward(tmp_path, data, monkeypatch):
@@ -191,7 +191,7 @@ def test_features_belong_to_weights_and_clips(tmp_path, data, monkeypatch):
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     path.write_bytes(damaged)
-    found = FileTokens(path, [], ALONE)
+    found = TokensOnDisk(path, [], ALONE)
     with pytest.raises(ValueError, match="are not those that were written: delete the file"):
         list(found.batches(in_batches(np.arange(30), 8), 0))
 
@@ -264,7 +264,7 @@ def test_features_are_a_function_of_the_clip_alone(tmp_path, data):
         split="all",
         loader=LoaderConfig(decode_processes=0),
     )
-    clips = features.Clips(reader, samples, lambda sample, epoch: SegmentCut(CONFIG.view, 1, 1, 1.0))
+    clips = features.DecodedClips(reader, samples, lambda sample, epoch: SegmentCut(CONFIG.view, 1, 1, 1.0))
     ((good, pixels),) = clips.batches(in_batches(np.arange(15), 15))
     evaluated = reader.evaluation(samples)
     reader.close()
@@ -273,7 +273,8 @@ def test_features_are_a_function_of_the_clip_alone(tmp_path, data):
     encoder = open_encoder(FrozenConfig(ckpt=str(make_run(tmp_path / "run", data))))
     module = encoder.load().train()
     frozen = [
-        Frozen(encoder, module, torch.device("cpu"), batch_size=size, bfloat16=False) for size in (8, 1)
+        EncoderOnDevice(encoder, module, torch.device("cpu"), batch_size=size, bfloat16=False)
+        for size in (8, 1)
     ]
     together, alone = (one.tokens(pixels, 1) for one in frozen)
     assert not module.training

@@ -5,16 +5,32 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from eval_tools import FINGERPRINT, make_dataset, make_run
+from eval_tools import FINGERPRINT, make_dataset, make_run, probe_results
 from scipy.stats import linregress
 
 from salt_distill.common.config import ReportConfig
-from salt_distill.student_trainer.evaluation.report import page, predictions
+from salt_distill.student_trainer.evaluation.finished_runs import find_runs
+from salt_distill.student_trainer.evaluation.probe.results import ProbeResults
+from salt_distill.student_trainer.evaluation.report import predictions
+from salt_distill.student_trainer.evaluation.report.blocks import (
+    BarTable,
+    Chart,
+    ColourKey,
+    Columns,
+    DataTable,
+    Heading,
+    LargeNumbers,
+    NamedBar,
+    Paragraph,
+    Picture,
+    ReportPage,
+    Section,
+)
 from salt_distill.student_trainer.evaluation.report.build import run
-from salt_distill.student_trainer.evaluation.report.figures import Curve, loss_curves
+from salt_distill.student_trainer.evaluation.report.figures import LossCurve, loss_curves
+from salt_distill.student_trainer.evaluation.report.render import html_of
 from salt_distill.student_trainer.evaluation.report.sharing import read_sharing
-from salt_distill.student_trainer.evaluation.runs import find_runs
-from salt_distill.student_trainer.evaluation.selection import Measured, Selection
+from salt_distill.student_trainer.evaluation.selection import MeasuredCheckpoint, SelectResults
 
 STATUS = {
     "fingerprint": FINGERPRINT,
@@ -26,17 +42,10 @@ STATUS = {
         "bytes_in": 200_000, "bytes_out": 90_000, "forward_s": 0.5,
     },
 }  # fmt: skip
-PROBE = {
-    "accuracy": {"random-init": {"digit": 0.1, "motion": 0.125}, "teacher": {"digit": 0.2, "motion": 0.8}},
-    "interval": {
-        "random-init": {"digit": [0.05, 0.2], "motion": [0.06, 0.21]},
-        "teacher": {"digit": [0.12, 0.31], "motion": [0.7, 0.87]},
-    },
-    "labels": {
-        "digit": {"num_classes": 10, "chance": 0.1, "num_train": 120, "num_test": 80},
-        "motion": {"num_classes": 8, "chance": 0.125, "num_train": 120, "num_test": 80},
-    },
-    "protocol": "a protocol",
+ACCURACY = {
+    "random-init": {"digit": 0.1, "motion": 0.125},
+    "teacher": {"digit": 0.2, "motion": 0.8},
+    "student-b": {"digit": 0.3, "motion": 0.7},
 }
 
 # Of three students with three checkpoints each: the loss, and the probe's accuracy where there is one
@@ -45,12 +54,30 @@ LOSSES = {
     "student-b/step-1": (0.60, None), "student-b/step-2": (0.47, None), "student-b": (0.39, 0.50),
     "student-c/step-1": (0.66, None), "student-c/step-2": (0.52, 0.33), "student-c": (0.44, None),
 }  # fmt: skip
-SELECTION = Selection.of(
-    by="student-loss",
-    split="test",
-    label="motion",
-    points=[Measured(name=name, x=x, accuracy=accuracy) for name, (x, accuracy) in LOSSES.items()],
-)
+
+
+def selection(points: dict[str, tuple[float, float | None]], label: str | None = "motion") -> SelectResults:
+    checkpoints = [
+        MeasuredCheckpoint(name=name, fingerprint=FINGERPRINT, x=x, accuracy=accuracy)
+        for name, (x, accuracy) in points.items()
+    ]
+    return SelectResults.of(
+        checkpoints,
+        by="student-loss",
+        split="test",
+        index_hash="cd" * 32,
+        label=label,
+        probe_index_hash="cd" * 32,
+    )
+
+
+SELECTION = selection(LOSSES)
+
+
+def section_html(section: Section) -> str:
+    """As on the page."""
+    html = html_of(ReportPage(title="", lead=[], sections=[section], footer=""))
+    return html[html.index("<section>") : html.index("</section>")]
 
 
 class Page(HTMLParser):
@@ -95,8 +122,10 @@ def demo(tmp_path, data):
     make_run(folder / "student-a", data, source="service")
     make_run(folder / "student-b", data, source="service", seed=1)
     make_run(folder / "student-c", data, source="cache")
-    (folder / "probe.json").write_text(json.dumps(PROBE))
-    (folder / "select.json").write_text(json.dumps(SELECTION.as_json()))
+    runs, _ = find_runs((), folder)
+    fingerprints = {run.name: run.fingerprint for run in runs} | {"random-init": "ef" * 32}
+    probe_results(ACCURACY, fingerprints).write(folder / "probe.json")
+    SELECTION.write(folder / "select.json")
     (folder / "server.json").write_text(json.dumps(STATUS))
     (folder / "steps.tsv").write_text("pack\t1.5\nteacher\t20.25\n")
     return folder
@@ -122,7 +151,7 @@ def test_a_whole_report(demo, capsys):
         "Seconds: 22 in all",
     ):
         assert f"<h2>{title}</h2>" in text
-    assert predictions.section(SELECTION, find_runs((), demo)[0]) in text
+    assert section_html(predictions.section(SELECTION, find_runs((), demo)[0])) in text
     assert "Not in this report" not in text
     assert f"Stage 2, teacher {FINGERPRINT[:12]}: student-a, student-b, student-c" in text
     assert "mean and the deviation of each cube are taken from the input" in text
@@ -142,6 +171,7 @@ def test_summary_of_the_demo(demo):
     assert summary["probe"] == {
         "random-init": {"appearance": 0.1, "motion": 0.125},
         "teacher": {"appearance": 0.2, "motion": 0.8},
+        "student-b": {"appearance": 0.3, "motion": 0.7},
     }
     assert summary["seconds"] == {"pack": 1.5, "teacher": 20.25}
 
@@ -182,9 +212,9 @@ def test_without_the_data_there_are_no_pictures(tmp_path):
 
 
 def test_an_empty_probe_is_left_out(demo):
-    (demo / "probe.json").write_text(
-        json.dumps({"accuracy": {}, "interval": {}, "labels": {}, "protocol": "a protocol"})
-    )
+    empty = probe_results(ACCURACY, dict.fromkeys(ACCURACY, FINGERPRINT)).model_dump()
+    tables = {name: {} for name in ("accuracy", "interval", "num_correct", "setting", "encoders", "labels")}
+    ProbeResults.model_validate(empty | tables).write(demo / "probe.json")
     run(ReportConfig(runs=str(demo)))
     assert "No probe: the data set has no labels" in (demo / "report.html").read_text()
     assert json.loads((demo / "summary.json").read_text())["probe"] == {}
@@ -193,7 +223,7 @@ def test_an_empty_probe_is_left_out(demo):
 def test_what_is_predicted_for_runs_without_a_probe(demo):
     """Every checkpoint is drawn once: filled where it was probed; open, with its interval, where it was
     not."""
-    shown = predictions.section(SELECTION, find_runs((), demo)[0])
+    shown = section_html(predictions.section(SELECTION, find_runs((), demo)[0]))
     oracle = linregress(*zip(*(pair for pair in LOSSES.values() if pair[1] is not None), strict=True))
     assert f"<b>{oracle.rvalue**2:.3f}</b><span>R\u00b2 of 5 probed checkpoints</span>" in shown
     assert f"<b>{oracle.intercept:.3f} - {-oracle.slope:.3g} x</b>" in shown
@@ -219,19 +249,17 @@ def test_what_is_predicted_for_runs_without_a_probe(demo):
 
 
 def test_a_selection_without_a_line_is_a_table(demo):
-    points = [
-        Measured(name="student-a", x=0.4, accuracy=None),
-        Measured(name="student-b", x=0.3, accuracy=None),
-    ]
-    alone = Selection.of(by="student-loss", split="test", label=None, points=points)
-    shown = predictions.section(Selection.from_json(alone.as_json()), find_runs((), demo)[0])
+    alone = selection({"student-a": (0.4, None), "student-b": (0.3, None)}, label=None)
+    alone.write(demo / "select.json")
+    assert SelectResults.read(demo / "select.json") == alone
+    shown = section_html(predictions.section(alone, find_runs((), demo)[0]))
     assert "<td>student-b</td><td>0.3000</td><td>-</td><td>-</td>" in shown
-    assert "needs 3 checkpoints with a probe" in shown
+    assert "needs 3 probed checkpoints" in shown
     assert "<svg" not in shown
     (demo / "select.json").write_text(json.dumps({"r2": None}))
     with pytest.raises(
         ValueError,
-        match="got no 'checkpoints', expected what `salt-eval select` of this version writes: run it again",
+        match="got by: Field required; expected what `salt-eval select` of this version writes: run it again",
     ):
         run(ReportConfig(runs=str(demo)))
 
@@ -256,14 +284,38 @@ def test_wrong_input_is_one_sentence(tmp_path, data):
         run(ReportConfig(runs=str(tmp_path)))
 
 
+def test_accuracies_are_those_of_the_weights_not_of_the_name(demo):
+    """student-b was trained again after the probe; student-a has the weights of the teacher, and so its
+    accuracy."""
+    runs, _ = find_runs((), demo)
+    fingerprints = {run.name: run.fingerprint for run in runs}
+    probe_results(
+        {"teacher": {"motion": 0.8}, "student-b": {"motion": 0.7}}, fingerprints | {"student-b": "ef" * 32}
+    ).write(demo / "probe.json")
+    run(ReportConfig(runs=str(demo)))
+    text = (demo / "report.html").read_text()
+    rows = dict(re.findall(r"<tr><td>([a-z-]+)</td>.*?<td>([^<]*)</td></tr>", text.split("</section>")[0]))
+    assert rows["student-a"] == "0.800"
+    assert (
+        f"No accuracy of student-b: the probe&#39;s student-b has other weights ({'ef' * 6}; the run" in text
+    )
+
+
 def test_names_are_escaped():
     hostile = '<script>alert("x")</script>'
-    curve = Curve(name=hostile, colour=0, steps=[1, 2], flops=[1.0, 2.0], losses=[1.0, 0.5])
-    for html in (
-        page.page(hostile, hostile, [page.section(hostile, page.text(hostile))], hostile),
-        page.table([hostile], [[hostile]]),
-        page.figure("data:,", hostile),
-        page.bar_table((hostile, hostile), [(hostile, hostile, 1.0)]),
-        loss_curves([curve, curve], chart_id="x", loss_name=hostile),
-    ):
-        assert "<script" not in html
+    curve = LossCurve(name=hostile, colour=0, steps=[1, 2], flops=[1.0, 2.0], losses=[1.0, 0.5])
+    blocks = [
+        Paragraph(hostile),
+        Heading(hostile),
+        DataTable([hostile], [[hostile]]),
+        BarTable((hostile, hostile), [NamedBar(hostile, hostile, 1.0)]),
+        LargeNumbers([(hostile, hostile)]),
+        Picture(hostile, hostile),
+        Columns([[Paragraph(hostile)]]),
+        ColourKey([((0, 0, 0), hostile)]),
+        Chart(loss_curves([curve, curve], chart_id="x", loss_name=hostile)),
+    ]
+    sections = [Section(hostile, blocks)]
+    html = html_of(ReportPage(title=hostile, lead=[hostile], sections=sections, footer=hostile))
+    assert "<script" not in html
+    assert html.count("alert") > 15

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from eval_tools import CONFIG, ENCODER, MASK, make_dataset, make_run, save
+from eval_tools import CONFIG, ENCODER, MASK, make_dataset, make_run, probe_results, save
 from PIL import Image
 from scipy.stats import linregress
 
@@ -23,6 +23,7 @@ from salt_distill.common.model.masking import mask_group
 from salt_distill.common.model.pixels import normalise
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.common.model.vit import Encoder, init_weights
+from salt_distill.student_trainer.evaluation.finished_runs import find_runs
 from salt_distill.student_trainer.evaluation.held_out import (
     checkpoints,
     student_loss,
@@ -30,7 +31,6 @@ from salt_distill.student_trainer.evaluation.held_out import (
     vpixel_loss,
 )
 from salt_distill.student_trainer.evaluation.probe.features import first_clips
-from salt_distill.student_trainer.evaluation.runs import find_runs
 from salt_distill.student_trainer.evaluation.select import run
 from salt_distill.student_trainer.evaluation.selection import fit
 
@@ -131,6 +131,12 @@ def test_the_line_is_least_squares():
     assert fit([1, 1, 1], [1, 2, 3]) is None
 
 
+def test_a_line_needs_three_places():
+    """Two of three points are one point: through the rest goes every line with R² 1."""
+    assert fit([0.3, 0.3, 0.4], [0.5, 0.5, 0.6]) is None
+    assert fit([0.3, 0.35, 0.4], [0.5, 0.5, 0.6]) is not None
+
+
 def test_the_interval_holds_95_of_100_new_points():
     rng = np.random.default_rng(1)
     x, inside = np.array([0.0, 1, 2, 3, 5]), []
@@ -160,7 +166,7 @@ def test_losses_alone_without_a_probe(tmp_path, made, capsys):
     assert [row["name"] for row in found["checkpoints"]] == ["a/step-3", "a", "b/step-3", "b"]
     assert len({row["x"] for row in found["checkpoints"]}) == 4
     assert found["r2"] is None
-    assert "needs 3 checkpoints" in capsys.readouterr().out
+    assert "needs 3 probed checkpoints" in capsys.readouterr().out
 
 
 def test_accuracy_is_predicted_for_what_was_not_probed(tmp_path, made):
@@ -169,9 +175,9 @@ def test_accuracy_is_predicted_for_what_was_not_probed(tmp_path, made):
     accuracy = {
         name: {"shade": 0.9 - losses[name] / 10, "side": 0.5} for name in ("a/step-3", "a", "b/step-3")
     }
-    (tmp_path / "probe.json").write_text(
-        json.dumps({"accuracy": accuracy, "labels": {"shade": {}, "side": {}}})
-    )
+    rows = select(tmp_path, made, [a, b], teachers[:1])["checkpoints"]
+    fingerprints = {row["name"]: row["fingerprint"] for row in rows}
+    probe_results(accuracy, fingerprints).write(tmp_path / "probe.json")
     found = select(tmp_path, made, [a, b], teachers[:1], probe=str(tmp_path / "probe.json"), label="shade")
     assert (found["r2"], found["slope"], found["num_probed"]) == (pytest.approx(1), pytest.approx(-0.1), 3)
     assert found["label"] == "shade"
@@ -180,6 +186,11 @@ def test_accuracy_is_predicted_for_what_was_not_probed(tmp_path, made):
     assert last["predicted"]["accuracy"] == pytest.approx(0.9 - losses["b"] / 10)
     with Image.open(tmp_path / "select.png") as picture:
         assert min(picture.size) > 300
+    probe_results(accuracy, fingerprints | {"a": "ef" * 32}).write(tmp_path / "probe.json")
+    found = select(tmp_path, made, [a, b], teachers[:1], probe=str(tmp_path / "probe.json"), label="shade")
+    (other,) = [row for row in found["checkpoints"] if row["name"] == "a"]
+    assert (other["accuracy"], found["r2"]) == (None, None)
+    assert other["not_measured"].startswith("the probe's a has other weights (efefefefefef, these are")
     with pytest.raises(ValueError, match="got --label None, expected one of shade, side"):
         select(tmp_path, made, [a, b], teachers[:1], probe=str(tmp_path / "probe.json"))
 

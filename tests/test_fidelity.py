@@ -36,7 +36,7 @@ def test_the_committed_page_is_what_the_command_writes(tmp_path):
 
 def test_a_wrong_number_ends_the_command(tmp_path, monkeypatch):
     wrong = exact("tokens", "by hand", 7, lambda: 8)
-    monkeypatch.setattr(page, "SECTIONS", (page.Section(title="Wrong", oracles=lambda: [wrong]),))
+    monkeypatch.setattr(page, "SECTIONS", (page.OracleSection(title="Wrong", oracles=lambda: [wrong]),))
     monkeypatch.setattr(page, "PAPER_RUNS", {})
     with pytest.raises(ValueError, match="1 oracles are not as expected: tokens: 8, expected 7"):
         page.run(FidelityConfig(out=str(tmp_path / "fidelity.md")))

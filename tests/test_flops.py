@@ -26,7 +26,7 @@ from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.masking import mask_group
 from salt_distill.common.model.pixels import normalise
 from salt_distill.common.model.vit import Encoder
-from salt_distill.student_trainer.evaluation.flops import run, runs_of
+from salt_distill.student_trainer.evaluation.flops_table import run, runs_of
 from salt_distill.student_trainer.objective import new_objective
 
 ENCODER = EncoderConfig(width=36, depth=2, num_heads=3, mlp_width=100, patch_size=8)

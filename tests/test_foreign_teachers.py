@@ -22,7 +22,7 @@ from salt_distill.common.config import (
 )
 from salt_distill.common.model.checkpoint import open_encoder
 from salt_distill.common.model.teacher import Teacher
-from salt_distill.student_trainer.evaluation.probe.table import run as probe
+from salt_distill.student_trainer.evaluation.probe.run import run as probe
 from salt_distill.student_trainer.run_directory import read_metrics
 from salt_distill.teacher_server.precompute import precompute
 

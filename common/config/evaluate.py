@@ -1,6 +1,6 @@
 """Judging encoders and reporting on runs: ``salt-eval``."""
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -15,6 +15,9 @@ from salt_distill.common.config.model import (
 from salt_distill.common.config.presets import PRESETS
 from salt_distill.common.config.train import ComputeDtype, LoaderConfig
 
+COMMAND_ONLY = "command only"
+"""Marks a field of `ProbeConfig` that does not change a probe."""
+
 
 class ProbeConfig(Config):
     """The attentive probe on frozen encoders. Without a preset: the cross-attention block alone, one clip,
@@ -22,12 +25,12 @@ class ProbeConfig(Config):
 
     paths = ("ckpt", "data", "out", "features")
 
-    ckpt: tuple[str, ...] = Field(min_length=1)
+    ckpt: Annotated[tuple[str, ...], COMMAND_ONLY] = Field(min_length=1)
     """Frozen encoder to judge: whatever `salt-serve teacher --ckpt` takes."""
     data: str
     """Packed data set with labels: the probe learns on its split `train`, chooses among settings on `val`,
     and is scored on `test`."""
-    out: str
+    out: Annotated[str, COMMAND_ONLY]
     """JSON file of the accuracies; tables and pictures of the classes are written beside it."""
     num_frames: PositiveInt | None = None
     """Frames of a clip; none: what each checkpoint says, 16 where it says nothing."""
@@ -48,7 +51,7 @@ class ProbeConfig(Config):
     """Learn on other clips in every epoch, starting anywhere in their segments, cropped to 8 to 100% of the
     frame (V-JEPA 2, but for its colour changes and erasing). Every epoch then costs a forward; without it,
     the tokens of each training clip are computed once."""
-    random_init: bool = False
+    random_init: Annotated[bool, COMMAND_ONLY] = False
     """Also judge the first checkpoint's architecture with fresh weights."""
     depth: PositiveInt = 1
     """Blocks of the probe: the last is the cross-attention of one learned query, those before it are
@@ -73,27 +76,33 @@ class ProbeConfig(Config):
     """Clips of one forward of a frozen encoder."""
     dtype: ComputeDtype = "auto"
     """Precision of matrix products, as in `compute.dtype`. `auto`: bfloat16 on a GPU, float32 on a CPU."""
-    features: str | None = None
+    features: Annotated[str | None, COMMAND_ONLY] = None
     """Folder that keeps the tokens of frozen encoders, in float16, for the next probe; it then costs no
     forward. None: they are kept in memory."""
-    max_feature_bytes: PositiveInt = 16_000_000_000
+    max_feature_bytes: Annotated[PositiveInt, COMMAND_ONLY] = 16_000_000_000
     """Most memory that the clips and tokens of one encoder may take on a worker, in bytes."""
-    resume: bool = False
+    resume: Annotated[bool, COMMAND_ONLY] = False
     """Continue a probe that was killed, with its `out`, after the last epoch that it ended."""
-    workers: NonNegativeInt = 0
+    workers: Annotated[NonNegativeInt, COMMAND_ONLY] = 0
     """Ray Train workers, which share the forwards and the probe's batches; 0 runs in this process, without
     Ray."""
-    cpus_per_worker: PositiveFloat = 1.0
+    cpus_per_worker: Annotated[PositiveFloat, COMMAND_ONLY] = 1.0
     """CPUs that Ray sets aside for a worker; may be a fraction."""
-    gpus_per_worker: float = Field(default=0.0, ge=0)
+    gpus_per_worker: Annotated[float, COMMAND_ONLY] = Field(default=0.0, ge=0)
     """GPUs that Ray sets aside for a worker; with 0 it runs on the CPU. `--workers 0` takes a GPU if there is
     one."""
-    address: str | None = None
+    address: Annotated[str | None, COMMAND_ONLY] = None
     """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the
     command."""
-    num_threads: PositiveInt = 1
+    num_threads: Annotated[PositiveInt, COMMAND_ONLY] = 1
     """CPU threads of encoder and probe, on each worker."""
-    loader: LoaderConfig = LoaderConfig()
+    loader: Annotated[LoaderConfig, COMMAND_ONLY] = LoaderConfig()
+
+    def settings(self) -> dict[str, Any]:
+        """What decides a probe's weights, as JSON."""
+        fields = type(self).model_fields.items()
+        without = {name for name, field in fields if COMMAND_ONLY in field.metadata}
+        return self.model_dump(mode="json", exclude=without)
 
     @property
     def fewest_workers(self) -> int:

@@ -1,10 +1,11 @@
 """Checkpoints on disk: written whole or not at all, loaded strictly, ours or of others."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,20 +111,27 @@ def save_checkpoint(
     """
     with whole_folder(directory) as partial:  # a resumed run may write a step again
         (partial / "config.json").write_text(config.model_dump_json(indent=2))
-        try:
+        with disk_errors(directory):
             for file, tensors in modules.items():
                 save_file(
                     {name: tensor.contiguous() for name, tensor in tensors.items()},
                     partial / f"{file}.safetensors",
                 )
             torch.save(training, partial / "training.pt")
-        except (SafetensorError, RuntimeError) as error:  # what they make of an error of the disk
-            raise OSError(f"{directory} could not be written: {error}: is the disk full?") from error
         files = {
             path.name: FileFacts(bytes=path.stat().st_size, sha256=_sha256(path))
             for path in sorted(partial.iterdir())
         }
         (partial / "manifest.json").write_text(Manifest(files=files).model_dump_json(indent=2))
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Inside, an error of the disk stays an OSError: safetensors and torch make others of it."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        raise OSError(f"{path} could not be written: {error}: is the disk full?") from error
 
 
 def point_to(run: Path, checkpoint: Path) -> None:

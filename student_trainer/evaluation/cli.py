@@ -16,7 +16,7 @@ from salt_distill.common.config import (
 
 
 def _probe(config: ProbeConfig) -> None:
-    from salt_distill.student_trainer.evaluation.probe.table import run
+    from salt_distill.student_trainer.evaluation.probe.run import run
 
     run(config)
 
@@ -52,7 +52,7 @@ def _pictures(config: PicturesConfig) -> None:
 
 
 def _flops(config: FlopsConfig) -> None:
-    from salt_distill.student_trainer.evaluation.flops import run
+    from salt_distill.student_trainer.evaluation.flops_table import run
 
     run(config)
 

@@ -19,8 +19,8 @@ from salt_distill.common.data.encode import encode_mp4
 from salt_distill.common.model.checkpoint import open_encoder, read_config
 from salt_distill.common.pictures import GAP, png_bytes, strip
 from salt_distill.student_trainer.evaluation.panels import Panel, components, masks, paintings, predictions
-from salt_distill.student_trainer.evaluation.pictures import masks_of
 from salt_distill.student_trainer.evaluation.probe.features import first_clips
+from salt_distill.student_trainer.evaluation.reconstruction import masks_of
 
 LINE_HEIGHT, CHARACTER_WIDTH = 16, 7
 """Of a title, in pixels."""

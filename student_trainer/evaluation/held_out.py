@@ -13,13 +13,13 @@ from salt_distill.common.config import MASK_GROUP_SIZE
 from salt_distill.common.model.checkpoint import CheckpointConfig, load_predictor, load_vit, read_config
 from salt_distill.common.model.masking import MaskGroup, MaskSet, mask_group
 from salt_distill.common.model.teacher import Teacher
-from salt_distill.student_trainer.evaluation.runs import Run
+from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun
 from salt_distill.student_trainer.objective import Objective
 from salt_distill.student_trainer.salt import Salt
 from salt_distill.student_trainer.vpixel import VPixel
 
 
-def checkpoints(run: Run) -> list[Path]:
+def checkpoints(run: FinishedRun) -> list[Path]:
     """A run's checkpoints, oldest first."""
     return sorted(
         (run.path / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-"))

@@ -28,8 +28,8 @@ from salt_distill.student_trainer.evaluation.feature_pictures import (
     paint_agreement,
     pca_colours,
 )
-from salt_distill.student_trainer.evaluation.pictures import reconstruct
-from salt_distill.student_trainer.evaluation.probe.features import Frozen
+from salt_distill.student_trainer.evaluation.probe.features import EncoderOnDevice
+from salt_distill.student_trainer.evaluation.reconstruction import reconstruct
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def components(encoder: FrozenEncoder, clips: UInt8[np.ndarray, "b t h w 3"]) ->
     together."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokens = (
-        Frozen(encoder, encoder.load(), device, batch_size=1, bfloat16=False)
+        EncoderOnDevice(encoder, encoder.load(), device, batch_size=1, bfloat16=False)
         .tokens(clips[:, None], 1)[:, 0]
         .cpu()
     )

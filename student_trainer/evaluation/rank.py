@@ -1,10 +1,11 @@
 """`salt-eval rank`: RankMe and k-NN accuracy of frozen encoders, from the mean of a clip's tokens. Nothing is
 trained."""
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,16 +22,17 @@ from salt_distill.common.data.segments import SegmentCut
 from salt_distill.common.data.shards import open_dataset
 from salt_distill.common.model.compute import uses_bfloat16
 from salt_distill.common.model.frozen import FrozenEncoder
-from salt_distill.common.whole import write_whole
+from salt_distill.common.model.teacher import fingerprint
+from salt_distill.student_trainer.evaluation.candidates import open_candidates
 from salt_distill.student_trainer.evaluation.probe.features import (
-    Clips,
-    Frozen,
+    DecodedClips,
+    EncoderOnDevice,
     common_labels,
     in_batches,
     labelled_samples,
 )
 from salt_distill.student_trainer.evaluation.probe.score import Score
-from salt_distill.student_trainer.evaluation.probe.table import open_candidates
+from salt_distill.student_trainer.evaluation.records import EncoderIdentity, Record, index_hash
 
 RANK_EPS = 1e-7
 """Added to each share of the singular values (Garrido et al. 2023, in float32)."""
@@ -62,6 +64,40 @@ def knn(
     return votes.argmax(1)
 
 
+class NeighbourScore(Record):
+    """Accuracy of naming clips by their nearest training clips."""
+
+    accuracy: float
+    interval: tuple[float, float]
+    """95% Wilson interval."""
+
+
+class RankedEncoder(Record):
+    """What was found of an encoder."""
+
+    identity: EncoderIdentity
+    rankme: float
+    """1 to ``width``."""
+    width: int
+    """Channels of its tokens."""
+    num_clips: int
+    knn: dict[str, NeighbourScore]
+    """For each label; empty where there is nothing to learn from."""
+
+
+class RankResults(Record):
+    """``rank.json``."""
+
+    writer: ClassVar[str] = "salt-eval rank"
+
+    protocol: str
+    split: str
+    """Whose clips these are."""
+    index_hash: str
+    """Of the data set."""
+    encoders: dict[str, RankedEncoder]
+
+
 def run(config: RankConfig) -> None:
     """Judges every checkpoint, prints the table, writes the file."""
     torch.set_num_threads(config.num_threads)
@@ -72,38 +108,80 @@ def run(config: RankConfig) -> None:
             f"{config.data}: got split {config.split!r}, expected one of {', '.join(sorted(splits))}: set"
             " --split"
         )
-    learned = "train" in splits and config.split != "train"
-    how: dict[str, Any] = {
-        "data": config.data,
-        "loader": config.loader,
-        "batch_size": config.encode_batch_size,
-        "dtype": config.dtype,
-    }
-    found = {}
+    can_learn = "train" in splits and config.split != "train"
+    pool = partial(
+        pooled,
+        data=config.data,
+        loader=config.loader,
+        batch_size=config.encode_batch_size,
+        dtype=config.dtype,
+    )
+    encoders = {}
     for candidate in open_candidates(config.ckpt, config.num_frames, config.crop_size, None):
-        of_split, kept = pooled(candidate, splits[config.split], **how)
-        if len(of_split) < candidate.config.width:
-            raise ValueError(
-                f"{candidate.name}: got {len(of_split)} clips of split {config.split!r} for"
-                f" {candidate.config.width} channels, expected at least as many: RankMe of fewer is their"
-                " number at most"
-            )
-        row: dict[str, Any] = {
-            "rankme": rankme(of_split),
-            "width": candidate.config.width,
-            "num_clips": len(of_split),
-        }
-        if learned and labels:
-            train, train_kept = pooled(candidate, splits["train"], **how)
-            for label in labels:
-                of_train, of_test = (_classes(samples, label) for samples in (train_kept, kept))
-                classes = len(open_dataset(config.data).class_names[label])
-                named = knn(train, of_train.to(train.device), of_split, num_classes=classes, k=config.k).cpu()
-                score = Score(num_correct=int((named == of_test).sum()), num_clips=len(of_test))
-                row.setdefault("knn", {})[label] = {"accuracy": score.accuracy, "interval": score.interval}
-        found[candidate.name] = row
-    _write(Path(config.out), {"protocol": _protocol(config), "encoders": found})
-    Console().print(_table(found, _protocol(config)))
+        features = pool(candidate, splits[config.split])
+        train = pool(candidate, splits["train"]) if can_learn and labels else None
+        encoders[candidate.name] = _ranked(config, candidate, features, train, labels)
+    results = RankResults(
+        protocol=_protocol(config),
+        split=config.split,
+        index_hash=index_hash(config.data),
+        encoders=encoders,
+    )
+    results.write(Path(config.out))
+    Console().print(_table(results))
+
+
+def _ranked(
+    config: RankConfig,
+    candidate: FrozenEncoder,
+    features: "PooledFeatures",
+    train: "PooledFeatures | None",
+    labels: Sequence[str],
+) -> RankedEncoder:
+    """An encoder's numbers. Raises ValueError where its clips are fewer than its channels."""
+    num_clips, width = features.means.shape
+    if num_clips < width:
+        raise ValueError(
+            f"{candidate.name}: got {num_clips} clips of split {config.split!r} for {width} channels,"
+            " expected at least as many: RankMe of fewer is their number at most"
+        )
+    class_names = open_dataset(config.data).class_names
+    scores = {}
+    for label in labels:
+        if train is None:
+            break
+        classes, test_classes = train.classes(label), features.classes(label)
+        predicted = knn(
+            train.means,
+            classes.to(train.means.device),
+            features.means,
+            num_classes=len(class_names[label]),
+            k=config.k,
+        )
+        score = Score(num_correct=int((predicted.cpu() == test_classes).sum()), num_clips=num_clips)
+        scores[label] = NeighbourScore(accuracy=score.accuracy, interval=score.interval)
+    return RankedEncoder(
+        identity=EncoderIdentity.of(candidate, features.fingerprint),
+        rankme=rankme(features.means),
+        width=width,
+        num_clips=num_clips,
+        knn=scores,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledFeatures:
+    """The mean of each clip's tokens."""
+
+    means: Float[Tensor, "b e"]
+    samples: Sequence[Sample]
+    """Those that could be decoded, a row each."""
+    fingerprint: str
+    """Of the encoder."""
+
+    def classes(self, label: str) -> Int[Tensor, " b"]:
+        """The class numbers of a label."""
+        return torch.from_numpy(np.array([sample.labels[label] for sample in self.samples], np.int64))
 
 
 def pooled(
@@ -114,28 +192,27 @@ def pooled(
     loader: LoaderConfig,
     batch_size: int,
     dtype: ComputeDtype,
-) -> tuple[Float[Tensor, "b e"], list[Sample]]:
-    """The mean of each clip's tokens, of the evaluation view; and the samples that have one."""
+) -> PooledFeatures:
+    """The features of the evaluation view, of the samples that can be decoded; the others are named."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    frozen = Frozen(
-        candidate, candidate.load(), device, batch_size=batch_size, bfloat16=uses_bfloat16(dtype, device)
+    module = candidate.load()
+    encoder = EncoderOnDevice(
+        candidate, module, device, batch_size=batch_size, bfloat16=uses_bfloat16(dtype, device)
     )
     reader = Reader(data, data_seed=0, views=1, view=candidate.view, split="all", loader=loader)
-    clips = Clips(reader, samples, lambda sample, epoch: SegmentCut(candidate.view, 1, 1, 1.0))
-    means, kept = [], []
+    clips = DecodedClips(reader, samples, lambda sample, epoch: SegmentCut(candidate.view, 1, 1, 1.0))
+    means, good_samples = [], []
     idx = in_batches(np.arange(len(samples)), batch_size)
     for rows, (good, pixels) in zip(idx, clips.batches(idx), strict=True):
-        kept += [samples[row] for row in rows[good]]
+        good_samples += [samples[row] for row in rows[good]]
         if good.any():
-            means.append(frozen.tokens(pixels, 1).mean((1, 2)))
+            means.append(encoder.tokens(pixels, 1).mean((1, 2)))
     for key, reason in reader.skipped.items():
         console.print(f"left out: {key}: {reason}", highlight=False, markup=False, soft_wrap=True)
     reader.close()
-    return torch.cat(means), kept
-
-
-def _classes(samples: list[Sample], label: str) -> Int[Tensor, " b"]:
-    return torch.from_numpy(np.array([sample.labels[label] for sample in samples], np.int64))
+    return PooledFeatures(
+        means=torch.cat(means), samples=good_samples, fingerprint=fingerprint(candidate, module)
+    )
 
 
 def _protocol(config: RankConfig) -> str:
@@ -145,21 +222,16 @@ def _protocol(config: RankConfig) -> str:
     )
 
 
-def _table(found: dict[str, Any], protocol: str) -> Table:
-    labels = list(next(iter(found.values())).get("knn", {}))
-    shown = Table(title="Without training anything", caption=protocol)
-    shown.add_column("encoder")
+def _table(results: RankResults) -> Table:
+    labels = list(next(iter(results.encoders.values())).knn)
+    table = Table(title="Without training anything", caption=results.protocol)
+    table.add_column("encoder")
     for name in ("RankMe", *(f"k-NN {label}" for label in labels)):
-        shown.add_column(name, justify="right")
-    for name, row in found.items():
+        table.add_column(name, justify="right")
+    for name, row in results.encoders.items():
         near = [
-            f"{row['knn'][label]['accuracy']:.3f} "
-            f" [dim]{'{:.3f}-{:.3f}'.format(*row['knn'][label]['interval'])}[/]"
+            f"{row.knn[label].accuracy:.3f}  [dim]{'{:.3f}-{:.3f}'.format(*row.knn[label].interval)}[/]"
             for label in labels
         ]
-        shown.add_row(name, f"{row['rankme']:.1f} of {row['width']}", *near)
-    return shown
-
-
-def _write(out: Path, result: dict[str, Any]) -> None:
-    write_whole(out, json.dumps(result, indent=2) + "\n")
+        table.add_row(name, f"{row.rankme:.1f} of {row.width}", *near)
+    return table

@@ -1,7 +1,6 @@
 """`salt-eval select`: which run is best, from its loss on held-out clips (arXiv:2509.24317, Figure 3), or
 from its teacher's (Figures 9 and 10)."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from salt_distill.common.command import console
 from salt_distill.common.config import FrozenConfig, SelectConfig, TeacherComputeConfig
 from salt_distill.common.data.shards import open_dataset
 from salt_distill.common.model.checkpoint import CheckpointConfig, find_checkpoint, open_encoder, read_config
-from salt_distill.common.model.teacher import Teacher
-from salt_distill.common.whole import write_whole
+from salt_distill.common.model.teacher import Teacher, fingerprint
+from salt_distill.student_trainer.evaluation.candidates import checkpoint_name
+from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun, find_runs
 from salt_distill.student_trainer.evaluation.held_out import (
     checkpoints,
     student_loss,
@@ -23,11 +23,11 @@ from salt_distill.student_trainer.evaluation.held_out import (
     vpixel_loss,
 )
 from salt_distill.student_trainer.evaluation.probe.features import first_clips
-from salt_distill.student_trainer.evaluation.probe.table import checkpoint_name
+from salt_distill.student_trainer.evaluation.probe.results import ProbeResults
 from salt_distill.student_trainer.evaluation.rank import pooled, rankme
+from salt_distill.student_trainer.evaluation.records import index_hash
 from salt_distill.student_trainer.evaluation.report.figures import save_accuracy_by_line
-from salt_distill.student_trainer.evaluation.runs import Run, find_runs, read_json
-from salt_distill.student_trainer.evaluation.selection import NAMES, Measured, Selection
+from salt_distill.student_trainer.evaluation.selection import NAMES, MeasuredCheckpoint, SelectResults
 
 
 def run(config: SelectConfig) -> None:
@@ -36,36 +36,64 @@ def run(config: SelectConfig) -> None:
     runs, unfinished = find_runs(config.run_dirs, None)
     if unfinished:
         raise ValueError(f"got {unfinished[0]}, a run that has not finished, expected finished ones")
-    configs = {one.name: read_config(one.path) for one in runs}
+    configs = {run.name: read_config(run.path) for run in runs}
     teachers = {
         teacher.spec.fingerprint: (path, teacher)
         for path, teacher in _teachers(config, next(iter(configs.values())))
     }
     _require_comparable(config, runs, configs, list(teachers))
-    label, accuracies = _accuracies(config)
+    probe = None if config.probe is None else ProbeResults.read(Path(config.probe))
+    label = None if probe is None else _label(config, probe)
     measured = _student_losses if config.by == "student-loss" else _of_teachers
-    points = []
-    for one, checkpoint, x in measured(config, runs, configs, teachers):
-        is_newest = checkpoint.resolve() == find_checkpoint(one.path).resolve()
-        names = [checkpoint_name(str(checkpoint)), *([one.name] if is_newest else [])]
-        accuracy = next((accuracies[name] for name in names if name in accuracies), None)
-        points.append(Measured(name=names[-1], x=x, accuracy=accuracy))
-    selection = Selection.of(by=config.by, split=config.split, label=label, points=points)
+    results = SelectResults.of(
+        [
+            _checkpoint(run, checkpoint, x, probe, label)
+            for run, checkpoint, x in measured(config, runs, configs, teachers)
+        ],
+        by=config.by,
+        split=config.split,
+        index_hash=index_hash(config.data),
+        label=label,
+        probe_index_hash=None if probe is None else probe.index_hash,
+    )
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if selection.line is not None:
-        save_accuracy_by_line(selection, out.with_suffix(".png"))
-    write_whole(out, json.dumps(selection.as_json(), indent=2) + "\n")
-    Console().print(_table(selection))
+    if results.line is not None:
+        save_accuracy_by_line(results, out.with_suffix(".png"))
+    results.write(out)
+    Console().print(_table(results))
 
 
-def _teachers(config: SelectConfig, own: CheckpointConfig) -> list[tuple[str, Teacher]]:
+def _checkpoint(
+    run: FinishedRun, checkpoint: Path, x: float, probe: ProbeResults | None, label: str | None
+) -> MeasuredCheckpoint:
+    """A checkpoint with the accuracy of its weights, or why there is none."""
+    encoder = open_encoder(FrozenConfig(ckpt=str(checkpoint)))
+    identity = fingerprint(encoder, encoder.load())
+    is_newest = checkpoint.resolve() == find_checkpoint(run.path).resolve()
+    name = run.name if is_newest else checkpoint_name(str(checkpoint))
+    accuracy = not_measured = None
+    if probe is not None and label is not None:
+        row = probe.named(identity, name)
+        if row is not None:
+            accuracy = probe.accuracy[row][label]
+        elif name in probe.accuracy:
+            other = probe.encoders[name].fingerprint[:12]
+            not_measured = f"the probe's {name} has other weights ({other}, these are {identity[:12]})"
+        else:
+            not_measured = "not probed"
+    return MeasuredCheckpoint(
+        name=name, fingerprint=identity, x=x, accuracy=accuracy, not_measured=not_measured
+    )
+
+
+def _teachers(config: SelectConfig, student: CheckpointConfig) -> list[tuple[str, Teacher]]:
     compute = TeacherComputeConfig(batch_size=config.batch_size, num_threads=config.num_threads)
     sizes = {
-        "num_frames": own.view.num_frames,
-        "crop_size": own.view.crop_size,
-        "patch_size": own.encoder.patch_size,
-        "tubelet_size": own.encoder.tubelet_size,
+        "num_frames": student.view.num_frames,
+        "crop_size": student.view.crop_size,
+        "patch_size": student.encoder.patch_size,
+        "tubelet_size": student.encoder.tubelet_size,
     }
     return [
         (path, Teacher(open_encoder(FrozenConfig(ckpt=path, **sizes)), compute)) for path in config.teacher
@@ -74,79 +102,79 @@ def _teachers(config: SelectConfig, own: CheckpointConfig) -> list[tuple[str, Te
 
 def _require_comparable(
     config: SelectConfig,
-    runs: Sequence[Run],
+    runs: Sequence[FinishedRun],
     configs: Mapping[str, CheckpointConfig],
     fingerprints: Sequence[str],
 ) -> None:
     """Raises ValueError unless numbers of these runs may stand in one line."""
-    if len({one.name for one in runs}) < len(runs):
+    if len({run.name for run in runs}) < len(runs):
         raise ValueError(
-            f"got two runs of one name among {', '.join(one.name for one in runs)}, expected names that"
+            f"got two runs of one name among {', '.join(run.name for run in runs)}, expected names that"
             " differ"
         )
-    for one in runs:
-        if one.objective != "salt":
+    for run in runs:
+        if run.objective != "salt":
             raise ValueError(
-                f"got {one.path}, a run of {one.objective}, expected students of a frozen teacher: only their"
+                f"got {run.path}, a run of {run.objective}, expected students of a frozen teacher: only their"
                 " losses mean the same"
             )
-        if configs[one.name].teacher_fingerprint not in fingerprints:
+        if configs[run.name].teacher_fingerprint not in fingerprints:
             raise ValueError(
-                f"got {one.path}, whose teacher is {(configs[one.name].teacher_fingerprint or 'none')[:12]},"
+                f"got {run.path}, whose teacher is {(configs[run.name].teacher_fingerprint or 'none')[:12]},"
                 f" expected one of those given as --teacher: {', '.join(name[:12] for name in fingerprints)}"
             )
     if config.by != "student-loss":
         return
-    found = {configs[one.name].teacher_fingerprint for one in runs}
-    if len(found) > 1:
+    targets = {configs[run.name].teacher_fingerprint for run in runs}
+    if len(targets) > 1:
         raise ValueError(
-            f"got runs of {len(found)} teachers, expected one: losses against different targets say nothing"
-            " about each other. Select among the students of one teacher, or give --by teacher-loss"
+            f"got runs of {len(targets)} teachers, expected one: losses against different targets say"
+            " nothing about each other. Select among the students of one teacher, or give --by teacher-loss"
         )
     first = configs[runs[0].name]
-    for one in runs:
-        if (configs[one.name].view.clip_shape, configs[one.name].mask) != (first.view.clip_shape, first.mask):
+    for run in runs:
+        if (configs[run.name].view.clip_shape, configs[run.name].mask) != (first.view.clip_shape, first.mask):
             raise ValueError(
-                f"got {one.name} with other clips or masks than {runs[0].name}, expected the same: its task"
+                f"got {run.name} with other clips or masks than {runs[0].name}, expected the same: its task"
                 " would be another"
             )
 
 
-Measurements = Iterator[tuple[Run, Path, float]]
+Measurements = Iterator[tuple[FinishedRun, Path, float]]
 """A run, one of its checkpoints, and the number that is held against its accuracy."""
 
 
 def _student_losses(
     config: SelectConfig,
-    runs: Sequence[Run],
+    runs: Sequence[FinishedRun],
     configs: Mapping[str, CheckpointConfig],
     teachers: Mapping[str, tuple[str, Teacher]],
 ) -> Measurements:
     """Of every checkpoint."""
-    own = configs[runs[0].name]
-    _, clips = first_clips(config.data, config.split, own.view, config.loader, config.max_clips)
-    _, teacher = teachers[own.teacher_fingerprint or ""]
+    student = configs[runs[0].name]
+    _, clips = first_clips(config.data, config.split, student.view, config.loader, config.max_clips)
+    _, teacher = teachers[student.teacher_fingerprint or ""]
     targets = targets_of(teacher, clips, config.batch_size)
-    todo = [(one, path) for one in runs for path in checkpoints(one)]
-    for one, path in track(
+    todo = [(run, path) for run in runs for path in checkpoints(run)]
+    for run, path in track(
         todo, description="held-out loss", console=console, transient=True, disable=not console.is_terminal
     ):
-        yield one, path, student_loss(path, clips, seed=config.seed, targets=targets, device=_device())
+        yield run, path, student_loss(path, clips, seed=config.seed, targets=targets, device=_device())
 
 
 def _of_teachers(
     config: SelectConfig,
-    runs: Sequence[Run],
+    runs: Sequence[FinishedRun],
     configs: Mapping[str, CheckpointConfig],
     teachers: Mapping[str, tuple[str, Teacher]],
 ) -> Measurements:
     """What each run's teacher is worth by itself, for the run's newest checkpoint."""
     worth: dict[str, float] = {}
-    for one in runs:
-        path, _ = teachers[configs[one.name].teacher_fingerprint or ""]
+    for run in runs:
+        path, _ = teachers[configs[run.name].teacher_fingerprint or ""]
         if path not in worth:
             worth[path] = _rank_of(config, path) if config.by == "rankme" else _loss_of(config, path)
-        yield one, find_checkpoint(one.path), worth[path]
+        yield run, find_checkpoint(run.path), worth[path]
 
 
 def _rank_of(config: SelectConfig, teacher: str) -> float:
@@ -154,9 +182,9 @@ def _rank_of(config: SelectConfig, teacher: str) -> float:
         : config.max_clips
     ]
     encoder = open_encoder(FrozenConfig(ckpt=teacher))
-    features, _ = pooled(
+    features = pooled(
         encoder, samples, data=config.data, loader=config.loader, batch_size=config.batch_size, dtype="auto"
-    )
+    ).means
     if len(features) < features.shape[1]:
         raise ValueError(
             f"got {len(features)} clips for RankMe of {features.shape[1]} channels, expected at least as"
@@ -174,7 +202,7 @@ def _loss_of(config: SelectConfig, teacher: str) -> float:
         )
     (of_teacher,), _ = find_runs([teacher], None)
     _, clips = first_clips(config.data, config.split, read_config(path).view, config.loader, config.max_clips)
-    norm = of_teacher.config["pixel_norm"]
+    norm = of_teacher.settings.pixel_norm
     return vpixel_loss(find_checkpoint(path), clips, pixel_norm=norm, seed=config.seed, device=_device())
 
 
@@ -182,35 +210,29 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _accuracies(config: SelectConfig) -> tuple[str | None, dict[str, float]]:
-    """The label that is meant, and its probed accuracies by name."""
-    if config.probe is None:
-        return None, {}
-    probe = read_json(Path(config.probe))
-    if probe is None:
-        raise ValueError(
-            f"got --probe {config.probe}, expected the JSON file of `salt-eval probe`: it is not there"
-        )
-    labels = sorted(probe["labels"])
+def _label(config: SelectConfig, probe: ProbeResults) -> str:
+    """The label whose accuracies are meant."""
+    labels = sorted(probe.labels)
     if config.label not in labels and not (config.label is None and len(labels) == 1):
         raise ValueError(
             f"got --label {config.label}, expected one of {', '.join(labels)}, which {config.probe} has"
         )
-    label = config.label or labels[0]
-    return label, {name: row[label] for name, row in probe["accuracy"].items()}
+    return config.label or labels[0]
 
 
-def _table(selection: Selection) -> Table:
-    what, line = NAMES[selection.by], selection.line
-    shown = Table(title=f"{what} on {selection.split!r}", caption=selection.verdict)
-    for name in ("checkpoint", what, "accuracy", "predicted"):
-        shown.add_column(name, justify="left" if name == "checkpoint" else "right")
-    for point in selection.in_order:
-        predicted = "" if line is None else "{:.3f}  [dim]{:.3f} to {:.3f}[/]".format(*line.predict(point.x))
-        shown.add_row(
-            point.name,
-            f"{point.x:.4f}",
-            "-" if point.accuracy is None else f"{point.accuracy:.3f}",
-            predicted,
+def _table(results: SelectResults) -> Table:
+    measure = NAMES[results.by]
+    table = Table(title=f"{measure} on {results.split!r}", caption=results.verdict)
+    for name in ("checkpoint", measure, "accuracy", "predicted"):
+        table.add_column(name, justify="left" if name == "checkpoint" else "right")
+    for row in results.in_order:
+        predicted = row.predicted
+        table.add_row(
+            row.name,
+            f"{row.x:.4f}",
+            row.not_measured or "-" if row.accuracy is None else f"{row.accuracy:.3f}",
+            ""
+            if predicted is None
+            else f"{predicted.accuracy:.3f}  [dim]{predicted.low:.3f} to {predicted.high:.3f}[/]",
         )
-    return shown
+    return table

@@ -2,24 +2,41 @@
 the line through these."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar, Literal
 
 import numpy as np
 
-NAMES = {
+from salt_distill.student_trainer.evaluation.records import Record
+
+Measure = Literal["student-loss", "teacher-loss", "rankme"]
+NAMES: dict[Measure, str] = {
     "student-loss": "held-out loss",
     "teacher-loss": "the teacher's held-out loss",
     "rankme": "the teacher's RankMe",
 }
 """What is held against accuracy, for people."""
+_FROM_THE_TEACHER = (
+    "The number is the teacher's, the accuracy its students': the paper finds that the one does not tell the"
+    " other."
+)
+WHAT_IT_SAYS: dict[Measure, str] = {
+    "student-loss": (
+        "A frozen teacher's targets do not move, so the losses of its students may be compared with each"
+        " other."
+    ),
+    "teacher-loss": _FROM_THE_TEACHER,
+    "rankme": _FROM_THE_TEACHER,
+}
+"""Why it may say something about accuracy, or not."""
+MORE_IS_BETTER = ("rankme",)
 FEWEST = 3
-"""Probed checkpoints that make a line with something left over."""
+"""Probed checkpoints, each at another place, that make a line with something left over."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class FittedLine:
     """Accuracy = intercept + slope x, by least squares."""
 
     intercept: float
@@ -42,37 +59,52 @@ class Line:
         return centre, centre - half, centre + half
 
 
-def fit(xs: Sequence[float], accuracies: Sequence[float]) -> Line | None:
-    """The line through probed checkpoints; None where they are fewer than three, or at one place."""
+def fit(xs: Sequence[float], accuracies: Sequence[float]) -> FittedLine | None:
+    """The line through probed checkpoints; None where they lie at fewer than three places: a line through
+    two says nothing about a third."""
     x, y = np.array(xs, np.float64), np.array(accuracies, np.float64)
-    if len(x) < FEWEST or not np.ptp(x):
+    if len(np.unique(x)) < FEWEST:
         return None
     spread = float(((x - x.mean()) ** 2).sum())
     slope = float(((x - x.mean()) * (y - y.mean())).sum() / spread)
     intercept = float(y.mean() - slope * x.mean())
-    left = float(((y - intercept - slope * x) ** 2).sum())
+    residual = float(((y - intercept - slope * x) ** 2).sum())
     total = float(((y - y.mean()) ** 2).sum())
-    return Line(
+    return FittedLine(
         intercept=intercept,
         slope=slope,
-        r2=1 - left / total if total else 0.0,
+        r2=1 - residual / total if total else 0.0,
         num_points=len(x),
-        residual=math.sqrt(left / (len(x) - 2)),
+        residual=math.sqrt(residual / (len(x) - 2)),
         mean_x=float(x.mean()),
         spread_x=spread,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
+class Prediction(Record):
+    """What the line says of a checkpoint."""
+
+    accuracy: float
+    low: float
+    """Lower end of the interval in which 95% of new points would lie."""
+    high: float
+
+
+class MeasuredCheckpoint(Record):
     """A checkpoint."""
 
     name: str
-    """As in `salt-eval probe`'s table."""
+    """The run's, with the checkpoint's where it is not the newest."""
+    fingerprint: str
+    """Of its encoder: what its accuracy was found by."""
     x: float
     """What is held against its accuracy."""
     accuracy: float | None
     """None where it was not probed."""
+    not_measured: str | None = None
+    """Why there is no accuracy."""
+    predicted: Prediction | None = None
+    """None without a line."""
 
     @property
     def run(self) -> str:
@@ -80,76 +112,85 @@ class Measured:
         return self.name.partition("/")[0]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """What may stand in one line."""
+class SelectResults(Record):
+    """``select.json``: what may stand in one line."""
 
-    by: str
-    """A key of NAMES."""
+    writer: ClassVar[str] = "salt-eval select"
+
+    by: Measure
     split: str
     """Of the clips that ``x`` is of."""
+    index_hash: str
+    """Of the data set of these clips."""
     label: str | None
     """Whose accuracy is meant; None where nothing was probed."""
-    points: Sequence[Measured]
-    line: Line | None
+    probe_index_hash: str | None
+    """Of the data set that was probed on."""
+    r2: float | None
+    """None without a line, as slope and intercept."""
+    slope: float | None
+    intercept: float | None
+    num_probed: int
+    checkpoints: tuple[MeasuredCheckpoint, ...]
 
     @classmethod
-    def of(cls, *, by: str, split: str, label: str | None, points: Sequence[Measured]) -> "Selection":
-        """With the line through those of the points that were probed."""
-        probed = [(point.x, point.accuracy) for point in points if point.accuracy is not None]
-        line = fit([x for x, _ in probed], [accuracy for _, accuracy in probed])
-        return cls(by=by, split=split, label=label, points=points, line=line)
-
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> "Selection":
-        """What `salt-eval select` wrote. Raises ValueError where it is something else."""
-        try:
-            points = [
-                Measured(name=row["name"], x=row["x"], accuracy=row["accuracy"])
-                for row in found["checkpoints"]
+    def of(
+        cls,
+        checkpoints: Sequence[MeasuredCheckpoint],
+        *,
+        by: Measure,
+        split: str,
+        index_hash: str,
+        label: str | None,
+        probe_index_hash: str | None,
+    ) -> "SelectResults":
+        """With the line through the checkpoints that were probed, and what it says of all."""
+        line = _line(checkpoints)
+        if line is not None:
+            checkpoints = [
+                checkpoint.model_copy(update={"predicted": _prediction(line, checkpoint.x)})
+                for checkpoint in checkpoints
             ]
-            return cls.of(by=found["by"], split=found["split"], label=found["label"], points=points)
-        except KeyError as error:
-            raise ValueError(
-                f"select.json: got no {error}, expected what `salt-eval select` of this version writes: run"
-                " it again"
-            ) from None
-
-    def as_json(self) -> dict[str, Any]:
-        """For other programs: with what the line says of each checkpoint."""
-        line = self.line
-        rows: list[dict[str, Any]] = []
-        for point in self.points:
-            predicted = (
-                None
-                if line is None
-                else dict(zip(("accuracy", "low", "high"), line.predict(point.x), strict=True))
-            )
-            rows.append(
-                {"name": point.name, "x": point.x, "accuracy": point.accuracy, "predicted": predicted}
-            )
-        return {
-            "by": self.by,
-            "split": self.split,
-            "label": self.label,
-            "r2": None if line is None else line.r2,
-            "num_probed": sum(point.accuracy is not None for point in self.points),
-            "slope": None if line is None else line.slope,
-            "intercept": None if line is None else line.intercept,
-            "checkpoints": rows,
-        }
+        return cls(
+            by=by,
+            split=split,
+            index_hash=index_hash,
+            label=label,
+            probe_index_hash=probe_index_hash,
+            r2=None if line is None else line.r2,
+            slope=None if line is None else line.slope,
+            intercept=None if line is None else line.intercept,
+            num_probed=sum(checkpoint.accuracy is not None for checkpoint in checkpoints),
+            checkpoints=tuple(checkpoints),
+        )
 
     @property
-    def in_order(self) -> list[Measured]:
+    def line(self) -> FittedLine | None:
+        """Through the checkpoints that were probed."""
+        return _line(self.checkpoints)
+
+    @property
+    def in_order(self) -> list[MeasuredCheckpoint]:
         """The most promising first, as the paper reads the number."""
-        return sorted(self.points, key=lambda point: point.x, reverse=self.by == "rankme")
+        return sorted(self.checkpoints, key=lambda row: row.x, reverse=self.by in MORE_IS_BETTER)
 
     @property
     def verdict(self) -> str:
         """What the line is worth, in a sentence."""
-        if self.line is None:
-            return f"R\u00b2 needs {FEWEST} checkpoints with a probe (--probe) at different places"
+        line = self.line
+        if line is None:
+            return f"R\u00b2 needs {FEWEST} probed checkpoints (--probe), each at another {NAMES[self.by]}"
         return (
-            f"R\u00b2 {self.line.r2:.3f} of {self.line.num_points} probed checkpoints; predictions with 95%"
-            " intervals for new points"
+            f"R\u00b2 {line.r2:.3f} of {line.num_points} probed checkpoints; predictions with 95% intervals"
+            " for new points"
         )
+
+
+def _line(checkpoints: Sequence[MeasuredCheckpoint]) -> FittedLine | None:
+    probed = [(row.x, row.accuracy) for row in checkpoints if row.accuracy is not None]
+    return fit([x for x, _ in probed], [accuracy for _, accuracy in probed])
+
+
+def _prediction(line: FittedLine, x: float) -> Prediction:
+    accuracy, low, high = line.predict(x)
+    return Prediction(accuracy=accuracy, low=low, high=high)

@@ -18,7 +18,7 @@ from salt_distill.student_trainer.evaluation.fidelity.paper_table import (
     remarks,
     text_of,
 )
-from salt_distill.student_trainer.evaluation.flops import runs_of
+from salt_distill.student_trainer.evaluation.flops_table import runs_of
 
 PAPER_RUNS = {
     "V-Pixel L, 80k steps": ("vit-l", {"steps": 80_000}),
@@ -43,7 +43,7 @@ PAPER_RUNS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class OracleSection:
     """A table of oracles."""
 
     title: str
@@ -52,20 +52,20 @@ class Section:
 
 
 SECTIONS = (
-    Section(title="Encoders", oracles=models.encoders, lead=text.MODELS),
-    Section(title="Predictors", oracles=models.predictors),
-    Section(title="Rotary positions", oracles=models.rope, lead=text.ROPE),
-    Section(title="At initialisation", oracles=models.initial, lead=text.INITIAL),
-    Section(title="Random resized crop", oracles=crops.crops, lead=text.CROPS),
-    Section(title="Mask blocks", oracles=masks.blocks, lead=text.MASKS),
-    Section(title="Shares of the tokens, by clips that share a block", oracles=masks.fractions),
-    Section(title="Tokens of each time step, 24 clips", oracles=masks.slices, lead=text.TRUNCATION),
-    Section(
+    OracleSection(title="Encoders", oracles=models.encoders, lead=text.MODELS),
+    OracleSection(title="Predictors", oracles=models.predictors),
+    OracleSection(title="Rotary positions", oracles=models.rope, lead=text.ROPE),
+    OracleSection(title="At initialisation", oracles=models.initial, lead=text.INITIAL),
+    OracleSection(title="Random resized crop", oracles=crops.crops, lead=text.CROPS),
+    OracleSection(title="Mask blocks", oracles=masks.blocks, lead=text.MASKS),
+    OracleSection(title="Shares of the tokens, by clips that share a block", oracles=masks.fractions),
+    OracleSection(title="Tokens of each time step, 24 clips", oracles=masks.slices, lead=text.TRUNCATION),
+    OracleSection(
         title="Schedules and pixel targets",
         oracles=lambda: training.schedules() + training.pixels(),
         lead=text.TRAINING,
     ),
-    Section(title="Compute", oracles=training.compute, lead=text.COMPUTE),
+    OracleSection(title="Compute", oracles=training.compute, lead=text.COMPUTE),
 )
 
 

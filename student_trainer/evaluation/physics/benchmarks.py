@@ -1,6 +1,7 @@
 """Pairs of a possible and an impossible video, from the folders of IntPhys, GRASP and InfLevel."""
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ FRAME_STEP = {"intphys": 2, "grasp": 10, "inflevel": 5}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Film:
+class PairVideo:
     """A video on disk: a file, or a folder of images."""
 
     path: Path
@@ -46,14 +47,14 @@ class Film:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class VideoPair:
     """Two videos that are alike until something happens."""
 
     property: str
     """What one of them violates."""
     name: str
-    possible: Film
-    impossible: Film
+    possible: PairVideo
+    impossible: PairVideo
     first: tuple[int, int] = (0, 0)
     """The first frames to be taken of each, before their lengths are made equal."""
     whole_frame: bool = False
@@ -62,15 +63,15 @@ class Pair:
     """Take only frames that a whole step follows: 49 of IntPhys's 100."""
 
 
-def intphys(folder: Path) -> list[Pair]:
+def intphys(folder: Path) -> list[VideoPair]:
     """Two pairs of each scene ``PROPERTY/SCENE/1..4``: an impossible video goes with the possible one that it
     leaves last."""
     pairs = []
     for scene in sorted(path for path in folder.glob("*/*") if (path / "1" / "scene").is_dir()):
-        films: dict[bool, list[Film]] = {True: [], False: []}
+        films: dict[bool, list[PairVideo]] = {True: [], False: []}
         for video in sorted(path for path in scene.iterdir() if (path / "status.json").is_file()):
             films[json.loads((video / "status.json").read_text())["header"]["is_possible"]].append(
-                Film(path=video / "scene")
+                PairVideo(path=video / "scene")
             )
         if len(films[True]) != 2 or len(films[False]) != 2:
             raise ValueError(
@@ -85,7 +86,7 @@ def intphys(folder: Path) -> list[Pair]:
         ):
             name = f"{scene.parent.name}/{scene.name}/{number}"
             pairs.append(
-                Pair(
+                VideoPair(
                     property=scene.parent.name,
                     name=name,
                     possible=possible,
@@ -96,7 +97,7 @@ def intphys(folder: Path) -> list[Pair]:
     return pairs
 
 
-def _alike(first: Film, second: Film) -> int:
+def _alike(first: PairVideo, second: PairVideo) -> int:
     """Frames before the first that differs."""
     num_frames = min(first.num_frames(), second.num_frames())
     for number in range(num_frames):
@@ -106,7 +107,7 @@ def _alike(first: Film, second: Film) -> int:
     return num_frames
 
 
-def grasp(folder: Path) -> list[Pair]:
+def grasp(folder: Path) -> list[VideoPair]:
     """``P_PROPERTY/NAME`` with ``IP_PROPERTY/NAME``."""
     pairs = []
     for possible in sorted(folder.glob("P_*")):
@@ -120,29 +121,29 @@ def grasp(folder: Path) -> list[Pair]:
                 f"{impossible}: got {len(names[1])} videos, expected the {len(names[0])} names of {possible}"
             )
         for name in sorted(names[0]):
-            of = possible.name.removeprefix("P_")
+            property_name = possible.name.removeprefix("P_")
             pairs.append(
-                Pair(
-                    property=of,
-                    name=f"{of}/{name}",
-                    possible=Film(path=possible / name),
-                    impossible=Film(path=impossible / name),
+                VideoPair(
+                    property=property_name,
+                    name=f"{property_name}/{name}",
+                    possible=PairVideo(path=possible / name),
+                    impossible=PairVideo(path=impossible / name),
                 )
             )
     return pairs
 
 
-def inflevel(folder: Path) -> list[Pair]:
+def inflevel(folder: Path) -> list[VideoPair]:
     """The rows of ``PROPERTY.csv``; a video begins after it showed what the objects are."""
     pairs = []
     for file in sorted(folder.glob("*.csv")):
         with file.open(newline="") as lines:
             for number, row in enumerate(csv.DictReader(lines), start=1):
                 sides = (1, 2) if row["vid1_label"] == "possible" else (2, 1)
-                films = [Film(path=folder / row[f"vid{side}_path"]) for side in sides]
+                films = [PairVideo(path=folder / row[f"vid{side}_path"]) for side in sides]
                 first = tuple(int(row[f"vid{side}_end_priming_2"]) + 1 for side in sides)
                 pairs.append(
-                    Pair(
+                    VideoPair(
                         property=file.stem,
                         name=f"{file.stem}/{number}",
                         possible=films[0],
@@ -154,11 +155,26 @@ def inflevel(folder: Path) -> list[Pair]:
     return pairs
 
 
-LAYOUTS: dict[str, Callable[[Path], list[Pair]]] = {"intphys": intphys, "grasp": grasp, "inflevel": inflevel}
+def pairs_hash(pairs: Sequence[VideoPair]) -> str:
+    """Which pairs these are: sha256 of their names, and of the names and sizes of their files."""
+    hasher = hashlib.sha256()
+    for pair in sorted(pairs, key=lambda pair: pair.name):
+        hasher.update(f"{pair.property}\n{pair.name}\n".encode())
+        for video in (pair.possible, pair.impossible):
+            for path in sorted(video.path.glob("*.png")) if video.path.is_dir() else [video.path]:
+                hasher.update(f"{path.name} {path.stat().st_size if path.exists() else 0}\n".encode())
+    return hasher.hexdigest()
+
+
+LAYOUTS: dict[str, Callable[[Path], list[VideoPair]]] = {
+    "intphys": intphys,
+    "grasp": grasp,
+    "inflevel": inflevel,
+}
 
 
 def read_pair(
-    pair: Pair, frame_step: int, size: int
+    pair: VideoPair, frame_step: int, size: int
 ) -> tuple[UInt8[np.ndarray, "t s s 3"], UInt8[np.ndarray, "t s s 3"]]:
     """The frames that are taken of both videos, resized, equally many: of the longer one the first are left
     out. Raises BadVideoError."""

@@ -1,51 +1,33 @@
 """`salt-eval physics`: how often a model is more surprised by the impossible video of a pair."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from salt_distill.common.clip import BadVideoError
 from salt_distill.common.command import console
 from salt_distill.common.config import PhysicsConfig
 from salt_distill.common.model.checkpoint import read_config
-from salt_distill.common.whole import write_whole
-from salt_distill.student_trainer.evaluation.physics.benchmarks import FRAME_STEP, LAYOUTS, Pair, read_pair
-from salt_distill.student_trainer.evaluation.physics.surprise import Model, open_student, surprise
-from salt_distill.student_trainer.evaluation.probe.score import Score
+from salt_distill.student_trainer.evaluation.physics.benchmarks import (
+    FRAME_STEP,
+    LAYOUTS,
+    VideoPair,
+    pairs_hash,
+    read_pair,
+)
+from salt_distill.student_trainer.evaluation.physics.results import (
+    PairSurprise,
+    PhysicsResults,
+    accuracies,
+    table,
+)
+from salt_distill.student_trainer.evaluation.physics.surprise import SurpriseModel, open_student, surprise
 
-FILTERED = "filtered"
-"""The least surprise of all context lengths at each window: no length has to be chosen."""
-HOWS = ("average", "maximum")
-"""Over the windows of a video (Eq. 3)."""
 _MAX_BAD = 0.05
 """Share of the pairs whose videos may be unreadable."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """The surprise at both videos of a pair, ``[contexts, windows]``."""
-
-    pair: Pair
-    possible: np.ndarray
-    impossible: np.ndarray
-
-    def right(self, row: int | None, how: str) -> bool:
-        """Whether the impossible video surprises more, strictly; ``row``: a context length, or None for
-        FILTERED."""
-        sides = [side.min(0) if row is None else side[row] for side in (self.possible, self.impossible)]
-        possible, impossible = (side.mean() if how == "average" else side.max() for side in sides)
-        return bool(possible < impossible)
-
-
-Accuracies = Mapping[str, Mapping[str, Mapping[str, Score]]]
-"""How -> context length or FILTERED -> property -> pairs judged right."""
 
 
 def run(config: PhysicsConfig) -> None:
@@ -87,13 +69,21 @@ def run(config: PhysicsConfig) -> None:
     )
     for name, reason in skipped.items():
         console.print(f"left out: {name}: {reason}", highlight=False, markup=False, soft_wrap=True)
-    found = accuracies(judged, contexts)
     protocol = (
         f"one frame in {frame_step}, windows of {window}, a window every {config.stride}, contexts of"
         f" {', '.join(map(str, contexts))} frames"
     )
-    _write(Path(config.out), found, judged, contexts, skipped, protocol)
-    Console().print(table(found, protocol))
+    PhysicsResults.of(
+        judged,
+        contexts,
+        benchmark=config.benchmark,
+        encoder=model.identity,
+        teacher_fingerprint=model.teacher_fingerprint,
+        index_hash=pairs_hash(pairs),
+        protocol=protocol,
+        skipped=skipped,
+    ).write(Path(config.out))
+    Console().print(table(accuracies(judged, contexts), protocol))
 
 
 def context_lengths(window: int, tubelet_size: int) -> list[int]:
@@ -104,8 +94,8 @@ def context_lengths(window: int, tubelet_size: int) -> list[int]:
 
 
 def judge(
-    model: Model,
-    pairs: Sequence[Pair],
+    model: SurpriseModel,
+    pairs: Sequence[VideoPair],
     *,
     frame_step: int,
     size: int,
@@ -113,7 +103,7 @@ def judge(
     contexts: list[int],
     stride: int,
     batch_size: int,
-) -> tuple[list[Judged], dict[str, str]]:
+) -> tuple[list[PairSurprise], dict[str, str]]:
     """The surprise at each pair, and why some were left out. Raises ValueError where those are many, or
     videos are too short for a window."""
     judged, skipped = [], {}
@@ -139,105 +129,5 @@ def judge(
             surprise(model, video, window=window, contexts=contexts, stride=stride, batch_size=batch_size)
             for video in videos
         )
-        judged.append(Judged(pair=pair, possible=possible, impossible=impossible))
+        judged.append(PairSurprise(pair=pair, possible=possible, impossible=impossible))
     return judged, skipped
-
-
-def accuracies(judged: Sequence[Judged], contexts: Sequence[int]) -> Accuracies:
-    """The relative accuracy: the share of pairs whose impossible video surprises more."""
-    properties = sorted({one.pair.property for one in judged})
-    rows: dict[str, int | None] = {str(context): row for row, context in enumerate(contexts)} | {
-        FILTERED: None
-    }
-    return {
-        how: {
-            name: {
-                of: Score(
-                    num_correct=sum(one.right(row, how) for one in judged if one.pair.property == of),
-                    num_clips=sum(one.pair.property == of for one in judged),
-                )
-                for of in properties
-            }
-            for name, row in rows.items()
-        }
-        for how in HOWS
-    }
-
-
-def macro(scores: Mapping[str, Score]) -> float:
-    """The mean over properties."""
-    return float(np.mean([score.accuracy for score in scores.values()]))
-
-
-def best_context(found: Mapping[str, Mapping[str, Score]]) -> float:
-    """The published headline: for each property the best of all rows, chosen on the very pairs it is reported
-    on; then the mean."""
-    properties = next(iter(found.values()))
-    return float(np.mean([max(row[of].accuracy for row in found.values()) for of in properties]))
-
-
-def table(found: Accuracies, protocol: str) -> Table:
-    """A row for each property, a column for each context length: average surprise; then the means, and those
-    of the maximum."""
-    rows = found["average"]
-    shown = Table(
-        title="Relative accuracy, average surprise (chance 0.5)",
-        caption=f"{protocol}; best: of all contexts, chosen on these pairs",
-    )
-    shown.add_column("property")
-    for name in (*rows, "best"):
-        shown.add_column(name, justify="right")
-    for of, filtered in rows[FILTERED].items():
-        interval = "  [dim]{:.2f}-{:.2f}[/]".format(*filtered.interval)
-        cells = [
-            f"{row[of].accuracy:.3f}{interval if name == FILTERED else ''}" for name, row in rows.items()
-        ]
-        shown.add_row(of, *cells, f"{max(row[of].accuracy for row in rows.values()):.3f}")
-    shown.add_section()
-    for how, scores in found.items():
-        title = "mean" if how == "average" else "mean, maximum surprise"
-        shown.add_row(
-            title, *(f"[bold]{macro(row):.3f}[/]" for row in scores.values()), f"{best_context(scores):.3f}"
-        )
-    return shown
-
-
-def _write(
-    out: Path,
-    found: Accuracies,
-    judged: Sequence[Judged],
-    contexts: Sequence[int],
-    skipped: Mapping[str, str],
-    protocol: str,
-) -> None:
-    result = {
-        "protocol": protocol,
-        "contexts": list(contexts),
-        "fixed_context": {
-            how: {name: macro(row) for name, row in rows.items()} for how, rows in found.items()
-        },
-        "best_context": {how: best_context(rows) for how, rows in found.items()},
-        "best_context_note": (
-            "for each property the best row, chosen on the pairs that it is reported on: the published"
-            " headline"
-        ),
-        "accuracy": {
-            how: {
-                name: {
-                    of: {"accuracy": score.accuracy, "interval": score.interval, "num_pairs": score.num_clips}
-                    for of, score in row.items()
-                }
-                for name, row in rows.items()
-            }
-            for how, rows in found.items()
-        },
-        "surprise": {
-            one.pair.name: {
-                side: {"average": values.mean(1).tolist(), "maximum": values.max(1).tolist()}
-                for side, values in (("possible", one.possible), ("impossible", one.impossible))
-            }
-            for one in judged
-        },
-        "skipped": dict(skipped),
-    }
-    write_whole(out, json.dumps(result, indent=2) + "\n")

@@ -22,13 +22,14 @@ from salt_distill.common.model.checkpoint import (
 )
 from salt_distill.common.model.grid import TokenGrid, token_grid
 from salt_distill.common.model.pixels import normalise
-from salt_distill.common.model.teacher import Teacher
+from salt_distill.common.model.teacher import Teacher, fingerprint
 from salt_distill.common.model.vit import Encoder
+from salt_distill.student_trainer.evaluation.records import EncoderIdentity
 
 Windows = UInt8[np.ndarray, "b t h w 3"]
 
 
-class Model(Protocol):
+class SurpriseModel(Protocol):
     """What can be surprised. Its tokens are time-major."""
 
     def targets(self, windows: Windows) -> Float[Tensor, "b n d"]:
@@ -41,9 +42,13 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Student:
+class LatentSurprise:
     """An encoder and its predictor, and where the targets come from."""
 
+    identity: EncoderIdentity
+    """Of the encoder; the view is that of a window."""
+    teacher_fingerprint: str | None
+    """Of the encoder whose latents are predicted."""
     encoder: Encoder
     predictor: torch.nn.Module
     grid: TokenGrid
@@ -54,13 +59,13 @@ class Student:
     device: torch.device
 
     def targets(self, windows: Windows) -> Float[Tensor, "b n d"]:
-        """As in ``Model``: with a LayerNorm without affine, as in training."""
+        """As in ``SurpriseModel``: with a LayerNorm without affine, as in training."""
         return self.teacher(windows)
 
     @torch.inference_mode()
     def predictions(self, windows: Windows, context: int) -> Float[Tensor, "b k d"]:
-        """As in ``Model``. The encoder is given the tokens of the context and no others; the first mask set's
-        token asks for the rest."""
+        """As in ``SurpriseModel``. The encoder is given the tokens of the context and no others; the first
+        mask set's token asks for the rest."""
         idx = torch.arange(self.grid.num_tokens, device=self.device).expand(len(windows), -1)
         seen = context // self.encoder.config.tubelet_size * self.grid.h * self.grid.w
         pixels = normalise(torch.from_numpy(windows).to(self.device), self.mean, self.std)
@@ -69,7 +74,7 @@ class Student:
 
 
 def surprise(
-    model: Model,
+    model: SurpriseModel,
     video: UInt8[np.ndarray, "t s s 3"],
     *,
     window: int,
@@ -80,7 +85,7 @@ def surprise(
     """``S_t`` as float64 ``[contexts, windows]``: the mean absolute error over the future's tokens and their
     channels, a row per context length."""
     starts = range(0, len(video) - window + 1, stride)
-    found = []
+    columns = []
     for first in range(0, len(starts), batch_size):
         windows = np.stack([video[start : start + window] for start in starts[first : first + batch_size]])
         targets = model.targets(windows)
@@ -90,13 +95,13 @@ def surprise(
             rows.append(
                 (predictions - targets[:, -predictions.shape[1] :]).abs().mean((1, 2)).double().cpu().numpy()
             )
-        found.append(np.stack(rows))
-    return np.concatenate(found, axis=1)
+        columns.append(np.stack(rows))
+    return np.concatenate(columns, axis=1)
 
 
 def open_student(
     ckpt: str, teacher: str | None, *, window: int, crop_size: int | None, batch_size: int, num_threads: int
-) -> Student:
+) -> LatentSurprise:
     """A student, and the teacher that its checkpoint names. Raises ValueError where that is another, or
     none."""
     config = read_config(ckpt)
@@ -135,7 +140,12 @@ def open_student(
             f"got --teacher {teacher} with fingerprint {frozen.spec.fingerprint[:12]}, expected"
             f" {(config.teacher_fingerprint or 'none')[:12]}, which {ckpt} learned from"
         )
-    return Student(
+    return LatentSurprise(
+        identity=EncoderIdentity(
+            fingerprint=fingerprint(open_encoder(FrozenConfig(ckpt=ckpt)), encoder),
+            view=view,
+        ),
+        teacher_fingerprint=frozen.spec.fingerprint,
         encoder=encoder.to(device),
         predictor=load_predictor(ckpt).to(device),
         grid=token_grid(view, config.encoder),

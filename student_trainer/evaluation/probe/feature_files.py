@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,15 +15,45 @@ import xxhash
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from salt_distill.common.config import ViewConfig
 from salt_distill.common.whole import whole_file
-from salt_distill.student_trainer.evaluation.probe.features import Clips, Frozen, in_batches, part_of
+from salt_distill.student_trainer.evaluation.probe.features import (
+    DecodedClips,
+    EncoderOnDevice,
+    in_batches,
+    part_of,
+)
+from salt_distill.student_trainer.evaluation.records import Record
 from salt_distill.student_trainer.ranks import Worker
 
 _FACTS = b"salt.features"
 """Schema metadata: JSON of what the tokens depend on, and their shape."""
 
 
-class FileTokens:
+class FeatureFacts(Record):
+    """What the tokens of a split depend on."""
+
+    fingerprint: str
+    """Of the encoder."""
+    index_hash: str
+    """Of the data set."""
+    decoder: str
+    """Library and version."""
+    compute: dict[str, str]
+    """Device kind, precision and versions of the forward."""
+    split: str
+    view: ViewConfig
+    clips: tuple[int, int, float]
+    """Segments, views, and the side of a square as a share of the frame's shorter side."""
+
+    def path(self, folder: str) -> Path:
+        """The file of these tokens in a folder."""
+        values = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(values.encode()).hexdigest()
+        return Path(folder) / f"{self.fingerprint[:12]}-{self.split}-{digest[:16]}.arrow"
+
+
+class TokensOnDisk:
     """Tokens in a memory-mapped file, float16 there and float32 from here on."""
 
     def __init__(self, path: Path, keys: Sequence[str], worker: Worker) -> None:
@@ -38,8 +67,8 @@ class FileTokens:
         self._checksums = table["checksum"].to_numpy()
         chunks = [chunk.flatten().to_numpy().reshape(-1, *self._shape) for chunk in table["tokens"].chunks]
         self._rows = [row for chunk in chunks for row in chunk]
-        found = set(self._keys)
-        self.kept: Bool[np.ndarray, " samples"] = np.array([key in found for key in keys])
+        written = set(self._keys)
+        self.kept: Bool[np.ndarray, " samples"] = np.array([key in written for key in keys])
 
     def share(self, numbers: Int[np.ndarray, " b"]) -> Int[np.ndarray, " k"]:
         """As many as every other rank's, or one more or less."""
@@ -48,7 +77,7 @@ class FileTokens:
     def batches(
         self, idx: Sequence[Int[np.ndarray, " b"]], epoch: int
     ) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b v n e"]]]:
-        """As in ``Tokens``; the same in every epoch. Raises ValueError where a row is not what was
+        """As in ``TokenSource``; the same in every epoch. Raises ValueError where a row is not what was
         written."""
         for numbers in idx:
             for number in numbers:
@@ -62,30 +91,34 @@ class FileTokens:
             yield numbers, tokens.to(self._worker.device, non_blocking=True).float()
 
 
-def feature_path(folder: str, facts: dict[str, Any]) -> Path:
-    """The file of the tokens that ``facts`` decide."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-    return Path(folder) / f"{facts['fingerprint'][:12]}-{facts['split']}-{digest[:16]}.arrow"
-
-
 def write_features(
-    path: Path, facts: dict[str, Any], frozen: Frozen, clips: Clips, batch_size: int, worker: Worker
+    path: Path,
+    facts: FeatureFacts,
+    encoder: EncoderOnDevice,
+    clips: DecodedClips,
+    batch_size: int,
+    worker: Worker,
 ) -> None:
     """Computes the tokens of every clip, each rank those of its part; the file appears whole or not at all.
     Raises the first error of a rank."""
-    own = path.with_name(f".partial-{socket.gethostname()}-{os.getpid()}-{path.name}")
+    partial = path.with_name(f".partial-{socket.gethostname()}-{os.getpid()}-{path.name}")
     try:
-        is_written = worker.together(lambda: _write_part(own, facts, frozen, clips, batch_size, worker))
+        is_written = worker.together(lambda: _write_part(partial, facts, encoder, clips, batch_size, worker))
         parts = [
-            name for name in worker.ranks.all_values(own.name if is_written else None) if name is not None
+            name for name in worker.ranks.all_values(partial.name if is_written else None) if name is not None
         ]
-        worker.together(lambda: _join(path, parts, own) if worker.rank == 0 else None)
+        worker.together(lambda: _join(path, parts, partial) if worker.rank == 0 else None)
     finally:
-        own.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def _write_part(
-    path: Path, facts: dict[str, Any], frozen: Frozen, clips: Clips, batch_size: int, worker: Worker
+    path: Path,
+    facts: FeatureFacts,
+    encoder: EncoderOnDevice,
+    clips: DecodedClips,
+    batch_size: int,
+    worker: Worker,
 ) -> bool:
     """Writes the tokens of this rank's clips, if it has any."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +128,7 @@ def _write_part(
     for rows, (good, pixels) in zip(idx, clips.batches(idx), strict=True):
         if not good.any():
             continue
-        tokens = frozen.tokens(pixels, num_views).half().cpu().numpy()
+        tokens = encoder.tokens(pixels, num_views).half().cpu().numpy()
         if not np.isfinite(tokens).all():
             raise ValueError(
                 f"got tokens beyond float16's {np.finfo(np.float16).max:g}, expected smaller ones: leave out"
@@ -107,7 +140,9 @@ def _write_part(
         checksums = pa.array([xxhash.xxh3_64_intdigest(row.data) for row in tokens], pa.uint64())
         batch = pa.record_batch({"key": pa.array(keys, pa.string()), "tokens": values, "checksum": checksums})
         if writer is None:
-            metadata = {_FACTS: json.dumps(facts | {"shape": shape}, sort_keys=True).encode()}
+            metadata = {
+                _FACTS: json.dumps(facts.model_dump(mode="json") | {"shape": shape}, sort_keys=True).encode()
+            }
             writer = pa.ipc.new_file(str(path), batch.schema.with_metadata(metadata))
         writer.write_batch(batch)
     if writer is not None:
@@ -115,9 +150,9 @@ def _write_part(
     return writer is not None
 
 
-def _join(path: Path, parts: Sequence[str], own: Path) -> None:
-    """Makes the file of the ranks' parts, in their order; ``own``: a file of this rank, which may be one of
-    them."""
+def _join(path: Path, parts: Sequence[str], partial: Path) -> None:
+    """Makes the file of the ranks' parts, in their order; ``partial``: a file of this rank, which may be one
+    of them."""
     if not parts:
         raise ValueError(f"none of the clips for {path} can be decoded, expected some")
     files = [path.with_name(part) for part in parts]
@@ -128,7 +163,7 @@ def _join(path: Path, parts: Sequence[str], own: Path) -> None:
         )
     whole = files[0]
     if len(files) > 1:
-        whole = own.with_name(f"{own.name}-whole")
+        whole = partial.with_name(f"{partial.name}-whole")
     try:
         if len(files) > 1:
             _concatenate(whole, files)

@@ -44,7 +44,7 @@ def common_labels(samples: Sequence[Sample]) -> tuple[list[str], list[str]]:
     return sorted(everywhere), sorted(set[str]().union(*names) - everywhere)
 
 
-class Clips:
+class DecodedClips:
     """The clips of a split's samples, decoded in the order asked for, a few batches ahead."""
 
     def __init__(
@@ -53,7 +53,7 @@ class Clips:
         """``cut``: what is taken of a sample in an epoch, of one shape throughout."""
         self.samples = samples
         self.cut = cut
-        self._reader = reader
+        self.reader = reader
 
     def batches(
         self, idx: Sequence[Int[np.ndarray, " b"]], epoch: int = 0
@@ -66,7 +66,7 @@ class Clips:
 
         def decode(rows: Int[np.ndarray, " b"]) -> tuple[Bool[np.ndarray, " b"], np.ndarray]:
             samples = [self.samples[row] for row in rows]
-            batch = self._reader.segments(samples, [self.cut(sample, epoch) for sample in samples])
+            batch = self.reader.segments(samples, [self.cut(sample, epoch) for sample in samples])
             pixels = batch.pixels if batch.good.all() else batch.pixels[batch.good]
             return batch.good, rearrange(pixels, "b (c t) h w rgb -> b c t h w rgb", t=self.num_frames)
 
@@ -84,7 +84,7 @@ class Clips:
         return self.cut(self.samples[0], 0).view.num_frames
 
 
-class Frozen:
+class EncoderOnDevice:
     """An encoder on its device, in eval mode, without gradient."""
 
     def __init__(
@@ -105,18 +105,18 @@ class Frozen:
         """The final-norm tokens in float32: those of a view's segments one after the other."""
         clips = torch.from_numpy(rearrange(pixels, "b c t h w rgb -> (b c) t h w rgb"))
         clips = clips.pin_memory() if self.device.type == "cuda" else clips
-        found = []
+        tokens = []
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
             for batch in clips.split(self._batch_size):
-                found.append(
+                tokens.append(
                     self.module(
                         normalise(batch.to(self.device, non_blocking=True), self._mean, self._std)
                     ).float()
                 )
-        return rearrange(torch.cat(found), "(b v s) n e -> b v (s n) e", b=len(pixels), v=num_views)
+        return rearrange(torch.cat(tokens), "(b v s) n e -> b v (s n) e", b=len(pixels), v=num_views)
 
 
-class Tokens(Protocol):
+class TokenSource(Protocol):
     """The tokens of a split, wherever they come from."""
 
     kept: Bool[np.ndarray, " samples"]
@@ -135,7 +135,7 @@ class Tokens(Protocol):
         ...
 
 
-class KeptTokens:
+class TokensInMemory:
     """Tokens in memory, all of which were computed before, each on one rank."""
 
     def __init__(
@@ -151,17 +151,17 @@ class KeptTokens:
     def batches(
         self, idx: Sequence[Int[np.ndarray, " b"]], epoch: int
     ) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b v n e"]]]:
-        """As in ``Tokens``; the same in every epoch."""
+        """As in ``TokenSource``; the same in every epoch."""
         for numbers in idx:
             yield numbers, self._tokens[torch.from_numpy(numbers - self._first).to(self._tokens.device)]
 
 
-class FreshTokens:
+class TokensOfEpoch:
     """Tokens of clips that are taken anew in every epoch."""
 
-    def __init__(self, frozen: Frozen, clips: Clips, worker: Worker) -> None:
+    def __init__(self, encoder: EncoderOnDevice, clips: DecodedClips, worker: Worker) -> None:
         self.kept = np.ones(len(clips.samples), bool)
-        self._frozen, self._clips, self._worker = frozen, clips, worker
+        self._encoder, self._clips, self._worker = encoder, clips, worker
 
     def share(self, numbers: Int[np.ndarray, " b"]) -> Int[np.ndarray, " k"]:
         """As many as every other rank's, or one more or less."""
@@ -170,12 +170,12 @@ class FreshTokens:
     def batches(
         self, idx: Sequence[Int[np.ndarray, " b"]], epoch: int
     ) -> Iterator[tuple[Int[np.ndarray, " b"], Float[Tensor, "b v n e"]]]:
-        """As in ``Tokens``."""
+        """As in ``TokenSource``."""
         num_views = self._clips.cut(self._clips.samples[0], epoch).num_views
         for numbers, (good, pixels) in zip(idx, self._clips.batches(idx, epoch), strict=True):
             yield (
                 numbers[good],
-                self._frozen.tokens(pixels, num_views) if good.any() else torch.empty(0, 0, 0, 0),
+                self._encoder.tokens(pixels, num_views) if good.any() else torch.empty(0, 0, 0, 0),
             )
 
 

@@ -1,9 +1,8 @@
 """`salt-eval report`: one HTML page and one summary about a set of runs."""
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -11,17 +10,49 @@ from rich.table import Table
 
 from salt_distill.common.config import ReportConfig
 from salt_distill.common.whole import write_whole
-from salt_distill.student_trainer.evaluation.report import page, predictions, sections
+from salt_distill.student_trainer.evaluation.finished_runs import (
+    FinishedRun,
+    find_runs,
+    is_run,
+    read_seconds,
+)
+from salt_distill.student_trainer.evaluation.probe.results import ProbeResults
+from salt_distill.student_trainer.evaluation.report import accuracy, clip_pictures, predictions, sharing
+from salt_distill.student_trainer.evaluation.report.blocks import (
+    BarTable,
+    DataTable,
+    NamedBar,
+    Paragraph,
+    ReportPage,
+    Section,
+)
 from salt_distill.student_trainer.evaluation.report.lineage import teachers_among
-from salt_distill.student_trainer.evaluation.report.sharing import Sharing, read_sharing
-from salt_distill.student_trainer.evaluation.runs import Run, find_runs, is_run, read_json, read_seconds
-from salt_distill.student_trainer.evaluation.selection import Selection
+from salt_distill.student_trainer.evaluation.report.probed_runs import ProbedRuns
+from salt_distill.student_trainer.evaluation.report.render import html_of
+from salt_distill.student_trainer.evaluation.report.runs_table import curves, headline
+from salt_distill.student_trainer.evaluation.report.summary import ReportSummary
+from salt_distill.student_trainer.evaluation.selection import SelectResults
 
-SUMMARY_NAMES = {"digit": "appearance"}
-"""What a label of the embedded data set is called in summary.json; every other label keeps its name."""
-
+FOOTER = "Made by salt-eval report from the runs' own files; nothing on this page is loaded from elsewhere."
 PAGE_ONLY = {"weights", "compute", "step"}
 """Columns of the table of runs that the terminal has no room for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportInput:
+    """What a report is about; None or empty where a file is not there."""
+
+    runs: Sequence[FinishedRun]
+    unfinished: Sequence[Path]
+    probe: ProbeResults | None = None
+    selection: SelectResults | None = None
+    shared: sharing.Sharing | None = None
+    seconds: dict[str, float]
+
+    @property
+    def probed(self) -> ProbedRuns | None:
+        """The runs beside the probe's rows."""
+        return None if self.probe is None else ProbedRuns(self.probe, self.runs)
 
 
 def run(config: ReportConfig) -> None:
@@ -34,116 +65,106 @@ def run(config: ReportConfig) -> None:
             " run's own"
         )
     runs, unfinished = find_runs(config.run_dirs, folder)
-    probe = read_json(folder and folder / "probe.json")
-    status = read_json(folder and folder / "server.json")
-    shared = None if status is None else read_sharing(status)
-    selected = read_json(folder and folder / "select.json")
-    selection = None if selected is None else Selection.from_json(selected)
-    seconds = read_seconds(folder and folder / "steps.tsv")
-
-    html, missing = build(runs, unfinished, probe, selection, shared, seconds)
-    write_whole(out, html)
-    write_whole(
-        out.parent / "summary.json", json.dumps(summarise(runs, probe, shared, seconds), indent=2) + "\n"
+    probe, selection, server = (_there(folder, name) for name in ("probe.json", "select.json", "server.json"))
+    report = ReportInput(
+        runs=runs,
+        unfinished=unfinished,
+        probe=probe and ProbeResults.read(probe),
+        selection=selection and SelectResults.read(selection),
+        shared=server and sharing.read_status(server),
+        seconds=read_seconds(folder and folder / "steps.tsv"),
     )
-    _print(runs, probe, missing, out)
+    page, missing = build(report)
+    write_whole(out, html_of(page))
+    ReportSummary.of(runs, report.probe, report.shared, report.seconds).write(out.parent / "summary.json")
+    _print(report, missing, out)
 
 
-def build(
-    runs: Sequence[Run],
-    unfinished: Sequence[Path],
-    probe: dict[str, Any] | None,
-    selection: Selection | None,
-    shared: Sharing | None,
-    seconds: dict[str, float],
-) -> tuple[str, list[str]]:
+def _there(folder: Path | None, name: str) -> Path | None:
+    path = folder and folder / name
+    return path if path is not None and path.is_file() else None
+
+
+def build(report: ReportInput) -> tuple[ReportPage, list[str]]:
     """The page, and a sentence for everything that could not be shown."""
+    runs, probed = report.runs, report.probed
     teachers = teachers_among(runs)
-    missing = [f"{path} is left out: the run has not finished." for path in unfinished]
-    header, rows = sections.headline(runs, probe)
-    parts = [page.section("Runs", page.table(header, rows)), sections.curves(runs)]
-    if probe is None:
+    missing = [f"{path} is left out: the run has not finished." for path in report.unfinished]
+    sections: list[Section | None] = [
+        Section("Runs", [DataTable(*headline(runs, probed))]),
+        curves(runs),
+    ]
+    if probed is None:
         missing.append("No probe: there is no probe.json beside the runs (salt-eval probe writes it).")
-    elif not probe["accuracy"]:
+    elif not probed.probe.accuracy:
         missing.append("No probe: the data set has no labels.")
     else:
-        parts.append(sections.probe_bars(runs, probe))
-        compared = sections.accuracy_and_compute(runs, probe, teachers)
-        parts += [] if compared is None else [compared]
-    if selection is None:
+        sections += [accuracy.probe_bars(probed), accuracy.accuracy_and_compute(probed, teachers)]
+        missing += probed.not_measured()
+    if report.selection is None:
         missing.append(
             "No held-out losses: there is no select.json beside the runs (salt-eval select writes it)."
         )
     else:
-        parts.append(predictions.section(selection, runs))
-    if shared is None:
+        sections.append(predictions.section(report.selection, runs))
+    if report.shared is None:
         missing.append(
             "No counters of a teacher service: there is no server.json beside the runs (salt-serve status"
             " prints it)."
         )
     else:
-        parts.append(sections.sharing(shared, runs))
-    painted, why_not = sections.masks_and_reconstruction(runs[0])
-    parts += painted
-    if why_not is not None:
-        missing.append(why_not)
-    elif runs[0].objective != "vpixel":
-        missing.append("No reconstruction: there is no stage 1 run among these.")
-    if why_not is None:
-        parts.append(sections.latents(runs, teachers))
-    if seconds:
-        parts.append(sections.seconds_per_step(seconds))
+        sections.append(sharing.section(report.shared, runs))
+    pictures, why_not = _pictures(runs, teachers)
+    sections += pictures
+    missing += why_not
+    if report.seconds:
+        sections.append(_seconds(report.seconds))
     else:
         missing.append("No seconds per step: there is no steps.tsv beside the runs.")
     if missing:
-        parts.append(page.section("Not in this report", *map(page.note, missing)))
+        sections.append(Section("Not in this report", [Paragraph(text, quiet=True) for text in missing]))
     num_students = sum(run.objective == "salt" for run in runs)
     lead = f"{len(runs)} runs, {num_students} of them students of a frozen teacher (SALT, arXiv:2509.24317)."
-    footer = (
-        "Made by salt-eval report from the runs' own files; nothing on this page is loaded from elsewhere."
-    )
-    return page.page("SALT as a service", lead, parts, footer), missing
+    return ReportPage(
+        title="SALT as a service",
+        lead=[lead],
+        sections=[section for section in sections if section is not None],
+        footer=FOOTER,
+    ), missing
 
 
-def summarise(
-    runs: Sequence[Run], probe: dict[str, Any] | None, shared: Sharing | None, seconds: dict[str, float]
-) -> dict[str, Any]:
-    """``summary.json``: the numbers of the page for other programs; null or empty where a part is missing."""
-    teachers = [run for run in runs if run.objective == "vpixel"]
-    return {
-        "teacher": (
-            {key: teachers[0].summary[key] for key in ("loss_first", "loss_last")} if teachers else None
-        ),
-        "students": [
-            {
-                "name": run.name,
-                **{key: run.summary[key] for key in ("source", "loss_first", "loss_last", "teacher_wait_ms")},
-            }
-            for run in runs
-            if run.objective == "salt"
-        ],
-        "server": (
-            None
-            if shared is None
-            else {"clips_served": shared.clips_served, "clips_computed": shared.clips_computed}
-        ),
-        "probe": {
-            name: {SUMMARY_NAMES.get(label, label): value for label, value in row.items()}
-            for name, row in (probe["accuracy"] if probe else {}).items()
-        },
-        "seconds": seconds,
-    }
+def _pictures(
+    runs: Sequence[FinishedRun], teachers: dict[str, FinishedRun | None]
+) -> tuple[list[Section], list[str]]:
+    """Sections that show a clip of the first run's data, and what could not be shown."""
+    first = runs[0]
+    try:
+        clip = clip_pictures.clip_of(first)
+    except ValueError as error:
+        return [], [f"No pictures: {error}."]
+    latents = clip_pictures.latents(clip, runs, teachers)
+    if first.objective == "vpixel":
+        return [clip_pictures.masks(first, clip), clip_pictures.reconstruction(first, clip), latents], []
+    return [clip_pictures.masks(first, clip), latents], [
+        "No reconstruction: there is no stage 1 run among these."
+    ]
 
 
-def _print(runs: Sequence[Run], probe: dict[str, Any] | None, missing: Sequence[str], out: Path) -> None:
+def _seconds(seconds: dict[str, float]) -> Section:
+    """Where the time of a script went."""
+    bars = [NamedBar(name, f"{value:.1f} s", value) for name, value in seconds.items()]
+    return Section(f"Seconds: {sum(seconds.values()):.0f} in all", [BarTable(("step", "time"), bars)])
+
+
+def _print(report: ReportInput, missing: Sequence[str], out: Path) -> None:
     console = Console()
-    header, rows = sections.headline(runs, probe)
+    header, rows = headline(report.runs, report.probed)
     table = Table(box=box.SIMPLE_HEAD)
-    shown = [number for number, name in enumerate(header) if name not in PAGE_ONLY]
-    for number in shown:
+    columns = [number for number, name in enumerate(header) if name not in PAGE_ONLY]
+    for number in columns:
         table.add_column(header[number], justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*(row[number] for number in shown))
+        table.add_row(*(row[number] for number in columns))
     console.print(table)
     for sentence in missing:
         console.print(sentence, highlight=False)

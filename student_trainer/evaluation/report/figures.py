@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from salt_distill.student_trainer.evaluation.selection import NAMES, Selection
+from salt_distill.student_trainer.evaluation.selection import NAMES, SelectResults
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ _DASHES = ["-", (0, (6, 2)), (0, (2.5, 1.5))]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
+class LossCurve:
     """The loss of a run."""
 
     name: str
@@ -40,7 +40,7 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bar:
+class AccuracyBar:
     """One accuracy with its 95% interval."""
 
     name: str
@@ -51,7 +51,7 @@ class Bar:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class CostPoint:
     """A run's accuracy, with its 95% interval, and what it cost."""
 
     name: str
@@ -61,7 +61,7 @@ class Point:
     interval: tuple[float, float]
 
 
-def loss_curves(curves: Sequence[Curve], *, chart_id: str, loss_name: str) -> str:
+def loss_curves(curves: Sequence[LossCurve], *, chart_id: str, loss_name: str) -> str:
     """Losses that may be compared with each other, against steps and against training FLOPs."""
     figure = _figure(9.2, 3.0)
     by_steps, by_flops = figure.subplots(1, 2, sharey=True)
@@ -80,7 +80,9 @@ def loss_curves(curves: Sequence[Curve], *, chart_id: str, loss_name: str) -> st
     return _svg(figure, chart_id)
 
 
-def accuracy_bars(panels: Mapping[str, Sequence[Bar]], chance: Mapping[str, float], *, chart_id: str) -> str:
+def accuracy_bars(
+    panels: Mapping[str, Sequence[AccuracyBar]], chance: Mapping[str, float], *, chart_id: str
+) -> str:
     """A panel of horizontal bars for every label, with intervals and the chance level as a dashed line."""
     num_bars = max(len(bars) for bars in panels.values())
     figure = _figure(9.2, 0.9 + 0.34 * num_bars)
@@ -111,17 +113,17 @@ def accuracy_bars(panels: Mapping[str, Sequence[Bar]], chance: Mapping[str, floa
     return _svg(figure, chart_id)
 
 
-def pareto(points: Sequence[Point]) -> list[Point]:
+def pareto(points: Sequence[CostPoint]) -> list[CostPoint]:
     """The points that no other one beats: none costs as little or less and is better. In the order of their
     cost."""
-    front: list[Point] = []
+    front: list[CostPoint] = []
     for point in sorted(points, key=lambda point: (point.flops, -point.value)):
         if not front or point.value > front[-1].value:
             front.append(point)
     return front
 
 
-def accuracy_against_flops(panels: Mapping[str, Sequence[Point]], *, chart_id: str) -> str:
+def accuracy_against_flops(panels: Mapping[str, Sequence[CostPoint]], *, chart_id: str) -> str:
     """A panel for every label: accuracy against training FLOPs, with intervals and the Pareto front as a line
     (arXiv:2509.24317, Figure 1)."""
     figure = _figure(9.2, 3.2)
@@ -161,7 +163,7 @@ def accuracy_against_flops(panels: Mapping[str, Sequence[Point]], *, chart_id: s
     return _svg(figure, chart_id)
 
 
-def accuracy_by_line(selection: Selection, colours: Mapping[str, int], *, chart_id: str) -> str:
+def accuracy_by_line(selection: SelectResults, colours: Mapping[str, int], *, chart_id: str) -> str:
     """Accuracy against what predicts it: every checkpoint, the line through those that were probed, and the
     95% interval of the others.
 
@@ -170,30 +172,30 @@ def accuracy_by_line(selection: Selection, colours: Mapping[str, int], *, chart_
     return _svg(_accuracy_by_line(selection, colours), chart_id)
 
 
-def save_accuracy_by_line(selection: Selection, path: Path) -> None:
+def save_accuracy_by_line(selection: SelectResults, path: Path) -> None:
     """The same as a PNG."""
-    runs = dict.fromkeys(point.run for point in selection.points)
+    runs = dict.fromkeys(point.run for point in selection.checkpoints)
     figure = _accuracy_by_line(selection, {name: number for number, name in enumerate(runs)})
     figure.axes[0].set_title(f"{selection.verdict} (open)", fontsize=10, color=_INK, loc="left")
     figure.savefig(path, dpi=110)
 
 
-def _accuracy_by_line(selection: Selection, colours: Mapping[str, int]) -> "Figure":
+def _accuracy_by_line(selection: SelectResults, colours: Mapping[str, int]) -> "Figure":
     line = selection.line
     assert line is not None, "nothing is drawn without one"
     figure = _figure(9.2, 3.6)
     axes = figure.subplots()
-    xs = [point.x for point in selection.points]
+    xs = [point.x for point in selection.checkpoints]
     room = 0.04 * (max(xs) - min(xs))
     ends = np.linspace(min(xs) - room, max(xs) + room, 60)
     centre, low, high = zip(*(line.predict(x) for x in ends), strict=True)
     axes.fill_between(ends, low, high, color=_MUTED, alpha=0.13, linewidth=0)
     axes.plot(ends, centre, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
-    runs = dict.fromkeys(point.run for point in selection.points)
+    runs = dict.fromkeys(point.run for point in selection.checkpoints)
     shown = {name: _SERIES[colours[name] % len(_SERIES)] if name in colours else _MUTED for name in runs}
     for name, colour in shown.items():
         axes.plot([], [], "o", color=colour, markersize=6, label=name)
-    for point in selection.points:
+    for point in selection.checkpoints:
         colour, (value, *interval) = shown[point.run], line.predict(point.x)
         if point.accuracy is None:
             axes.plot((point.x, point.x), interval, color=colour, linewidth=1.1)
@@ -217,7 +219,7 @@ def _accuracy_by_line(selection: Selection, colours: Mapping[str, int]) -> "Figu
     return figure
 
 
-def _names_at(points: Sequence[Point]) -> dict[tuple[float, float], list[str]]:
+def _names_at(points: Sequence[CostPoint]) -> dict[tuple[float, float], list[str]]:
     """Runs that lie on one point share its label."""
     names: dict[tuple[float, float], list[str]] = {}
     for point in points:

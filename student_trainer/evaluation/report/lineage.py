@@ -2,13 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from salt_distill.common.config import FrozenConfig
-from salt_distill.common.model.checkpoint import open_encoder
-from salt_distill.common.model.teacher import fingerprint
-from salt_distill.student_trainer.evaluation.runs import Run
+from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun
 
 
-def teachers_among(runs: Sequence[Run]) -> dict[str, Run | None]:
+def teachers_among(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun | None]:
     """By name of a run: the run whose newest checkpoint it learned from; None where that is not among them,
     or it has no frozen teacher.
 
@@ -16,18 +13,15 @@ def teachers_among(runs: Sequence[Run]) -> dict[str, Run | None]:
     """
     if all(run.teacher_fingerprint is None for run in runs):
         return {run.name: None for run in runs}
-    made = {}
-    for run in runs:
-        encoder = open_encoder(FrozenConfig(ckpt=str(run.path)))
-        made[fingerprint(encoder, encoder.load())] = run
-    return {run.name: made.get(run.teacher_fingerprint or "") for run in runs}
+    by_fingerprint = {run.fingerprint: run for run in runs}
+    return {run.name: by_fingerprint.get(run.teacher_fingerprint or "") for run in runs}
 
 
-def training_flops(run: Run, teachers: Mapping[str, Run | None]) -> float | None:
+def training_flops(run: FinishedRun, teachers: Mapping[str, FinishedRun | None]) -> float | None:
     """The 6ND of a run and of every run it learned from, one after the other; None where a teacher's training
     is not known here."""
     teacher = teachers[run.name]
     if run.teacher_fingerprint is None:
-        return run.summary["flops"]
+        return run.results.flops
     of_teacher = None if teacher is None else training_flops(teacher, teachers)
-    return None if of_teacher is None else of_teacher + run.summary["flops"]
+    return None if of_teacher is None else of_teacher + run.results.flops

@@ -1,11 +1,10 @@
-"""Every encoder on the same labelled clips: its tokens, its probes, what they found. By one process, or by
-several together."""
+"""Every encoder on the same labelled clips, by one process or by several together: tokens, probes, scores."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,33 +23,28 @@ from salt_distill.common.model.compute import uses_bfloat16
 from salt_distill.common.model.frozen import FrozenEncoder
 from salt_distill.common.model.teacher import device_kind, fingerprint
 from salt_distill.student_trainer.evaluation.probe.feature_files import (
-    FileTokens,
-    feature_path,
+    FeatureFacts,
+    TokensOnDisk,
     write_features,
 )
 from salt_distill.student_trainer.evaluation.probe.features import (
-    Clips,
-    FreshTokens,
-    Frozen,
-    KeptTokens,
-    Tokens,
+    DecodedClips,
+    EncoderOnDevice,
+    TokensInMemory,
+    TokensOfEpoch,
+    TokenSource,
     in_batches,
     part_of,
 )
-from salt_distill.student_trainer.evaluation.probe.results import TRAIN, VAL, Found
+from salt_distill.student_trainer.evaluation.probe.probe_grid import ProbeGrid, ProbeIdentity, ProbeSetting
+from salt_distill.student_trainer.evaluation.probe.results import TRAIN, VAL, LabelFacts, LabelResult
 from salt_distill.student_trainer.evaluation.probe.score import score_of
-from salt_distill.student_trainer.evaluation.probe.training import ProbeGrid, Setting
+from salt_distill.student_trainer.evaluation.records import EncoderIdentity
 from salt_distill.student_trainer.ranks import Worker
-
-_OF_THE_COMMAND = {
-    *("ckpt", "out", "random_init", "features", "max_feature_bytes", "resume", "num_threads", "loader"),
-    *("workers", "cpus_per_worker", "gpus_per_worker", "address"),
-}
-"""Fields of the configuration that do not change a probe."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exam:
+class ProbeTask:
     """What all encoders are asked."""
 
     samples: Mapping[str, Sequence[Sample]]
@@ -61,13 +55,13 @@ class Exam:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class ProbeOutcome:
     """What was found, the same on every rank."""
 
-    found: dict[str, dict[str, Found]]
+    results: dict[str, dict[str, LabelResult]]
     """For each encoder and label."""
-    facts: dict[str, dict[str, Any]]
-    """What each label is."""
+    encoders: dict[str, EncoderIdentity]
+    labels: dict[str, LabelFacts]
 
 
 def cuts(config: ProbeConfig, view: ViewConfig, split: str, *, num_views: int) -> SegmentCut | None:
@@ -86,91 +80,96 @@ def drawn(config: ProbeConfig, view: ViewConfig, sample: Sample, epoch: int) -> 
     return SegmentCut(view, config.segments, 1, 1.0, draws)
 
 
-class Judge:
+@dataclass(frozen=True, kw_only=True)
+class _ProbedEncoder:
+    """What was found of one encoder."""
+
+    results: dict[str, LabelResult]
+    identity: EncoderIdentity
+    labels: dict[str, LabelFacts]
+
+
+class ProbeRunner:
     """Every encoder, one after the other, on the same labelled clips.
 
-    Note [probe ranks]: every rank makes a Judge and calls ``all``. A rank has the forward of its part of each
-    split's clips, the same part for every encoder, and of every step of the probes those of the global batch
-    whose tokens it has in memory; where all of them are on disk, or come from a forward of their own in each
-    epoch, an equal part of the global batch.
+    Note [probe ranks]: every rank makes a ProbeRunner and calls ``all``. A rank has the forward of its part
+    of each split's clips, the same part for every encoder, and of every step of the probes those of the
+    global batch whose tokens it has in memory; where all of them are on disk, or come from a forward of their
+    own in each epoch, an equal part of the global batch.
     """
 
     def __init__(
-        self, config: ProbeConfig, exam: Exam, state: Path, worker: Worker, say: Callable[[str], None]
+        self, config: ProbeConfig, task: ProbeTask, state: Path, worker: Worker, say: Callable[[str], None]
     ) -> None:
         """``state``: the folder of what ``--resume`` goes on from. ``say``: takes sentences for people; rank
         0's are all that there are."""
         dataset = open_dataset(config.data)
-        self._config, self._samples, self._split = config, exam.samples, exam.split
+        self._config, self._samples, self._split = config, task.samples, task.split
         self._state, self._worker, self._say = state, worker, say
-        self._class_names = {label: dataset.class_names[label] for label in exam.labels}
+        self._class_names = {label: dataset.class_names[label] for label in task.labels}
         self._index_hash = dataset.index_hash
-        self._settings = [Setting(lr, decay) for lr in config.lr for decay in config.weight_decay]
+        self._settings = [ProbeSetting(lr, decay) for lr in config.lr for decay in config.weight_decay]
         self._bfloat16 = uses_bfloat16(config.dtype, worker.device)
 
-    def all(self, candidates: Sequence[FrozenEncoder]) -> Verdict:
+    def all(self, candidates: Sequence[FrozenEncoder]) -> ProbeOutcome:
         """For each encoder and label what was found."""
-        results: dict[str, dict[str, Found]] = {}
-        facts: dict[str, dict[str, Any]] = {}
-        numbers = {candidate.name: number for number, candidate in enumerate(candidates)}
+        names = [candidate.name for candidate in candidates]
+        probed: dict[str, _ProbedEncoder] = {}
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("probing", total=len(candidates))
+            bar = progress.add_task("probing", total=len(candidates))
             for view, members in _by_view(candidates):
-                reader = Reader(
-                    self._config.data,
-                    data_seed=0,
-                    views=1,
-                    view=view,
-                    split="all",
-                    loader=self._config.loader,
-                )
-                clips = {split: self._clips(reader, view, split) for split in self._samples}
-                decoded = self._decoded(clips, members)
-                for candidate in members:
-                    module = candidate.load()
-                    identity = self._identity(candidate, module)
-                    frozen = Frozen(
-                        candidate,
-                        module,
-                        self._worker.device,
-                        batch_size=self._config.encode_batch_size,
-                        bfloat16=self._bfloat16,
-                    )
-                    tokens = {
-                        split: self._tokens(
-                            split, clips[split], frozen, decoded, identity | {"decoder": reader.decoder}
-                        )
-                        for split in clips
-                    }
-                    labels = {split: self._labels(split, of.kept) for split, of in tokens.items()}
-                    facts = {label: self._label_facts(label, labels) for label in self._class_names}
-                    grid = self._trained(
-                        candidate,
-                        tokens[TRAIN],
-                        labels[TRAIN],
-                        self._state / f"{numbers[candidate.name]}.pt",
-                        identity,
-                        reader,
-                    )
-                    results[candidate.name] = self._examined(grid, tokens, labels)
-                    progress.advance(task)
-                for key, reason in self._skipped(reader).items():
-                    self._say(f"left out: {key}: {reason}")
-                reader.close()
-        return Verdict(
-            found={candidate.name: results[candidate.name] for candidate in candidates}, facts=facts
+                with closing(self._reader(view)) as reader:
+                    clips = {split: self._clips(reader, view, split) for split in self._samples}
+                    pixels = self._pixels(clips, members)
+                    for candidate in members:
+                        state = self._state / f"{names.index(candidate.name)}.pt"
+                        probed[candidate.name] = self._probe(candidate, clips, pixels, state)
+                        progress.advance(bar)
+                    for key, reason in self._skipped(reader).items():
+                        self._say(f"left out: {key}: {reason}")
+        return ProbeOutcome(
+            results={name: probed[name].results for name in names},
+            encoders={name: probed[name].identity for name in names},
+            labels=probed[names[-1]].labels,
         )
 
-    def _clips(self, reader: Reader, view: ViewConfig, split: str) -> Clips:
+    def _reader(self, view: ViewConfig) -> Reader:
+        config = self._config
+        return Reader(config.data, data_seed=0, views=1, view=view, split="all", loader=config.loader)
+
+    def _probe(
+        self,
+        candidate: FrozenEncoder,
+        clips: Mapping[str, DecodedClips],
+        pixels: Mapping[str, list[tuple[Bool[np.ndarray, " b"], np.ndarray]]],
+        state: Path,
+    ) -> "_ProbedEncoder":
+        """An encoder's probes, trained and scored."""
+        module = candidate.load()
+        identity = self._identity(candidate, module)
+        batch_size = self._config.encode_batch_size
+        encoder = EncoderOnDevice(
+            candidate, module, self._worker.device, batch_size=batch_size, bfloat16=self._bfloat16
+        )
+        tokens = {split: self._tokens(split, clips[split], encoder, pixels, identity) for split in clips}
+        labels = {split: self._labels(split, source.kept) for split, source in tokens.items()}
+        grid = self._trained(candidate, tokens[TRAIN], labels[TRAIN], state, identity, clips[TRAIN].reader)
+        return _ProbedEncoder(
+            results=self._examined(grid, tokens, labels),
+            identity=EncoderIdentity.of(candidate, identity.fingerprint),
+            labels={label: self._label_facts(label, labels) for label in self._class_names},
+        )
+
+    def _clips(self, reader: Reader, view: ViewConfig, split: str) -> DecodedClips:
         fixed = cuts(self._config, view, split, num_views=self._config.views)
-        return Clips(
+        return DecodedClips(
             reader,
             self._samples[split],
             lambda sample, epoch: fixed or drawn(self._config, view, sample, epoch),
         )
 
-    def _decoded(
-        self, clips: Mapping[str, Clips], members: Sequence[FrozenEncoder]
+    def _pixels(
+        self, clips: Mapping[str, DecodedClips], members: Sequence[FrozenEncoder]
     ) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
         """Every clip of this rank's part, where all of them stay in memory: several encoders look at them."""
         if self._config.augment or self._config.features is not None:
@@ -190,60 +189,63 @@ class Judge:
     def _tokens(
         self,
         split: str,
-        clips: Clips,
-        frozen: Frozen,
-        decoded: Mapping[str, list[tuple[Bool[np.ndarray, " b"], np.ndarray]]],
-        identity: Mapping[str, Any],
-    ) -> Tokens:
+        clips: DecodedClips,
+        encoder: EncoderOnDevice,
+        pixels: Mapping[str, list[tuple[Bool[np.ndarray, " b"], np.ndarray]]],
+        identity: ProbeIdentity,
+    ) -> TokenSource:
         """From where the configuration says."""
         cut = clips.cut(clips.samples[0], 0)
         if self._config.augment:
-            return FreshTokens(frozen, clips, self._worker)
+            return TokensOfEpoch(encoder, clips, self._worker)
         if self._config.features is None:
-            return self._kept_tokens(frozen, decoded[split], cut.num_views)
-        facts = {
-            "fingerprint": identity["fingerprint"],
-            "index_hash": identity["index_hash"],
-            "decoder": identity["decoder"],
-            "compute": identity["compute"],
-            "split": split,
-            "view": cut.view.model_dump(mode="json"),
-            "clips": [cut.num_segments, cut.num_views, cut.square],
-        }
-        path = feature_path(self._config.features, facts)
+            return self._tokens_in_memory(encoder, pixels[split], cut.num_views)
+        facts = FeatureFacts(
+            fingerprint=identity.fingerprint,
+            index_hash=identity.index_hash,
+            decoder=clips.reader.decoder,
+            compute=identity.compute,
+            split=split,
+            view=cut.view,
+            clips=(cut.num_segments, cut.num_views, cut.square),
+        )
+        path = facts.path(self._config.features)
         if not self._worker.ranks.all_values(path.exists())[0]:
-            write_features(path, facts, frozen, clips, self._config.encode_batch_size, self._worker)
-        found = FileTokens(path, [sample.key for sample in clips.samples], self._worker)
-        if not found.kept.all():
+            write_features(path, facts, encoder, clips, self._config.encode_batch_size, self._worker)
+        tokens = TokensOnDisk(path, [sample.key for sample in clips.samples], self._worker)
+        if not tokens.kept.all():
             self._say(
-                f"{path}: {(~found.kept).sum()} clips of {split!r} are not there: they could not be decoded"
+                f"{path}: {(~tokens.kept).sum()} clips of {split!r} are not there: they could not be decoded"
                 " when it was written"
             )
-        return found
+        return tokens
 
-    def _kept_tokens(
-        self, frozen: Frozen, decoded: Sequence[tuple[Bool[np.ndarray, " b"], np.ndarray]], num_views: int
-    ) -> KeptTokens:
-        found = self._worker.together(
-            lambda: [frozen.tokens(pixels, num_views) for _, pixels in decoded if len(pixels)]
+    def _tokens_in_memory(
+        self,
+        encoder: EncoderOnDevice,
+        pixels: Sequence[tuple[Bool[np.ndarray, " b"], np.ndarray]],
+        num_views: int,
+    ) -> TokensInMemory:
+        tokens = self._worker.together(
+            lambda: [encoder.tokens(batch, num_views) for _, batch in pixels if len(batch)]
         )
         parts = self._worker.ranks.all_values(
-            np.concatenate([np.zeros(0, bool), *(good for good, _ in decoded)])
+            np.concatenate([np.zeros(0, bool), *(good for good, _ in pixels)])
         )
         first = sum(int(part.sum()) for part in parts[: self._worker.rank])
-        return KeptTokens(
+        return TokensInMemory(
             np.concatenate(parts),
-            torch.cat(found) if found else torch.empty(0, device=self._worker.device),
+            torch.cat(tokens) if tokens else torch.empty(0, device=self._worker.device),
             first,
         )
 
     def _trained(
         self,
         candidate: FrozenEncoder,
-        tokens: Tokens,
+        tokens: TokenSource,
         labels: Mapping[str, Int[np.ndarray, " k"]],
         state: Path,
-        identity: dict[str, Any],
+        identity: ProbeIdentity,
         reader: Reader,
     ) -> ProbeGrid:
         """Probes that have learned, from where ``state`` is to the last epoch."""
@@ -273,26 +275,28 @@ class Judge:
     def _examined(
         self,
         grid: ProbeGrid,
-        tokens: Mapping[str, Tokens],
+        tokens: Mapping[str, TokenSource],
         labels: Mapping[str, Mapping[str, Int[np.ndarray, " k"]]],
-    ) -> dict[str, Found]:
+    ) -> dict[str, LabelResult]:
         """For each label what its best probe does."""
         size = self._config.micro_batch_size or self._config.batch_size
         reported = grid.confusions(tokens[self._split], labels[self._split], size)
         if len(self._settings) == 1:
             return {
-                label: Found(setting=setting, chosen_by=None, counts=counts)
+                label: LabelResult(setting=setting, chosen_by=None, counts=counts)
                 for (label, setting), counts in reported.items()
             }
         by_val = reported if self._split == VAL else grid.confusions(tokens[VAL], labels[VAL], size)
         scores = {name: score_of(counts) for name, counts in by_val.items()}
-        found = {}
+        results = {}
         for label in self._class_names:
             best = max(
                 self._settings, key=lambda setting: scores[label, setting].num_correct
             )  # the first of the grid, of equals
-            found[label] = Found(setting=best, chosen_by=scores[label, best], counts=reported[label, best])
-        return found
+            results[label] = LabelResult(
+                setting=best, chosen_by=scores[label, best], counts=reported[label, best]
+            )
+        return results
 
     def _has(self, state: Path) -> bool:
         """Whether there is something to go on from, of which all ranks know or none."""
@@ -326,36 +330,33 @@ class Judge:
 
     def _label_facts(
         self, label: str, labels: Mapping[str, Mapping[str, Int[np.ndarray, " k"]]]
-    ) -> dict[str, Any]:
+    ) -> LabelFacts:
         train, test = labels[TRAIN][label], labels[self._split][label]
-        return {
-            "num_classes": len(self._class_names[label]),
-            "class_names": self._class_names[label],
-            "chance": float(
-                (test == np.bincount(train).argmax()).mean()
-            ),  # always the training split's most common class
-            "num_train": len(train),
-            "num_test": len(test),
-        }
+        return LabelFacts(
+            num_classes=len(self._class_names[label]),
+            class_names=tuple(self._class_names[label]),
+            chance=float((test == np.bincount(train).argmax()).mean()),
+            num_train=len(train),
+            num_test=len(test),
+        )
 
-    def _identity(self, candidate: FrozenEncoder, module: nn.Module) -> dict[str, Any]:
-        """What a probe of an encoder depends on."""
+    def _identity(self, candidate: FrozenEncoder, module: nn.Module) -> ProbeIdentity:
         compute = {
             "device": device_kind(self._worker.device),
             "dtype": "bfloat16" if self._bfloat16 else "float32",
             "torch": str(torch.__version__),
         }
-        return {
-            "fingerprint": fingerprint(candidate, module),
-            "index_hash": self._index_hash,
-            "view": candidate.view.model_dump(mode="json"),
-            "compute": compute | candidate.libraries,
-            **self._config.model_dump(mode="json", exclude=_OF_THE_COMMAND),
-        }
+        return ProbeIdentity(
+            fingerprint=fingerprint(candidate, module),
+            index_hash=self._index_hash,
+            view=candidate.view,
+            compute=compute | candidate.libraries,
+            settings=self._config.settings(),
+        )
 
 
 def _check_memory(
-    candidate: FrozenEncoder, clips: Mapping[str, Clips], max_bytes: int, num_workers: int
+    candidate: FrozenEncoder, clips: Mapping[str, DecodedClips], max_bytes: int, num_workers: int
 ) -> None:
     """Raises ValueError where a worker's part of the clips and of their tokens takes more than
     ``max_bytes``."""

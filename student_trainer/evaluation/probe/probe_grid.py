@@ -11,21 +11,42 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from salt_distill.common.config import ViewConfig
 from salt_distill.common.draws import uniforms, words
 from salt_distill.common.whole import whole_file
-from salt_distill.student_trainer.evaluation.probe.features import Tokens, in_batches
-from salt_distill.student_trainer.evaluation.probe.model import AttentiveProbe
+from salt_distill.student_trainer.evaluation.probe.attentive import AttentiveProbe
+from salt_distill.student_trainer.evaluation.probe.features import TokenSource, in_batches
 from salt_distill.student_trainer.evaluation.probe.score import confusion, vote
+from salt_distill.student_trainer.evaluation.records import Record
 from salt_distill.student_trainer.ranks import Worker
 
 
-class Setting(NamedTuple):
+class ProbeSetting(NamedTuple):
     """What a grid is a grid of."""
 
     lr: float
     """At the first step; a cosine takes it to 0."""
     weight_decay: float
     """Of AdamW, on every parameter."""
+
+
+class ProbeIdentity(Record):
+    """What the probes of an encoder depend on."""
+
+    fingerprint: str
+    """Of the encoder."""
+    index_hash: str
+    """Of the data set."""
+    view: ViewConfig
+    compute: dict[str, str]
+    """Device kind, precision and versions of forward and probe."""
+    settings: dict[str, Any]
+    """Of `ProbeConfig`, as JSON: those that change a probe."""
+
+    def flat(self) -> dict[str, Any]:
+        """As plain values, each setting by its own name."""
+        values = self.model_dump(mode="json")
+        return values | values.pop("settings")
 
 
 class ProbeGrid:
@@ -41,7 +62,7 @@ class ProbeGrid:
     def __init__(
         self,
         num_classes: Mapping[str, int],
-        settings: list[Setting],
+        settings: list[ProbeSetting],
         *,
         width: int,
         num_heads: int,
@@ -63,8 +84,8 @@ class ProbeGrid:
         )
         self._worker, self._device, self._bfloat16 = worker, worker.device, bfloat16
         self._num_classes = num_classes
-        self.probes: dict[tuple[str, Setting], AttentiveProbe] = {}
-        self._optimizers: dict[tuple[str, Setting], torch.optim.Optimizer] = {}
+        self.probes: dict[tuple[str, ProbeSetting], AttentiveProbe] = {}
+        self._optimizers: dict[tuple[str, ProbeSetting], torch.optim.Optimizer] = {}
         for label, count in num_classes.items():
             for setting in settings:
                 probe = AttentiveProbe(width, num_heads, count, depth).to(worker.device)
@@ -78,14 +99,14 @@ class ProbeGrid:
                     probe.parameters(), lr=setting.lr, weight_decay=setting.weight_decay, fused=True
                 )
 
-    def train_epoch(self, tokens: Tokens, labels: Mapping[str, Int[np.ndarray, " k"]]) -> None:
+    def train_epoch(self, tokens: TokenSource, labels: Mapping[str, Int[np.ndarray, " k"]]) -> None:
         """One pass over the clips; ``labels``: the class numbers of those that ``tokens`` keeps."""
         num_clips = int(tokens.kept.sum())
         classes = {name: torch.from_numpy(label).to(self._device) for name, label in labels.items()}
         order = np.argsort(uniforms(self._seed, "probe order", self.epoch, num_clips), kind="stable")
         shares = [tokens.share(numbers) for numbers in in_batches(order, self._batch_size)]
         steps = [in_batches(share, self._micro_batch_size) for share in shares]
-        found = tokens.batches([part for parts in steps for part in parts], self.epoch)
+        batches = tokens.batches([part for parts in steps for part in parts], self.epoch)
         for step, parts in enumerate(steps, start=self.epoch * len(steps)):
             for (_, setting), optimizer in self._optimizers.items():
                 for group in optimizer.param_groups:
@@ -95,7 +116,7 @@ class ProbeGrid:
                 optimizer.zero_grad()
             num_good = 0
             for _ in parts:
-                numbers, batch = next(found)
+                numbers, batch = next(batches)
                 if len(numbers):
                     self._backward(batch, {name: label[numbers] for name, label in classes.items()})
                 num_good += len(numbers)
@@ -115,7 +136,9 @@ class ProbeGrid:
         """Makes the gradients those of the mean loss over the global batch; ``num_good``: this rank's clips,
         without those that proved bad."""
         parameters = list(probe.parameters())
-        gradients = [torch.zeros_like(own) if own.grad is None else own.grad for own in parameters]
+        gradients = [
+            torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in parameters
+        ]
         together = torch.cat(
             [
                 torch.tensor([float(num_good)], device=self._device),
@@ -124,13 +147,14 @@ class ProbeGrid:
         )
         count, means = self._worker.sum(together).split([1, len(together) - 1])
         means /= count.clamp(min=1)
-        for own, mean in zip(parameters, means.split([own.numel() for own in parameters]), strict=True):
-            own.grad = mean.view_as(own)
+        sizes = [weight.numel() for weight in parameters]
+        for weight, mean in zip(parameters, means.split(sizes), strict=True):
+            weight.grad = mean.view_as(weight)
 
     @torch.no_grad()
     def confusions(
-        self, tokens: Tokens, labels: Mapping[str, Int[np.ndarray, " k"]], batch_size: int
-    ) -> dict[tuple[str, Setting], Int[Tensor, "classes classes"]]:
+        self, tokens: TokenSource, labels: Mapping[str, Int[np.ndarray, " k"]], batch_size: int
+    ) -> dict[tuple[str, ProbeSetting], Int[Tensor, "classes classes"]]:
         """For each probe how many clips of each class, a row, it took for each, a column; the probabilities
         of a clip's views are averaged."""
         counts = {
@@ -152,12 +176,12 @@ class ProbeGrid:
                 )
         return {name: self._worker.sum(count).cpu() for name, count in counts.items()}
 
-    def save(self, path: Path, identity: dict[str, Any]) -> None:
+    def save(self, path: Path, identity: ProbeIdentity) -> None:
         """Writes what ``load`` continues from, on rank 0; it appears whole."""
         if self._worker.rank > 0:
             return
         state = {
-            "identity": identity,
+            "identity": identity.flat(),
             "epoch": self.epoch,
             "probes": [probe.state_dict() for probe in self.probes.values()],
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers.values()],
@@ -166,16 +190,16 @@ class ProbeGrid:
         with whole_file(path, synced=False, many_writers=True) as partial:
             torch.save(state, partial)
 
-    def load(self, path: Path, identity: dict[str, Any]) -> None:
+    def load(self, path: Path, identity: ProbeIdentity) -> None:
         """Goes on after the last epoch that was saved. Raises ValueError where that was another probe."""
         state = torch.load(path, map_location=self._device, weights_only=True)
-        changed = [name for name, value in identity.items() if state["identity"].get(name) != value]
-        if changed:
-            name = changed[0]
-            raise ValueError(
-                f"--resume: got {name}={identity[name]!r}, expected {state['identity'].get(name)!r} as in"
-                f" {path}: a probe goes on as it began; leave out --resume to begin anew"
-            )
+        before = state["identity"]
+        for name, value in identity.flat().items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"--resume: got {name}={value!r}, expected {before.get(name)!r} as in {path}: a probe"
+                    " goes on as it began; leave out --resume to begin anew"
+                )
         for probe, values in zip(self.probes.values(), state["probes"], strict=True):
             probe.load_state_dict(values)
         for optimizer, values in zip(self._optimizers.values(), state["optimizers"], strict=True):

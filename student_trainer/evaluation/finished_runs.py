@@ -1,0 +1,167 @@
+"""Finished runs, read from their directories."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from salt_distill.common.config import FrozenConfig, explain, load_yaml
+from salt_distill.common.model.checkpoint import POINTER, open_encoder
+from salt_distill.common.model.teacher import fingerprint
+from salt_distill.student_trainer.run_directory import read_metrics
+
+Objective = Literal["vpixel", "salt", "vjepa"]
+
+
+class _Part(BaseModel):
+    """The part of a run's file that evaluations read."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
+
+
+class RunSettings(_Part):
+    """Of ``config.yaml``."""
+
+    data: str
+    split: str
+    seed: int
+    batch_size: int
+    """Clips of a step."""
+    pixel_norm: str = "channel"
+    """What V-Pixel's targets are normalised over."""
+
+
+class TeacherName(_Part):
+    """A frozen teacher."""
+
+    fingerprint: str
+
+
+class ParameterCounts(_Part):
+    """Weights of a run's models."""
+
+    encoder: int
+    predictor: int
+
+
+class RunResults(_Part):
+    """Of ``summary.json``."""
+
+    objective: Objective
+    source: str | None
+    """Where a student's targets came from: service, cache or in-process."""
+    steps: int
+    batch_size: int
+    loss_first: float
+    loss_last: float
+    flops: float
+    """6ND of the whole run, its teacher's forwards included."""
+    step_ms: float
+    """Milliseconds of a step."""
+    teacher_wait_ms: float | None
+    """Milliseconds of a step that waited for targets."""
+    num_parameters: ParameterCounts
+    teacher: TeacherName | None
+
+
+class LoggedStep(_Part):
+    """A line of ``metrics.jsonl``."""
+
+    step: int
+    loss: float
+    flops: float
+    """6ND of the run so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """What a run directory says."""
+
+    name: str
+    path: Path
+    settings: RunSettings
+    results: RunResults
+    metrics: list[LoggedStep]
+
+    @property
+    def objective(self) -> Objective:
+        """vpixel (a teacher), salt (a student of a frozen teacher) or vjepa."""
+        return self.results.objective
+
+    @property
+    def teacher_fingerprint(self) -> str | None:
+        """The frozen teacher it learned from, if one."""
+        return None if self.results.teacher is None else self.results.teacher.fingerprint
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Of its newest encoder, whose weights are loaded for it; None where it has no checkpoint."""
+        if not (self.path / POINTER).is_file():
+            return None
+        encoder = open_encoder(FrozenConfig(ckpt=str(self.path)))
+        return fingerprint(encoder, encoder.load())
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory is a run's."""
+    return (path / "config.yaml").is_file()
+
+
+def find_runs(run_dirs: Sequence[str], folder: Path | None) -> tuple[list[FinishedRun], list[Path]]:
+    """The finished runs among ``run_dirs`` and in ``folder``, teachers first, then by name, and the
+    directories of unfinished ones.
+
+    Raises ValueError where a named directory is no run, or nothing is found.
+    """
+    if folder is not None and not folder.is_dir():
+        raise ValueError(
+            f"got --runs {folder}, expected a folder of run directories: there is no such folder"
+        )
+    paths = [Path(path) for path in run_dirs]
+    for path in paths:
+        if not is_run(path):
+            raise ValueError(f"got {path}, expected a run directory: it holds no config.yaml")
+    if folder is not None:
+        named = {path.resolve() for path in paths}
+        paths += [path for path in sorted(folder.iterdir()) if is_run(path) and path.resolve() not in named]
+    finished = [
+        path for path in paths if (path / "summary.json").is_file() and (path / "metrics.jsonl").is_file()
+    ]
+    if not finished:
+        raise ValueError(
+            f"got {len(paths)} run directories of which none has finished, expected one with a summary.json"
+        )
+    runs = [_read(path) for path in finished]
+    runs.sort(key=lambda run: (run.objective != "vpixel", run.name))
+    return runs, [path for path in paths if path not in finished]
+
+
+def read_seconds(path: Path | None) -> dict[str, float]:
+    """Seconds per step of a script, from lines of STEP<TAB>SECONDS; empty without a file."""
+    if path is None or not path.is_file():
+        return {}
+    seconds = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        step, separator, value = line.partition("\t")
+        if not separator:
+            raise ValueError(f"{path}, line {number}: got {line!r}, expected STEP<TAB>SECONDS")
+        seconds[step] = float(value)
+    return seconds
+
+
+def _read(path: Path) -> FinishedRun:
+    try:
+        return FinishedRun(
+            name=path.resolve().name,
+            path=path,
+            settings=RunSettings.model_validate(load_yaml(path / "config.yaml")),
+            results=RunResults.model_validate_json((path / "summary.json").read_text()),
+            metrics=[LoggedStep.model_validate(line) for line in read_metrics(path)],
+        )
+    except (ValidationError, json.JSONDecodeError) as error:
+        problem = explain(error).splitlines()[0] if isinstance(error, ValidationError) else str(error)
+        raise ValueError(f"{path}: got {problem}; expected the files of a run of `salt-train`") from None

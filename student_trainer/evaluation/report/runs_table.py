@@ -1,0 +1,93 @@
+"""The report's table of runs, and their loss curves."""
+
+from collections.abc import Sequence
+
+from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun
+from salt_distill.student_trainer.evaluation.report.blocks import Block, Chart, Heading, Paragraph, Section
+from salt_distill.student_trainer.evaluation.report.figures import LossCurve, loss_curves
+from salt_distill.student_trainer.evaluation.report.probed_runs import ProbedRuns
+from salt_distill.student_trainer.evaluation.report.render import quantity
+
+TARGETS = {
+    ("vpixel", None): "pixels",
+    ("salt", "service"): "served",
+    ("salt", "cache"): "cached",
+    ("salt", "in-process"): "in-process",
+    ("vjepa", None): "moving average",
+}
+"""What a run learned to predict, and where it came from."""
+_EXPLAINED = {
+    "vpixel": ("Mean squared error of the hidden cubes' normalised pixels.", "MSE"),
+    "salt": (
+        (
+            "L1 to the frozen teacher's latents. The target does not move, so these losses may be compared"
+            " with each other."
+        ),
+        "L1",
+    ),
+    "vjepa": (
+        "L1 to the moving average's latents: the target moves, so this loss says little by itself.",
+        "L1",
+    ),
+}
+"""What the loss of an objective is, and its name on an axis."""
+
+
+def headline(runs: Sequence[FinishedRun], probed: ProbedRuns | None) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of runs, plain text: for the page, and in part for the terminal."""
+    labels = list(probed.probe.labels) if probed else []
+    header = ["run", "targets", "weights", "steps", "compute", "loss", "step", "wait", *labels]
+    rows = []
+    for run in runs:
+        results = run.results
+        wait = results.teacher_wait_ms
+        rows.append(
+            [
+                run.name,
+                TARGETS[run.objective, results.source],
+                quantity(results.num_parameters.encoder, "").strip(),
+                f"{results.steps:,}",
+                quantity(results.flops, "FLOP"),
+                f"{results.loss_first:.3f} \u2192 {results.loss_last:.3f}",
+                f"{results.step_ms:.0f} ms",
+                "-" if wait is None else f"{wait:.1f} ms",
+                *(probed.accuracy(run, label) for label in labels if probed),
+            ]
+        )
+    for name, row in probed.probe.accuracy.items() if probed else ():
+        if probed and probed.run(name) is None:  # random-init has an accuracy, but is no run
+            dashes = ["-"] * (len(header) - 1 - len(labels))
+            rows.append([name, *dashes, *(f"{row[label]:.3f}" for label in labels)])
+    return header, rows
+
+
+def curves(runs: Sequence[FinishedRun]) -> Section:
+    """Loss curves: runs whose losses may be compared stand in one chart."""
+    charts: dict[tuple[str, str], list[LossCurve]] = {}
+    for colour, run in enumerate(runs):
+        # A moving target makes every V-JEPA run a chart of its own; V-Pixel losses have one target, the
+        # pixels.
+        group = {"vpixel": "", "salt": run.teacher_fingerprint or "", "vjepa": run.name}[run.objective]
+        charts.setdefault((run.objective, group), []).append(
+            LossCurve(
+                name=run.name,
+                colour=colour,
+                steps=[line.step for line in run.metrics],
+                flops=[line.flops for line in run.metrics],
+                losses=[line.loss for line in run.metrics],
+            )
+        )
+    blocks: list[Block] = []
+    for number, ((objective, group), members) in enumerate(charts.items()):
+        stage = {
+            "vpixel": "Stage 1",
+            "salt": f"Stage 2, teacher {group[:12]}",
+            "vjepa": "EMA baseline",
+        }[objective]
+        explained, loss_name = _EXPLAINED[objective]
+        blocks += [
+            Heading(f"{stage}: {', '.join(curve.name for curve in members)}"),
+            Paragraph(explained, quiet=True),
+            Chart(loss_curves(members, chart_id=f"loss{number}", loss_name=loss_name)),
+        ]
+    return Section("Losses", blocks)
