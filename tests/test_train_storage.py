@@ -120,7 +120,7 @@ def test_a_damaged_copy_is_not_gone_on_from(tmp_path):
     path = storage / "checkpoints" / "step-2" / "online.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     with pytest.raises(
-        ValueError, match=r"checkpoints/step-2/online.safetensors has sha256 .* it is damaged"
+        ValueError, match=r"step-2 is damaged, remove it there: .*online\.safetensors: got sha256 "
     ):
         train(run_of(tmp_path / "other", str(storage), resume=True))
     with pytest.raises(ValueError, match="which holds no run: leave --resume out"):
