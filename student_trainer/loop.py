@@ -120,7 +120,7 @@ def update(
         loss += share.detach()
         clip_losses.append(weighted.detach())
     loss = worker.sum(loss.double())
-    norm = clip_gradients(model, config.optim.clip_grad)
+    norm = clip_gradients(model, config.optim, batch.step)
     # Both: an infinite L1 loss has a finite gradient.
     optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler tells a fused optimizer
     optimizer.step()

@@ -2,6 +2,7 @@
 disk of its."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from salt_distill.common.config import Sharding
+from salt_distill.common.config import OptimConfig, Sharding
 from salt_distill.common.model.checkpoint import load_training, read_tensors
 from salt_distill.common.model.masking import most_groups
 from salt_distill.common.model.vit import Block
@@ -64,9 +65,17 @@ def gradients(model: nn.Module, *, exchange: bool) -> Iterator[None]:
         yield
 
 
-def clip_gradients(model: nn.Module, largest_norm: float) -> Tensor:
-    """The global norm of the gradient, which is cut to ``largest_norm``."""
-    return whole(nn.utils.clip_grad_norm_(model.parameters(), largest_norm))
+def clip_gradients(model: nn.Module, optim: OptimConfig, step: int) -> Tensor:
+    """The norm of the whole gradient of a step, before it is cut."""
+    objective = model.module if isinstance(model, DistributedDataParallel) else model
+    parts = (
+        [objective.get_submodule(name) for name in ("encoder", "predictor")]
+        if optim.clip == "separate"
+        else [objective]
+    )
+    largest_norm = math.inf if optim.clip_after_warmup and step <= optim.warmup_steps else optim.clip_grad
+    norms = [whole(nn.utils.clip_grad_norm_(part.parameters(), largest_norm)) for part in parts]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
 
 
 def whole(tensor: Tensor) -> Tensor:

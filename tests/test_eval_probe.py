@@ -1,15 +1,21 @@
 """The attentive probe: its block against a slow reference, and what it learns."""
 
 import math
+import random
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from torchvision import transforms
 from train_tools import ALONE
 from transformers import VJEPA2Config, VJEPA2ForVideoClassification
 
+from salt_distill.common.config import ViewConfig
+from salt_distill.common.data.views import draw
 from salt_distill.student_trainer.evaluation.probe.attentive import AttentiveProbe
+from salt_distill.student_trainer.evaluation.probe.augment import AugmentedVideoCut, ImageCut, rand_augment
 from salt_distill.student_trainer.evaluation.probe.features import TokensInMemory
 from salt_distill.student_trainer.evaluation.probe.probe_grid import ProbeGrid, ProbeSetting
 from salt_distill.student_trainer.evaluation.probe.score import Score, confusion, score_of, vote
@@ -250,3 +256,59 @@ def test_the_interval_is_wilsons():
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValueError, match=r"got 5 probe heads for tokens of 12 channels.*--num-heads"):
         AttentiveProbe(12, 5, 2)
+
+
+@pytest.mark.parametrize("optimizer", ["vjepa2", "vjepa"])
+def test_three_steps_of_the_reference_optimizers(optimizer):
+    """Written out: V-JEPA clips and spares biases and norms, and its decay falls; the last rate is 0 in
+    both."""
+    generator = torch.Generator().manual_seed(3)
+    tokens, label = torch.randn(12, 5, 8, generator=generator), torch.arange(12) % 3
+    grid = train(tokens, {"a": label}, {"a": 3}, epochs=3, batch_size=12, optimizer=optimizer)
+    probe = random_probe(8, 2, 3).float()
+    fresh = ProbeGrid(
+        {"a": 3}, [SETTING], width=8, worker=ALONE, bfloat16=False, **GRID | {"epochs": 3, "batch_size": 12}
+    )
+    probe.load_state_dict(fresh.probes["a", SETTING].state_dict())
+    groups = [
+        [weight for name, weight in probe.named_parameters() if (weight.ndim > 1 or name == "query") is of]
+        for of in (True, False)
+    ]
+    adamw = torch.optim.AdamW([{"params": group} for group in groups])
+    for step in (1, 2, 3):
+        fall = 0.5 * (1 + math.cos(math.pi * step / 3))
+        decay = SETTING.weight_decay
+        adamw.param_groups[0]["weight_decay"] = (
+            1e-6 + (decay - 1e-6) * fall if optimizer == "vjepa" else decay
+        )
+        adamw.param_groups[1]["weight_decay"] = 0 if optimizer == "vjepa" else decay
+        for group in adamw.param_groups:
+            group["lr"] = SETTING.lr * fall
+        adamw.zero_grad()
+        (100 * F.cross_entropy(probe(tokens), label) / 100).backward()
+        if optimizer == "vjepa":
+            torch.nn.utils.clip_grad_norm_(probe.parameters(), 1.0)
+        adamw.step()
+    for weight, expected in zip(grid.probes["a", SETTING].parameters(), probe.parameters(), strict=True):
+        assert (weight - expected).abs().max() < 1e-5
+
+
+def test_training_clips_change_as_their_seed_says():
+    """The same clip from the same seed, another from another, and nobody else's random numbers move."""
+    rng = np.random.default_rng(0)
+    frames = list(rng.integers(0, 256, (4, 40, 60, 3), dtype=np.uint8))
+    view = ViewConfig(num_frames=4, crop_size=16, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+    draws = (draw(0, "a", 0),)
+    rand_augment(frames[:1], 0)  # timm draws a number when it is imported
+    before = random.random.__self__.getstate(), np.random.get_state()[1].tolist()
+    videos = [AugmentedVideoCut(view, 1, 1, 1.0, draws, (seed,)).clip(frames)[0] for seed in (1, 1, 2)]
+    images = [ImageCut(view, 1, 1, 1.0, draws, seed).clip(frames)[0] for seed in (1, 1, 2)]
+    assert before == (random.random.__self__.getstate(), np.random.get_state()[1].tolist())
+    for clips in (videos, images):
+        assert clips[0].shape == (4, 16, 16, 3)
+        assert (clips[0] == clips[1]).all()
+        assert (clips[0] != clips[2]).any()
+    assert (images[0] == images[0][:1]).all(), "an image is repeated"
+    scored, _ = ImageCut(view, 1, 1, 1.0).clip(frames)
+    oracle = transforms.Compose([transforms.Resize(int(16 * 256 / 224)), transforms.CenterCrop(16)])
+    assert (scored[0] == np.asarray(oracle(Image.fromarray(frames[0])))).all()

@@ -7,7 +7,8 @@ from foreign_tools import encoder_config, exported, random_clip, save_ours, thei
 from safetensors.torch import load_file
 from transformers import AutoVideoProcessor, VJEPA2Model
 
-from salt_distill.common.model.checkpoint import load_encoder, load_predictor
+from salt_distill.common.config import FrozenConfig
+from salt_distill.common.model.checkpoint import load_encoder, load_predictor, open_encoder
 from salt_distill.common.model.export import _ratio
 from salt_distill.common.model.grid import TokenGrid
 from salt_distill.common.model.pixels import normalise
@@ -22,6 +23,10 @@ def test_transformers_gives_our_tokens(head_width, num_frames, crop_size, tmp_pa
         exported(ckpt, tmp_path / "hf", "hf", **clip_of), output_loading_info=True
     )
     assert not any(loading.values()), loading
+    assert (
+        open_encoder(FrozenConfig(ckpt=str(tmp_path / "hf"))).view
+        == open_encoder(FrozenConfig(ckpt=str(ckpt), **clip_of)).view
+    ), "it is probed on the same clips"
     assert (model.config.frames_per_clip, model.config.crop_size) == (num_frames or 4, crop_size or 32)
     clip = random_clip(num_frames or 4, crop_size or 32)
     expected = tokens(ckpt, clip)

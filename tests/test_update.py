@@ -2,12 +2,15 @@
 compute switches."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -65,14 +68,30 @@ def test_norms_and_biases_are_not_decayed_and_mask_tokens_are():
     assert "predictor.mask_tokens" not in kept
 
 
-def test_the_gradient_is_cut_to_the_norm_over_encoder_and_predictor():
-    config = small_run(TeacherRun, optim={"warmup_steps": 3, "clip_grad": 0.02})
-    objective, _ = new_model(config)
-    optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
-    norm = update(objective, optimizer, batch_of(config), None, config, ALONE).norm
-    gradients = torch.cat([parameter.grad.flatten() for parameter in objective.parameters()])
-    assert norm > 0.02
-    assert gradients.norm().item() == pytest.approx(0.02, rel=1e-3)
+@pytest.mark.parametrize("clip", ["separate", "joint"])
+def test_the_gradient_is_cut_after_the_warm_up(clip):
+    config = small_run(TeacherRun, optim={"warmup_steps": 3, "clip_grad": 0.002, "clip": clip})
+
+    def norms(step: int, config: TeacherRun = config) -> tuple[float, float, float]:
+        """That of the whole gradient before it was cut, those of encoder and predictor after."""
+        objective, _ = new_model(config)
+        optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
+        norm = update(objective, optimizer, replace(batch_of(config), step=step), None, config, ALONE).norm
+        encoder, predictor = (
+            torch.cat([parameter.grad.flatten() for parameter in part.parameters()]).norm().item()
+            for part in (objective.encoder, objective.predictor)
+        )
+        return norm.item(), encoder, predictor
+
+    norm, encoder, predictor = norms(step=3)
+    assert math.hypot(encoder, predictor) == pytest.approx(norm, rel=1e-5)
+    assert min(encoder, predictor) > 0.002
+    again, *cut = norms(step=4)
+    assert again == norm
+    share = 0.002 / np.array([encoder, predictor] if clip == "separate" else [norm, norm])
+    assert cut == pytest.approx(share * [encoder, predictor], rel=1e-3)
+    always = config.optim.model_copy(update={"clip_after_warmup": False})
+    assert norms(step=3, config=config.model_copy(update={"optim": always})) == (again, *cut)
 
 
 # --- mask groups ---

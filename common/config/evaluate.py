@@ -49,8 +49,12 @@ class ProbeConfig(Config):
     three)."""
     augment: bool = False
     """Learn on other clips in every epoch, starting anywhere in their segments, cropped to 8 to 100% of the
-    frame (V-JEPA 2, but for its colour changes and erasing). Every epoch then costs a forward; without it,
-    the tokens of each training clip are computed once."""
+    frame. Every epoch then costs a forward; without it, the tokens of each training clip are computed
+    once."""
+    augment_with: Literal["crops", "video", "images"] = "crops"
+    """What `augment` does: crops alone; with RandAugment and erased rectangles, as V-JEPA 2 does with videos;
+    or with mirroring, AutoAugment and erased rectangles, as it does with images, which are then resized with
+    antialias, also where they are scored."""
     random_init: Annotated[bool, COMMAND_ONLY] = False
     """Also judge the first checkpoint's architecture with fresh weights."""
     depth: PositiveInt = 1
@@ -62,10 +66,13 @@ class ProbeConfig(Config):
     """Passes over the training clips. A data set of a few thousand clips wants more, or a smaller batch: 20
     passes are then few steps."""
     lr: tuple[PositiveFloat, ...] = Field(default=(1e-3,), min_length=1)
-    """Learning rate at the first step; a cosine takes it to 0. A probe is trained for each pair of one and of
+    """Learning rate that a cosine takes to 0 at the last step. A probe is trained for each pair of one and of
     `weight_decay`."""
     weight_decay: tuple[NonNegativeFloat, ...] = Field(default=(0.01,), min_length=1)
-    """AdamW's weight decay, on every parameter of the probe."""
+    """AdamW's weight decay."""
+    optimizer: Literal["vjepa2", "vjepa"] = "vjepa2"
+    """`vjepa2`: a constant decay of every parameter. `vjepa`: gradients are clipped to a norm of 1, biases
+    and norms do not decay, and a cosine takes the decay to 1e-6."""
     batch_size: PositiveInt = 256
     """Videos of one step of the probe."""
     micro_batch_size: PositiveInt | None = None
@@ -120,6 +127,11 @@ class ProbeConfig(Config):
             raise ValueError(
                 "got --features with --augment, expected one of them: tokens of clips that change are of no"
                 " use later"
+            )
+        if self.augment_with == "images" and (self.segments, self.views) != (1, 1):
+            raise ValueError(
+                f"got --augment-with images with {self.segments} segments and {self.views} views, expected"
+                " one of each: an image has no others"
             )
         return self
 

@@ -51,7 +51,11 @@ class OptimConfig(Config):
     eps: PositiveFloat = 1e-8
     """AdamW's epsilon."""
     clip_grad: PositiveFloat = 0.02
-    """Largest global norm of the gradient, over encoder and predictor together."""
+    """Largest norm of the gradient."""
+    clip: Literal["separate", "joint"] = "separate"
+    """Encoder and predictor each have a norm of their own (V-JEPA's code), or one together."""
+    clip_after_warmup: bool = True
+    """Cut no gradient during the warm-up (V-JEPA's code)."""
 
 
 ComputeDtype = Literal["auto", "float32", "bfloat16"]

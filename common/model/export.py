@@ -103,6 +103,8 @@ def _hf_config(config: CheckpointConfig, with_predictor: bool) -> dict[str, Any]
         "model_type": "vjepa2",
         "patch_size": encoder.patch_size,
         "crop_size": config.view.crop_size,
+        # The format has no place for the frame step and the like; transformers keeps what it does not know.
+        "salt_view": config.view.model_dump(mode="json"),
         "frames_per_clip": config.view.num_frames,
         "tubelet_size": encoder.tubelet_size,
         "hidden_size": encoder.width,

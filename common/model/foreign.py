@@ -66,6 +66,8 @@ class _HfConfig(BaseModel):
     in_chans: Literal[3] = 3
     qkv_bias: Literal[True] = True
     hidden_act: Literal["gelu"] = "gelu"
+    salt_view: ViewConfig = ViewConfig()
+    """The clips that the encoder was trained on, in a directory of ours: so that it is probed on the same."""
 
 
 class HfProcessor(BaseModel):
@@ -100,7 +102,9 @@ def open_hf(directory: Path) -> FrozenEncoder:
     return FrozenEncoder(
         name=directory.resolve().name,
         config=config,
-        view=ViewConfig(num_frames=found.frames_per_clip, crop_size=found.crop_size),
+        view=found.salt_view.model_copy(
+            update={"num_frames": found.frames_per_clip, "crop_size": found.crop_size}
+        ),
         mean=processor.image_mean,
         std=processor.image_std,
         load=functools.partial(_load_hf, directory, config),

@@ -8,7 +8,7 @@ import torch
 
 from salt_distill.common.command import console
 from salt_distill.common.config import FidelityConfig, FlopsConfig, preset_layer
-from salt_distill.student_trainer.evaluation.fidelity import crops, masks, models, text, training
+from salt_distill.student_trainer.evaluation.fidelity import crops, masks, models, probes, text, training
 from salt_distill.student_trainer.evaluation.fidelity.oracle import Oracle
 from salt_distill.student_trainer.evaluation.fidelity.paper_flops import tables
 from salt_distill.student_trainer.evaluation.fidelity.paper_table import (
@@ -65,6 +65,7 @@ SECTIONS = (
         oracles=lambda: training.schedules() + training.pixels(),
         lead=text.TRAINING,
     ),
+    OracleSection(title="Probes", oracles=probes.probes, lead=text.PROBES),
     OracleSection(title="Compute", oracles=training.compute, lead=text.COMPUTE),
 )
 

@@ -56,6 +56,12 @@ TRAINING = """
 Table 5's schedules are pure functions of the step; the first update is step 1.
 """
 
+PROBES = """
+The frozen-backbone probes of `salt-eval probe --preset`. Where ours and the reference drew from equal seeds, all 40
+images of the first row were equal to the last bit. The fast forms have V-JEPA's optimizer, as the paper's Table 7 says
+("identical to V-JEPA"): gradients clipped to a norm of 1, no decay of biases and norms.
+"""
+
 COMPUTE = """
 `salt-eval flops --paper` prints the tables of the next section, `salt-eval flops --preset vit-g --teacher vit-l
 --teacher-steps 80000` a row of the one below: the paper's rule beside the exact count. The rule (6ND) gives the
@@ -79,8 +85,11 @@ Where the sources are silent or disagree, and what is done here:
 - **Which weights are the teacher**: those that were trained; V-Pixel has no moving average.
 - **Schedules** start anew in each stage, warm-up included (10,000 steps, half of a 20k teacher's), and reach their
   end at the last step (Table 5: scale 1; V-JEPA stops at 80 %).
-- **Gradient clipping** at 0.02 is on the global norm of encoder and predictor together, from the first step. V-JEPA
-  clips the two apart and only after its warm-up, V-JEPA 2 not at all; the paper does not say.
+- **Gradient clipping** at 0.02: of encoder and predictor apart, and only after the warm-up. The paper does not say; it
+  is what V-JEPA's code does, whose rates, decay, crop and masks Table 5 repeats (V-JEPA 2 clips nothing). Over both
+  together from the first step (`optim.clip: joint`, `optim.clip_after_warmup: false`) the zero mask tokens take 99.6 % of
+  the norm at the start, and so decide how far all else is cut. V-JEPA counts in epochs and begins one epoch after its
+  warm-up.
 - **Mask tokens**: one for each mask set, zero at first and with weight decay (V-JEPA). V-JEPA 2 holds several and
   trains one.
 - **Random resized crop**: torchvision's and V-JEPA's, from ten tries that are drawn before the frame's size is known,
@@ -96,6 +105,11 @@ Where the sources are silent or disagree, and what is done here:
   released ViT-g: 22).
 - **Masks**: every clip of the global batch has its own. In the reference all ranks begin with one seed, so that they
   tend to draw the same positions.
+- **Probes**: RandAugment, erasing, the image probe's flip, AutoAugment and antialias, the first weights of a deep probe
+  and the learning rate of each update are the reference's. Left different, and named in each probe's protocol: erased
+  noise is rounded and clamped to 8-bit pixels, since clips stay uint8 until they are normalised; segments are scored at
+  their middles; precision is bfloat16 on a GPU (float16 there). V-JEPA's weight decay falls to 1e-6, the default of its
+  code that no configuration sets: the fast forms do the same.
 - **Loss**: the mean over tokens and channels of a clip, then over the good clips of the global batch, then over the
   mask sets; the reference takes each rank's mean. Equal where all ranks hold equally many clips.
 """

@@ -56,9 +56,10 @@ class AttentiveProbe(nn.Module):
         self.classifier = nn.Linear(width, num_classes)
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Fills every parameter: normal, zero for biases, one for norms; the maps that end block i, the last
-        one first, over sqrt(2 i). The spread is V-JEPA's 0.02 at the 1024 channels of ViT-L, and keeps the
-        maps' gain at other widths: at 96 channels a probe that starts with 0.02 hardly moves."""
+        """Fills every parameter: normal, zero for biases, one for norms; the maps that end self-attention
+        block i over sqrt(2 i), and that of the cross-attention block as the last of them (V-JEPA 2).
+        The spread is V-JEPA's 0.02 at the 1024 channels of ViT-L, and keeps the maps' gain at other widths:
+        at 96 channels a probe that starts with 0.02 hardly moves."""
         std = 0.02 * math.sqrt(1024 / len(self.query))
         nn.init.trunc_normal_(self.query, std=std, generator=generator)
         for child in self.modules():
@@ -73,8 +74,8 @@ class AttentiveProbe(nn.Module):
                 nn.init.ones_(child.weight)
                 nn.init.zeros_(child.bias)
         with torch.no_grad():
-            self.w_down.weight.div_(math.sqrt(2))
-            for number, block in enumerate(self.blocks, start=2):
+            self.w_down.weight.div_(math.sqrt(2 * max(1, len(self.blocks))))
+            for number, block in enumerate(self.blocks, start=1):
                 assert isinstance(block, nn.TransformerEncoderLayer)
                 block.self_attn.out_proj.weight.div_(math.sqrt(2 * number))
                 block.linear2.weight.div_(math.sqrt(2 * number))

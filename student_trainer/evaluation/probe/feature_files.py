@@ -45,6 +45,8 @@ class FeatureFacts(Record):
     view: ViewConfig
     clips: tuple[int, int, float]
     """Segments, views, and the side of a square as a share of the frame's shorter side."""
+    antialias: bool
+    """Whether frames were resized with antialias, as images are."""
 
     def path(self, folder: str) -> Path:
         """The file of these tokens in a folder."""

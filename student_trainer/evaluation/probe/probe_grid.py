@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,14 +20,20 @@ from salt_distill.student_trainer.evaluation.probe.score import confusion, vote
 from salt_distill.student_trainer.evaluation.records import Record
 from salt_distill.student_trainer.ranks import Worker
 
+CLIP_NORM = 1.0
+"""Of V-JEPA's probe."""
+FINAL_WEIGHT_DECAY = 1e-6
+"""Of V-JEPA's probe at its last step: the default of its code, which no configuration sets."""
+OptimizerName = Literal["vjepa2", "vjepa"]
+
 
 class ProbeSetting(NamedTuple):
     """What a grid is a grid of."""
 
     lr: float
-    """At the first step; a cosine takes it to 0."""
+    """That a cosine takes to 0."""
     weight_decay: float
-    """Of AdamW, on every parameter."""
+    """Of AdamW."""
 
 
 class ProbeIdentity(Record):
@@ -50,7 +56,8 @@ class ProbeIdentity(Record):
 
 
 class ProbeGrid:
-    """Probes that read the same tokens: AdamW, cosine to 0, no warm-up, decay on every parameter.
+    """Probes that read the same tokens: AdamW, cosine to 0, no warm-up; decay and clipping are V-JEPA 2's or
+    V-JEPA's.
 
     A probe shares nothing with its neighbours: its weights start from (seed, label), it has its own
     optimizer, and the order of the clips comes from the seed alone. So a label's probe of one setting is the
@@ -71,6 +78,7 @@ class ProbeGrid:
         batch_size: int,
         micro_batch_size: int | None,
         seed: int,
+        optimizer: OptimizerName = "vjepa2",
         worker: Worker,
         bfloat16: bool,
     ) -> None:
@@ -84,6 +92,7 @@ class ProbeGrid:
         )
         self._worker, self._device, self._bfloat16 = worker, worker.device, bfloat16
         self._num_classes = num_classes
+        self._optimizer_name: OptimizerName = optimizer
         self.probes: dict[tuple[str, ProbeSetting], AttentiveProbe] = {}
         self._optimizers: dict[tuple[str, ProbeSetting], torch.optim.Optimizer] = {}
         for label, count in num_classes.items():
@@ -96,7 +105,7 @@ class ProbeGrid:
                 )
                 self.probes[label, setting] = probe
                 self._optimizers[label, setting] = torch.optim.AdamW(
-                    probe.parameters(), lr=setting.lr, weight_decay=setting.weight_decay, fused=True
+                    _groups(probe, optimizer), lr=setting.lr, weight_decay=setting.weight_decay, fused=True
                 )
 
     def train_epoch(self, tokens: TokenSource, labels: Mapping[str, Int[np.ndarray, " k"]]) -> None:
@@ -107,12 +116,12 @@ class ProbeGrid:
         shares = [tokens.share(numbers) for numbers in in_batches(order, self._batch_size)]
         steps = [in_batches(share, self._micro_batch_size) for share in shares]
         batches = tokens.batches([part for parts in steps for part in parts], self.epoch)
-        for step, parts in enumerate(steps, start=self.epoch * len(steps)):
+        for step, parts in enumerate(steps, start=1 + self.epoch * len(steps)):
             for (_, setting), optimizer in self._optimizers.items():
+                lr, weight_decay = rates(self._optimizer_name, setting, step / (self.epochs * len(steps)))
                 for group in optimizer.param_groups:
-                    group["lr"] = (
-                        0.5 * setting.lr * (1 + math.cos(math.pi * step / (self.epochs * len(steps))))
-                    )
+                    group["lr"] = lr
+                    group["weight_decay"] = weight_decay if group["decays"] else 0.0
                 optimizer.zero_grad()
             num_good = 0
             for _ in parts:
@@ -122,6 +131,8 @@ class ProbeGrid:
                 num_good += len(numbers)
             for name, optimizer in self._optimizers.items():
                 self._average(self.probes[name], num_good)
+                if self._optimizer_name == "vjepa":
+                    torch.nn.utils.clip_grad_norm_(self.probes[name].parameters(), CLIP_NORM)
                 optimizer.step()
         self.epoch += 1
 
@@ -205,3 +216,22 @@ class ProbeGrid:
         for optimizer, values in zip(self._optimizers.values(), state["optimizers"], strict=True):
             optimizer.load_state_dict(values)
         self.epoch = state["epoch"]
+
+
+def rates(optimizer: OptimizerName, setting: ProbeSetting, progress: float) -> tuple[float, float]:
+    """Learning rate and weight decay of an update; ``progress``: the updates up to it, as a share of all."""
+    fall = 0.5 * (1 + math.cos(math.pi * progress))
+    if optimizer == "vjepa2":
+        return setting.lr * fall, setting.weight_decay
+    final = min(FINAL_WEIGHT_DECAY, setting.weight_decay)
+    return setting.lr * fall, final + (setting.weight_decay - final) * fall
+
+
+def _groups(probe: AttentiveProbe, optimizer: OptimizerName) -> list[dict[str, Any]]:
+    """The parameters, apart where biases and norms do not decay. The query decays, as it does in V-JEPA."""
+    if optimizer == "vjepa2":
+        return [{"params": list(probe.parameters()), "decays": True}]
+    decaying, others = [], []
+    for name, weight in probe.named_parameters():
+        (decaying if weight.ndim > 1 or name == "query" else others).append(weight)
+    return [{"params": decaying, "decays": True}, {"params": others, "decays": False}]

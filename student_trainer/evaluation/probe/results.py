@@ -140,6 +140,24 @@ def reported_on(splits: Sequence[str], num_settings: int, data: str) -> str:
     return TEST if TEST in splits else VAL
 
 
+_CHANGES = {
+    "crops": "clips drawn anew in each epoch",
+    "video": (
+        "clips drawn anew in each epoch with RandAugment m7-n4 and erasing 0.25 (noise clamped to 8-bit"
+        " pixels, before normalisation)"
+    ),
+    "images": (
+        "images drawn anew in each epoch, mirrored, with AutoAugment and erasing 0.25 (noise clamped to 8-bit"
+        " pixels, before normalisation), resized with antialias"
+    ),
+}
+"""What `augment` does to clips, and where that is not the reference's."""
+_OPTIMIZERS = {
+    "vjepa2": "AdamW",
+    "vjepa": "AdamW clipped at 1, decay of matrices and query alone and falling to 1e-6",
+}
+
+
 def protocol(config: ProbeConfig, split: str) -> str:
     """How the accuracies came about, in a sentence."""
     before = config.depth - 1
@@ -151,7 +169,7 @@ def protocol(config: ProbeConfig, split: str) -> str:
     clips = (
         f"{config.segments} clip{'s' * (config.segments > 1)} x {config.views} view{'s' * (config.views > 1)}"
     )
-    seen = "clips drawn anew in each epoch" if config.augment else "the same clips in each epoch"
+    seen = _CHANGES[config.augment_with] if config.augment else "the same clips in each epoch"
     settings = len(config.lr) * len(config.weight_decay)
     if settings == 1:
         choice = f"lr {config.lr[0]:g}, weight decay {config.weight_decay[0]:g}, last epoch, nothing selected"
@@ -162,4 +180,5 @@ def protocol(config: ProbeConfig, split: str) -> str:
             f"last epoch, the best of {settings} settings on the clips that it is reported on (there is no"
             f" {TEST!r}), so on the high side"
         )
-    return f"{blocks}, {clips}, {seen}, {config.epochs} epochs of {config.batch_size} clips a step, {choice}"
+    size = f"{config.epochs} epochs of {config.batch_size} clips a step"
+    return f"{blocks}, {clips}, {seen}, {size}, {_OPTIMIZERS[config.optimizer]}, {choice}"

@@ -19,9 +19,11 @@ from salt_distill.common.data.sample import Sample
 from salt_distill.common.data.segments import SegmentCut
 from salt_distill.common.data.shards import open_dataset
 from salt_distill.common.data.views import draw
+from salt_distill.common.draws import words
 from salt_distill.common.model.compute import uses_bfloat16
 from salt_distill.common.model.frozen import FrozenEncoder
 from salt_distill.common.model.teacher import device_kind, fingerprint
+from salt_distill.student_trainer.evaluation.probe.augment import AugmentedVideoCut, ImageCut
 from salt_distill.student_trainer.evaluation.probe.feature_files import (
     FeatureFacts,
     TokensOnDisk,
@@ -68,16 +70,22 @@ def cuts(config: ProbeConfig, view: ViewConfig, split: str, *, num_views: int) -
     """What is taken of every video of a split; None where that is drawn anew for each of them."""
     if split == TRAIN and config.augment:
         return None
-    return SegmentCut(view, config.segments, 1 if split == TRAIN else num_views, config.square)
+    kind = ImageCut if config.augment_with == "images" else SegmentCut
+    return kind(view, config.segments, 1 if split == TRAIN else num_views, config.square)
 
 
 def drawn(config: ProbeConfig, view: ViewConfig, sample: Sample, epoch: int) -> SegmentCut:
-    """What is taken of a training video in an epoch: V-JEPA's crops, without a flip, one for each segment."""
+    """What is taken of a training video in an epoch: V-JEPA's crops, one for each segment, without a flip but
+    for images, and what else the protocol does to clips."""
     view = view.model_copy(update={"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": False})
-    draws = tuple(
-        draw(config.seed, f"probe {number} {sample.key}", epoch) for number in range(config.segments)
-    )
-    return SegmentCut(view, config.segments, 1, 1.0, draws)
+    names = [f"probe {number} {sample.key}" for number in range(config.segments)]
+    draws = tuple(draw(config.seed, name, epoch) for name in names)
+    if config.augment_with == "crops":
+        return SegmentCut(view, config.segments, 1, 1.0, draws)
+    seeds = tuple(int(words(config.seed, f"{name} change", epoch, 1)[0]) for name in names)
+    if config.augment_with == "images":
+        return ImageCut(view, config.segments, 1, 1.0, draws, seeds[0])
+    return AugmentedVideoCut(view, config.segments, 1, 1.0, draws, seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +216,7 @@ class ProbeRunner:
             split=split,
             view=cut.view,
             clips=(cut.num_segments, cut.num_views, cut.square),
+            antialias=isinstance(cut, ImageCut),
         )
         path = facts.path(self._config.features)
         if not self._worker.ranks.all_values(path.exists())[0]:
@@ -260,6 +269,7 @@ class ProbeRunner:
             batch_size=config.batch_size,
             micro_batch_size=config.micro_batch_size,
             seed=config.seed,
+            optimizer=config.optimizer,
             worker=self._worker,
             bfloat16=self._bfloat16,
         )
