@@ -25,7 +25,6 @@ from salt_distill.common.model.compute import matrix_peak, set_up, uses_bfloat16
 from salt_distill.common.model.frozen import FrozenEncoder
 from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.masking import mask_group
-from salt_distill.common.model.pixels import normalise
 from salt_distill.common.model.teacher import Teacher, device_kind
 from salt_distill.common.model.vit import Encoder, init_weights
 from salt_distill.common.targets import codec
@@ -134,7 +133,8 @@ class StepParts:
             for group in groups
         ]
         self.batch = Batch(step=1, clips=self.clips, masks=masks, target=None)
-        self.target = torch.randn(config.batch_size, self.grid.num_tokens, teacher.spec.width)
+        target = torch.randn(config.batch_size, self.grid.num_tokens, teacher.spec.width)
+        self.target = codec.pack(target, "float16")
         self.worker = Worker(rank=0, world_size=1, device=device)
 
     def ways(self):
@@ -151,9 +151,11 @@ class StepParts:
 
     def encoder(self):
         for group in self.batch.groups(self.target, self.device):
-            clip = normalise(group.pixels)
             with self.autocast():
-                visible = [self.objective.encoder(clip, mask.visible_idx) for mask in group.masks.sets]
+                visible = [
+                    self.objective.encoder.visible(group.pixels, mask.visible_idx)
+                    for mask in group.masks.sets
+                ]
             torch.autograd.backward(visible, [torch.ones_like(tokens) for tokens in visible])
 
     def predictor(self):

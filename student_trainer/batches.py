@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 from torch import Tensor
 
 from salt_distill.common.clip import ClipBatch
@@ -23,7 +23,7 @@ class Group:
 
     pixels: UInt8[Tensor, "b t h w 3"]
     good: Bool[Tensor, " b"]
-    target: Float[Tensor, "b n d"] | None
+    target: Shaped[Tensor, "b n packed"] | None
     masks: MaskGroup
     last: bool
     """Of its batch, on this rank."""
@@ -42,11 +42,12 @@ class Batch:
     step: int
     clips: ClipBatch
     masks: list[MaskGroup]
-    target: Future[Float[Tensor, "b n d"]] | None
-    """Rows of bad clips are zeros. None where the objective needs none from outside."""
+    target: Future[Shaped[Tensor, "b n packed"]] | None
+    """Packed (Note [packed]), with zeros in the rows of bad clips. None where the objective needs none from
+    outside."""
 
     def groups(
-        self, target: Float[Tensor, "b n d"] | None, device: torch.device, num_passes: int | None = None
+        self, target: Shaped[Tensor, "b n packed"] | None, device: torch.device, num_passes: int | None = None
     ) -> Iterator[Group]:
         """The mask groups in order, each copied to the device when it is asked for. ``target``: what
         ``self.target`` came to.
@@ -134,4 +135,5 @@ class Batches:
 def _to(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on a device. A GPU gets it from pinned memory, so that neither this thread nor the GPU's
     work under way waits for the copy."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    from_host = device.type == "cuda" and tensor.device.type == "cpu"
+    return tensor.pin_memory().to(device, non_blocking=True) if from_host else tensor.to(device)

@@ -25,6 +25,7 @@ from salt_distill.common.model.flops import FORWARD_FLOPS, KeptTokens, encoder_f
 from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.masking import MaskGroup, group_idx, mask_group
 from salt_distill.common.model.teacher import TeacherSpec, device_kind
+from salt_distill.common.targets import codec
 from salt_distill.student_trainer.batches import Batch
 from salt_distill.student_trainer.loop import Worker, update
 from salt_distill.student_trainer.objective import new_objective
@@ -112,7 +113,7 @@ def _student(
     groups = range(min(MAX_GROUPS, len(group_idx(config.batch_size, 0, max(config.most_workers, 1)))))
     masks = {number: _masks(config, number, groups) for number in range(1, 1 + NUM_WARM_UP + NUM_TIMED)}
     clips = _random_clips(config, sum(group.size for group in masks[1]))
-    target = None if spec is None else torch.randn(len(clips.good), spec.num_tokens, spec.width)
+    target = None if spec is None else _random_targets(config, spec, len(clips.good))
     optimizer_s = _time_optimizer(optimizer, device)
 
     def step(number: int) -> None:
@@ -211,6 +212,12 @@ def _random_clips(config: TrainConfig, number: int) -> ClipBatch:
         views=(0,) * number,
         good=np.ones(number, dtype=bool),
     )
+
+
+def _random_targets(config: TrainConfig, spec: TeacherSpec, num_clips: int) -> torch.Tensor:
+    """Packed targets, as a source gives them."""
+    assert isinstance(config, StudentRun), "only it has targets from outside"
+    return codec.pack(torch.randn(num_clips, spec.num_tokens, spec.width), config.target_dtype)
 
 
 def _time(step: Callable[[int], object], device: torch.device) -> tuple[float, list[int]]:

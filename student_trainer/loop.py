@@ -1,6 +1,7 @@
 """The training loop, top to bottom, for every objective and every source of targets; plain PyTorch."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from salt_distill.common.config import StudentRun, TrainConfig
 from salt_distill.common.data.reader import Reader
-from salt_distill.common.model.compute import set_up, uses_bfloat16
+from salt_distill.common.model.compute import prepare, set_up, uses_bfloat16
 from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.student_trainer.batches import Batch, Batches
@@ -105,20 +106,24 @@ def update(
     Each mask group is a forward and a backward of its own, so a batch of any size fits where a group fits.
     """
     bfloat16 = uses_bfloat16(config.compute.dtype, worker.device)
+    autocast = functools.partial(torch.autocast, worker.device.type, dtype=torch.bfloat16)
     # The loss is a mean over the good clips of the global batch, so a rank weighs its own by everybody's
     # count.
     num_good = worker.sum(torch.full((), int(batch.clips.good.sum()), device=worker.device)).clamp(min=1)
     optimizer.zero_grad(set_to_none=True)
     loss, clip_losses = torch.zeros((), device=worker.device), []
-    for group in batch.groups(target, worker.device, num_passes(model, batch, config.batch_size, worker)):
-        with gradients(model, exchange=group.last):
-            with torch.autocast(worker.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+    groups = batch.groups(target, worker.device, num_passes(model, batch, config.batch_size, worker))
+    # One context a step: autocast keeps the weights that it has cast until it ends, for all mask groups.
+    with autocast(enabled=bfloat16):
+        for group in groups:
+            with gradients(model, exchange=group.last):
                 losses = model(*group.inputs)
-            weighted = losses.mean(0) * group.good
-            share = weighted.sum() / num_good
-            (share * worker.world_size).backward()  # what is exchanged is the mean over the ranks
-        loss += share.detach()
-        clip_losses.append(weighted.detach())
+                weighted = losses.mean(0) * group.good
+                share = weighted.sum() / num_good
+                with autocast(enabled=False):
+                    (share * worker.world_size).backward()  # what is exchanged is the mean over the ranks
+            loss += share.detach()
+            clip_losses.append(weighted.detach())
     loss = worker.sum(loss.double())
     norm = clip_gradients(model, config.optim, batch.step)
     # Both: an infinite L1 loss has a finite gradient.
@@ -130,6 +135,7 @@ def update(
 @contextlib.contextmanager
 def opened(config: TrainConfig, worker: Worker) -> Iterator[tuple[Reader, TargetSource | None]]:
     """Where this rank's clips and targets come from; every rank asks for it."""
+    prepare(worker.device)
     with ThreadPoolExecutor(1) as opening, contextlib.ExitStack() as stack:
         (reader, source), _ = worker.ranks.result(opening.submit(_open, config, worker, stack))
         worker.say(f"{config.data}: {reader.num_samples} samples, decoded by {reader.decoder}")

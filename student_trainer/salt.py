@@ -2,14 +2,13 @@
 static teacher)."""
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
-from salt_distill.common.model.grid import grid_of
 from salt_distill.common.model.masking import MaskGroup
-from salt_distill.common.model.pixels import normalise
 from salt_distill.common.model.predictor import Predictor
 from salt_distill.common.model.vit import Encoder
+from salt_distill.common.targets.codec import widen
 
 
 class Salt(nn.Module):
@@ -21,19 +20,17 @@ class Salt(nn.Module):
         self.encoder, self.predictor = encoder, predictor
 
     def forward(
-        self, pixels: UInt8[Tensor, "b t h w 3"], masks: MaskGroup, target: Float[Tensor, "b n d"]
+        self, pixels: UInt8[Tensor, "b t h w 3"], masks: MaskGroup, target: Shaped[Tensor, "b n packed"]
     ) -> Float[Tensor, "sets b"]:
-        """Loss of each clip of a mask group under each mask set, in float32. ``target``: of all n tokens, or
-        at least of the hidden ones."""
-        config = self.encoder.config
-        clip = normalise(pixels)
-        grid = grid_of(clip, patch_size=config.patch_size, tubelet_size=config.tubelet_size)
+        """Loss of each clip of a mask group under each mask set, in float32. ``target``: packed (Note
+        [packed]), of all n tokens, or at least of the hidden ones."""
+        grid = self.encoder.grid_of(pixels)
         losses = []
         for set_idx, mask in enumerate(masks.sets):
-            visible = self.encoder(clip, mask.visible_idx)
+            visible = self.encoder.visible(pixels, mask.visible_idx)
             predicted = self.predictor(
                 visible, mask.visible_idx, mask.hidden_idx, grid=grid, mask_set=set_idx
             )
-            hidden = target.take_along_dim(mask.hidden_idx[..., None], dim=1)
-            losses.append((predicted.float() - hidden.float()).abs().mean((1, 2)))
+            hidden = widen(target.take_along_dim(mask.hidden_idx[..., None], dim=1))
+            losses.append((predicted.float() - hidden).abs().mean((1, 2)))
         return torch.stack(losses)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from salt_distill.common.config import EmaConfig
-from salt_distill.common.model.grid import grid_of
 from salt_distill.common.model.masking import MaskGroup
 from salt_distill.common.model.pixels import normalise
 from salt_distill.common.model.predictor import Predictor
@@ -30,15 +29,13 @@ class VJepa(nn.Module):
 
     def forward(self, pixels: UInt8[Tensor, "b t h w 3"], masks: MaskGroup) -> Float[Tensor, "sets b"]:
         """Loss of each clip of a mask group under each mask set, in float32."""
-        config = self.encoder.config
-        clip = normalise(pixels)
-        grid = grid_of(clip, patch_size=config.patch_size, tubelet_size=config.tubelet_size)
+        grid = self.encoder.grid_of(pixels)
         with torch.no_grad():
-            latents = self.target_encoder(clip).float()  # dense, once for all mask sets
+            latents = self.target_encoder(normalise(pixels))  # dense, once for all mask sets
             target = F.layer_norm(latents, latents.shape[-1:], eps=TARGET_NORM_EPS)
         losses = []
         for set_idx, mask in enumerate(masks.sets):
-            visible = self.encoder(clip, mask.visible_idx)
+            visible = self.encoder.visible(pixels, mask.visible_idx)
             predicted = self.predictor(
                 visible, mask.visible_idx, mask.hidden_idx, grid=grid, mask_set=set_idx
             )

@@ -6,9 +6,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from salt_distill.common.config import EncoderConfig
-from salt_distill.common.model.grid import grid_of
 from salt_distill.common.model.masking import MaskGroup
-from salt_distill.common.model.pixels import normalise, pixel_targets
+from salt_distill.common.model.pixels import pixel_targets
 from salt_distill.common.model.predictor import Predictor
 from salt_distill.common.model.vit import Encoder
 
@@ -32,11 +31,10 @@ class VPixel(nn.Module):
             "patch_size": self.encoder.config.patch_size,
             "tubelet_size": self.encoder.config.tubelet_size,
         }
-        clip = normalise(pixels)
-        grid = grid_of(clip, **cube_size)
+        grid = self.encoder.grid_of(pixels)
         losses = []
         for set_idx, mask in enumerate(masks.sets):
-            visible = self.encoder(clip, mask.visible_idx)
+            visible = self.encoder.visible(pixels, mask.visible_idx)
             predicted = self.predictor(
                 visible, mask.visible_idx, mask.hidden_idx, grid=grid, mask_set=set_idx
             )

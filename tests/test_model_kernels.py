@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from teacher_tools import BATCH_SIZE, ENCODER, random_clips, save_teacher
+from teacher_tools import BATCH_SIZE, ENCODER, VIEW, random_clips, save_teacher
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from salt_distill.common.config import EncoderConfig, FrozenConfig, TeacherComputeConfig
@@ -89,3 +89,18 @@ def test_a_frozen_teacher_in_bfloat16_casts_its_weights_once_and_gives_the_bits_
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         latents = frozen.load()(normalise(torch.from_numpy(clips)))
     assert torch.equal(targets, F.layer_norm(latents, latents.shape[-1:], eps=TARGET_NORM_EPS))
+
+
+def test_visible_tokens_cut_from_bytes_are_those_of_the_normalised_clip():
+    encoder = Encoder(ENCODER)
+    pixels = torch.randint(0, 256, (3, *VIEW.clip_shape), dtype=torch.uint8)
+    some = torch.tensor([[0, 3, 7], [1, 2, 3], [4, 5, 6]])
+    assert torch.equal(encoder.visible(pixels, some), encoder(normalise(pixels), some))
+
+
+def test_nothing_but_visible_tokens_is_normalised():
+    encoder = Encoder(ENCODER)
+    pixels = torch.randint(0, 256, (3, *VIEW.clip_shape), dtype=torch.uint8)
+    with Operations(pixels.numel()) as done:
+        encoder.visible(pixels, torch.tensor([[0, 3], [1, 2], [4, 5]]))
+    assert done.results == []

@@ -94,21 +94,33 @@ def test_encoding_does_not_depend_on_the_batch(dtype):
     assert len({encoded.checksum for encoded in together}) == 3
 
 
-@pytest.mark.parametrize("together_bytes", [1, 2 * 5 * 16, 10**6])  # one at a time, a few, all
 @pytest.mark.parametrize("dtype", codec.TARGET_DTYPES)
-def test_a_batch_is_decoded_to_the_bits_of_its_rows(dtype, together_bytes, monkeypatch):
-    monkeypatch.setattr(codec, "_TOGETHER_BYTES", together_bytes)
-    encoded = [
-        *codec.encode(layer_normed(b=4), dtype),
-        None,
-        codec.encode(layer_normed(b=1, seed=1), dtype)[0],
-        None,
-    ]
-    out = torch.full((7, 5, 16), float("nan"))
-    codec.decode_whole(iter(encoded), out, dtype)
-    zeros = torch.zeros(5, 16)
-    rows = [zeros if one is None else codec.decode(one, dtype, num_tokens=5, width=16) for one in encoded]
-    assert out.numpy().tobytes() == torch.stack(rows).numpy().tobytes()
+def test_packed_targets_are_the_bytes_of_the_wire_and_the_values_of_decode(dtype):
+    targets = layer_normed(b=3)
+    targets[1, 2] = 0  # a token of zeros has scale 0
+    packed = codec.pack(targets, dtype)
+    assert packed.element_size() == (1 if dtype == "int8" else 2)
+    filled = codec.empty_packed(3, 5, 16, dtype)
+    for row, encoded in enumerate(codec.encode(targets, dtype)):
+        codec.pack_into(filled[row], encoded, dtype)
+        decoded = codec.decode(encoded, dtype, num_tokens=5, width=16)
+        assert torch.equal(codec.widen(packed)[row], decoded)
+        assert filled[row].nbytes == encoded.num_bytes
+    assert torch.equal(filled.view(torch.uint8), packed.view(torch.uint8))
+    hidden = torch.tensor([[0, 3], [2, 4], [1, 2]])[..., None]  # gathered first, widened then: the same
+    gathered = codec.widen(packed.take_along_dim(hidden, dim=1))
+    assert torch.equal(gathered, codec.widen(packed).take_along_dim(hidden, dim=1))
+
+
+@pytest.mark.parametrize("dtype", codec.TARGET_DTYPES)
+def test_tokens_that_were_not_asked_for_are_zeros(dtype):
+    [encoded] = codec.encode(layer_normed(b=1), dtype)
+    token_idx = np.array([1, 4])
+    row = torch.full_like(codec.empty_packed(1, 5, 16, dtype)[0], 7)
+    codec.pack_into(row, codec.take_tokens(encoded, token_idx, num_tokens=5), dtype, token_idx)
+    expected = codec.decode(encoded, dtype, num_tokens=5, width=16)
+    expected[[0, 2, 3]] = 0
+    assert torch.equal(codec.widen(row), expected)
 
 
 @pytest.mark.parametrize("dtype", codec.TARGET_DTYPES)

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from train_tools import (
 )
 
 from salt_distill.common.config import ComputeConfig, EmaConfig, OptimConfig, TeacherRun
-from salt_distill.common.model.compute import set_up, uses_bfloat16
+from salt_distill.common.model.compute import compiles, set_up, uses_bfloat16
 from salt_distill.common.model.pixels import normalise
 from salt_distill.student_trainer.loop import train_on, update
 from salt_distill.student_trainer.objective import modules_of
@@ -116,6 +117,43 @@ def test_groups_one_by_one_give_the_gradient_of_all_at_once():
     torch.testing.assert_close(loss, whole.detach().double(), rtol=1e-6, atol=0)
     for parameter, gradient in zip(again.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+class Casts(TorchDispatchMode):
+    """Shapes of what is cast to bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and out.dtype == torch.bfloat16:
+            self.shapes[out.shape] += 1
+        return out
+
+
+def test_a_step_casts_each_weight_once_for_all_groups_and_mask_sets_and_gives_the_same_gradient():
+    config = small_run(TeacherRun, compute={"dtype": "bfloat16"})
+    objective, _ = new_model(config)
+    batch = batch_of(config)
+    assert len(batch.masks) == 2
+    with Casts() as casts:
+        update(
+            objective, torch.optim.SGD(objective.parameters(), lr=0.0, fused=True), batch, None, config, ALONE
+        )
+    weights = Counter(parameter.shape for parameter in objective.parameters() if parameter.ndim == 2)
+    del weights[objective.predictor.mask_tokens.shape]
+    assert {shape: casts.shapes[shape] for shape in weights} == weights
+
+    again, _ = new_model(config)
+    num_good = int(batch.clips.good.sum())
+    for group in batch.groups(None, CPU):
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = again(*group.inputs)
+        ((losses.mean(0) * group.good).sum() / num_good).backward()
+    for parameter, expected in zip(objective.parameters(), again.parameters(), strict=True):
+        assert torch.equal(parameter.grad, expected.grad)
 
 
 def test_a_bad_clip_has_no_weight():
@@ -296,11 +334,11 @@ def test_explicit_attention_agrees(plain):
     )
 
 
-def test_compiled_blocks_agree(plain, tmp_path):
+def test_compiled_blocks_agree_and_are_compiled_once_for_thirty_steps(plain, tmp_path):
     code = (
         "from pathlib import Path; from salt_distill.common.config import ComputeConfig; from train_tools"
         " import save_losses_and_gradients\nsave_losses_and_gradients(ComputeConfig(compile=True),"
-        f" Path({str(tmp_path / 'compiled.safetensors')!r}))"
+        f" Path({str(tmp_path / 'compiled.safetensors')!r}), more_steps=29)"
     )
     environment = {**os.environ, "TORCH_LOGS": "recompiles"}
     done = subprocess.run(
@@ -319,6 +357,20 @@ def test_compiled_blocks_agree(plain, tmp_path):
     assert len(recompiled) <= 2, (
         recompiled
     )  # target encoder without gradient, then with; not one per block or per number of tokens
+
+
+def test_auto_compiles_on_a_gpu_with_compilers_alone(monkeypatch, tmp_path, caplog):
+    gpu = torch.device("cuda")
+    assert [compiles(wish, CPU, key="compute.compile") for wish in ("auto", False, True)] == [
+        False,
+        False,
+        True,
+    ]
+    assert compiles("auto", gpu, key="compute.compile")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert not compiles("auto", gpu, key="compute.compile")
+    assert "compute.compile=auto compiles nothing, and steps take longer: g++ was not found" in caplog.text
 
 
 def test_compile_without_a_compiler_is_refused_before_training(monkeypatch, tmp_path):

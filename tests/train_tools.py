@@ -193,8 +193,9 @@ class ClipsUntil(RandomClips):
         return super().clips(slots)
 
 
-def losses_and_gradients(compute: ComputeConfig) -> dict[str, torch.Tensor]:
-    """Of every clip and mask set, and of every parameter, over two mask groups of different size."""
+def losses_and_gradients(compute: ComputeConfig, *, more_steps: int = 0) -> dict[str, torch.Tensor]:
+    """Of every clip and mask set, and of every parameter, over two mask groups of different size.
+    ``more_steps``: how many follow, whose masks keep other numbers of tokens."""
     torch.set_num_threads(1)
     config = small_run()
     objective, _ = new_model(config)
@@ -207,12 +208,19 @@ def losses_and_gradients(compute: ComputeConfig) -> dict[str, torch.Tensor]:
     gradients = {
         name: parameter.grad for name, parameter in objective.named_parameters() if parameter.grad is not None
     }
-    return {"losses": losses.detach(), **gradients}
+    results = {
+        "losses": losses.detach().clone(),
+        **{name: tensor.clone() for name, tensor in gradients.items()},
+    }
+    for step in range(2, 2 + more_steps):
+        for group in batch_of(config, step).groups(None, CPU):
+            objective(*group.inputs).mean().backward()
+    return results
 
 
-def save_losses_and_gradients(compute: ComputeConfig, path: Path) -> None:
+def save_losses_and_gradients(compute: ComputeConfig, path: Path, *, more_steps: int) -> None:
     """The same into a file: for a process without the type checks of the tests, which torch.compile cannot
     look through."""
     from safetensors.torch import save_file
 
-    save_file(losses_and_gradients(compute), path)
+    save_file(losses_and_gradients(compute, more_steps=more_steps), path)

@@ -75,9 +75,9 @@ class ComputeConfig(Config):
     activation_checkpointing: Annotated[bool, OnResume("speed and memory; losses agree to rounding")] = False
     """Compute each block again in the backward instead of keeping what is inside it: a third more compute for
     a fraction of the memory."""
-    compile: Annotated[bool, OnResume("speed; losses agree to rounding")] = False
+    compile: Annotated[Literal["auto"] | bool, OnResume("speed; losses agree to rounding")] = "auto"
     """Compile each block (torch.compile): faster steps after a slow first one. Needs a C++ compiler, on a GPU
-    a C compiler too."""
+    a C compiler too. `auto`: on a GPU beside which they are."""
     sharding: Annotated[Sharding, OnResume("speed and memory; losses agree to rounding")] = "ddp"
     """With several workers: `ddp` holds the whole model on each; `fsdp` holds a slice of each parameter and
     of its optimizer state, for models that leave a GPU no room for clips, and gathers a block's parameters
@@ -136,9 +136,9 @@ class TeacherComputeConfig(Config):
     dtype: ComputeDtype = "auto"
     """Precision of its matrix products, as in `compute.dtype`; norms and targets stay float32. `auto`:
     bfloat16 on a GPU, float32 on a CPU."""
-    compile: bool = False
-    """Compile its blocks (torch.compile): faster forwards after a slow first one, and other bits. Needs the
-    compilers of `compute.compile`."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile its blocks (torch.compile): faster forwards after a slow first one, and other bits. As
+    `compute.compile`."""
 
 
 OnTeacherLoss = Literal["wait", "local", "fail"]

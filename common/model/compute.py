@@ -1,12 +1,14 @@
 """How models compute: precision, memory for time, compilation, and how fast they could. What they compute
 stays the same, up to rounding."""
 
+import logging
 import os
 import shutil
 import sys
 import sysconfig
 import time
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -14,12 +16,27 @@ from torch import nn
 from salt_distill.common.config import ComputeConfig, ComputeDtype
 from salt_distill.common.model.vit import Attention, Block, Stack
 
+log = logging.getLogger("salt.compute")
+
+
+def prepare(device: torch.device) -> None:
+    """What a GPU wants before its first tensor; each setting holds for the whole process."""
+    if device.type != "cuda":
+        return
+    # Mask groups keep other numbers of tokens in every step, so blocks of memory rarely fit again: without
+    # segments that grow, what is free is in pieces that are too small.
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
+    # Float32 means float32: TensorFloat32 has the mantissa of float16, and convolutions use it unless told.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
 
 def set_up(model: nn.Module, compute: ComputeConfig, device: torch.device) -> None:
-    """Switches every block of ``model``. Raises ValueError where ``compile`` is on and this machine
+    """Switches every block of ``model``. Raises ValueError where ``compile`` is true and this machine
     cannot."""
-    if compute.compile:
-        compile_blocks(model, device, key="compute.compile")
+    if compiles(compute.compile, device, key="compute.compile"):
+        compile_blocks(model, dynamic=True)
     for module in model.modules():
         if isinstance(module, Stack):
             module.checkpointing = compute.activation_checkpointing
@@ -27,15 +44,26 @@ def set_up(model: nn.Module, compute: ComputeConfig, device: torch.device) -> No
             module.explicit = compute.attention == "explicit"
 
 
-def compile_blocks(model: nn.Module, device: torch.device, *, key: str) -> None:
-    """Compiles every block of ``model``, or one of others as a whole. Raises ValueError where this machine
-    cannot; ``key``: what asks for it."""
-    _require_compilers(device, key)
+def compiles(compile: Literal["auto"] | bool, device: torch.device, *, key: str) -> bool:
+    """Whether a model on ``device`` is compiled: ``auto`` where it is a GPU beside which there are compilers.
+    Raises ValueError where true is asked for and this machine cannot; ``key``: what asks."""
+    if compile is False or (compile == "auto" and device.type != "cuda"):
+        return False
+    lack = _lack_of_compilers(device)
+    if lack is not None and compile is True:
+        raise ValueError(f"got {key}=true, but {lack}, or leave compile off")
+    if lack is not None:
+        log.warning("%s=auto compiles nothing, and steps take longer: %s", key, lack)
+    return lack is None
+
+
+def compile_blocks(model: nn.Module, *, dynamic: bool) -> None:
+    """Compiles every block of ``model``, or one of others as a whole. ``dynamic``: for any number of clips
+    and tokens, which mask groups change; else for the shapes that come first."""
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     for module in blocks or [model]:
-        module.compile(
-            dynamic=True
-        )  # a block at a time, in place: blocks share the code, and state dicts keep their names
+        # A block at a time, in place: blocks share the code, and state dicts keep their names.
+        module.compile(dynamic=dynamic)
 
 
 def uses_bfloat16(dtype: ComputeDtype, device: torch.device) -> bool:
@@ -80,19 +108,20 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _require_compilers(device: torch.device, key: str) -> None:
-    wanted = {"C++ compiler": os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")}
+def _lack_of_compilers(device: torch.device) -> str | None:
+    """What torch.compile lacks on this machine, and how to get it; None where nothing."""
+    programs = {"C++ compiler": os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")}
     if device.type == "cuda":
-        wanted["C compiler"] = os.environ.get("CC") or ("gcc" if shutil.which("gcc") else "clang")
-    for kind, program in wanted.items():
+        programs["C compiler"] = os.environ.get("CC") or ("gcc" if shutil.which("gcc") else "clang")
+    for kind, program in programs.items():
         if shutil.which(program) is None:
-            raise ValueError(
-                f"got {key}=true, but {program} was not found: torch.compile needs a {kind} on every machine"
-                f" that computes. Install one, name it in {'CXX' if kind == 'C++ compiler' else 'CC'}, or"
-                " leave compile off"
+            return (
+                f"{program} was not found: torch.compile needs a {kind} on every machine that computes."
+                f" Install one, name it in {'CXX' if kind == 'C++ compiler' else 'CC'}"
             )
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
-        raise ValueError(
-            f"got {key}=true, but {sysconfig.get_path('include')} has no Python.h: torch.compile needs"
-            " Python's headers. Install them (python3-dev), or leave compile off"
+        return (
+            f"{sysconfig.get_path('include')} has no Python.h: torch.compile needs Python's headers. Install"
+            " them (python3-dev)"
         )
+    return None

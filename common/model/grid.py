@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from salt_distill.common.config import EncoderConfig, ViewConfig
@@ -29,7 +29,7 @@ def token_grid(view: ViewConfig, encoder: EncoderConfig) -> TokenGrid:
     return TokenGrid(view.num_frames // encoder.tubelet_size, side, side)
 
 
-def grid_of(clip: Float[Tensor, "b c t h w"], *, patch_size: int, tubelet_size: int) -> TokenGrid:
+def grid_of(clip: Shaped[Tensor, "b c t h w"], *, patch_size: int, tubelet_size: int) -> TokenGrid:
     """The grid of a batch of clips. Raises ValueError where the clip is no whole number of cubes."""
     _, _, t, h, w = clip.shape
     if t % tubelet_size or h % patch_size or w % patch_size:
@@ -41,12 +41,12 @@ def grid_of(clip: Float[Tensor, "b c t h w"], *, patch_size: int, tubelet_size: 
 
 
 def cubes(
-    clip: Float[Tensor, "b c t h w"],
+    clip: Shaped[Tensor, "b c t h w"],
     token_idx: Int[Tensor, "b v"] | None,
     *,
     patch_size: int,
     tubelet_size: int,
-) -> Float[Tensor, "b v c u p q"]:
+) -> Shaped[Tensor, "b v c u p q"]:
     """The pixels of the named tokens (None: of all, in order): channel, frame, row, column. Copies nothing
     but those tokens."""
     grid = grid_of(clip, patch_size=patch_size, tubelet_size=tubelet_size)

@@ -23,6 +23,12 @@ def normalise(
     return rearrange((pixels.float() - shift) / scale, "b t h w c -> b c t h w")
 
 
+def normalised_cubes(cubes: UInt8[Tensor, "b v 3 u p q"]) -> Float[Tensor, "b v 3 u p q"]:
+    """What ``normalise`` makes of the pixels of some tokens."""
+    shift, scale = _shift_and_scale(IMAGENET_MEAN, IMAGENET_STD, cubes.device)
+    return (cubes.float() - shift[:, None, None, None]) / scale[:, None, None, None]
+
+
 @functools.cache  # a copy to a GPU would wait for all that the GPU has yet to do
 def _shift_and_scale(
     mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device

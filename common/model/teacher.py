@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from salt_distill.common.config import EncoderConfig, FrozenConfig, TeacherComputeConfig
 from salt_distill.common.model.checkpoint import open_encoder
-from salt_distill.common.model.compute import cast_products, compile_blocks, uses_bfloat16
+from salt_distill.common.model.compute import (
+    cast_products,
+    compile_blocks,
+    compiles,
+    prepare,
+    uses_bfloat16,
+)
 from salt_distill.common.model.flops import FORWARD_FLOPS, encoder_forward, num_parameters
 from salt_distill.common.model.frozen import FrozenEncoder
 from salt_distill.common.model.pixels import normalise
@@ -70,10 +76,12 @@ class Teacher:
         """Loads the weights; on a GPU where there is one, unless ``device`` says otherwise."""
         if device is None:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        prepare(device)
+        compiled = compiles(compute.compile, device, key="teacher.compile")
         grid = encoder.grid
         self._module = encoder.load().to(device).eval().requires_grad_(False)
         self._bfloat16 = uses_bfloat16(compute.dtype, device)
-        self._mean, self._std, self._compute, self._device = encoder.mean, encoder.std, compute, device
+        self._mean, self._std, self._compute, self.device = encoder.mean, encoder.std, compute, device
         self._lock = threading.Lock()
         self.spec = TeacherSpec(
             name=encoder.name,
@@ -85,7 +93,7 @@ class Teacher:
                 "num_threads": compute.num_threads,
                 "torch": torch.__version__,
                 **encoder.libraries,
-                "compiled": compute.compile,
+                "compiled": compiled,
             },
             clip_shape=encoder.view.clip_shape,
             grid=(grid.t, grid.h, grid.w),
@@ -101,8 +109,9 @@ class Teacher:
         """Of the matrix products of a clip's forward; 2ND where the architecture is not ours."""
         if self._bfloat16:
             cast_products(self._module)
-        if compute.compile:
-            compile_blocks(self._module, device, key="teacher.compile")
+        if compiled:
+            # One shape for ever: every forward is of one padded batch.
+            compile_blocks(self._module, dynamic=False)
 
     @classmethod
     def load(
@@ -126,8 +135,8 @@ class Teacher:
             threads = torch.get_num_threads()
             torch.set_num_threads(self._compute.num_threads)
             try:
-                pixels = torch.from_numpy(padded).to(self._device, non_blocking=True)
-                with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
+                pixels = torch.from_numpy(padded).to(self.device, non_blocking=True)
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
                     latents = self._module(normalise(pixels, self._mean, self._std))
                 targets = F.layer_norm(latents.float(), (self.spec.width,), eps=TARGET_NORM_EPS)
             finally:

@@ -5,12 +5,13 @@ import math
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from salt_distill.common.config import EncoderConfig
 from salt_distill.common.model.grid import TokenGrid, cubes, grid_of
+from salt_distill.common.model.pixels import normalised_cubes
 from salt_distill.common.model.rope import rope_table, rotate_queries_and_keys
 
 
@@ -144,6 +145,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
+        self._cube = {"patch_size": config.patch_size, "tubelet_size": config.tubelet_size}
         cube_width = 3 * config.tubelet_size * config.patch_size**2
         self.patch_embed = nn.Linear(
             cube_width, config.width
@@ -159,7 +161,24 @@ class Encoder(nn.Module):
         self, clip: Float[Tensor, "b 3 t h w"], token_idx: Int[Tensor, "b v"] | None = None
     ) -> Float[Tensor, "b v e"]:
         """Tokens of the whole clip, or of ``token_idx`` alone, which then see only each other."""
-        size = {"patch_size": self.config.patch_size, "tubelet_size": self.config.tubelet_size}
-        x = self.patch_embed(cubes(clip, token_idx, **size).flatten(2))
-        rope = self.rope(grid_of(clip, **size), token_idx, clip.device)
-        return self.norm(self.blocks(x, rope).float())
+        cube = cubes(clip, token_idx, **self._cube)
+        return self._encode(cube.flatten(2), token_idx, grid_of(clip, **self._cube))
+
+    def grid_of(self, pixels: UInt8[Tensor, "b t h w 3"]) -> TokenGrid:
+        """The token grid of a batch of clips. Raises ValueError where a clip is no whole number of cubes."""
+        return grid_of(rearrange(pixels, "b t h w c -> b c t h w"), **self._cube)
+
+    def visible(
+        self, pixels: UInt8[Tensor, "b t h w 3"], token_idx: Int[Tensor, "b v"]
+    ) -> Float[Tensor, "b v e"]:
+        """``forward`` of normalised ``pixels`` and ``token_idx``, to the bit; cuts those tokens out as bytes,
+        and normalises nothing else."""
+        clip = rearrange(pixels, "b t h w c -> b c t h w")
+        cube = normalised_cubes(cubes(clip, token_idx, **self._cube))
+        return self._encode(cube.flatten(2), token_idx, self.grid_of(pixels))
+
+    def _encode(
+        self, cube: Float[Tensor, "b v cupq"], token_idx: Int[Tensor, "b v"] | None, grid: TokenGrid
+    ) -> Float[Tensor, "b v e"]:
+        rope = self.rope(grid, token_idx, cube.device)
+        return self.norm(self.blocks(self.patch_embed(cube), rope).float())

@@ -1,15 +1,13 @@
 """Targets as bytes: the rounding and layout that wire, cache and in-process teachers share (DESIGN section 4,
 Target)."""
 
-import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 import xxhash
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from typing_extensions import Buffer
 
@@ -17,13 +15,9 @@ from salt_distill.common.config import TargetDtype
 
 TARGET_DTYPES: tuple[TargetDtype, ...] = ("float16", "bfloat16", "int8")
 
-_STORAGE = {"float16": pa.float16(), "bfloat16": pa.uint16(), "int8": pa.int8()}
-_VALUES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 _BYTES_PER_VALUE = {"float16": 2, "bfloat16": 2, "int8": 1}
 _SCALE_BYTES = 4
-_TOGETHER_BYTES = 1_000_000
-"""Targets that are widened at once, in bytes: small ones many at a time, and no more than a processor still
-has near from checking them."""
 
 
 class CorruptTargetError(ValueError):
@@ -47,67 +41,88 @@ class EncodedTarget:
         return memoryview(self.target).nbytes + (0 if self.scale is None else memoryview(self.scale).nbytes)
 
 
-def encode(targets: Float[Tensor, "b n d"], dtype: TargetDtype) -> list[EncodedTarget]:
-    """Each row in ``dtype``; rounds on the tensor's own device. Raises ValueError where a target is not
-    finite."""
-    if (
-        not torch.stack(torch.aminmax(targets)).isfinite().all()
-    ):  # a NaN is the minimum and the maximum of what it is in
+def pack(targets: Float[Tensor, "b n d"], dtype: TargetDtype) -> Shaped[Tensor, "b n packed"]:
+    """Targets rounded as on the wire, on the tensor's own device. Raises ValueError where one is not finite.
+
+    Note [packed]: the values of a token, which ``widen`` makes float32 again. Of int8 the four bytes of the
+    token's scale come after them, so that one tensor holds all: half or a quarter of float32's bytes, until a
+    loss needs that.
+    """
+    # A NaN is the minimum and the maximum of what it is in.
+    if not torch.stack(torch.aminmax(targets)).isfinite().all():
         raise ValueError(
             "got targets with values that are not finite, expected LayerNormed latents: the teacher's weights"
             " are damaged"
         )
+    if dtype != "int8":
+        return targets.to(_TYPES[dtype])
+    scales = targets.abs().amax(-1, keepdim=True) / 127
+    divisor = torch.where(scales > 0, scales, torch.ones_like(scales))
+    values = (targets / divisor).round().clamp(-128, 127).to(torch.int8)
+    return torch.cat((values, scales.contiguous().view(torch.int8)), dim=-1)
+
+
+def widen(packed: Shaped[Tensor, "*b packed"]) -> Float[Tensor, "*b d"]:
+    """The targets in float32, as a student compares with them. See Note [packed]."""
+    if packed.dtype != torch.int8:
+        return packed.float()
+    scales = packed[..., -_SCALE_BYTES:].contiguous().view(torch.float32)
+    return packed[..., :-_SCALE_BYTES].float() * scales
+
+
+def empty_packed(
+    num_clips: int, num_tokens: int, width: int, dtype: TargetDtype, **where: Any
+) -> Shaped[Tensor, "b n packed"]:
+    """Room for packed targets. ``where``: what ``torch.empty`` takes beside a shape and a type."""
     if dtype == "int8":
-        scales = targets.abs().amax(-1) / 127
-        divisor = torch.where(scales > 0, scales, torch.ones_like(scales))[..., None]
-        values = (targets / divisor).round().clamp(-128, 127).to(torch.int8)
-        return [
-            _encoded(target, scale)
-            for target, scale in zip(values.cpu().numpy(), scales.cpu().numpy(), strict=True)
-        ]
-    if dtype == "float16":
-        return [_encoded(target, None) for target in targets.half().cpu().numpy()]
-    return [_encoded(target, None) for target in targets.bfloat16().view(torch.uint16).cpu().numpy()]
+        width += _SCALE_BYTES
+    return torch.empty(num_clips, num_tokens, width, dtype=_TYPES[dtype], **where)
+
+
+def encode(targets: Float[Tensor, "b n d"], dtype: TargetDtype) -> list[EncodedTarget]:
+    """Each row in ``dtype``, as bytes. Raises ValueError where a target is not finite."""
+    packed = pack(targets, dtype).cpu()
+    if dtype == "int8":
+        values, scales = packed[..., :-_SCALE_BYTES].numpy(), packed[..., -_SCALE_BYTES:].numpy()
+        return [_encoded(target, scale) for target, scale in zip(values, scales, strict=True)]
+    return [_encoded(target, None) for target in packed.view(torch.uint16).numpy()]
 
 
 def decode(
     encoded: EncodedTarget, dtype: TargetDtype, *, num_tokens: int, width: int
 ) -> Float[Tensor, "n d"]:
-    """The target in float32, as a student uses it."""
-    out = torch.empty(num_tokens, width)
-    decode_into(out, encoded, dtype)
-    return out
+    """The target in float32, as a student uses it. Raises CorruptTargetError."""
+    packed = empty_packed(1, num_tokens, width, dtype)
+    pack_into(packed[0], encoded, dtype)
+    return widen(packed[0])
 
 
-def decode_into(out: Float[Tensor, "n d"], encoded: EncodedTarget, dtype: TargetDtype) -> None:
-    """Fills ``out``, one row of a batch that the caller owns, without a copy in between. Raises
-    CorruptTargetError."""
-    verify(encoded, dtype, num_tokens=out.shape[0], width=out.shape[1])
-    values = _tensor(encoded.target, _STORAGE[dtype]).view(_VALUES[dtype]).view(out.shape)
-    _widen(values, None if encoded.scale is None else _floats(encoded.scale), out)
-
-
-def decode_whole(
-    encoded: Iterable[EncodedTarget | None], out: Float[Tensor, "b n d"], dtype: TargetDtype
+def pack_into(
+    out: Shaped[Tensor, "n packed"],
+    encoded: EncodedTarget,
+    dtype: TargetDtype,
+    token_idx: Int[np.ndarray, " k"] | None = None,
 ) -> None:
-    """Fills ``out`` with a batch of targets that ``verify`` has found whole, with zeros where there is None.
+    """Fills ``out``, a clip's row of a batch on the host, as the bytes are. Raises CorruptTargetError.
 
-    The bits are those of ``decode_into``. A target of some kilobytes costs more in calls than in bytes, so
-    such targets are gathered and widened together.
+    ``token_idx``: the tokens that ``encoded`` is of; the others become zeros.
     """
-    _, num_tokens, width = out.shape
-    target_bytes = num_tokens * width * _BYTES_PER_VALUE[dtype]
-    size = max(1, min(len(out), _TOGETHER_BYTES // target_bytes))
-    gathered = np.empty((size, target_bytes), dtype=np.uint8)
-    scales = np.empty((size, num_tokens), dtype=np.float32) if dtype == "int8" else None
-    values = torch.from_numpy(gathered).view(_VALUES[dtype]).view(size, num_tokens, width)
-    left = iter(encoded)
-    for rows in out.split(size):
-        for number, one in enumerate(itertools.islice(left, len(rows))):
-            gathered[number] = 0 if one is None else np.frombuffer(memoryview(one.target), dtype=np.uint8)
-            if scales is not None:
-                scales[number] = 0 if one is None or one.scale is None else _floats(one.scale)
-        _widen(values[: len(rows)], None if scales is None else scales[: len(rows)], rows)
+    num_tokens, width = out.shape[0] if token_idx is None else len(token_idx), out.shape[1]
+    if dtype == "int8":
+        width -= _SCALE_BYTES
+    verify(encoded, dtype, num_tokens=num_tokens, width=width)
+    rows = out.view(torch.uint8).numpy()
+    if token_idx is not None:
+        rows[:] = 0
+    tokens = slice(None) if token_idx is None else token_idx
+    num_bytes = width * _BYTES_PER_VALUE[dtype]
+    rows[tokens, :num_bytes] = np.frombuffer(memoryview(encoded.target), np.uint8).reshape(
+        num_tokens, num_bytes
+    )
+    if encoded.scale is not None:
+        rows[tokens, num_bytes:] = np.frombuffer(memoryview(encoded.scale), np.uint8).reshape(
+            num_tokens, _SCALE_BYTES
+        )
 
 
 def verify(encoded: EncodedTarget, dtype: TargetDtype, *, num_tokens: int, width: int) -> None:
@@ -162,22 +177,3 @@ def _encoded(target: np.ndarray, scale: np.ndarray | None) -> EncodedTarget:
     return EncodedTarget(
         target=target_bytes, scale=scale_bytes, checksum=checksum_of(target_bytes, scale_bytes)
     )
-
-
-def _widen(values: Tensor, scales: Float[np.ndarray, "*b n"] | None, out: Float[Tensor, "*b n d"]) -> None:
-    """Fills ``out`` with values times the scales of their tokens."""
-    if scales is None:
-        out.copy_(values)
-    else:  # numpy: multiplying int8 by float32 takes torch five times as long
-        np.multiply(values.numpy(), scales[..., None], out=out.numpy())
-
-
-def _floats(scale: Buffer) -> Float[np.ndarray, " n"]:
-    return np.frombuffer(memoryview(scale), dtype="<f4")
-
-
-def _tensor(data: Buffer, storage: pa.DataType) -> Tensor:
-    """Bytes as a tensor without a copy. By DLPack, since torch warns of every read-only buffer that it is
-    given directly."""
-    num_values = memoryview(data).nbytes * 8 // storage.bit_width
-    return torch.from_dlpack(pa.Array.from_buffers(storage, num_values, [None, pa.py_buffer(data)]))

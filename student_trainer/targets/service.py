@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from salt_distill.common.clip import ClipBatch
@@ -39,7 +38,7 @@ class _Part:
     tokens: dict[bytes, Int[np.ndarray, " k"]] | None
     """Of each clip, the tokens to ask for; None: all."""
     bucket: int | None
-    out: Float[Tensor, "b n d"]
+    out: Shaped[Tensor, "b n packed"]
     slots: range
     """From the first clip's to the last one's, in the data order."""
 
@@ -101,11 +100,11 @@ class ServiceTargets:
 
     def request(
         self, batch: ClipBatch, *, masks: Sequence[MaskGroup] = (), slot: int = 0
-    ) -> Future[Float[Tensor, "b n d"]]:
+    ) -> Future[Shaped[Tensor, "b n packed"]]:
         """See TargetSource."""
         if self._client.retries.is_open and (self._probe is None or self._probe.done()):
             self._probe = self._probes.submit(self._client.probe)
-        out = new_targets(batch, self.spec)
+        out = new_targets(batch, self.spec, self.dtype)
         tokens = _hidden(batch, masks, self.spec.num_tokens) if self._masked and masks else None
         parts = []
         for bucket, rows in self._bodies(batch.distinct()):
@@ -198,13 +197,13 @@ class ServiceTargets:
         if encoded is None:
             return False
         for row in part.rows[clip_digest]:
-            codec.decode_into(part.out[row], encoded, self.dtype)
+            codec.pack_into(part.out[row], encoded, self.dtype)
         return True
 
     def _answers(
         self, body: Any, asked: list[bytes], part: _Part
     ) -> tuple[dict[bytes, RowStatus], set[bytes]]:
-        """The status of each digest, and the leased ones; targets are decoded into ``part.out``. Raises
+        """The status of each digest, and the leased ones; targets are put into ``part.out``. Raises
         RetryableError for damaged bytes."""
         most = codec.num_bytes(self.dtype, self.spec.num_tokens, self.spec.width) + _ROW_BYTES
         answer = self._client.targets(
@@ -219,12 +218,9 @@ class ServiceTargets:
         for row in answered:
             if row.encoded is not None:
                 first, *others = part.rows[row.clip_digest]
+                token_idx = None if part.tokens is None else part.tokens[row.clip_digest]
                 try:
-                    self._decode(
-                        row.encoded,
-                        part.out[first],
-                        None if part.tokens is None else part.tokens[row.clip_digest],
-                    )
+                    codec.pack_into(part.out[first], row.encoded, self.dtype, token_idx)
                 except codec.CorruptTargetError as error:
                     self._count("corrupt")
                     raise RetryableError(f"clip {row.clip_digest.hex()[:12]}: {error}") from error
@@ -234,16 +230,6 @@ class ServiceTargets:
                     self._kept.add(row.clip_digest, row.encoded)
         leased = {answered[number].clip_digest for number in header.leased}
         return {row.clip_digest: row.status for row in answered}, leased
-
-    def _decode(
-        self, encoded: codec.EncodedTarget, out: Float[Tensor, "n d"], token_idx: Int[np.ndarray, " k"] | None
-    ) -> None:
-        """Fills ``out``, with zeros at tokens that were not asked for."""
-        if token_idx is None:
-            codec.decode_into(out, encoded, self.dtype)
-        else:
-            tokens = codec.decode(encoded, self.dtype, num_tokens=len(token_idx), width=self.spec.width)
-            out.zero_()[torch.from_numpy(token_idx)] = tokens
 
     def _check(
         self, header: wire.ResponseHeader, answered: list[wire.ResponseRow], asked: list[bytes]
@@ -282,9 +268,11 @@ def _hidden(
     }
 
 
-def _when_all(parts: list[Future[None]], out: Float[Tensor, "b n d"]) -> Future[Float[Tensor, "b n d"]]:
+def _when_all(
+    parts: list[Future[None]], out: Shaped[Tensor, "b n packed"]
+) -> Future[Shaped[Tensor, "b n packed"]]:
     """A future of ``out`` when every part of it is filled, or of the first failure."""
-    whole: Future[Float[Tensor, "b n d"]] = Future()
+    whole: Future[Shaped[Tensor, "b n packed"]] = Future()
     left, lock = len(parts), threading.Lock()
 
     def ended(part: Future[None]) -> None:

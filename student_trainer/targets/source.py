@@ -1,13 +1,13 @@
 """Where a student's targets come from: a service, a cache, or a teacher in its own process. All three give
 the same bits."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 
 from salt_distill.common.clip import ClipBatch
@@ -56,9 +56,9 @@ class TargetSource(Protocol):
 
     def request(
         self, batch: ClipBatch, *, masks: Sequence[MaskGroup] = (), slot: int = 0
-    ) -> Future[Float[Tensor, "b n d"]]:
-        """The targets to come, float32, in the batch's order; zeros in rows that are not good. The future may
-        raise.
+    ) -> Future[Shaped[Tensor, "b n packed"]]:
+        """The targets to come, packed (Note [packed]), in the batch's order; zeros in rows that are not good.
+        The future may raise. On the host, or where the teacher of this process computed them.
 
         ``masks`` of the rows: tokens that they do not hide may be left out, as zeros. ``slot``: of the first
         row, for the run's group.
@@ -110,7 +110,7 @@ class CachedTargets:
 
     def request(
         self, batch: ClipBatch, *, masks: Sequence[MaskGroup] = (), slot: int = 0
-    ) -> Future[Float[Tensor, "b n d"]]:
+    ) -> Future[Shaped[Tensor, "b n packed"]]:
         """See TargetSource."""
         return self._pool.submit(self._read, batch)
 
@@ -133,31 +133,23 @@ class CachedTargets:
         """See TargetSource."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, batch: ClipBatch) -> Float[Tensor, "b n d"]:
-        out = new_targets(batch, self.spec)
-        codec.decode_whole(self._whole(batch), out, self.dtype)
-        self._rows_read += int(batch.good.sum())
-        return out
-
-    def _whole(self, batch: ClipBatch) -> Iterator[codec.EncodedTarget | None]:
-        """The targets of a batch as they lie in the cache, each checked; None where a clip is bad."""
-        for row, (good, encoded) in enumerate(
-            zip(batch.good.tolist(), self._cache.targets(batch.digests), strict=True)
-        ):
-            if not good:
-                yield None
+    def _read(self, batch: ClipBatch) -> Shaped[Tensor, "b n packed"]:
+        out = new_targets(batch, self.spec, self.dtype)
+        for row, encoded in enumerate(self._cache.targets(batch.digests)):
+            if not batch.good[row]:
                 continue
             if encoded is None:
                 raise TargetMissError(self._explain(batch, row))
             try:
-                codec.verify(encoded, self.dtype, num_tokens=self.spec.num_tokens, width=self.spec.width)
+                codec.pack_into(out[row], encoded, self.dtype)
             except codec.CorruptTargetError as error:
                 cached = self._cache.find(batch.digests[row])
                 assert cached is not None, "it was found a moment ago"
                 raise codec.CorruptTargetError(
                     f"{self._path}: sample {cached.key}, view {cached.view}: {error}"
                 ) from error
-            yield encoded
+        self._rows_read += int(batch.good.sum())
+        return out
 
     def _explain(self, batch: ClipBatch, row: int) -> str:
         theirs = self._cache.spec.to_json()
@@ -195,7 +187,7 @@ class LocalTargets:
 
     def request(
         self, batch: ClipBatch, *, masks: Sequence[MaskGroup] = (), slot: int = 0
-    ) -> Future[Float[Tensor, "b n d"]]:
+    ) -> Future[Shaped[Tensor, "b n packed"]]:
         """See TargetSource."""
         return self._pool.submit(self._compute, batch)
 
@@ -218,16 +210,19 @@ class LocalTargets:
         """See TargetSource."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _compute(self, batch: ClipBatch) -> Float[Tensor, "b n d"]:
-        out = new_targets(batch, self.spec)
+    def _compute(self, batch: ClipBatch) -> Shaped[Tensor, "b n packed"]:
+        """On the teacher's device, which targets do not leave."""
         rows = list(batch.distinct().values())
         size = int(self.spec.compute["batch_size"])
+        out = codec.empty_packed(
+            len(batch.good), self.spec.num_tokens, self.spec.width, self.dtype, device=self._teacher.device
+        ).zero_()
         for first in range(0, len(rows), size):
             group = rows[first : first + size]
             targets = self._teacher.forward(batch.pixels[[numbers[0] for numbers in group]])
-            for numbers, encoded in zip(group, codec.encode(targets, self.dtype), strict=True):
+            for numbers, packed in zip(group, codec.pack(targets, self.dtype), strict=True):
                 for number in numbers:
-                    codec.decode_into(out[number], encoded, self.dtype)
+                    out[number] = packed
             self._clips_computed += len(group)
         return out
 
@@ -255,11 +250,11 @@ class ReservedTargets:
 
     def request(
         self, batch: ClipBatch, *, masks: Sequence[MaskGroup] = (), slot: int = 0
-    ) -> Future[Float[Tensor, "b n d"]]:
+    ) -> Future[Shaped[Tensor, "b n packed"]]:
         """See TargetSource."""
-        whole: Future[Float[Tensor, "b n d"]] = Future()
+        whole: Future[Shaped[Tensor, "b n packed"]] = Future()
 
-        def served(answer: Future[Float[Tensor, "b n d"]]) -> None:
+        def served(answer: Future[Shaped[Tensor, "b n packed"]]) -> None:
             if isinstance(answer.exception(), TeacherUnavailableError):
                 self._reserve.request(batch).add_done_callback(lambda computed: _hand_over(computed, whole))
             else:
@@ -290,7 +285,7 @@ class ReservedTargets:
         self._reserve.close()
 
 
-def _hand_over(done: Future[Float[Tensor, "b n d"]], to: Future[Float[Tensor, "b n d"]]) -> None:
+def _hand_over(done: Future[Shaped[Tensor, "b n packed"]], to: Future[Shaped[Tensor, "b n packed"]]) -> None:
     if done.cancelled():
         to.set_exception(ConnectionError("the target source was closed"))
     elif (error := done.exception()) is not None:
