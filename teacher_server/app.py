@@ -14,6 +14,7 @@ from typing import Any
 import rich.console
 
 from salt_distill.common.config import ServeConfig
+from salt_distill.common.console import console
 from salt_distill.common.local_ray import is_private, ray_to_join
 from salt_distill.common.protocol import Header, Route
 from salt_distill.teacher_server.board.board import Ending
@@ -31,7 +32,7 @@ from salt_distill.teacher_server.ray_serve.signals import (
 _POLL_S = 0.2
 
 
-def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
+def serve_teacher(config: ServeConfig, console: rich.console.Console = console) -> None:
     """Serves until SIGINT or SIGTERM; prints the URL on standard output once /readyz answers."""
     from salt_distill.common.model.checkpoint import open_encoder
     from salt_distill.common.model.teacher import fingerprint

@@ -40,7 +40,12 @@ def show_runs(config: RunsConfig) -> None:
         _stdout().print(_runs_table(runs))
 
 
-def drain(config: DrainConfig, *, stop: bool) -> None:
+def stop(config: DrainConfig) -> None:
+    """``drain``, and the service has ended."""
+    drain(config, stop=True)
+
+
+def drain(config: DrainConfig, *, stop: bool = False) -> None:
     """Returns when everything is answered and, with ``stop``, the service is gone. Raises ConnectionError
     where that is not so in time."""
     url = config.url.rstrip("/")

@@ -43,7 +43,7 @@ def odd(tmp_path_factory) -> Path:
 
 
 def test_everything_is_counted(odd, capsys):
-    inspect(look(odd, format="json"))
+    inspect(look(odd, json_=True))
     found = json.loads(capsys.readouterr().out)
     samples = samples_of(odd).values()
     assert (found["name"], found["kind"], found["num_samples"], found["splits"]) == (
@@ -110,7 +110,7 @@ def test_people_see_the_same(odd, capsys):
 
 
 def test_a_split_alone(shards, capsys):
-    inspect(look(shards, format="json", split="test"))
+    inspect(look(shards, json_=True, split="test"))
     found = json.loads(capsys.readouterr().out)
     samples = samples_of(shards, "test").values()
     assert found["splits"] == {"test": 10}
@@ -124,7 +124,7 @@ def test_a_missing_shard_is_named(odd, tmp_path, capsys):
     shutil.copytree(odd, tmp_path / "out")
     first = sorted((tmp_path / "out").glob("*.tar"))[0]
     first.unlink()
-    inspect(look(tmp_path / "out", format="json"))
+    inspect(look(tmp_path / "out", json_=True))
     assert json.loads(capsys.readouterr().out)["missing_shards"] == [first.name]
 
 

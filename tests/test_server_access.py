@@ -302,7 +302,7 @@ def test_both_sides_name_a_request_that_is_repeated(teacher, tmp_path, caplog):
         (("--host", "teacher.example"), "give --tokens FILE, or --insecure"),
         (("--tokens", "FILE", "--insecure"), "got --insecure with --tokens"),
         (("--tls-cert", "cert.pem"), "got --tls-cert cert.pem and --tls-key None, expected both"),
-        (("--name", "../teacher"), "name: String should match pattern"),
+        (("--name", "../teacher"), "--name: got '../teacher', expected a text that matches"),
     ],
 )
 def test_flags_that_would_let_strangers_in(flags, said, capsys, monkeypatch, tokens):

@@ -1,7 +1,7 @@
 """Every configuration value of the project: its type, its default, its unit."""
 
 from salt_distill.common.config.access import TokenConfig
-from salt_distill.common.config.base import Config, dump_yaml, explain, load_yaml, merge
+from salt_distill.common.config.base import Config, dump_yaml, load_yaml
 from salt_distill.common.config.data import (
     InspectConfig,
     MixConfig,
@@ -24,8 +24,10 @@ from salt_distill.common.config.evaluate import (
     SelectConfig,
 )
 from salt_distill.common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
+from salt_distill.common.config.layers import explain, merge
 from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
+    MAX_DEPTH,
     BlockSetConfig,
     EncoderConfig,
     MaskConfig,
@@ -72,6 +74,7 @@ from salt_distill.common.config.train import (
 __all__ = [
     "MASKS",
     "MASK_GROUP_SIZE",
+    "MAX_DEPTH",
     "PRESETS",
     "PROTOCOLS",
     "TIMM",

@@ -1,10 +1,9 @@
-"""What every configuration class is, and configuration as layers, YAML and error messages."""
+"""What every configuration class is, and configuration as YAML."""
 
 import re
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict
 
@@ -17,6 +16,11 @@ class Config(BaseModel):
     paths: ClassVar[tuple[str, ...]] = ()
     """Fields that hold a path, or several, which are relative to where the command was given; or an address,
     or a name such as timm's."""
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Optional packages that a command with this configuration needs, see ``common/extras.py``."""
+        return ()
 
     def absolute(self) -> Self:
         """The same for processes with another working directory, such as workers on other machines."""
@@ -40,18 +44,6 @@ def _from_anywhere(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
     )  # links stay: what they lead to may change
 
 
-def merge(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries in one; later layers win."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            below = merged.get(key)
-            merged[key] = (
-                merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-            )
-    return merged
-
-
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
@@ -66,13 +58,3 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 def dump_yaml(config: Config) -> str:
     """The resolved configuration; ``load_yaml`` and validation give it back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def explain(error: pydantic.ValidationError) -> str:
-    """One line per wrong value: its path, what was got, what was expected."""
-    lines = []
-    for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"] if part != "function-after")
-        got = "" if item["type"] in ("missing", "value_error") else f", got {item['input']!r}"
-        lines.append(f"{path + ': ' if path else ''}{item['msg'].removeprefix('Value error, ')}{got}")
-    return "\n".join(lines)

@@ -112,6 +112,10 @@ class ProbeConfig(Config):
         return self.model_dump(mode="json", exclude=without)
 
     @property
+    def extras(self) -> tuple[str, ...]:
+        return ("train",) if self.workers else ()
+
+    @property
     def fewest_workers(self) -> int:
         """As many as are asked for."""
         return self.workers
@@ -227,6 +231,10 @@ class SelectConfig(Config):
     """CPU threads of the models."""
     loader: LoaderConfig = LoaderConfig()
 
+    @property
+    def extras(self) -> tuple[str, ...]:
+        return ("eval",)
+
 
 class ExportConfig(Config):
     """`salt-eval export`: a checkpoint in a form that other code loads."""
@@ -254,6 +262,10 @@ class ReportConfig(Config):
     exist."""
     out: str | None = None
     """The page; summary.json is written beside it. None: report.html in the folder of `--runs`."""
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        return ("eval",)
 
     @model_validator(mode="after")
     def _has_runs(self) -> Self:
@@ -292,6 +304,10 @@ class PicturesConfig(Config):
     """CPU threads."""
     loader: LoaderConfig = LoaderConfig()
 
+    @property
+    def extras(self) -> tuple[str, ...]:
+        return ("eval",)
+
 
 class FlopsConfig(Config):
     """Compute of a training run, by the paper's 6ND and exactly."""
@@ -310,8 +326,8 @@ class FlopsConfig(Config):
     """Decides the masks whose tokens are counted."""
     paper: bool = False
     """The paper's Tables 10, 11 and 16 beside ours, instead of one run."""
-    format: Literal["text", "json"] = "text"
-    """Text for people, or JSON."""
+    json_: bool = False
+    """One JSON object for programs, instead of tables for people."""
     encoder: EncoderConfig = EncoderConfig()
     predictor: PredictorConfig = PredictorConfig()
     view: ViewConfig = ViewConfig()
@@ -333,7 +349,7 @@ class FlopsConfig(Config):
             changed = [
                 name
                 for name in type(self).model_fields
-                if name not in ("paper", "format") and getattr(self, name) != _default(name)
+                if name not in ("paper", "json_") and getattr(self, name) != _default(name)
             ]
             if changed:
                 raise ValueError(

@@ -13,12 +13,16 @@ MASK_GROUP_SIZE = 24
 Masks)."""
 
 
+MAX_DEPTH = 1000
+"""Blocks of the deepest encoder that is built."""
+
+
 class EncoderConfig(Config):
     """A video ViT (arXiv:2509.24317, Table 3). Defaults: ViT-L."""
 
     width: PositiveInt = 1024
     """Channels of a token."""
-    depth: PositiveInt = 24
+    depth: int = Field(default=24, gt=0, le=MAX_DEPTH)
     """Transformer blocks."""
     num_heads: PositiveInt = 16
     """Attention heads; the width is a multiple of it."""
@@ -28,9 +32,10 @@ class EncoderConfig(Config):
     """Side of a patch, in pixels."""
     tubelet_size: PositiveInt = 2
     """Frames of a patch."""
-    rope: Literal["vjepa2_tiled", "interleaved"] = "vjepa2_tiled"
+    rope: Literal["vjepa2_tiled", "interleaved", "vjepa2_1"] = "vjepa2_tiled"
     """Pairing of rotary frequencies: V-JEPA 2's own (the paper: identical to V-JEPA 2), or the
-    norm-preserving one."""
+    norm-preserving one; V-JEPA 2.1 has that one too, and spreads any number of rows and columns over the 16
+    of a frame of 256 pixels."""
     norm_eps: PositiveFloat = 1e-6
     """Epsilon of every LayerNorm of the encoder."""
 

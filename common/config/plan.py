@@ -98,9 +98,13 @@ class PlanConfig(Config):
     keep_months: PositiveFloat | None = None
     """Months that cached targets are kept; None: while the runs take."""
     json_: bool = False
-    """JSON instead of tables."""
+    """One JSON object for programs, instead of tables for people."""
     chart: str | None = None
     """PNG file for a chart of what each choice costs and what binds it."""
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        return ("eval",) if self.chart else ()
 
     @model_validator(mode="after")
     def _means_something(self) -> Self:

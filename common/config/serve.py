@@ -101,6 +101,10 @@ class ServeConfig(FrozenConfig):
     teacher: TeacherComputeConfig = TeacherComputeConfig()
     service: ServiceConfig = ServiceConfig()
 
+    @property
+    def extras(self) -> tuple[str, ...]:
+        return ("serve",)
+
     @field_validator("replicas")
     @classmethod
     def _ascending(cls, value: str) -> str:
@@ -165,6 +169,10 @@ class PrecomputeConfig(FrozenConfig):
     view: DrawConfig = DrawConfig()
     teacher: TeacherComputeConfig = TeacherComputeConfig()
     loader: LoaderConfig = LoaderConfig()
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        return ("serve",) if self.workers else ()
 
 
 class OfServiceConfig(Config):
@@ -242,7 +250,7 @@ class CacheStatsConfig(Config):
     """The cache, as `salt-serve precompute` or `--cache` writes it: a folder, or an address such as
     s3://BUCKET/TARGETS."""
     json_: bool = False
-    """JSON instead of a table."""
+    """One JSON object for programs, instead of tables for people."""
 
 
 class CacheGcConfig(Config):

@@ -246,6 +246,11 @@ class TrainConfig(Config):
     loader: LoaderConfig = LoaderConfig()
 
     @property
+    def extras(self) -> tuple[str, ...]:
+        for_workers = ("train",) if self.most_workers and not self.estimate else ()
+        return for_workers if self.wandb is None else (*for_workers, "wandb")
+
+    @property
     def fewest_workers(self) -> int:
         """Workers that the run needs at least."""
         return int(str(self.workers).partition(":")[0])

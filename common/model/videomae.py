@@ -1,21 +1,18 @@
-"""VideoMAE's encoder, from a Hugging Face directory."""
+"""VideoMAE's encoder from a Hugging Face directory."""
 
 import functools
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
-from salt_distill.common.config import ViewConfig
+from salt_distill.common.config import MAX_DEPTH, ViewConfig
+from salt_distill.common.model.absolute import AbsoluteEncoder
 from salt_distill.common.model.foreign import hf_processor, hf_tensors, validated
-from salt_distill.common.model.frozen import FrozenEncoder, VideoMaeConfig
-from salt_distill.common.model.grid import cubes
+from salt_distill.common.model.frozen import AbsoluteConfig, FrozenEncoder
 from salt_distill.common.model.layouts import Layout, require_fit, shapes_of, to_ours
-from salt_distill.common.model.vit import Block, Norm, Stack
 
 _WORDS = {
     "patch_embed": "embeddings.patch_embeddings.projection", "blocks": "encoder.layer",
@@ -42,7 +39,7 @@ class _HfConfig(BaseModel):
     num_frames: int = 16
     tubelet_size: int = 2
     hidden_size: int = 768
-    num_hidden_layers: int = 12
+    num_hidden_layers: int = Field(default=12, le=MAX_DEPTH)
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     hidden_act: Literal["gelu"] = "gelu"
@@ -52,53 +49,10 @@ class _HfConfig(BaseModel):
     """A fine-tuned classifier, whose norm comes after the mean over tokens: the encoder has none."""
 
 
-class VideoMaeEncoder(nn.Module):
-    """Normalised clips to tokens."""
-
-    positions: Tensor
-    unturned: Tensor
-    """A rotation by no angle: its blocks are ours."""
-
-    def __init__(self, config: VideoMaeConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.patch_embed = nn.Linear(3 * config.tubelet_size * config.patch_size**2, config.width)
-        self.register_buffer("positions", sine_table(config.num_tokens, config.width), persistent=False)
-        self.register_buffer("unturned", torch.tensor([1.0, 0.0]).view(2, 1, 1, 1, 1), persistent=False)
-        self.blocks = Stack(
-            Block(config.width, config.num_heads, config.mlp_width, config.block_eps)
-            for _ in range(config.depth)
-        )
-        self.norm: nn.Module = (
-            nn.Identity() if config.norm_eps is None else Norm(config.width, eps=config.norm_eps)
-        )
-
-    def forward(self, clip: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b n d"]:
-        """Tokens of the whole clip, time-major. Raises ValueError for a clip of another size than its own."""
-        pixels = cubes(clip, None, patch_size=self.config.patch_size, tubelet_size=self.config.tubelet_size)
-        if pixels.shape[1] != self.config.num_tokens:
-            raise ValueError(
-                f"got clips of {pixels.shape[1]} tokens for a VideoMAE encoder, expected"
-                f" {self.config.num_tokens}, whose positions it was trained with: leave --num-frames and"
-                " --crop-size as the checkpoint says"
-            )
-        rope = self.unturned.expand(
-            -1, 1, 1, self.config.num_tokens, self.config.width // self.config.num_heads
-        )
-        return self.norm(self.blocks(self.patch_embed(pixels.flatten(2)) + self.positions, rope).float())
-
-
-def sine_table(num_tokens: int, width: int) -> Float[Tensor, "n d"]:
-    """Sines in the even channels and cosines in the odd ones, of a token's number over 10000 ** (2 (channel
-    // 2) / width)."""
-    angle = np.arange(num_tokens)[:, None] / 10_000 ** (2 * (np.arange(width) // 2) / width)
-    return torch.from_numpy(np.where(np.arange(width) % 2, np.cos(angle), np.sin(angle))).float()
-
-
 def open_videomae(directory: Path) -> FrozenEncoder:
     """The encoder of a VideoMAE directory, with a decoder or a classifier beside it or without."""
     found = validated(_HfConfig, directory / "config.json")
-    config = VideoMaeConfig(
+    config = AbsoluteConfig(
         width=found.hidden_size,
         depth=found.num_hidden_layers,
         num_heads=found.num_attention_heads,
@@ -120,7 +74,7 @@ def open_videomae(directory: Path) -> FrozenEncoder:
     )
 
 
-def _load(directory: Path, config: VideoMaeConfig) -> VideoMaeEncoder:
+def _load(directory: Path, config: AbsoluteConfig) -> AbsoluteEncoder:
     found: dict[str, Tensor] = {}
     for name, tensor in hf_tensors(directory, "videomae.", others=_OTHERS).items():
         if name.endswith(("q_bias", "v_bias")):  # as the released files call them
@@ -128,7 +82,7 @@ def _load(directory: Path, config: VideoMaeConfig) -> VideoMaeEncoder:
         found[name] = tensor
         if name.endswith("query.bias"):
             found[name.replace("query", "key")] = torch.zeros_like(tensor)  # VideoMAE has none
-    encoder = VideoMaeEncoder(config)
+    encoder = AbsoluteEncoder(config)
     layout = _layout(encoder)
     require_fit(
         {name: tensor.shape for name, tensor in found.items()},
@@ -139,7 +93,7 @@ def _load(directory: Path, config: VideoMaeConfig) -> VideoMaeEncoder:
     return encoder.eval()
 
 
-def _layout(encoder: VideoMaeEncoder) -> Layout:
+def _layout(encoder: AbsoluteEncoder) -> Layout:
     """Of each of our tensors theirs."""
     sizes = encoder.config
     reshaped = {

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from salt_distill.common.command import console
 from salt_distill.common.config import FrozenConfig, SelectConfig, TeacherComputeConfig
+from salt_distill.common.console import console
 from salt_distill.common.data.shards import open_dataset
 from salt_distill.common.model.checkpoint import CheckpointConfig, find_checkpoint, open_encoder, read_config
 from salt_distill.common.model.teacher import Teacher, fingerprint

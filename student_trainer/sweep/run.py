@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from salt_distill.common.config import StudentRun, SweepConfig, dump_yaml, load_yaml
+from salt_distill.common.console import console
 from salt_distill.common.local_ray import ray_to_join
 from salt_distill.student_trainer.job import ENVIRONMENT
 from salt_distill.student_trainer.resume import continued
@@ -34,7 +35,7 @@ _STUDENT = [
 _TAIL_BYTES = 8192
 
 
-def run(config: SweepConfig, console: rich.console.Console) -> None:
+def run(config: SweepConfig, console: rich.console.Console = console) -> None:
     """Trains what is not done yet, then prints the table and writes ``summary.json``. Raises ValueError where
     a run failed."""
     runs, out = runs_of(config), Path(config.out)

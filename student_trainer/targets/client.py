@@ -21,7 +21,7 @@ from salt_distill.common.protocol import ARROW_TYPE, RETRIED_STATUSES, Header, R
 from salt_distill.common.targets import wire
 from salt_distill.student_trainer.targets.retry import Retries, RetryableError
 
-log = logging.getLogger("salt.client")
+log = logging.getLogger(__name__)
 
 _MAX_JSON_BYTES = 1 << 20
 """Largest answer that is no target, in bytes."""

@@ -12,7 +12,7 @@ from salt_distill.common.metrics_line import MetricsLine
 from salt_distill.common.protocol import RunState
 from salt_distill.student_trainer.targets.client import TeacherClient
 
-log = logging.getLogger("salt.client")
+log = logging.getLogger(__name__)
 
 _REPORTED = RunState.model_fields.keys() & MetricsLine.model_fields.keys()
 """What the service's board shows of a line of metrics."""

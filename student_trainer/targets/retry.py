@@ -9,7 +9,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-log = logging.getLogger("salt.client")
+log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from salt_distill.common.whole import write_whole
 
-log = logging.getLogger("salt.server")
+log = logging.getLogger(__name__)
 
 _FORMAT = "salt-board-1"
 _LEAST_BYTES = 1_000_000

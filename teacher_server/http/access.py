@@ -19,7 +19,7 @@ from salt_distill.common.config import ServeConfig, TokenConfig
 from salt_distill.common.local_ray import is_private
 from salt_distill.teacher_server.http.errors import ApiError
 
-log = logging.getLogger("salt.server")
+log = logging.getLogger(__name__)
 
 _HINT = "salt-train: --teacher-token-file FILE or SALT_TOKEN; others: the header Authorization: Bearer TOKEN"
 

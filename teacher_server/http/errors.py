@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from salt_distill.common.protocol import Header
 
-log = logging.getLogger("salt.server")
+log = logging.getLogger(__name__)
 
 
 class ApiError(Exception):

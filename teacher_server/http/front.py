@@ -139,11 +139,11 @@ class RequestLog:
     def open(self) -> None:
         """From now on until ``close`` events of the service are written too."""
         self._listener.start()
-        logging.getLogger("salt.server").addHandler(self._handler)
+        logging.getLogger("salt_distill").addHandler(self._handler)
 
     def close(self) -> None:
         """Writes what is left."""
-        logging.getLogger("salt.server").removeHandler(self._handler)
+        logging.getLogger("salt_distill").removeHandler(self._handler)
         self._listener.stop()
         self._file.close()
 

@@ -38,7 +38,7 @@ from salt_distill.teacher_server.sharing.exchange import Answer, Asker, Exchange
 from salt_distill.teacher_server.sharing.leases import Leases
 from salt_distill.teacher_server.sharing.peers import PeerSecret
 
-log = logging.getLogger("salt.server")
+log = logging.getLogger(__name__)
 
 _RUN_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")
 _BEAT_S = 1.0

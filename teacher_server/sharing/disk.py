@@ -12,7 +12,7 @@ from salt_distill.common.targets.codec import CorruptTargetError, EncodedTarget
 from salt_distill.common.targets.growing_cache import GrowingCache
 from salt_distill.common.targets.manifest import CacheSpec
 
-log = logging.getLogger("salt.server")
+log = logging.getLogger(__name__)
 
 
 class DiskTargets:

@@ -23,7 +23,7 @@ from salt_distill.teacher_server.sharing.peers import PeerSecret
 
 T = TypeVar("T")
 
-log = logging.getLogger("salt.server")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

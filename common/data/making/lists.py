@@ -4,11 +4,8 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from salt_distill.common.data.sample import CLASS, MAX_CLASSES
 from salt_distill.common.data.skipped import printable
-
-CLASS = "class"
-"""Name of a label that comes without one, as WebDataset's ``.cls`` and V-JEPA's lists do."""
-_MAX_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ def _from_lines(path: Path, lines: list[str]) -> tuple[list[Row], dict[str, list
         video = video.strip()
         if len(video) > 1 and video[0] == video[-1] == '"':
             video = video[1:-1]
-        if not video or not label.isdecimal() or int(label) >= _MAX_CLASSES:
+        if not video or not label.isdecimal() or int(label) >= MAX_CLASSES:
             raise ValueError(
                 f"{path}: line {number}: got {line[:80]!r}, expected V-JEPA's `path label` or `path::label`"
                 " with the label a class number, or a CSV file whose first line names its columns: `path`,"

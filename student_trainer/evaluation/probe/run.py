@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from salt_distill.common.command import console
 from salt_distill.common.config import ProbeConfig
+from salt_distill.common.console import console
 from salt_distill.common.model.frozen import FrozenEncoder
 from salt_distill.student_trainer.evaluation.candidates import open_candidates, with_fresh_weights
 from salt_distill.student_trainer.evaluation.probe.features import common_labels, labelled_samples

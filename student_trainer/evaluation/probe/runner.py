@@ -12,8 +12,8 @@ from jaxtyping import Bool, Int
 from rich.progress import Progress
 from torch import nn
 
-from salt_distill.common.command import console
 from salt_distill.common.config import ProbeConfig, ViewConfig
+from salt_distill.common.console import console
 from salt_distill.common.data.reader import Reader, require_few_bad
 from salt_distill.common.data.sample import Sample
 from salt_distill.common.data.segments import SegmentCut
