@@ -54,7 +54,7 @@ def ray_to_join(
     before = {name: os.environ.get(name) for name in added}
     os.environ.update(added)
     owner = subprocess.Popen(
-        [sys.executable, "-m", "salt_distill.common.local_ray", folder],
+        [sys.executable, "-P", "-m", "salt_distill.common.local_ray", folder],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -72,9 +72,9 @@ class Header(enum.StrEnum):
     REQUEST = "X-Salt-Request", "The request's id: the client's own, or one that the answer tells it."
     RETRY = "X-Salt-Retry", "How often the request has been tried before."
     PASSED = "X-Salt-Passed", "The secret of the replicas: a request that one of them passes on to another."
-    COMMAND = (
-        "X-Salt-Command",
-        "Any value: said with each request that drains or stops a service. A form cannot send it.",
+    SHARE = (
+        "X-Salt-Share",
+        "Of a request that is passed on: the token whose share of the service it counts to.",
     )
 
 
@@ -204,18 +204,18 @@ class RunState(BaseModel):
     """Optimizer steps done, as the run reported last."""
     slot: NonNegativeInt = Field(le=MAX_COUNT)
     """The next slot of the data order."""
-    loss: Annotated[float | None, gauge("L1")] = Field(None, ge=-1e30, le=1e30)
+    loss: Annotated[float | None, gauge("L1")] = Field(default=None, ge=-1e30, le=1e30)
     """Loss of this step."""
-    flops: Annotated[NonNegativeFloat | None, gauge("FLOP")] = Field(None, le=1e40)
+    flops: Annotated[NonNegativeFloat | None, gauge("FLOP")] = Field(default=None, le=1e40)
     """Compute spent, teacher forward included."""
-    teacher_wait_ms: Annotated[NonNegativeFloat | None, gauge("milliseconds")] = Field(None, le=1e15)
+    teacher_wait_ms: Annotated[NonNegativeFloat | None, gauge("milliseconds")] = Field(default=None, le=1e15)
     """What a step waited for its targets."""
-    clips_per_s: Annotated[NonNegativeFloat | None, gauge("clips/s")] = Field(None, le=1e15)
+    clips_per_s: Annotated[NonNegativeFloat | None, gauge("clips/s")] = Field(default=None, le=1e15)
     """Speed."""
-    group: str | None = Field(None, pattern=ID_PATTERN)
+    group: str | None = Field(default=None, pattern=ID_PATTERN)
     """Runs of one data seed that keep together, so that memory serves them all; a report without it leaves
     the group."""
-    worker: NonNegativeInt = Field(0, lt=100_000)
+    worker: NonNegativeInt = Field(default=0, lt=100_000)
     """Which worker of the run says so. Each is a member of the group; the first one's report is shown."""
 
 

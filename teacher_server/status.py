@@ -80,7 +80,10 @@ def _answer(service: OfServiceConfig, path: str, method: str = "GET") -> Any:
     """What a service answers. Raises ConnectionError where it is not there, ValueError where it refuses."""
     url = service.url.rstrip("/")
     request = urllib.request.Request(
-        url + path, method=method, headers=authorization(access_token(service.token_file))
+        url + path,
+        method=method,
+        # of an empty body: a web page cannot send this type to a service that it does not belong to
+        headers={"Content-Type": "application/json", **authorization(access_token(service.token_file))},
     )
     tls = trusted(service.ca) if url.startswith("https:") else None
     try:

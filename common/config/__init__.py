@@ -30,6 +30,7 @@ from salt_distill.common.config.model import (
     MAX_DEPTH,
     BlockSetConfig,
     EncoderConfig,
+    GpuName,
     MaskConfig,
     MaskSetConfig,
     PredictorConfig,
@@ -38,7 +39,7 @@ from salt_distill.common.config.model import (
     ViewConfig,
     Views,
 )
-from salt_distill.common.config.plan import GpuName, PlanConfig, PlannedStudent
+from salt_distill.common.config.plan import PlanConfig, PlannedStudent
 from salt_distill.common.config.presets import MASKS, PRESETS, mask_layer, preset_layer, warmup_layer
 from salt_distill.common.config.protocols import PROTOCOLS
 from salt_distill.common.config.serve import (

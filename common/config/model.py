@@ -8,6 +8,8 @@ from salt_distill.common.config.base import Config
 
 Views = Literal["fresh"] | PositiveInt
 TargetDtype = Literal["float16", "bfloat16", "int8"]
+GpuName = Literal["a100", "h100", "h200", "b200", "4090", "l4"]
+"""GPUs whose data sheet is known here."""
 MASK_GROUP_SIZE = 24
 """Clips that share a block size and kept counts: the paper's per-GPU batch, 3072 / 128 (DESIGN section 4,
 Masks)."""

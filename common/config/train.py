@@ -10,6 +10,7 @@ from salt_distill.common.config.marks import DecidedBySweep, OnResume, Shown, ma
 from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
     EncoderConfig,
+    GpuName,
     MaskConfig,
     PredictorConfig,
     TargetDtype,
@@ -237,6 +238,9 @@ class TrainConfig(Config):
     memory. Reads no data, writes no run."""
     estimate_out: Annotated[str | None, OnResume("no run"), DecidedBySweep()] = None
     """JSON file for what `--estimate` finds."""
+    gpu: Annotated[GpuName | None, OnResume("no run"), DecidedBySweep()] = None
+    """With `--estimate`: whether the run fits GPUs of this kind, which need not be here, and how long a step
+    takes at least; counted, not timed."""
     encoder: Annotated[EncoderConfig, Shown()] = EncoderConfig()
     predictor: Annotated[PredictorConfig, Shown()] = PredictorConfig()
     view: Annotated[ViewConfig, Shown()] = ViewConfig()
@@ -291,6 +295,8 @@ class TrainConfig(Config):
                 f"got --estimate-out {self.estimate_out} without --estimate, expected both: only an estimate"
                 " is written there"
             )
+        if self.gpu is not None and not self.estimate:
+            raise ValueError(f"got --gpu {self.gpu} without --estimate, expected both")
         if self.estimate and self.resume:
             raise ValueError(
                 "got --estimate with --resume, expected one of them: an estimate is of a whole run"
@@ -368,6 +374,8 @@ class StudentRun(TrainConfig):
                     " the reserve"
                 )
             return self
+        if self.gpu is not None and not given:
+            return self  # a count needs no targets
         if len(given) != 1:
             raise ValueError(
                 f"got {flags}, expected exactly one source of targets: --teacher-url, --targets or"

@@ -26,9 +26,9 @@ from salt_distill.common.config import (
     PredictorConfig,
     ViewConfig,
 )
-from salt_distill.common.model.foreign import hf_model_type, open_hf
 from salt_distill.common.model.frozen import AbsoluteConfig, FrozenEncoder
 from salt_distill.common.model.grid import TokenGrid, token_grid
+from salt_distill.common.model.hugging_face import hf_model_type, open_hf
 from salt_distill.common.model.layouts import require_fit
 from salt_distill.common.model.pixels import IMAGENET_MEAN, IMAGENET_STD
 from salt_distill.common.model.predictor import Predictor

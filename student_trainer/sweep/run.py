@@ -28,6 +28,7 @@ PLAIN_LINES = 10
 """Lines of a whole run where there is no terminal to draw on."""
 _STUDENT = [
     sys.executable,
+    "-P",
     "-c",
     "import sys; sys.argv[0] = 'salt-train'; from salt_distill.student_trainer.cli import main; main()",
     "student",

@@ -88,16 +88,16 @@ class Tokens:
         it."""
         scheme, _, secret = (authorization or "").partition(" ")
         presented = _digest(secret.strip())
-        found = None
+        known = None
         for digest, token in self._tokens.items():  # all of them, so that time says nothing
             if hmac.compare_digest(digest, presented):
-                found = token
-        if found is None or scheme.lower() != "bearer":
+                known = token
+        if known is None or scheme.lower() != "bearer":
             got = (
                 "no Authorization header"
                 if authorization is None
                 else "one that is not known"
-                if found is None
+                if known is None
                 else "another scheme"
             )
             raise ApiError(
@@ -108,7 +108,7 @@ class Tokens:
                 hint=_HINT,
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        return found
+        return known
 
     def reload(self) -> None:
         """Reads the file again where it has changed. Blocks; never raises for what the file holds."""
@@ -126,10 +126,10 @@ class Tokens:
 
     def _stamp(self) -> tuple[int, ...] | None:
         try:
-            found = os.stat(self._path)
+            file = os.stat(self._path)
         except OSError:
             return None
-        return (found.st_mtime_ns, found.st_size, found.st_ino)
+        return (file.st_mtime_ns, file.st_size, file.st_ino)
 
 
 def check_access(config: ServeConfig) -> None:

@@ -35,7 +35,7 @@ class Replica:
         from salt_distill.common.model.checkpoint import open_encoder
         from salt_distill.common.model.teacher import Teacher
         from salt_distill.teacher_server.http.listener import Tls, tls_socket
-        from salt_distill.teacher_server.http.replica import Place
+        from salt_distill.teacher_server.http.replica import ReplicaContext
         from salt_distill.teacher_server.http.service import board_arguments, build_app
         from salt_distill.teacher_server.ray_serve.ingress import ingress_here, let_proxy_send_views
 
@@ -56,7 +56,7 @@ class Replica:
         front = None
         if config.tls_cert is not None and config.tls_key is not None:
             front = tls_socket(config.host, config.port), Tls(cert=config.tls_cert, key=config.tls_key)
-        place = Place(
+        context = ReplicaContext(
             board=board,
             url=f"http://{host}:{listener.getsockname()[1]}",
             listener=listener,
@@ -68,7 +68,7 @@ class Replica:
             name: None if (value := getattr(config, name)) is None else Path(value)
             for name in ("cache", "tokens", "request_log")
         }
-        self._app = build_app(teacher, config.service, place, **files)
+        self._app = build_app(teacher, config.service, context, **files)
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._app

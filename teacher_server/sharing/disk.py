@@ -55,7 +55,7 @@ class DiskTargets:
         self._thread.shutdown(wait=True)
 
     def _find(self, clip_digests: list[bytes]) -> dict[bytes, EncodedTarget]:
-        found = {}
+        targets = {}
         for digest in clip_digests:
             try:
                 encoded = self._store.find(digest)
@@ -64,8 +64,8 @@ class DiskTargets:
                 log.warning("the target cache is damaged, and the target is computed again: %s", error)
             else:
                 if encoded is not None:
-                    found[digest] = encoded
-        return found
+                    targets[digest] = encoded
+        return targets
 
     def _add(self, targets: Mapping[bytes, EncodedTarget]) -> None:
         at_stake = self._store.num_open + len(targets)
