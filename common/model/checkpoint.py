@@ -42,18 +42,18 @@ POINTER = "checkpoint"
 _USE_ANOTHER = "use another checkpoint, or a copy of this one"
 
 
-class FileFacts(BaseModel):
+class CheckpointFile(BaseModel):
     """What a checkpoint's manifest says of a file."""
 
     bytes: int
     sha256: str
 
 
-class Manifest(BaseModel):
+class CheckpointManifest(BaseModel):
     """``manifest.json``, which is written last."""
 
     format: int = FORMAT
-    files: dict[str, FileFacts]
+    files: dict[str, CheckpointFile]
     """By name: all but the manifest itself."""
 
 
@@ -120,10 +120,10 @@ def save_checkpoint(
                 )
             torch.save(training, partial / "training.pt")
         files = {
-            path.name: FileFacts(bytes=path.stat().st_size, sha256=_sha256(path))
+            path.name: CheckpointFile(bytes=path.stat().st_size, sha256=_sha256(path))
             for path in sorted(partial.iterdir())
         }
-        (partial / "manifest.json").write_text(Manifest(files=files).model_dump_json(indent=2))
+        (partial / "manifest.json").write_text(CheckpointManifest(files=files).model_dump_json(indent=2))
 
 
 @contextlib.contextmanager
@@ -289,7 +289,7 @@ def verified(checkpoint: Path, file: str) -> Path:
     one begins here. Raises ValueError where it is missing or damaged."""
     manifest, path = checkpoint / "manifest.json", checkpoint / file
     try:
-        files = Manifest.model_validate_json(manifest.read_bytes()).files
+        files = CheckpointManifest.model_validate_json(manifest.read_bytes()).files
     except pydantic.ValidationError as error:
         raise ValueError(
             f"{manifest}: got a damaged file, expected sizes and hashes: {_USE_ANOTHER}"
