@@ -39,6 +39,7 @@ from salt_distill.common.config.model import (
     ViewConfig,
     Views,
 )
+from salt_distill.common.config.optim import EmaConfig, OptimConfig
 from salt_distill.common.config.plan import PlanConfig, PlannedStudent
 from salt_distill.common.config.presets import MASKS, PRESETS, mask_layer, preset_layer, warmup_layer
 from salt_distill.common.config.protocols import PROTOCOLS
@@ -58,10 +59,8 @@ from salt_distill.common.config.sweep import SweepConfig, SweepFile
 from salt_distill.common.config.train import (
     ComputeConfig,
     ComputeDtype,
-    EmaConfig,
     LoaderConfig,
     OnTeacherLoss,
-    OptimConfig,
     ServiceClientConfig,
     Sharding,
     StudentRun,
