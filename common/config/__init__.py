@@ -25,6 +25,7 @@ from salt_distill.common.config.evaluate import (
 )
 from salt_distill.common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
 from salt_distill.common.config.layers import explain, merge
+from salt_distill.common.config.learning import EmaConfig, OptimConfig
 from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
     MAX_DEPTH,
@@ -39,7 +40,6 @@ from salt_distill.common.config.model import (
     ViewConfig,
     Views,
 )
-from salt_distill.common.config.optim import EmaConfig, OptimConfig
 from salt_distill.common.config.plan import PlanConfig, PlannedStudent
 from salt_distill.common.config.presets import MASKS, PRESETS, mask_layer, preset_layer, warmup_layer
 from salt_distill.common.config.protocols import PROTOCOLS

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from salt_distill.common.config.base import Config
+from salt_distill.common.config.learning import EmaConfig, OptimConfig
 from salt_distill.common.config.marks import DecidedBySweep, OnResume, Shown, marked
 from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
@@ -18,7 +19,6 @@ from salt_distill.common.config.model import (
     Views,
     require_whole_cubes,
 )
-from salt_distill.common.config.optim import EmaConfig, OptimConfig
 
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 
