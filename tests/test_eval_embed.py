@@ -29,7 +29,7 @@ from salt_distill.student_trainer.evaluation.embed import run as embedding
 from salt_distill.student_trainer.evaluation.embed import similar
 from salt_distill.student_trainer.evaluation.embed.files import read_features
 from salt_distill.student_trainer.evaluation.embed.windows import windows_of
-from salt_distill.student_trainer.evaluation.probe import export as exporting
+from salt_distill.student_trainer.evaluation.probe import classifier_export as exporting
 from salt_distill.student_trainer.evaluation.probe import predict
 from salt_distill.student_trainer.evaluation.probe import run as probing
 from salt_distill.student_trainer.evaluation.probe.kept import open_probe

@@ -12,22 +12,21 @@ from salt_distill.common.config.data import (
     ScenesConfig,
     SynthConfig,
 )
+from salt_distill.common.config.embed import EmbedConfig, PredictConfig, SimilarConfig
 from salt_distill.common.config.evaluate import (
-    EmbedConfig,
     ExportConfig,
     FidelityConfig,
     FlopsConfig,
     PhysicsConfig,
     PicturesConfig,
-    PredictConfig,
     ProbeConfig,
     RankConfig,
     ReportConfig,
     SelectConfig,
-    SimilarConfig,
 )
 from salt_distill.common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
 from salt_distill.common.config.layers import explain, merge
+from salt_distill.common.config.learning import EmaConfig, OptimConfig
 from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
     MAX_DEPTH,
@@ -43,7 +42,7 @@ from salt_distill.common.config.model import (
     Views,
 )
 from salt_distill.common.config.plan import PlanConfig, PlannedStudent
-from salt_distill.common.config.presets import MASKS, PRESETS, mask_layer, preset_layer
+from salt_distill.common.config.presets import MASKS, PRESETS, mask_layer, preset_layer, warmup_layer
 from salt_distill.common.config.protocols import PROTOCOLS
 from salt_distill.common.config.serve import (
     CacheGcConfig,
@@ -61,10 +60,8 @@ from salt_distill.common.config.sweep import SweepConfig, SweepFile
 from salt_distill.common.config.train import (
     ComputeConfig,
     ComputeDtype,
-    EmaConfig,
     LoaderConfig,
     OnTeacherLoss,
-    OptimConfig,
     ServiceClientConfig,
     Sharding,
     StudentRun,
@@ -72,6 +69,7 @@ from salt_distill.common.config.train import (
     TeacherRun,
     TrainConfig,
     VJepaRun,
+    shown_config,
 )
 
 __all__ = [
@@ -149,4 +147,6 @@ __all__ = [
     "mask_layer",
     "merge",
     "preset_layer",
+    "shown_config",
+    "warmup_layer",
 ]

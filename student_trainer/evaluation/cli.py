@@ -100,7 +100,7 @@ add_command(
     app,
     "export",
     ExportConfig,
-    "salt_distill.student_trainer.evaluation.probe.export:run",
+    "salt_distill.student_trainer.evaluation.probe.classifier_export:run",
     help=(
         "Write a checkpoint as a Hugging Face VJEPA2 directory, or as a V-JEPA 2 file.\n\n"
         "Example: `salt-eval export --ckpt runs/student-a --format hf --out student-a-hf`"

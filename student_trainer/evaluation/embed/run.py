@@ -36,6 +36,7 @@ VIDEOS_PER_PART = 16
 
 def run(config: EmbedConfig) -> None:
     """Embeds what is not there yet, and joins the parts."""
+    _require_sense(config)
     out = Path(config.out)
     if out.exists():
         raise ValueError(f"got --out {out}, which is there already: give another name, or delete it")
@@ -60,6 +61,16 @@ def run(config: EmbedConfig) -> None:
     console.print(
         f"{out}: {num_rows:,} clips of {num_videos - len(skipped):,} videos", highlight=False, soft_wrap=True
     )
+
+
+def _require_sense(config: EmbedConfig) -> None:
+    """Raises ValueError where an option would do nothing, or the file has no format."""
+    if config.stride is not None and config.window is None:
+        raise ValueError("got --stride without --window, expected both: without it a video has one clip")
+    if config.frame_step is not None and config.window is not None:
+        raise ValueError("got --frame-step with --window, expected one: a window's frames are spread over it")
+    if not config.out.endswith((".parquet", ".arrow")):
+        raise ValueError(f"got --out {config.out}, expected a name that ends in .parquet or .arrow")
 
 
 def _embed_in_worker(worker: Worker, values: dict[str, Any]) -> int:

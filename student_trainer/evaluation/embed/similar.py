@@ -33,6 +33,8 @@ class EmbeddedClip:
 
 def run(config: SimilarConfig) -> None:
     """Prints the nearest clips, and writes them."""
+    if (config.sheet is None) != (config.videos is None):
+        raise ValueError("got one of --sheet and --videos, expected both or none: pictures are of the videos")
     about, table = read_features(Path(config.features))
     if about.tokens != "clip":
         raise ValueError(

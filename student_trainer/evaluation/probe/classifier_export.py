@@ -16,6 +16,12 @@ from salt_distill.student_trainer.evaluation.probe.kept import OpenProbe, open_p
 
 def run(choice: ExportConfig) -> None:
     """Writes a checkpoint in another's format, with a classifier where a probe is given."""
+    if choice.probe is None and choice.label is not None:
+        raise ValueError("got --label without --probe, expected both: a label is a probe's")
+    if choice.probe is not None and choice.format != "hf":
+        raise ValueError(
+            f"got --probe with --format {choice.format}, expected --format hf: the other has no classifier"
+        )
     if choice.probe is None:
         export(choice)
     else:
