@@ -21,7 +21,7 @@ from train_tools import CPU, RandomClips, small_run
 from salt_distill.common.config import ServiceClientConfig, StudentRun
 from salt_distill.student_trainer.loop import Worker, train_on
 from salt_distill.student_trainer.ranks import Ranks
-from salt_distill.student_trainer.targets.client import TeacherClient, TeacherMismatchError
+from salt_distill.student_trainer.targets.client import ServiceClient, TeacherMismatchError
 from salt_distill.student_trainer.targets.retry import RetryableError, TeacherUnavailableError
 from salt_distill.student_trainer.targets.source import LocalTargets, open_source
 
@@ -90,7 +90,7 @@ def test_an_answer_that_drips_is_late_though_bytes_keep_coming():
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
         pool.submit(drip)
         config = ServiceClientConfig(timeout_s=0.5, retry_budget_s=0.01)
-        client = TeacherClient(f"http://127.0.0.1:{server.getsockname()[1]}", config, "a")
+        client = ServiceClient(f"http://127.0.0.1:{server.getsockname()[1]}", config, "a")
         with pytest.raises(
             RetryableError, match=r"got \d+ bytes in the time for a whole answer, client\.timeout_s"
         ):

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from salt_distill.common.config import TrainConfig
-from salt_distill.student_trainer.targets.client import TeacherClient
+from salt_distill.student_trainer.targets.client import ServiceClient
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Board:
     """
 
     def __init__(
-        self, client: TeacherClient, group: str | None, rank: int, config: dict[str, Any] | None = None
+        self, client: ServiceClient, group: str | None, rank: int, config: dict[str, Any] | None = None
     ) -> None:
         """``config``: what the board shows of the run's configuration."""
         self._client, self._group, self._rank, self._config = client, group, rank, config
