@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from salt_distill.common.config import ProbeConfig, StudentRun, TeacherRun, TrainConfig, VJepaRun
-from salt_distill.common.local_ray import ray_to_join
+from salt_distill.common.local_ray import join, ray_to_join
 
 if TYPE_CHECKING:
     from salt_distill.student_trainer.ranks import Worker
@@ -59,7 +59,7 @@ def in_workers(
     with ray_to_join(config.address, environment=environment) as ray_arguments:
         import ray
 
-        ray.init(**ray_arguments)
+        join(ray_arguments)
         try:
             return _fit(work, values, config, folder, max_failures)
         finally:

@@ -32,6 +32,7 @@ FREE_ON_RESUME = {
     "resume",
     "estimate",
     "estimate_out",
+    "gpu",
     "steps",
     "workers",
     "cpus_per_worker",

@@ -120,10 +120,10 @@ def test_two_students_at_once_upload_and_compute_each_clip_once(teacher, open_so
         results = [[future.result(timeout=30) for future in row] for row in futures]
         assert time.monotonic() - started < 15  # shorter than a lease: nobody waited for one to end
         assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
-        counters = inside.counters()
-        assert counters["clips_computed"] == 72
-        assert counters["clips_served"] == 144
-        assert counters["coalesced"] + counters["from_memory"] == 72
+        metrics = inside.metrics()
+        assert metrics.clips_computed == 72
+        assert metrics.clips_served == 144
+        assert metrics.coalesced + metrics.from_memory == 72
         assert sum(student.counters()["clips_up"] for student in students) == 72
         assert {run["id"]: run["clips_served"] for run in runs_on_board(url)} == {"a": 72, "b": 72}
 

@@ -27,8 +27,10 @@ from salt_distill.common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, Fro
 from salt_distill.common.config.layers import explain, merge
 from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
+    MAX_DEPTH,
     BlockSetConfig,
     EncoderConfig,
+    GpuName,
     MaskConfig,
     MaskSetConfig,
     PredictorConfig,
@@ -37,7 +39,7 @@ from salt_distill.common.config.model import (
     ViewConfig,
     Views,
 )
-from salt_distill.common.config.plan import GpuName, PlanConfig, PlannedStudent
+from salt_distill.common.config.plan import PlanConfig, PlannedStudent
 from salt_distill.common.config.presets import MASKS, PRESETS, mask_layer, preset_layer
 from salt_distill.common.config.protocols import PROTOCOLS
 from salt_distill.common.config.serve import (
@@ -72,6 +74,7 @@ from salt_distill.common.config.train import (
 __all__ = [
     "MASKS",
     "MASK_GROUP_SIZE",
+    "MAX_DEPTH",
     "PRESETS",
     "PROTOCOLS",
     "TIMM",

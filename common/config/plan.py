@@ -1,14 +1,12 @@
 """Planning runs that share a teacher: ``salt-plan``."""
 
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from salt_distill.common.config.base import Config
-from salt_distill.common.config.model import TargetDtype, Views
+from salt_distill.common.config.model import GpuName, TargetDtype, Views
 from salt_distill.common.config.presets import PRESETS
-
-GpuName = Literal["a100", "h100", "h200", "b200"]
 
 
 class PlannedStudent(Config):

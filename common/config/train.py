@@ -8,6 +8,7 @@ from salt_distill.common.config.base import Config
 from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
     EncoderConfig,
+    GpuName,
     MaskConfig,
     PredictorConfig,
     TargetDtype,
@@ -210,6 +211,9 @@ class TrainConfig(Config):
     memory. Reads no data, writes no run."""
     estimate_out: str | None = None
     """JSON file for what `--estimate` finds."""
+    gpu: GpuName | None = None
+    """With `--estimate`: whether the run fits GPUs of this kind, which need not be here, and how long a step
+    takes at least; counted, not timed."""
     encoder: EncoderConfig = EncoderConfig()
     predictor: PredictorConfig = PredictorConfig()
     view: ViewConfig = ViewConfig()
@@ -264,6 +268,8 @@ class TrainConfig(Config):
                 f"got --estimate-out {self.estimate_out} without --estimate, expected both: only an estimate"
                 " is written there"
             )
+        if self.gpu is not None and not self.estimate:
+            raise ValueError(f"got --gpu {self.gpu} without --estimate, expected both")
         if self.estimate and self.resume:
             raise ValueError(
                 "got --estimate with --resume, expected one of them: an estimate is of a whole run"
@@ -333,6 +339,8 @@ class StudentRun(TrainConfig):
                     " the reserve"
                 )
             return self
+        if self.gpu is not None and not given:
+            return self  # a count needs no targets
         if len(given) != 1:
             raise ValueError(
                 f"got {flags}, expected exactly one source of targets: --teacher-url, --targets or"

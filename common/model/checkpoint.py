@@ -23,12 +23,13 @@ from salt_distill.common.config import (
     PredictorConfig,
     ViewConfig,
 )
-from salt_distill.common.model.foreign import hf_model_type, open_hf, open_pt
-from salt_distill.common.model.frozen import FrozenEncoder
+from salt_distill.common.model.frozen import AbsoluteConfig, FrozenEncoder
 from salt_distill.common.model.grid import TokenGrid, token_grid
+from salt_distill.common.model.hugging_face import hf_model_type, open_hf
 from salt_distill.common.model.layouts import require_fit
 from salt_distill.common.model.pixels import IMAGENET_MEAN, IMAGENET_STD
 from salt_distill.common.model.predictor import Predictor
+from salt_distill.common.model.pt_files import open_pt
 from salt_distill.common.model.videomae import open_videomae
 from salt_distill.common.model.vit import Encoder
 from salt_distill.common.whole import whole_folder, write_whole
@@ -185,6 +186,12 @@ def open_encoder(choice: FrozenConfig) -> FrozenEncoder:
         )
     clip = {"num_frames": choice.num_frames, "crop_size": choice.crop_size}
     view = encoder.view.model_copy(update={name: value for name, value in clip.items() if value is not None})
+    if isinstance(encoder.config, AbsoluteConfig) and view.clip_shape != encoder.view.clip_shape:
+        raise ValueError(
+            f"{choice.ckpt}: got clips of {view.num_frames} frames of {view.crop_size} pixels, expected"
+            f" {encoder.view.num_frames} of {encoder.view.crop_size}, whose positions it was trained with:"
+            " leave --num-frames and --crop-size out"
+        )
     if view.num_frames % tubelet or view.crop_size % patch:
         raise ValueError(
             f"{choice.ckpt}: got clips of {view.num_frames} frames of {view.crop_size} pixels, expected"

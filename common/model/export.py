@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from salt_distill.common.config import ExportConfig, FrozenConfig
 from salt_distill.common.console import console
 from salt_distill.common.model.checkpoint import CheckpointConfig, load_predictor, open_encoder, read_config
-from salt_distill.common.model.foreign import PT_CONFIG, PtConfig
 from salt_distill.common.model.layouts import (
     hf_encoder,
     hf_predictor,
@@ -23,6 +22,7 @@ from salt_distill.common.model.layouts import (
 )
 from salt_distill.common.model.model_card import model_card
 from salt_distill.common.model.predictor import Predictor
+from salt_distill.common.model.pt_files import PT_CONFIG, PtConfig
 from salt_distill.common.whole import whole_file, whole_folder
 
 VJEPA2_PREFIX = "module.backbone."

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from salt_distill.common.config import StudentRun, SweepConfig, dump_yaml, load_yaml
 from salt_distill.common.console import console
-from salt_distill.common.local_ray import ray_to_join
+from salt_distill.common.local_ray import join, ray_to_join
 from salt_distill.student_trainer.job import ENVIRONMENT
 from salt_distill.student_trainer.run_directory import check_same
 from salt_distill.student_trainer.sweep.file import runs_of
@@ -77,7 +77,7 @@ def _train(
     with ray_to_join(config.address, environment=ENVIRONMENT) as ray_arguments:
         import ray
 
-        ray.init(**ray_arguments)
+        join(ray_arguments)
         room = ray.available_resources()
         address = ray.get_runtime_context().gcs_address
         ray.shutdown()

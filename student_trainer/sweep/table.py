@@ -47,7 +47,7 @@ class SharedWork:
         self._earlier = {name: 0 if earlier is None else earlier[name] for name in _COUNTED}
 
     def __enter__(self) -> Self:
-        self._before = {} if self._client is None else self._client.teacher()["counters"]
+        self._before = {} if self._client is None else self._client.teacher().counters.model_dump()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,7 +59,7 @@ class SharedWork:
         if self._client is None:
             return None
         try:
-            facts = self._client.teacher()
+            facts = self._client.teacher().model_dump(mode="json")
         except TeacherUnavailableError:
             return None
         now, before = facts["counters"], self._before

@@ -8,6 +8,7 @@ import numpy as np
 
 from salt_distill.common.config import MixExclusion
 from salt_distill.common.data.index import load_index
+from salt_distill.common.data.making.lists import read_text
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -36,7 +37,7 @@ class Exclusion:
                 raise ValueError(
                     f"exclude: {path}: got split {config.split!r} for a list, expected it for a data set"
                 )
-            lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+            lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
             self._hashes = {line.lower() for line in lines if _SHA256.fullmatch(line)}
             self._keys = {line for line in lines if not _SHA256.fullmatch(line)}
         self.num_named = len(self._hashes) + len(self._keys)

@@ -24,7 +24,7 @@ REASONS = ("other splits", "excluded", "out of range", "duplicates", "not drawn"
 _OURS = {"index.parquet", "dataset.json"}
 
 
-class Source:
+class RecipeSource:
     """A data set and what the recipe says about it."""
 
     def __init__(self, config: MixSource, folder: Path) -> None:
@@ -63,7 +63,7 @@ def mix(config: MixConfig) -> None:
             f"got OUT {out}, which holds something else than a mixture, expected a new folder or one that"
             " this command wrote"
         )
-    sources = [Source(source, recipe_path.parent) for source in recipe.sources]
+    sources = [RecipeSource(source, recipe_path.parent) for source in recipe.sources]
     name, count = Counter(source.name for source in sources).most_common(1)[0]
     if count > 1:
         raise ValueError(
@@ -99,7 +99,7 @@ def mix(config: MixConfig) -> None:
     _report(recipe, sources, selections, exclusions, index)
 
 
-def select(source: Source, exclusions: Sequence[Exclusion], taken: set[str], seed: int) -> Selection:
+def select(source: RecipeSource, exclusions: Sequence[Exclusion], taken: set[str], seed: int) -> Selection:
     """The samples of a source that the recipe asks for; ``taken`` holds the content that the mixture has
     already, and gets theirs."""
     config, index = source.config, source.index
@@ -170,14 +170,14 @@ def _any(masks: Sequence[np.ndarray], length: int) -> np.ndarray:
     return np.logical_or.reduce([np.zeros(length, bool), *masks])
 
 
-def _keys(source: Source, rows: np.ndarray) -> list[str]:
+def _keys(source: RecipeSource, rows: np.ndarray) -> list[str]:
     """``source/name`` in the mixture."""
     chosen = source.index.select(["key", "source"]).take(rows)
     pairs = zip(chosen["key"].to_pylist(), chosen["source"].to_pylist(), strict=True)
     return [f"{source.name}/{key.removeprefix(own + '/')}" for key, own in pairs]
 
 
-def _rows(source: Source, selection: Selection, labels: dict[str, str], out: Path) -> pa.Table:
+def _rows(source: RecipeSource, selection: Selection, labels: dict[str, str], out: Path) -> pa.Table:
     """Rows of the mixture's index."""
     rows = source.index.take(selection.rows)
     tar_of = {tar: _relative(source.path / tar, out) for tar in set(rows["tar"].to_pylist())}
@@ -199,7 +199,7 @@ def _relative(path: Path, out: Path) -> str:
     return Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
 
 
-def _common_labels(sources: Sequence[Source]) -> tuple[list[dict[str, str]], dict[str, list[str]]]:
+def _common_labels(sources: Sequence[RecipeSource]) -> tuple[list[dict[str, str]], dict[str, list[str]]]:
     """For each source its labels' names in the mixture, and the class names; one name with other classes
     becomes ``SOURCE.LABEL``."""
     classes: dict[str, set[tuple[str, ...]]] = {}
@@ -219,7 +219,7 @@ def _common_labels(sources: Sequence[Source]) -> tuple[list[dict[str, str]], dic
 
 def _report(
     recipe: MixRecipe,
-    sources: Sequence[Source],
+    sources: Sequence[RecipeSource],
     selections: Sequence[Selection],
     exclusions: Sequence[Exclusion],
     index: pa.Table,
@@ -242,7 +242,7 @@ def _report(
 
 
 def _table(
-    recipe: MixRecipe, sources: Sequence[Source], selections: Sequence[Selection], index: pa.Table
+    recipe: MixRecipe, sources: Sequence[RecipeSource], selections: Sequence[Selection], index: pa.Table
 ) -> Table:
     reasons = [reason for reason in REASONS if any(selection.removed[reason] for selection in selections)]
     weighted = recipe.sources[0].weight is not None
