@@ -157,9 +157,8 @@ class CachedTargets:
             if not batch.good[row]:
                 continue
             if encoded is None:
-                raise ValueError(
-                    f"got {batch.keys[row]}, view {batch.views[row]}, expected a clip whose target is in the cache"
-                )
+                name = f"{batch.keys[row]}, view {batch.views[row]}"
+                raise ValueError(f"got {name}, expected a clip whose target is in the cache")
             out[row] = codec.decode(encoded, spec.target_dtype, num_tokens=num_tokens, width=width)
         return out
 

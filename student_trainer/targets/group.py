@@ -10,12 +10,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from salt_distill.common.config import TrainConfig
-<<<<<<< HEAD
-from salt_distill.student_trainer.targets.client import ServiceClient
-=======
 from salt_distill.common.protocol import Progress, RunState
-from salt_distill.student_trainer.targets.client import TeacherClient
->>>>>>> main
+from salt_distill.student_trainer.targets.client import ServiceClient
 
 log = logging.getLogger(__name__)
 

@@ -17,13 +17,8 @@ from salt_distill.common.model.masking import MaskGroup
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.common.protocol import PROTOCOL, RowStatus
 from salt_distill.common.targets import codec, wire
-<<<<<<< HEAD
 from salt_distill.student_trainer.targets.client import ServiceClient, require_same_teacher
-from salt_distill.student_trainer.targets.group import Board
-=======
-from salt_distill.student_trainer.targets.client import TeacherClient, require_same_teacher
 from salt_distill.student_trainer.targets.group import GroupMember
->>>>>>> main
 from salt_distill.student_trainer.targets.host_memory import new_targets
 from salt_distill.student_trainer.targets.kept_targets import KeptTargets
 from salt_distill.student_trainer.targets.retry import RetryableError
