@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from teacher_tools import VIEW, batch_of, load_teacher, random_clips, runs_on_board, serving
+from train_tools import metrics_line
 
 from salt_distill.common.config import ServiceClientConfig
 from salt_distill.common.data.views import view_facts
@@ -307,8 +308,8 @@ def test_progress_reaches_the_board_and_stops_no_run(teacher):
     }
     with serving(teacher) as (url, _):
         source = ServiceTargets(url, "float16", CLIENT, "run a")
-        source.report(line)
-        source.report({**line, "step": -1})
+        source.report(metrics_line(**line))
+        source.report(metrics_line(**line | {"step": -1}))
         source.close()
         assert source.counters()["progress_failures"] == 1
         [run] = runs_on_board(url)

@@ -16,6 +16,7 @@ import torch
 from serve_tools import SALT_SERVE, alive, descendants, end, is_loopback, listening, start
 from service_tools import Caller, clips_by_digest, wait_until
 from teacher_tools import BATCH_SIZE, batch_of, load_teacher, random_clips
+from train_tools import metrics_line
 
 from salt_distill.common import private_ray
 from salt_distill.common.config import FrozenConfig, ServiceClientConfig, TeacherComputeConfig
@@ -67,7 +68,7 @@ def test_serve_share_and_end_without_a_trace(teacher):
             futures = [source.request(batch) for source in (*students, local)]
             results = [future.result(timeout=30) for future in futures]
             students[0].report(
-                {"step": 7, "slot": 56, "loss": 0.5, "flops": 1e9, "teacher_wait_ms": 1.0, "clips_per_s": 9.0}
+                metrics_line(step=7, slot=56, loss=0.5, flops=1e9, teacher_wait_ms=1.0, clips_per_s=9.0)
             )
         finally:
             for source in (*students, local):

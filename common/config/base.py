@@ -14,7 +14,7 @@ _MAX_VALUES = 100_000
 class Config(BaseModel):
     """Frozen; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     paths: ClassVar[tuple[str, ...]] = ()
     """Fields that hold a path, or several, which are relative to where the command was given; or an address,
@@ -78,7 +78,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     try:
         loaded = parse_yaml(Path(path).read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: got no YAML: {error}") from error
+        raise ValueError(f"{path}: got no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: got {type(loaded).__name__}, expected a mapping of configuration keys")
     return loaded

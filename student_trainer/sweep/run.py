@@ -19,7 +19,7 @@ from salt_distill.common.config import StudentRun, SweepConfig, dump_yaml, load_
 from salt_distill.common.console import console
 from salt_distill.common.local_ray import join, ray_to_join
 from salt_distill.student_trainer.job import ENVIRONMENT
-from salt_distill.student_trainer.run_directory import check_same
+from salt_distill.student_trainer.resume import continued
 from salt_distill.student_trainer.sweep.file import runs_of
 from salt_distill.student_trainer.sweep.table import SharedWork, print_table, summarise
 
@@ -65,7 +65,7 @@ def _is_done(config: StudentRun) -> bool:
     summary = Path(config.out) / "summary.json"
     if not summary.exists():
         return False
-    check_same(load_yaml(Path(config.out) / "config.yaml"), config.model_dump(mode="json"), Path(config.out))
+    continued(load_yaml(Path(config.out) / "config.yaml"), config, Path(config.out))
     return json.loads(summary.read_text())["steps"] >= config.steps
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from salt_distill.common.clip import ClipBatch
 from salt_distill.common.config import ServiceClientConfig, TargetDtype
+from salt_distill.common.metrics_line import MetricsLine
 from salt_distill.common.model.masking import MaskGroup
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.common.protocol import PROTOCOL, RowStatus
@@ -118,7 +119,7 @@ class ServiceTargets:
         """See TargetSource."""
         require_same_teacher(self.spec, spec)
 
-    def report(self, line: dict[str, Any]) -> None:
+    def report(self, line: MetricsLine) -> None:
         """Sends a line of metrics to the service's board, in the background; a board that does not take it
         stops no run."""
         self._member.report(line)
