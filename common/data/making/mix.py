@@ -16,10 +16,10 @@ from rich.table import Table
 
 from salt_distill.common.config import MixConfig, MixRecipe, MixSource, explain, load_yaml
 from salt_distill.common.data.index import SCHEMA, load_index, write_dataset
-from salt_distill.common.data.making.exclusions import Exclusion
+from salt_distill.common.data.making.exclusions import Exclusion, identities_of
 from salt_distill.common.draws import words
 
-REASONS = ("other splits", "excluded", "out of range", "duplicates", "not drawn")
+REASONS = ("other splits", "excluded", "out of range", "duplicates", "same identity", "not drawn")
 """Why a sample is not in the mixture, in the order in which it is asked."""
 _OURS = {"index.parquet", "dataset.json"}
 
@@ -100,8 +100,8 @@ def mix(config: MixConfig) -> None:
 
 
 def select(source: RecipeSource, exclusions: Sequence[Exclusion], taken: set[str], seed: int) -> Selection:
-    """The samples of a source that the recipe asks for; ``taken`` holds the content that the mixture has
-    already, and gets theirs."""
+    """The samples of a source that the recipe asks for; ``taken`` holds the contents and identities that the
+    mixture has already, and gets theirs."""
     config, index = source.config, source.index
     rows, removed = np.arange(len(index)), {}
 
@@ -118,7 +118,10 @@ def select(source: RecipeSource, exclusions: Sequence[Exclusion], taken: set[str
         )
     keep("other splits", (splits == config.split) | (config.split == "all"))
     keys = _keys(source, rows)
-    keep("excluded", ~_any([exclusion.mask(keys, hashes[rows]) for exclusion in exclusions], len(rows)))
+    identities = identities_of(config.identity, keys, f"sources: {config.path}")
+    masks = [exclusion.mask(keys, hashes[rows], identities) for exclusion in exclusions]
+    identity_of = dict(zip(rows.tolist(), identities, strict=True))
+    keep("excluded", ~_any(masks, len(rows)))
     last = np.inf if config.max_duration_s is None else config.max_duration_s
     keep("out of range", (seconds[rows] >= config.min_duration_s) & (seconds[rows] <= last))
     mask = np.ones(len(rows), bool)
@@ -127,6 +130,7 @@ def select(source: RecipeSource, exclusions: Sequence[Exclusion], taken: set[str
         mask[place] = content not in taken and content not in own
         own.add(content)
     keep("duplicates", mask)
+    keep("same identity", np.array([identity_of[row] not in taken for row in rows.tolist()], bool))
     keep("not drawn", _drawn(config, seconds[rows], hashes[rows], seed))
     if not len(rows):
         what = ", ".join(f"{count} {reason}" for reason, count in removed.items() if count)
@@ -135,6 +139,7 @@ def select(source: RecipeSource, exclusions: Sequence[Exclusion], taken: set[str
             f" samples: {what}"
         )
     taken.update(hashes[rows])
+    taken.update(identity for row in rows.tolist() if (identity := identity_of[row]) is not None)
     return Selection(rows=rows, removed=removed)
 
 
@@ -230,7 +235,8 @@ def _report(
     console.print(_table(recipe, sources, selections, index))
     for exclusion in exclusions:
         console.print(
-            f"excluded by {exclusion.path}: {exclusion.num_found} samples; it names {exclusion.num_named}",
+            f"excluded by {exclusion.path}: {exclusion.num_found} samples{_by_identity(exclusion)}; it names"
+            f" {exclusion.num_named}",
             highlight=False,
         )
     for source, selection in zip(sources, selections, strict=True):
@@ -239,6 +245,10 @@ def _report(
                 f"{source.name}: {source.config.count:,} were asked for, it has {len(selection.rows):,}",
                 highlight=False,
             )
+
+
+def _by_identity(exclusion: Exclusion) -> str:
+    return f", {exclusion.num_by_identity} of them by their identity" if exclusion.num_by_identity else ""
 
 
 def _table(
