@@ -16,7 +16,7 @@ from salt_distill.common.config import ServiceClientConfig
 from salt_distill.common.data.views import view_facts
 from salt_distill.common.targets import cache_file, codec
 from salt_distill.common.targets.manifest import CacheSpec, FileListing, Manifest
-from salt_distill.student_trainer.targets.client import TeacherClient, TeacherMismatchError
+from salt_distill.student_trainer.targets.client import ServiceClient, TeacherMismatchError
 from salt_distill.student_trainer.targets.retry import TeacherUnavailableError
 from salt_distill.student_trainer.targets.service import ServiceTargets
 from salt_distill.student_trainer.targets.source import CachedTargets, LocalTargets, TargetMissError
@@ -326,7 +326,7 @@ def test_a_run_goes_on_only_with_the_teacher_it_began_with(teacher, open_source)
 
 def test_a_wrong_url_is_refused_before_any_request():
     with pytest.raises(ValueError, match="expected http://HOST:PORT"):
-        TeacherClient("localhost:8000", CLIENT, "a")
+        ServiceClient("localhost:8000", CLIENT, "a")
 
 
 def test_a_miss_shows_both_sides(teacher, tmp_path, open_source):

@@ -10,7 +10,7 @@ from typing import Any
 
 from salt_distill.common.metrics_line import MetricsLine
 from salt_distill.common.protocol import Progress, RunState
-from salt_distill.student_trainer.targets.client import TeacherClient
+from salt_distill.student_trainer.targets.client import ServiceClient
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class GroupMember:
     """
 
     def __init__(
-        self, client: TeacherClient, group: str | None, rank: int, config: dict[str, Any] | None = None
+        self, client: ServiceClient, group: str | None, rank: int, config: dict[str, Any] | None = None
     ) -> None:
         """``config``: what the board shows of the run's configuration."""
         self._client, self._group, self._rank, self._config = client, group, rank, config
