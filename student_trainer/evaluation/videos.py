@@ -111,7 +111,7 @@ def _files(
     def find(number: int) -> FoundVideo:
         place = Slice(str(paths[number]), 0, paths[number].stat().st_size)
         facts: VideoFacts
-        _, facts = prober.submit((place.path, place.offset, place.size)).result()
+        _, facts = prober.submit((place.path, 0, place.size, paths[number].suffix.lower())).result()
         return FoundVideo(name=names[number], encoded=place, num_frames=facts.num_frames, fps=facts.fps)
 
     return VideoSet(names=names, find=find, decode=decode)
