@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -20,10 +21,18 @@ from salt_distill.common.config import (
     FrozenConfig,
     GpuName,
     StudentRun,
+    TeacherRun,
     TrainConfig,
 )
 from salt_distill.common.model.checkpoint import open_encoder
 from salt_distill.common.model.compute import cast_products, set_up
+from salt_distill.common.model.flops import (
+    Flops,
+    encoder_parameters,
+    num_parameters,
+    predictor_parameters,
+    six_n_d,
+)
 from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.masking import MaskGroup, group_idx, mask_group
 from salt_distill.common.model.pixels import normalise
@@ -39,6 +48,7 @@ from salt_distill.student_trainer.ranks import Worker
 from salt_distill.student_trainer.run_flops import NAMES
 from salt_distill.student_trainer.targets.source import open_source
 from salt_distill.student_trainer.vjepa import VJepa
+from salt_distill.student_trainer.vpixel import pixel_width
 
 CONTEXT_BYTES = 1.0e9
 """Of a GPU's memory that CUDA, its libraries and their work space take. Assumed."""
@@ -72,9 +82,9 @@ class StepCount:
 class TeacherCount:
     """A teacher in the student's process."""
 
-    weight_bytes: int
+    num_parameters: int
     peak_bytes: int
-    """With what its forward holds."""
+    """Of its weights, and what its forward holds."""
     batch_size: int
     forward: Counter[Kernel]
     """Of one batch."""
@@ -86,7 +96,16 @@ class Way:
 
     settings: str
     memory_bytes: float
-    fits: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What `salt-plan` takes of a student or a teacher."""
+
+    clips_per_s: float
+    """Of one GPU, at the slow end of the band."""
+    six_n_d: float
+    """Of the whole run: tells sizes apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +113,14 @@ class GpuEstimate:
     """What is printed, and written as JSON."""
 
     objective: str
+    steps: int
+    batch_size: int
+    device: str
+    """The GPU's name, and that it was counted."""
+    dtype: str
+    student: Part
+    teacher: Part | None
+    """A teacher in the same process."""
     gpu: str
     workers: int
     clips_per_worker: int
@@ -145,32 +172,29 @@ def estimate_on(config: TrainConfig, name: GpuName) -> GpuEstimate:
         )
         ahead = num_clips * (config.loader.prefetch_steps + 1)
         target_bytes = clip_bytes * (ahead if teacher is not None else min(num_clips, MASK_GROUP_SIZE))
-    teacher_bytes = 0 if teacher is None else teacher.peak_bytes
-
-    def memory(count: StepCount, sharding: str, workers: int, share: float = 1.0) -> float:
-        state, activations = float(count.state_bytes), share * (count.peak_bytes - count.state_bytes)
-        if workers > 1 and sharding == "fsdp":  # two blocks are whole: one computes, the next one comes
-            state = state / workers + 2 * count.largest_block_bytes
-        elif workers > 1:  # gradients are exchanged in buckets
-            state += count.weight_bytes
-        return CONTEXT_BYTES + FRAGMENTS * (state + activations + target_bytes + teacher_bytes)
-
-    needed = memory(step, config.compute.sharding, workers)
-    ways: list[Way] = []
-    if needed > gpu.memory_bytes:
-        again = step
-        if not config.compute.activation_checkpointing:
-            again = count_step(_computing(config, activation_checkpointing=True), out_width)
-        for sharding, number in ((config.compute.sharding, workers), ("fsdp", 2), ("fsdp", 8), ("fsdp", 32)):
-            if number >= workers:
-                ways.append(_way(gpu, f"{sharding}, {number} workers", memory(again, sharding, number)))
-        share = 12 / min(num_clips, MASK_GROUP_SIZE)
-        ways.append(
-            _way(gpu, "fsdp, 8 workers, 12 clips a forward", memory(again, "fsdp", max(8, workers), share))
-        )
-    seconds = [_seconds(step, teacher, num_groups, num_clips, gpu, reached) for reached in (BEST, WORST)]
+    others = target_bytes + (0 if teacher is None else teacher.peak_bytes)
+    needed = _memory(step, config.compute.sharding, workers, others)
+    fits = needed <= gpu.memory_bytes
+    reached = (BEST, WORST)
+    student_s = [
+        num_groups * _seconds(step.group, gpu, r) + _seconds(step.optimizer, gpu, r) for r in reached
+    ]
+    teacher_s = [0.0, 0.0]
+    if teacher is not None:
+        batches = -(-num_clips // teacher.batch_size)
+        teacher_s = [batches * _seconds(teacher.forward, gpu, r) for r in reached]
+    seconds = [of_student + of_teacher for of_student, of_teacher in zip(student_s, teacher_s, strict=True)]
+    flops = _paper_flops(config, out_width, teacher) * (config.steps * config.batch_size)
     return GpuEstimate(
         objective=config.objective,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        device=f"{name}, counted",
+        dtype=config.compute.dtype,
+        student=Part(clips_per_s=num_clips / student_s[1], six_n_d=flops.encoder + flops.predictor),
+        teacher=None
+        if teacher is None
+        else Part(clips_per_s=num_clips / teacher_s[1], six_n_d=flops.teacher),
         gpu=name,
         workers=workers,
         clips_per_worker=num_clips,
@@ -178,10 +202,10 @@ def estimate_on(config: TrainConfig, name: GpuName) -> GpuEstimate:
         state_bytes=step.state_bytes,
         activation_bytes=step.peak_bytes - step.state_bytes,
         target_bytes=target_bytes,
-        teacher_bytes=teacher_bytes,
+        teacher_bytes=others - target_bytes,
         gpu_memory_bytes=gpu.memory_bytes,
-        fits=needed <= gpu.memory_bytes,
-        would_fit=tuple(way for way in ways if way.fits),
+        fits=fits,
+        would_fit=() if fits else _ways(config, step, out_width, gpu, others),
         step_s=(seconds[0], seconds[1]),
         run_s=(config.steps * seconds[0], config.steps * seconds[1]),
         flops=float(sum(number * kernel.flops for kernel, number in step.group.items()) * num_groups),
@@ -233,9 +257,10 @@ def count_teacher(
         memory.peak_bytes = base
         kernels.launches.clear()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            codec.pack(encoder(normalise(torch.empty(batch_size, *clip_shape, dtype=torch.uint8))), "float16")
+            tokens = encoder(normalise(torch.empty(batch_size, *clip_shape, dtype=torch.uint8)))
+        F.layer_norm(tokens, tokens.shape[-1:]).half()
         return TeacherCount(
-            weight_bytes=weight_bytes,
+            num_parameters=num_parameters(encoder),
             peak_bytes=memory.peak_bytes - base + weight_bytes,
             batch_size=batch_size,
             forward=kernels.launches.copy(),
@@ -307,22 +332,59 @@ def _computing(config: TrainConfig, **compute: str | bool) -> TrainConfig:
     return config.model_copy(update={"compute": config.compute.model_copy(update=compute)})
 
 
-def _way(gpu: Gpu, settings: str, memory_bytes: float) -> Way:
-    return Way(
-        settings=f"activation checkpointing, {settings}",
-        memory_bytes=memory_bytes,
-        fits=memory_bytes <= gpu.memory_bytes,
+def _memory(count: StepCount, sharding: str, workers: int, others: float, share: float = 1.0) -> float:
+    """Bytes of a GPU. ``others``: what is there beside the step. ``share``: of a whole mask group's clips."""
+    state, activations = float(count.state_bytes), share * (count.peak_bytes - count.state_bytes)
+    if workers > 1 and sharding == "fsdp":  # two blocks are whole: one computes, the next one comes
+        state = state / workers + 2 * count.largest_block_bytes
+    elif workers > 1:  # gradients are exchanged in buckets
+        state += count.weight_bytes
+    return CONTEXT_BYTES + FRAGMENTS * (state + activations + others)
+
+
+def _ways(config: TrainConfig, step: StepCount, out_width: int, gpu: Gpu, others: float) -> tuple[Way, ...]:
+    """Settings with which a run would fit that does not."""
+    if not config.compute.activation_checkpointing:
+        step = count_step(_computing(config, activation_checkpointing=True), out_width)
+    workers, sharding = max(config.most_workers, 1), config.compute.sharding
+    few = 12 / min(MASK_GROUP_SIZE, config.batch_size)
+    tried = [
+        (sharding, workers, 1.0),
+        ("fsdp", 2, 1.0),
+        ("fsdp", 8, 1.0),
+        ("fsdp", 32, 1.0),
+        ("fsdp", 32, few),
+    ]
+    ways = []
+    for kind, number, share in tried:
+        memory_bytes = _memory(step, kind, number, others, share)
+        if number >= workers and share <= 1 and memory_bytes <= gpu.memory_bytes:
+            clips = "" if share == 1 else f", {MASK_GROUP_SIZE // 2} clips of a worker"
+            settings = f"activation checkpointing, {kind} on {number} workers{clips}"
+            ways.append(Way(settings=settings, memory_bytes=memory_bytes))
+    return tuple(ways)
+
+
+def _seconds(kernels: Counter[Kernel], gpu: Gpu, reached: Reached) -> float:
+    return sum(number * kernel.seconds(gpu, reached) for kernel, number in kernels.items())
+
+
+def _paper_flops(config: TrainConfig, out_width: int, teacher: TeacherCount | None) -> Flops:
+    """6ND of one clip."""
+    if isinstance(config, TeacherRun):
+        out_width = pixel_width(config.encoder)
+    return six_n_d(
+        num_tokens=token_grid(config.view, config.encoder).num_tokens,
+        num_sets=len(config.mask.sets),
+        encoder_parameters=encoder_parameters(config.encoder),
+        predictor_parameters=predictor_parameters(
+            config.predictor,
+            in_width=config.encoder.width,
+            out_width=out_width,
+            num_mask_tokens=len(config.mask.sets),
+        ),
+        teacher_parameters=0 if teacher is None else teacher.num_parameters,
     )
-
-
-def _seconds(
-    step: StepCount, teacher: TeacherCount | None, num_groups: int, num_clips: int, gpu: Gpu, reached: Reached
-) -> float:
-    def of(kernels: Counter[Kernel]) -> float:
-        return sum(number * kernel.seconds(gpu, reached) for kernel, number in kernels.items())
-
-    seconds = num_groups * of(step.group) + of(step.optimizer)
-    return seconds if teacher is None else seconds + -(-num_clips // teacher.batch_size) * of(teacher.forward)
 
 
 def _sentences(config: TrainConfig, estimate: GpuEstimate) -> list[str]:

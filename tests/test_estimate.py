@@ -227,3 +227,6 @@ def test_a_gpu_that_is_not_here_is_told_to_fit_or_what_would(tmp_path, monkeypat
     assert all(way["memory_bytes"] <= GPUS["l4"].memory_bytes for way in written["would_fit"])
     assert 0 < written["step_s"][0] < written["step_s"][1]
     assert written["run_s"][0] == pytest.approx(1500 * written["step_s"][0])
+    # What salt-plan reads of it.
+    assert written["student"]["clips_per_s"] == pytest.approx(24 / written["step_s"][1])
+    assert written["device"] == "l4, counted"
