@@ -15,7 +15,15 @@ import pydantic
 import typer
 import yaml
 
-from salt_distill.common.config import MASKS, PRESETS, Config, dump_yaml, mask_layer, preset_layer
+from salt_distill.common.config import (
+    MASKS,
+    PRESETS,
+    Config,
+    dump_yaml,
+    mask_layer,
+    preset_layer,
+    warmup_layer,
+)
 from salt_distill.common.config.layers import (
     Layer,
     explain,
@@ -80,14 +88,16 @@ def run_app(app: typer.Typer) -> None:
         _stop(str(error), exit_code=2)
     except pydantic.ValidationError as error:
         _stop(explain(error), exit_code=2)
-    except (ValueError, ConnectionError) as error:
-        _stop(str(error), exit_code=1, error=error)
+    except yaml.YAMLError as error:  # its own have many lines
+        _stop(" ".join(str(error).split()), exit_code=1, error=error)
     except ModuleNotFoundError as error:
         if (sentence := missing_module(error.name or "")) is None:
             raise
         _stop(sentence, exit_code=1, error=error)
-    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        sentence = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
+    except (ValueError, OSError) as error:
+        sentence = str(error)
+        if isinstance(error, OSError) and error.strerror and error.filename is not None:  # without its number
+            sentence = f"{error.filename}: {error.strerror}"
         _stop(sentence, exit_code=1, error=error)
 
 
@@ -189,8 +199,11 @@ def resolve(
             preset = preset or in_file
         if isinstance(strategy := file.values.get("mask"), str):
             file.values["mask"] = mask_layer(strategy)["mask"]
+    preset_values: dict[str, Any] = {}
     if preset := preset or default_preset:
-        layers.append(_layer(preset_layer(config_class, preset, presets), f"--preset {preset}"))
+        preset_values = preset_layer(config_class, preset, presets)
+        layers.append(_layer(preset_values, f"--preset {preset}"))
+    num_preset_layers = len(layers)
     if mask is not None:
         layers.append(_layer(mask_layer(mask), f"--mask {mask}"))
     if file is not None:
@@ -202,6 +215,7 @@ def resolve(
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     layers.append(Layer(given, flag_or_argument))
     layers += [_setting(config_class, text) for text in settings or []]
+    layers += _shorter_warmup(config_class, preset_values, layers[num_preset_layers:])
     values = merge(*(layer.values for layer in layers))
     try:
         if fill:
@@ -237,6 +251,15 @@ def _of_configuration(
 
 def _layer(values: dict[str, Any], origin: str) -> Layer:
     return Layer(values, lambda key: f"{origin}: {key}")
+
+
+def _shorter_warmup(config_class: type[Config], preset: dict[str, Any], typed: list[Layer]) -> list[Layer]:
+    """A warm-up that fits the run, where that of the preset does not and nobody typed one; it is said."""
+    values, sentence = warmup_layer(config_class, preset, merge(*(layer.values for layer in typed)))
+    if sentence is None:
+        return []
+    console.print(sentence, highlight=False, soft_wrap=True)
+    return [_layer(values, "--steps")]
 
 
 def _placeholders(config_class: type[Config], values: dict[str, Any]) -> dict[str, str]:

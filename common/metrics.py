@@ -213,31 +213,3 @@ class ServiceMetrics(ServiceCounters):
 
 SERVICE = metrics_of(ServiceMetrics)
 """Sums over all replicas, whichever answers."""
-
-
-def _student(name: str, unit: str, help: str, of: str) -> Metric:
-    return Metric(name=f"salt_{name}", kind="gauge", unit=unit, help=help, of=of)
-
-
-STUDENT = (
-    _student("student_step", "steps", "Optimizer steps done", "step"),
-    _student("student_loss", "L1", "Loss, mean of the interval's steps", "loss"),
-    _student("student_clips_per_s", "clips/s", "Speed, all workers together", "clips_per_s"),
-    _student("student_tokens_per_s", "tokens/s", "Speed in tokens of whole clips", "tokens_per_s"),
-    _student(
-        "student_mfu",
-        "ratio",
-        "Model FLOPs utilisation: matrix products of the run over the measured peak of its workers",
-        "mfu",
-    ),
-    _student(
-        "student_teacher_wait_ms", "milliseconds", "What a step waited for its targets", "teacher_wait_ms"
-    ),
-    _student("student_data_wait_ms", "milliseconds", "What a step waited for its clips", "data_wait_ms"),
-    _student("student_step_ms", "milliseconds", "A step", "step_ms"),
-    _student("student_grad_norm", "norm", "Global norm of the gradient", "grad_norm"),
-    _student("student_lr", "learning rate", "Learning rate", "lr"),
-    _student("student_flops", "FLOP", "Compute spent, teacher forward included", "flops"),
-    _student("student_bad_clips", "clips", "Clips that could not be decoded", "bad_clips"),
-)
-"""The newest line of metrics.jsonl: means over `log_every` steps."""

@@ -1,6 +1,7 @@
 """docs/metrics.md, made from the records: ``python -m salt_distill.common.metrics_page`` writes it."""
 
-from salt_distill.common.metrics import SERVICE, STUDENT, Metric
+from salt_distill.common.metrics import SERVICE, Metric
+from salt_distill.common.metrics_line import STUDENT
 from salt_distill.common.protocol import RUN_METRICS
 
 _PAGE = """# Metrics

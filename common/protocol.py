@@ -14,6 +14,7 @@ from pydantic import (
     JsonValue,
     NonNegativeFloat,
     NonNegativeInt,
+    WithJsonSchema,
     field_validator,
 )
 
@@ -222,7 +223,9 @@ class RunState(BaseModel):
 class Progress(RunState):
     """Body of ``POST /v1/runs/{run}/progress``."""
 
-    config: dict[str, JsonValue] | None = None
+    config: Annotated[
+        dict[str, JsonValue] | None, WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "null"}]})
+    ] = None
     """The run's resolved configuration, without secrets and paths; the board keeps the newest one that it was
     given."""
 

@@ -35,11 +35,15 @@ def whole_file(path: Path, *, synced: bool = True, many_writers: bool = False) -
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside ``path`` to write to; at the end of the block it is on disk, power cut or not,
-    and takes the place of ``path``."""
+    and takes the place of ``path``; after an error it is gone."""
     partial = path.with_name(f"{PARTIAL}{path.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    yield partial
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     for written in [*partial.rglob("*"), partial]:
         _sync(written)
     if path.exists():

@@ -1,8 +1,6 @@
 """A run's newest line of metrics for Prometheus, on a port of its own."""
 
-from typing import Any
-
-from salt_distill.common.metrics import STUDENT
+from salt_distill.common.metrics_line import STUDENT, MetricsLine
 
 
 class Exporter:
@@ -21,10 +19,10 @@ class Exporter:
                 f"cannot listen on --metrics-port {port}: {error.strerror}: give another port"
             ) from error
 
-    def show(self, line: dict[str, Any]) -> None:
+    def show(self, line: MetricsLine) -> None:
         """From now on the metrics are these."""
         for name, gauge in self._gauges.items():
-            gauge.set(line[name])
+            gauge.set(getattr(line, name))
 
     def close(self) -> None:
         """Gives the port back."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from salt_distill.common.config import ProbeConfig, StudentRun, TeacherRun, TrainConfig, VJepaRun
-from salt_distill.common.local_ray import ray_to_join
+from salt_distill.common.local_ray import join, ray_to_join
 
 if TYPE_CHECKING:
     from salt_distill.student_trainer.ranks import Worker
@@ -59,7 +59,7 @@ def in_workers(
     with ray_to_join(config.address, environment=environment) as ray_arguments:
         import ray
 
-        ray.init(**ray_arguments)
+        join(ray_arguments)
         try:
             return _fit(work, values, config, folder, max_failures)
         finally:
@@ -81,10 +81,8 @@ def _fit(
         allowed."""
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            from salt_distill.student_trainer.metrics import DivergedError, TooManyBadClipsError
-
             for error in worker_exceptions.values():
-                if isinstance(error, ValueError | DivergedError | TooManyBadClipsError):
+                if isinstance(error, ValueError):
                     raise error
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is said by the worker's own error
@@ -152,12 +150,15 @@ def _worker() -> "Worker":
 def _train(worker: "Worker", values: dict[str, Any]) -> None:
     """A worker's whole training, each time that Ray starts it: from the newest checkpoint that there is by
     then."""
-    from salt_distill.student_trainer.loop import train
+    from salt_distill.student_trainer.loop import opened, train_on
     from salt_distill.student_trainer.run_directory import claimed
 
     config = _RUNS[values["run"]].model_validate(values["config"])
-    with claimed(config) if worker.rank == 0 else nullcontext() as checkpoint:
-        train(config, worker, checkpoint)
+    with (
+        claimed(config) if worker.rank == 0 else nullcontext() as checkpoint,
+        opened(config, worker) as (reader, source),
+    ):
+        train_on(reader, source, config, worker, checkpoint)
 
 
 def _resources(config: TrainConfig | ProbeConfig) -> dict[str, float]:

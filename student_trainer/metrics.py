@@ -1,26 +1,27 @@
-"""What a run says of itself while it trains: metrics.jsonl, TensorBoard, and summary.json at the end."""
+"""What a run says of itself while it trains: metrics.jsonl, TensorBoard, Prometheus, trackers."""
 
 import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from salt_distill.common.clip import ClipBatch
 from salt_distill.common.config import TrainConfig
+from salt_distill.common.metrics_line import MetricsLine
+from salt_distill.common.model.grid import token_grid
 from salt_distill.student_trainer.batches import Batch
 from salt_distill.student_trainer.exporter import Exporter
+from salt_distill.student_trainer.ranks import Worker
 from salt_distill.student_trainer.tracker import Tracker
 from salt_distill.student_trainer.utilisation import Utilisation
 
 
-class DivergedError(RuntimeError):
+class DivergedError(ValueError):
     """The loss is no longer a finite number."""
 
 
@@ -34,10 +35,6 @@ class Update:
     """Of the gradient, over all ranks, before clipping."""
     clip_losses: Float[Tensor, " b"]
     """Of this rank's clips; 0 where one is bad."""
-
-
-class TooManyBadClipsError(RuntimeError):
-    """More clips failed to decode than the run may skip."""
 
 
 @dataclass(kw_only=True)
@@ -58,36 +55,37 @@ class _Interval:
 class MetricsLog:
     """Collects every step of this rank; rank 0 writes a line per interval.
 
-    Raises DivergedError at the first interval with a non-finite loss, TooManyBadClipsError above
-    ``loader.max_bad_fraction``, on every rank.
+    Raises DivergedError at the first interval with a non-finite loss, on every rank.
     """
 
     def __init__(
         self,
         config: TrainConfig,
+        worker: Worker,
         *,
-        rank: int,
-        world_size: int,
-        num_tokens: int,
-        num_sets: int,
+        after_step: int,
+        num_bad: int,
         flops_per_step: float,
         utilisation: Utilisation,
     ) -> None:
-        self._config, self._rank, self._world_size = config, rank, world_size
-        self._num_tokens, self._num_sets, self._flops_per_step = num_tokens, num_sets, flops_per_step
-        self._utilisation = utilisation
+        """``num_bad``: of the clips until ``after_step``, where the run goes on, those that could not be
+        decoded."""
+        self._config, self._worker = config, worker
+        self._num_tokens = token_grid(config.view, config.encoder).num_tokens
+        self._flops_per_step, self._utilisation = flops_per_step, utilisation
         self._interval = _Interval()
-        self._num_clips = self._num_bad = 0
-        self._bad_keys: set[str] = set()
+        self._num_bad_before, self._num_bad = num_bad, 0
+        out = Path(config.out)
         self._file: TextIO | None = None
         self._board: SummaryWriter | None = None
-        if rank == 0:
-            self._file = (Path(config.out) / "metrics.jsonl").open("a")
-            self._board = SummaryWriter(str(Path(config.out) / "tensorboard"))
+        if worker.rank == 0:
+            self._file = (out / "metrics.jsonl").open("a")
+            # Purged: what a killed process had written beyond the checkpoint would be there twice.
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=after_step + 1)
         self._exporter = (
-            Exporter(config.metrics_port) if rank == 0 and config.metrics_port is not None else None
+            Exporter(config.metrics_port) if worker.rank == 0 and config.metrics_port is not None else None
         )
-        self._tracker = Tracker(config) if rank == 0 and config.wandb is not None else None
+        self._tracker = Tracker(config) if worker.rank == 0 and config.wandb is not None else None
 
     def add(
         self,
@@ -98,11 +96,11 @@ class MetricsLog:
         teacher_wait_s: float,
         lr: float,
         weight_decay: float,
-        of_source: dict[str, float],
-    ) -> dict[str, Any] | None:
+        source_metrics: dict[str, int | float],
+    ) -> MetricsLine | None:
         """Takes one step in; the new line where an interval ends (on every rank), else None.
 
-        ``of_source``: what the source of targets adds to the line.
+        ``source_metrics``: what the source of targets adds to the line.
         """
         interval = self._interval
         interval.updates.append(update)
@@ -113,10 +111,16 @@ class MetricsLog:
         for group in batch.masks:
             interval.num_visible += sum(mask.visible_idx.numel() for mask in group.sets)
             interval.num_hidden += sum(mask.hidden_idx.numel() for mask in group.sets)
-        self._count_bad(batch.clips)
+        self._num_bad += int((~batch.clips.good).sum())
         if batch.step % self._config.log_every and batch.step != self._config.steps:
             return None
-        return self._write(batch.step, lr, weight_decay, of_source)
+        line = self._line(batch.step, lr, weight_decay, source_metrics)
+        self._write(line)
+        return line
+
+    def num_bad_clips(self) -> int:
+        """Clips of the whole run so far that could not be decoded, over all ranks."""
+        return self._num_bad_before + sum(self._worker.ranks.all_values(self._num_bad))
 
     def require_finite(self, step: int) -> None:
         """Raises DivergedError if a step since the last line was left out: before a checkpoint, so that the
@@ -134,64 +138,51 @@ class MetricsLog:
         if self._tracker is not None:
             self._tracker.close()
 
-    def _count_bad(self, clips: ClipBatch) -> None:
-        self._num_clips += len(clips.good)
-        self._num_bad += int((~clips.good).sum())
-        self._bad_keys.update(key for key, good in zip(clips.keys, clips.good, strict=True) if not good)
-
-    def _write(
-        self, step: int, lr: float, weight_decay: float, of_source: dict[str, float]
-    ) -> dict[str, Any]:
+    def _line(
+        self, step: int, lr: float, weight_decay: float, source_metrics: dict[str, int | float]
+    ) -> MetricsLine:
+        """Of the interval that ends with ``step``; a new one begins."""
         interval, self._interval = self._interval, _Interval()
         losses = self._losses(interval, step)
-        sums = torch.tensor(
-            [interval.num_clips, interval.num_visible, interval.num_hidden, self._num_clips, self._num_bad],
-            dtype=torch.float64,
-            device=losses.device,
-        )
-        if self._world_size > 1:
-            dist.all_reduce(sums)
-        num_clips, num_visible, num_hidden, all_clips, all_bad = sums.tolist()
+        counts = [interval.num_clips, interval.num_visible, interval.num_hidden, self._num_bad]
+        sums = self._worker.sum(torch.tensor(counts, dtype=torch.float64, device=losses.device))
+        num_clips, num_visible, num_hidden, num_bad = sums.tolist()
         seconds = time.perf_counter() - interval.started_s
         num_steps = len(interval.updates)
-        views_of_tokens = num_clips * self._num_tokens * self._num_sets
-        line = {
-            "step": step,
-            "slot": step * self._config.batch_size,
-            "loss": losses.mean().item(),
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "grad_norm": torch.stack([update.norm for update in interval.updates]).mean().item(),
-            "clips_per_s": num_clips / seconds,
-            "tokens_per_s": num_clips * self._num_tokens / seconds,
-            "mfu": self._utilisation.mfu(num_clips / seconds),
-            "teacher_wait_ms": 1000 * interval.teacher_wait_s / num_steps,
-            "data_wait_ms": 1000 * interval.data_wait_s / num_steps,
-            "step_ms": 1000 * seconds / num_steps,
-            "context_fraction": num_visible / views_of_tokens,
-            "target_fraction": num_hidden / views_of_tokens,
-            "flops": step * self._flops_per_step,
-            "bad_clips": int(all_bad),
-            **of_source,
-        }
-        if all_bad > self._config.loader.max_bad_fraction * all_clips:
-            raise TooManyBadClipsError(
-                f"{int(all_bad)} of {int(all_clips)} clips could not be decoded, for example"
-                f" {', '.join(sorted(self._bad_keys)[:3])}; expected at most a share of"
-                f" loader.max_bad_fraction={self._config.loader.max_bad_fraction}: pack the data set again,"
-                " or raise it"
-            )
-        if self._file is not None and self._board is not None:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-            for name, value in line.items():
-                if name != "step":
-                    self._board.add_scalar(name, value, step)
-            if self._exporter is not None:
-                self._exporter.show(line)
-            if self._tracker is not None:
-                self._tracker.show(line)
-        return line
+        views_of_tokens = num_clips * self._num_tokens * len(self._config.mask.sets)
+        return MetricsLine(
+            step=step,
+            slot=step * self._config.batch_size,
+            loss=losses.mean().item(),
+            lr=lr,
+            weight_decay=weight_decay,
+            grad_norm=torch.stack([update.norm for update in interval.updates]).mean().item(),
+            clips_per_s=num_clips / seconds,
+            tokens_per_s=num_clips * self._num_tokens / seconds,
+            mfu=self._utilisation.mfu(num_clips / seconds),
+            teacher_wait_ms=1000 * interval.teacher_wait_s / num_steps,
+            data_wait_ms=1000 * interval.data_wait_s / num_steps,
+            step_ms=1000 * seconds / num_steps,
+            context_fraction=num_visible / views_of_tokens,
+            target_fraction=num_hidden / views_of_tokens,
+            flops=step * self._flops_per_step,
+            bad_clips=self._num_bad_before + int(num_bad),
+            **source_metrics,
+        )
+
+    def _write(self, line: MetricsLine) -> None:
+        if self._file is None or self._board is None:
+            return
+        values = line.values()
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+        step = values.pop("step")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        if self._exporter is not None:
+            self._exporter.show(line)
+        if self._tracker is not None:
+            self._tracker.show(line)
 
     def _losses(self, interval: _Interval, step: int) -> Float[Tensor, " steps"]:
         """The loss of each step of an interval that ends with ``step``, over all ranks. Raises DivergedError
@@ -203,12 +194,8 @@ class MetricsLog:
             return losses
         first = int(wrong[0])
         lost = (~interval.updates[first].clip_losses.isfinite()).tolist()
-        of_ranks: list[list[str]] = [
-            [key for key, is_lost in zip(interval.keys[first], lost, strict=True) if is_lost]
-        ] * self._world_size
-        if self._world_size > 1:
-            dist.all_gather_object(of_ranks, of_ranks[0])
-        keys = [key for of_rank in of_ranks for key in of_rank]
+        lost_keys = [key for key, is_lost in zip(interval.keys[first], lost, strict=True) if is_lost]
+        keys = [key for rank_keys in self._worker.ranks.all_values(lost_keys) for key in rank_keys]
         clips = f"from {len(keys)} clips, {', '.join(keys[:5])}" if keys else "from no clip alone"
         raise DivergedError(
             f"step {step - len(losses) + 1 + first} has loss {losses[first].item():g} and a gradient of norm"

@@ -24,6 +24,7 @@ from salt_distill.common.model.vit import Block
 from salt_distill.student_trainer.batches import Batch
 from salt_distill.student_trainer.objective import Objective, modules_of
 from salt_distill.student_trainer.ranks import Worker
+from salt_distill.student_trainer.resume import Position
 
 
 def spread(objective: Objective, sharding: Sharding, worker: Worker) -> nn.Module:
@@ -115,11 +116,11 @@ def collect(objective: Objective, optimizer: torch.optim.Optimizer, worker: Work
 
 def restore(
     checkpoint: Path | None, objective: Objective, optimizer: torch.optim.Optimizer, worker: Worker
-) -> dict[str, Any] | None:
-    """Fills the ranks from rank 0's ``checkpoint``; what else its ``training.pt`` holds. None, with nothing
-    done, where rank 0 has none."""
+) -> Position | None:
+    """Fills the ranks from rank 0's ``checkpoint``; where the run stood there. None, with nothing done, where
+    rank 0 has none."""
     with ThreadPoolExecutor(1) as reading:
-        (state, rest), _ = worker.ranks.result(
+        (state, position), _ = worker.ranks.result(
             reading.submit(_read, checkpoint if worker.rank == 0 else None, objective)
         )
     shapes: dict[int, dict[str, torch.Size]] = {}
@@ -128,10 +129,10 @@ def restore(
             idx: {name: tensor.shape for name, tensor in values.items()}
             for idx, values in state.optimizer["state"].items()
         }
-    rest, shapes, groups = worker.ranks.all_values((rest, shapes, state and state.optimizer["param_groups"]))[
-        0
-    ]
-    if rest is None:
+    position, shapes, groups = worker.ranks.all_values(
+        (position, shapes, state and state.optimizer["param_groups"])
+    )[0]
+    if position is None:
         return None
     for file, module in modules_of(objective).items():
         for name, own in module.state_dict().items():
@@ -146,19 +147,19 @@ def restore(
             _fill(own, None if state is None else state.optimizer["state"][idx][name], worker)
             filled[idx][name] = own
     optimizer.load_state_dict({"state": filled, "param_groups": groups})
-    return rest
+    return position
 
 
-def _read(checkpoint: Path | None, objective: Objective) -> tuple[State | None, dict[str, Any] | None]:
-    """A checkpoint's state, and the rest of its ``training.pt``, which is small."""
+def _read(checkpoint: Path | None, objective: Objective) -> tuple[State | None, Position | None]:
+    """A checkpoint's state, and where the run stood."""
     if checkpoint is None:
         return None, None
     modules = {
         file: read_tensors(checkpoint, f"{file}.safetensors", module)
         for file, module in modules_of(objective).items()
     }
-    rest = load_training(checkpoint)
-    return State(modules, rest.pop("optimizer")), rest
+    training = load_training(checkpoint)
+    return State(modules, training.pop("optimizer")), Position(**training)
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """A run's progress on the terminal, read from its metrics.jsonl: the same whether it trains here or in Ray's
 workers."""
 
-import json
 import os
 import threading
 import time
@@ -9,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import rich.console
 from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+from salt_distill.common.metrics_line import MetricsLine
 
 POLL_S = 0.25
 PLAIN_LINES = 10
@@ -44,11 +44,11 @@ def _follow(run: Path, steps: int, console: rich.console.Console, stop: threadin
         printed_step = 0
         for line in _new_lines(run / "metrics.jsonl", stop):
             display.show(line)
-            due = line["step"] - printed_step >= steps / PLAIN_LINES or line["step"] == steps
+            due = line.step - printed_step >= steps / PLAIN_LINES or line.step == steps
             if not console.is_terminal and due:
-                printed_step = line["step"]
+                printed_step = line.step
                 console.print(
-                    f"{run.name}: step {line['step']}/{steps}  {plain(line, steps)}",
+                    f"{run.name}: step {line.step}/{steps}  {plain(line, steps)}",
                     highlight=False,
                     soft_wrap=True,
                 )
@@ -66,14 +66,14 @@ class Display:
             TimeElapsedColumn(),
         )
         self._task = self._bar.add_task(name, total=steps)
-        self._line: dict[str, Any] | None = None
+        self._line: MetricsLine | None = None
         self._losses: list[float] = []
 
-    def show(self, line: dict[str, Any]) -> None:
+    def show(self, line: MetricsLine) -> None:
         """From now on this line of metrics."""
         self._line = line
-        self._losses = [*self._losses, line["loss"]][-CURVE_LINES:]
-        self._bar.update(self._task, completed=line["step"])
+        self._losses = [*self._losses, line.loss][-CURVE_LINES:]
+        self._bar.update(self._task, completed=line.step)
 
     def __rich__(self) -> Group:
         """The bar, and below it the newest line in three rows."""
@@ -82,23 +82,23 @@ class Display:
             return Group(self._bar, Text("starting", style="dim"))
         rows = [
             [
-                ("loss", f"{line['loss']:.4f} {curve(self._losses)}"),
-                ("lr", f"{line['lr']:.2e}"),
-                ("gradient norm", f"{line['grad_norm']:.3g}"),
+                ("loss", f"{line.loss:.4f} {curve(self._losses)}"),
+                ("lr", f"{line.lr:.2e}"),
+                ("gradient norm", f"{line.grad_norm:.3g}"),
             ],
             [
-                ("clips/s", f"{line['clips_per_s']:,.1f}"),
-                ("tokens/s", f"{line['tokens_per_s']:,.0f}"),
-                ("MFU", f"{line['mfu']:.1%}"),
-                ("step", f"{line['step_ms']:,.0f} ms"),
+                ("clips/s", f"{line.clips_per_s:,.1f}"),
+                ("tokens/s", f"{line.tokens_per_s:,.0f}"),
+                ("MFU", f"{line.mfu:.1%}"),
+                ("step", f"{line.step_ms:,.0f} ms"),
                 ("ETA", _eta(line, self._steps)),
             ],
             [
-                ("waits: teacher", f"{line['teacher_wait_ms']:,.0f} ms"),
-                ("data", f"{line['data_wait_ms']:,.0f} ms"),
-                ("tokens: context", f"{line['context_fraction']:.1%}"),
-                ("target", f"{line['target_fraction']:.1%}"),
-                *([("bad clips", str(line["bad_clips"]))] if line["bad_clips"] else []),
+                ("waits: teacher", f"{line.teacher_wait_ms:,.0f} ms"),
+                ("data", f"{line.data_wait_ms:,.0f} ms"),
+                ("tokens: context", f"{line.context_fraction:.1%}"),
+                ("target", f"{line.target_fraction:.1%}"),
+                *([("bad clips", str(line.bad_clips))] if line.bad_clips else []),
             ],
         ]
         return Group(
@@ -106,11 +106,11 @@ class Display:
         )
 
 
-def plain(line: dict[str, Any], steps: int) -> str:
+def plain(line: MetricsLine, steps: int) -> str:
     """A line of metrics as one line of text, for a file or a pipe."""
     return (
-        f"loss {line['loss']:.4f}  {line['clips_per_s']:.0f} clips/s  MFU {line['mfu']:.1%}  waits: data"
-        f" {line['data_wait_ms']:.0f} ms, teacher {line['teacher_wait_ms']:.0f} ms  ETA {_eta(line, steps)}"
+        f"loss {line.loss:.4f}  {line.clips_per_s:.0f} clips/s  MFU {line.mfu:.1%}  waits: data"
+        f" {line.data_wait_ms:.0f} ms, teacher {line.teacher_wait_ms:.0f} ms  ETA {_eta(line, steps)}"
     )
 
 
@@ -123,16 +123,16 @@ def curve(values: list[float]) -> str:
     )
 
 
-def _eta(line: dict[str, Any], steps: int) -> str:
+def _eta(line: MetricsLine, steps: int) -> str:
     """Time to the last step at the speed of the newest line: h:mm:ss."""
-    return str(timedelta(seconds=round((steps - line["step"]) * line["step_ms"] / 1000)))
+    return str(timedelta(seconds=round((steps - line.step) * line.step_ms / 1000)))
 
 
 def _named(name: str, value: str) -> Text:
     return Text.assemble((f"{name} ", "dim"), value)
 
 
-def _new_lines(path: Path, stop: threading.Event) -> Iterator[dict[str, Any]]:
+def _new_lines(path: Path, stop: threading.Event) -> Iterator[MetricsLine]:
     """Whole lines as they are written; ends after ``stop``, once the file has been read to its end. A start
     anew may have cut the file."""
     position = path.stat().st_size if path.exists() else 0
@@ -150,7 +150,7 @@ def _new_lines(path: Path, stop: threading.Event) -> Iterator[dict[str, Any]]:
                     if not raw.endswith(b"\n"):
                         break
                     position += len(raw)
-                    yield json.loads(raw)
+                    yield MetricsLine.model_validate_json(raw)
         if last_round:
             return
         time.sleep(POLL_S)

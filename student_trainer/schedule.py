@@ -7,14 +7,22 @@ from salt_distill.common.config import EmaConfig, OptimConfig
 
 
 def learning_rate(optim: OptimConfig, *, step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to ``final_lr`` at ``steps``; the first update is step 1."""
+    """Linear warm-up, then ``optim.schedule`` until ``steps``; the first update is step 1."""
     if step < optim.warmup_steps:
         return optim.start_lr + step / optim.warmup_steps * (optim.lr - optim.start_lr)
-    return _cosine(optim.lr, optim.final_lr, (step - optim.warmup_steps) / (steps - optim.warmup_steps))
+    if optim.schedule == "cosine":
+        return _cosine(optim.lr, optim.final_lr, (step - optim.warmup_steps) / (steps - optim.warmup_steps))
+    decay_steps = optim.decay_fraction * steps
+    if optim.schedule == "constant" or step <= steps - decay_steps:
+        return optim.lr
+    return optim.final_lr + (optim.lr - optim.final_lr) * (steps - step) / decay_steps
 
 
 def weight_decay(optim: OptimConfig, *, step: int, steps: int) -> float:
-    """A cosine from ``weight_decay`` to ``final_weight_decay`` over the whole run."""
+    """A cosine from ``weight_decay`` to ``final_weight_decay`` over the whole run; ``weight_decay`` where the
+    learning rate has another schedule."""
+    if optim.schedule != "cosine":
+        return optim.weight_decay
     return _cosine(optim.weight_decay, optim.final_weight_decay, step / steps)
 
 

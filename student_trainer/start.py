@@ -8,9 +8,9 @@ from salt_distill.common.config import TrainConfig
 from salt_distill.common.console import console, say
 from salt_distill.student_trainer import estimate
 from salt_distill.student_trainer.job import run_job
-from salt_distill.student_trainer.loop import Worker, train
+from salt_distill.student_trainer.loop import Worker, opened, train_on
 from salt_distill.student_trainer.progress import show_progress
-from salt_distill.student_trainer.run_directory import claimed, open_run
+from salt_distill.student_trainer.run_directory import check_run, claimed
 
 
 def start(config: TrainConfig) -> None:
@@ -18,12 +18,13 @@ def start(config: TrainConfig) -> None:
     if config.estimate:
         estimate.run(config)
         return
-    open_run(config)
+    check_run(config)
     with show_progress(Path(config.out), config.steps, console):
         if config.workers == 0:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            with claimed(config) as checkpoint:
-                train(config, Worker(rank=0, world_size=1, device=device), checkpoint)
+            worker = Worker(rank=0, world_size=1, device=device)
+            with claimed(config) as checkpoint, opened(config, worker) as (reader, source):
+                train_on(reader, source, config, worker, checkpoint)
         else:
             run_job(config)
     # With a storage, the first worker may have had its run directory on another machine.

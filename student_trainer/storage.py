@@ -1,15 +1,14 @@
 """A run's copy at another address: checkpoints go there beside the training, and come back where the run
 directory has none so new."""
 
-import hashlib
-import json
 import logging
+import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from salt_distill.common.folders.folder import Folder
-from salt_distill.common.model.checkpoint import POINTER, point_to
-from salt_distill.common.whole import whole_folder
+from salt_distill.common.model.checkpoint import POINTER, CheckpointManifest, point_to, verified
+from salt_distill.common.whole import PARTIAL, whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +28,18 @@ class Uploads:
         self._folder = None if address is None else Folder(address)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._newest: Future[None] = _done()
+        self._checkpoint: Path | None = None
 
     def add(self, checkpoint: Path) -> None:
         """Copies a whole checkpoint soon. One that still waits for its turn is left out: this one is
         newer."""
         if self._folder is not None and (self._newest.cancel() or not self._failed()):
+            self._checkpoint = checkpoint
             self._newest = self._thread.submit(self._copy, self._folder, checkpoint)
+
+    def under_way(self) -> Path | None:
+        """The checkpoint that is being copied, or soon will be."""
+        return None if self._newest.done() else self._checkpoint
 
     def failure(self) -> Future[None]:
         """Done at once, with the error of a copy that failed."""
@@ -55,7 +60,9 @@ class Uploads:
             if _pointer(folder) == name:
                 return
             for file in [
-                *sorted(json.loads((checkpoint / "manifest.json").read_text())["files"]),
+                *sorted(
+                    CheckpointManifest.model_validate_json((checkpoint / "manifest.json").read_bytes()).files
+                ),
                 "manifest.json",
             ]:
                 folder.write(f"{name}/{file}", checkpoint / file)
@@ -82,6 +89,18 @@ class Uploads:
                 folder.write(file, self._run / file)
 
 
+def remove_old(run: Path, num_newest: int, *, but: Path | None) -> None:
+    """Removes the checkpoints of a run that are older than its newest, but for ``but`` and the one that the
+    run goes on from."""
+    needed = {but, run / (run / POINTER).read_text().strip()}
+    folder = run / "checkpoints"
+    for path in sorted(folder.glob("step-*"), key=lambda path: _step(path.name))[:-num_newest]:
+        if path not in needed:
+            path.rename(path.with_name(PARTIAL + path.name))  # at once: a kill leaves no half a checkpoint
+    for path in folder.glob(f"{PARTIAL}step-*"):
+        shutil.rmtree(path)
+
+
 def stored_config(address: str) -> bytes | None:
     """``config.yaml`` of the run at an address, None where there is none."""
     try:
@@ -101,15 +120,12 @@ def fetch_newer(address: str, run: Path) -> None:
     manifest = folder.read(f"{name}/manifest.json")
     with whole_folder(run / name) as partial:  # in place of one that a kill left before anything named it
         (partial / "manifest.json").write_bytes(manifest)
-        for file, facts in json.loads(manifest)["files"].items():
+        for file in CheckpointManifest.model_validate_json(manifest).files:
             folder.fetch(f"{name}/{file}", partial / file)
-            with (partial / file).open("rb") as content:
-                sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-            if sha256 != facts["sha256"]:
-                raise ValueError(
-                    f"{address}: {name}/{file} has sha256 {sha256[:12]}, expected {facts['sha256'][:12]}: it"
-                    f" is damaged, remove {name} there"
-                )
+            try:
+                verified(partial, file)
+            except ValueError as error:
+                raise ValueError(f"{address}: {name} is damaged, remove it there: {error}") from error
         for file in _EXPLAIN[1:]:  # the configuration is that of the command that goes on
             try:
                 folder.fetch(file, run / file)

@@ -2,10 +2,9 @@
 
 import uuid
 from pathlib import Path
-from typing import Any
 
-from salt_distill.common.config import TrainConfig
-from salt_distill.student_trainer.targets.group import shown_config
+from salt_distill.common.config import TrainConfig, shown_config
+from salt_distill.common.metrics_line import MetricsLine
 
 ID_FILE = "wandb_id"
 
@@ -35,9 +34,10 @@ class Tracker:
             settings=wandb.Settings(silent=True),
         )
 
-    def show(self, line: dict[str, Any]) -> None:
+    def show(self, line: MetricsLine) -> None:
         """Adds a line of metrics at its step."""
-        self._run.log({name: value for name, value in line.items() if name != "step"}, step=line["step"])
+        values = line.values()
+        self._run.log(values, step=values.pop("step"))
 
     def close(self) -> None:
         """Sends what is left."""

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from salt_distill.common.config import PrecomputeConfig
 from salt_distill.common.console import console
 from salt_distill.common.folders.fetched import copies
-from salt_distill.common.local_ray import is_private, ray_to_join
+from salt_distill.common.local_ray import is_private, join, ray_to_join
 from salt_distill.common.targets import codec
 from salt_distill.common.targets.cache_file import file_path
 from salt_distill.common.targets.codec import CorruptTargetError
@@ -53,7 +53,7 @@ def _run_actors(config: PrecomputeConfig, cache: CacheFolder, console: rich.cons
         from ray.exceptions import RayTaskError
         from ray.util import ActorPool
 
-        ray.init(**ray_arguments)
+        join(ray_arguments)
         try:
             if is_private(config.address):
                 check_fits(

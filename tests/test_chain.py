@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from teacher_tools import serving
-from train_tools import ALONE, CPU
+from train_tools import CPU, train
 
 from salt_distill.common.config import (
     StudentRun,
@@ -18,8 +18,7 @@ from salt_distill.common.config import (
 )
 from salt_distill.common.model.checkpoint import read_config
 from salt_distill.common.model.teacher import Teacher
-from salt_distill.student_trainer.loop import train
-from salt_distill.student_trainer.run_directory import open_run, read_metrics
+from salt_distill.student_trainer.run_directory import read_metrics
 
 SMALL = {
     "steps": 3,
@@ -35,8 +34,7 @@ SMALL = {
 
 def run(kind: type[TrainConfig], shards: Path, out: Path, **values) -> list[float]:
     config = kind.model_validate(merge(SMALL, {"data": str(shards), "out": str(out)}, values))
-    open_run(config)
-    train(config, ALONE, None)
+    train(config)
     return [line["loss"] for line in read_metrics(out)]
 
 

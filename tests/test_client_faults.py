@@ -21,7 +21,7 @@ from train_tools import CPU, RandomClips, small_run
 from salt_distill.common.config import ServiceClientConfig, StudentRun
 from salt_distill.student_trainer.loop import Worker, train_on
 from salt_distill.student_trainer.ranks import Ranks
-from salt_distill.student_trainer.targets.client import TeacherClient, TeacherMismatchError
+from salt_distill.student_trainer.targets.client import ServiceClient, TeacherMismatchError
 from salt_distill.student_trainer.targets.retry import RetryableError, TeacherUnavailableError
 from salt_distill.student_trainer.targets.source import LocalTargets, open_source
 
@@ -90,7 +90,7 @@ def test_an_answer_that_drips_is_late_though_bytes_keep_coming():
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
         pool.submit(drip)
         config = ServiceClientConfig(timeout_s=0.5, retry_budget_s=0.01)
-        client = TeacherClient(f"http://127.0.0.1:{server.getsockname()[1]}", config, "a")
+        client = ServiceClient(f"http://127.0.0.1:{server.getsockname()[1]}", config, "a")
         with pytest.raises(
             RetryableError, match=r"got \d+ bytes in the time for a whole answer, client\.timeout_s"
         ):
@@ -354,7 +354,7 @@ REFUSAL = b'{"error": "no such route", "expected": "a", "got": "b", "hint": "c"}
     ids=["an-hour", "enormous", "a-superscript", "a-quarter", "a-date", "deep", "a-proxys-404", "deep-200"],
 )
 def test_what_a_bad_server_says_is_worth_another_try(answer, after_s):
-    with answering(answer) as url, closing(TeacherClient(url, ServiceClientConfig(), "run")) as client:
+    with answering(answer) as url, closing(ServiceClient(url, ServiceClientConfig(), "run")) as client:
         with pytest.raises(RetryableError) as raised:
             client._facts()
         assert raised.value.after_s == after_s
@@ -363,7 +363,7 @@ def test_what_a_bad_server_says_is_worth_another_try(answer, after_s):
 def test_a_404_of_the_service_itself_is_no_matter_of_waiting():
     with (
         answering(plain(404, REFUSAL)) as url,
-        closing(TeacherClient(url, ServiceClientConfig(), "run")) as client,
+        closing(ServiceClient(url, ServiceClientConfig(), "run")) as client,
         pytest.raises(ValueError, match="refused a request: 404 no such route"),
     ):
         client.teacher()
@@ -374,7 +374,7 @@ def test_a_dripping_answer_ends_with_the_time_for_a_whole_one(where):
     answer = plain(200, b" " * 400) if where == "body" else plain(200, b"", "X-A: " + 400 * "a")
     with answering(answer, pause_s=0.05) as url:
         config = ServiceClientConfig(timeout_s=0.5)
-        with closing(TeacherClient(url, config, "run")) as client:
+        with closing(ServiceClient(url, config, "run")) as client:
             started = time.monotonic()
             with pytest.raises(RetryableError, match="TimeoutError"):
                 client._facts()

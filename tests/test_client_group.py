@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 import torch
 from teacher_tools import VIEW, batch_of, load_teacher, random_clips, runs_on_board, serving
-from train_tools import ALONE, SMALL, RandomClips, small_run
+from train_tools import ALONE, SMALL, RandomClips, metrics_line, small_run
 
 from salt_distill.common.config import ServiceClientConfig, StudentRun
 from salt_distill.common.targets import wire
@@ -132,13 +132,13 @@ def test_a_run_ahead_of_its_group_waits_before_its_next_request(teacher, caplog)
     with serving(teacher, around=front) as (url, _):
         source = ServiceTargets(url, "float16", CLIENT, "a", group="g")
         source.request(batch_of(random_clips(4)), slot=72).result(timeout=30)
-        source.report(LINE)
+        source.report(metrics_line(**LINE))
         future = source.request(
             batch_of(random_clips(4, seed=1)), slot=144
         )  # beyond the window: posted at once
         time.sleep(1.5)
         assert not future.done()
-        source.report({**LINE, "step": 5, "loss": 0.5})  # the training goes on meanwhile
+        source.report(metrics_line(**LINE | {"step": 5, "loss": 0.5}))  # the training goes on meanwhile
         before = len(front.asked)
         gate.set()
         future.result(timeout=30)

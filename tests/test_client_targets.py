@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from teacher_tools import VIEW, batch_of, load_teacher, random_clips, runs_on_board, serving
+from train_tools import metrics_line
 
 from salt_distill.common.config import ServiceClientConfig
 from salt_distill.common.data.views import view_facts
 from salt_distill.common.targets import cache_file, codec
 from salt_distill.common.targets.manifest import CacheSpec, FileListing, Manifest
-from salt_distill.student_trainer.targets.client import TeacherClient, TeacherMismatchError
+from salt_distill.student_trainer.targets.client import ServiceClient, TeacherMismatchError
 from salt_distill.student_trainer.targets.retry import TeacherUnavailableError
 from salt_distill.student_trainer.targets.service import ServiceTargets
 from salt_distill.student_trainer.targets.source import CachedTargets, LocalTargets, TargetMissError
@@ -307,8 +308,8 @@ def test_progress_reaches_the_board_and_stops_no_run(teacher):
     }
     with serving(teacher) as (url, _):
         source = ServiceTargets(url, "float16", CLIENT, "run a")
-        source.report(line)
-        source.report({**line, "step": -1})
+        source.report(metrics_line(**line))
+        source.report(metrics_line(**line | {"step": -1}))
         source.close()
         assert source.counters()["progress_failures"] == 1
         [run] = runs_on_board(url)
@@ -325,7 +326,7 @@ def test_a_run_goes_on_only_with_the_teacher_it_began_with(teacher, open_source)
 
 def test_a_wrong_url_is_refused_before_any_request():
     with pytest.raises(ValueError, match="expected http://HOST:PORT"):
-        TeacherClient("localhost:8000", CLIENT, "a")
+        ServiceClient("localhost:8000", CLIENT, "a")
 
 
 def test_a_miss_shows_both_sides(teacher, tmp_path, open_source):

@@ -50,6 +50,7 @@ from salt_distill.common.config import (
     TeacherRun,
     VJepaRun,
 )
+from salt_distill.common.config.base import parse_yaml
 from salt_distill.common.config.layers import is_nested
 from salt_distill.common.extras import EXTRAS
 
@@ -402,6 +403,16 @@ def test_a_misspelt_key_and_preset_get_a_hint(run):
 def test_help_explains_every_flag(command):
     for parameter in click_command(command).params:
         assert getattr(parameter, "help", None) or parameter.name == "help", parameter.name
+
+
+def test_aliases_of_aliases_are_refused_and_plain_ones_are_not():
+    assert parse_yaml("a: &it [1, 2]\nb: *it") == {"a": [1, 2], "b": [1, 2]}
+    bomb = "a: &a0 [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]\n" + "".join(
+        f"b{level}: &a{level + 1} [{', '.join([f'*a{level}'] * 10)}]\n" for level in range(30)
+    )
+    for text in (bomb, "a: &a [*a]", "[" * 20_000):
+        with pytest.raises(yaml.YAMLError, match=r"aliases|nested"):
+            parse_yaml(text)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 from teacher_tools import BATCH_SIZE, save_teacher
-from train_tools import CPU, small_run
+from train_tools import ALONE, small_run
 
 from salt_distill.common.config import ServeConfig
-from salt_distill.student_trainer.run_directory import write_environment
+from salt_distill.student_trainer.record import Environment
 
 KUBERNETES = "1.34"
 DEPLOY = Path(__file__).parent.parent / "deploy"
@@ -82,10 +82,9 @@ def test_the_linter_has_nothing_to_say_of_the_image():
 
 def test_a_run_needs_no_git(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    write_environment(
-        tmp_path, small_run(out=str(tmp_path)), CPU, "none", world_size=1, after_step=0, peak_flops_per_s=1.0
-    )
-    assert json.loads((tmp_path / "environment.json").read_text())[-1]["git_commit"] is None
+    config = small_run(out=str(tmp_path))
+    start = Environment.here(config, ALONE, decoder="none", after_step=0, peak_flops_per_s=1.0)
+    assert start.git_commit is None
 
 
 # --- Kubernetes ---

@@ -9,7 +9,7 @@ import pytest
 import torch
 from eval_tools import CONFIG, make_dataset, probe_results
 from PIL import Image
-from train_tools import ALONE, small_run
+from train_tools import small_run, train
 
 from salt_distill.common.config import PicturesConfig, StudentRun, TeacherRun
 from salt_distill.common.model.grid import TokenGrid
@@ -27,8 +27,6 @@ from salt_distill.student_trainer.evaluation.report.build import ReportInput, bu
 from salt_distill.student_trainer.evaluation.report.figures import CostPoint, pareto
 from salt_distill.student_trainer.evaluation.report.lineage import teachers_among, training_flops
 from salt_distill.student_trainer.evaluation.report.render import html_of
-from salt_distill.student_trainer.loop import train
-from salt_distill.student_trainer.run_directory import open_run
 
 NO_DECODERS = {"decode_processes": 0}
 
@@ -48,8 +46,7 @@ def runs(data, tmp_path_factory):
         small_run(StudentRun, **brief, out=str(folder / "student"), teacher_ckpt=str(folder / "teacher")),
         small_run(TeacherRun, **brief, out=str(folder / "other"), seed=1),
     ):
-        open_run(config)
-        train(config, ALONE, None)
+        train(config)
     return folder
 
 

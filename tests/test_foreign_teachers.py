@@ -10,6 +10,7 @@ import torch
 from eval_tools import make_dataset
 from foreign_tools import encoder_config, exported, save_ours
 from teacher_tools import serving
+from train_tools import train
 
 from salt_distill.common.config import (
     FrozenConfig,
@@ -22,8 +23,7 @@ from salt_distill.common.config import (
 from salt_distill.common.model.checkpoint import open_encoder
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.student_trainer.evaluation.probe.run import run as probe
-from salt_distill.student_trainer.loop import Worker, train
-from salt_distill.student_trainer.run_directory import open_run, read_metrics
+from salt_distill.student_trainer.run_directory import read_metrics
 from salt_distill.teacher_server.precompute import precompute
 
 COMPUTE = TeacherComputeConfig(batch_size=8)
@@ -62,8 +62,7 @@ def student(data: Path, out: Path, **source) -> tuple[list[float], dict]:
     config = StudentRun.model_validate(
         {**values, "data": str(data), "out": str(out), "teacher": COMPUTE, **source}
     )
-    open_run(config)
-    train(config, Worker(rank=0, world_size=1, device=torch.device("cpu")), None)
+    train(config)
     return [line["loss"] for line in read_metrics(out)], json.loads((out / "summary.json").read_text())
 
 

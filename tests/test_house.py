@@ -8,6 +8,7 @@ from house import PAGES, ROOT, circle, graph, imports, trees, twice, untyped, wi
 
 RAY_MAY_BE_IMPORTED_BY = (
     "common/local_ray.py",
+    "common/private_ray.py",
     "teacher_server/app.py",
     "teacher_server/precompute.py",
     "teacher_server/ray_serve/*.py",

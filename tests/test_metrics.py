@@ -25,6 +25,7 @@ from train_tools import ALONE, RandomClips, small_run
 from salt_distill.common import metrics
 from salt_distill.common.config import ServiceConfig, TeacherRun
 from salt_distill.common.metrics import BOUNDS_S, Histogram
+from salt_distill.common.metrics_line import STUDENT
 from salt_distill.common.metrics_page import page
 from salt_distill.common.protocol import RUN_METRICS
 from salt_distill.common.targets import wire
@@ -212,7 +213,7 @@ def test_the_list_is_up_to_date():
 
 def test_dashboard_and_scrape_configuration_name_what_there_is():
     board = json.loads((ROOT / "deploy" / "grafana-dashboard.json").read_text())
-    known = {metric.name for metric in (*metrics.SERVICE, *RUN_METRICS, *metrics.STUDENT)}
+    known = {metric.name for metric in (*metrics.SERVICE, *RUN_METRICS, *STUDENT)}
     shown = set()
     for panel in board["panels"]:
         assert panel["targets"], panel["title"]
@@ -301,7 +302,7 @@ def test_a_student_shows_its_newest_line(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     shown = seen[-1]
     [line] = [line for line in lines if line["step"] == shown["salt_student_step",]]
-    for metric in metrics.STUDENT:
+    for metric in STUDENT:
         assert shown[metric.name,] == pytest.approx(line[metric.of]), metric.name
     with (
         socket.create_server(("127.0.0.1", port)),  # it has given its port back

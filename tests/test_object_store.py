@@ -16,7 +16,7 @@ import torch
 import yaml
 from foreign_tools import random_clip, tokens
 from moto_s3 import Store, moto_store
-from train_tools import ALONE
+from train_tools import train
 
 from salt_distill.common.config import (
     CacheGcConfig,
@@ -33,8 +33,7 @@ from salt_distill.common.model.checkpoint import read_config
 from salt_distill.common.targets.cache_file import CacheFile
 from salt_distill.common.targets.codec import CorruptTargetError
 from salt_distill.common.targets.target_cache import TargetCache
-from salt_distill.student_trainer.loop import train
-from salt_distill.student_trainer.run_directory import open_run, read_metrics
+from salt_distill.student_trainer.run_directory import read_metrics
 from salt_distill.teacher_server.cache.commands import collect_garbage, show_stats, verify
 from salt_distill.teacher_server.precompute import precompute
 
@@ -68,8 +67,7 @@ def store(moto: Store, tmp_path, monkeypatch) -> Store:
 
 def run(kind: type[TrainConfig], shards: str | Path, out: Path, **values) -> list[float]:
     config = kind.model_validate(merge(SMALL, {"data": str(shards), "out": str(out)}, values))
-    open_run(config)
-    train(config, ALONE, None)
+    train(config)
     return [line["loss"] for line in read_metrics(out)]
 
 

@@ -21,7 +21,7 @@ from salt_distill.common.credentials import access_token
 from salt_distill.common.protocol import Header
 from salt_distill.common.targets import wire
 from salt_distill.student_trainer.loop import train_on
-from salt_distill.student_trainer.run_directory import open_run
+from salt_distill.student_trainer.run_directory import claimed
 from salt_distill.student_trainer.targets.service import ServiceTargets
 from salt_distill.student_trainer.targets.source import open_source
 from salt_distill.teacher_server.board.board import Board, Rates
@@ -350,9 +350,11 @@ def test_a_student_shows_its_token_and_leaves_it_nowhere(
         }
         config = small_run(StudentRun, teacher_token_file=str(tmp_path / "alice.token"), **values)
         assert isinstance(config, StudentRun)
-        open_run(config)
-        with contextlib.closing(open_source(config, run="alice")) as source:
-            train_on(RandomClips(config.view.clip_shape), source, config, ALONE, None)
+        with (
+            claimed(config) as checkpoint,
+            contextlib.closing(open_source(config, run="alice")) as source,
+        ):
+            train_on(RandomClips(config.view.clip_shape), source, config, ALONE, checkpoint)
         monkeypatch.setenv("SALT_TOKEN", "wrong-" + 32 * "w")
         with pytest.raises(
             ValueError, match="the teacher refused a request: 401 a token is needed"

@@ -10,6 +10,7 @@ import pytest
 from screenshots import has_browser, new_browser, prefer
 from serve_tools import end, start
 from teacher_tools import batch_of, load_teacher, random_clips, serving
+from train_tools import metrics_line
 
 from salt_distill.common.config import ServiceClientConfig
 from salt_distill.student_trainer.targets.service import ServiceTargets
@@ -56,7 +57,7 @@ class LiveRun:
                 "teacher_wait_ms": 2.5,
                 "clips_per_s": 25.0,
             }
-            source.report({"step": step, "slot": 4 * step, **line})
+            source.report(metrics_line(step=step, slot=4 * step, **line))
         source.close()
 
     def end(self) -> None:

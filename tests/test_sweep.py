@@ -13,7 +13,7 @@ from command_tools import salt
 from serve_tools import alive, descendants
 from service_tools import wait_until
 from teacher_tools import serving
-from train_tools import ALONE, CPU
+from train_tools import CPU, train
 
 from salt_distill.common.config import (
     StudentRun,
@@ -25,8 +25,7 @@ from salt_distill.common.config import (
 )
 from salt_distill.common.local_ray import ray_to_join
 from salt_distill.common.model.teacher import Teacher
-from salt_distill.student_trainer.loop import train
-from salt_distill.student_trainer.run_directory import open_run, read_metrics
+from salt_distill.student_trainer.run_directory import read_metrics
 from salt_distill.student_trainer.sweep.file import runs_of
 from salt_distill.student_trainer.sweep.run import fits, needs, run
 
@@ -61,8 +60,7 @@ def test_runs_share_one_teacher_and_one_that_fails_is_named(shards, tmp_path, wr
     teacher_run = TeacherRun.model_validate(
         SMALL | {"data": str(shards), "out": str(tmp_path / "teacher"), "steps": 2}
     )
-    open_run(teacher_run)
-    train(teacher_run, ALONE, None)
+    train(teacher_run)
     file = {
         "preset": "nano",
         "common": {**SMALL, "data": str(shards), "cpus_per_worker": 0.5},
@@ -219,8 +217,7 @@ def test_a_sweep_that_is_ended_takes_its_runs_and_its_ray_along(shards, tmp_path
     teacher_run = TeacherRun.model_validate(
         SMALL | {"data": str(shards), "out": str(tmp_path / "teacher"), "steps": 2}
     )
-    open_run(teacher_run)
-    train(teacher_run, ALONE, None)
+    train(teacher_run)
     common = {
         **SMALL,
         "data": str(shards),

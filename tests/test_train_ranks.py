@@ -11,7 +11,7 @@ from train_tools import BAD_SLOT, Piece, small_run, train_in_processes, train_on
 
 from salt_distill.common.config import TeacherRun, TrainConfig, VJepaRun
 from salt_distill.common.model.checkpoint import find_checkpoint
-from salt_distill.student_trainer.run_directory import open_run, read_metrics
+from salt_distill.student_trainer.run_directory import check_run, read_metrics
 
 BATCH, STEPS = 100, 10  # four mask groups of 24 clips and one of 4
 VALUES = {"batch_size": BATCH, "log_every": 1, "optim": {"warmup_steps": 3, "lr": 1e-3, "clip_grad": 0.5}}
@@ -21,7 +21,7 @@ KINDS = (TeacherRun, VJepaRun)
 def run_in(out: Path, kind: type[TrainConfig], **values) -> TrainConfig:
     """A run of a kind, which is opened already."""
     config = small_run(kind, **VALUES, out=str(out), **values)
-    open_run(config)
+    check_run(config)
     return config
 
 

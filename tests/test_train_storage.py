@@ -14,7 +14,7 @@ from train_tools import ALONE, ClipsUntil, StoppedError, small_run
 from salt_distill.common.config import TrainConfig, VJepaRun
 from salt_distill.common.model.checkpoint import find_checkpoint
 from salt_distill.student_trainer.loop import train_on
-from salt_distill.student_trainer.run_directory import claimed, open_run, read_metrics
+from salt_distill.student_trainer.run_directory import check_run, claimed, read_metrics
 from salt_distill.student_trainer.storage import UploadError
 
 
@@ -51,8 +51,7 @@ class Clips(ClipsUntil):
 
 def train(config: TrainConfig, at: Callable[[int], None] = lambda step: None, *, last_step: int = 6) -> None:
     torch.set_num_threads(1)
-    open_run(config)
-    (Path(config.out) / "config.yaml").unlink()  # as on a worker's machine that is not the command's
+    check_run(config)
     with claimed(config) as checkpoint:
         train_on(Clips(config, last_step, at), None, config, ALONE, checkpoint)  # type: ignore[arg-type]
 
@@ -84,7 +83,7 @@ def test_a_run_goes_on_from_its_copy_on_another_machine_to_the_bit(bucket: S3Ser
 
     second = tmp_path / "second"
     with pytest.raises(ValueError, match=r"got --storage s3://.*, which holds a run already: add --resume"):
-        open_run(run_of(second, address))
+        check_run(run_of(second, address))
     train(run_of(second, address, resume=True), fail)
     assert [line["step"] for line in read_metrics(second)] == [1, 2, 3, 4, 5, 6]
     assert [line["loss"] for line in read_metrics(second)] == [
@@ -121,8 +120,8 @@ def test_a_damaged_copy_is_not_gone_on_from(tmp_path):
     path = storage / "checkpoints" / "step-2" / "online.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     with pytest.raises(
-        ValueError, match=r"checkpoints/step-2/online.safetensors has sha256 .* it is damaged"
+        ValueError, match=r"step-2 is damaged, remove it there: .*online\.safetensors: got sha256 "
     ):
         train(run_of(tmp_path / "other", str(storage), resume=True))
     with pytest.raises(ValueError, match="which holds no run: leave --resume out"):
-        open_run(run_of(tmp_path / "third", str(tmp_path / "nothing"), resume=True))
+        check_run(run_of(tmp_path / "third", str(tmp_path / "nothing"), resume=True))

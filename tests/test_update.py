@@ -36,7 +36,7 @@ from salt_distill.student_trainer.loop import train_on, update
 from salt_distill.student_trainer.objective import modules_of
 from salt_distill.student_trainer.optim import new_optimizer, set_schedule
 from salt_distill.student_trainer.ranks import Worker
-from salt_distill.student_trainer.run_directory import claimed, open_run, read_metrics
+from salt_distill.student_trainer.run_directory import check_run, claimed, read_metrics
 from salt_distill.student_trainer.schedule import ema_momentum
 from salt_distill.student_trainer.vjepa import VJepa
 
@@ -420,7 +420,7 @@ def test_a_run_says_how_it_computed_and_may_compute_otherwise_when_it_goes_on(tm
         first,
         small_run(TeacherRun, out=out, resume=True, steps=5, compute={"activation_checkpointing": True}),
     ):
-        open_run(config)
+        check_run(config)
         with claimed(config) as checkpoint:
             train_on(RandomClips(config.view.clip_shape), None, config, ALONE, checkpoint)  # type: ignore[arg-type]
     starts = json.loads((tmp_path / "run" / "environment.json").read_text())
@@ -443,4 +443,4 @@ def test_a_run_says_how_it_computed_and_may_compute_otherwise_when_it_goes_on(tm
     with pytest.raises(
         ValueError, match=r"was started with compute\.dtype='auto', got compute\.dtype='bfloat16'"
     ):
-        open_run(other)
+        check_run(other)

@@ -1,6 +1,7 @@
 """The package as it is installed: one name, from a wheel, in a folder with other people's modules."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -8,8 +9,17 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import teacher_tools
+import torch
+from rich.console import Console
+from teacher_tools import serving
+
+from salt_distill import CachedTargets, Clips, TeacherClient
+from salt_distill.common.config import PrecomputeConfig
+from salt_distill.teacher_server.precompute import precompute
 
 ROOT = Path(__file__).parents[1]
+VIEW = {"num_frames": 4, "frame_step": 1, "crop_size": 16}
 ROOMS = ("common", "teacher_server", "student_trainer")
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
 
@@ -22,7 +32,7 @@ def run(*program: object, cwd: Path, **environment: str) -> str:
         env={**outside, **environment},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, f"{program}: {done.stdout}\n{done.stderr}"
@@ -122,3 +132,68 @@ def test_a_private_ray_and_its_workers_run_there(installed, hostile, shards):
     small = [*values, "--batch-size", 8, "--set", "optim.warmup_steps=1"]
     run(program, "teacher", *small, cwd=hostile, PYTHONPATH=str(installed))
     assert (hostile / "run" / "checkpoint").exists()
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(shards, tmp_path_factory) -> Path:
+    """A folder with what the page needs: shards, a teacher of their clips, its targets."""
+    folder = tmp_path_factory.mktemp("python")
+    (folder / "shards").symlink_to(shards)
+    teacher, out = str(teacher_tools.save_teacher(folder / "teacher")), str(folder / "targets")
+    config = PrecomputeConfig(ckpt=teacher, data=str(shards), out=out, views=1, workers=0)
+    precompute(config, Console(quiet=True))
+    return folder
+
+
+def test_what_the_page_of_the_python_names_says(installed, teacher_folder):
+    """docs/python.md, block after block, from the installed wheel and in another folder."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 6
+    with serving(teacher_tools.load_teacher(teacher_folder / "teacher")) as (url, _):
+        program = "\n".join([f"url = {url!r}", *blocks])
+        said = run(sys.executable, "-P", "-c", program, cwd=teacher_folder, PYTHONPATH=str(installed))
+    assert "(4, 4, 16, 16, 3) uint8" in said
+    assert "torch.Size" in said
+
+
+def test_public_names_have_docstrings_and_are_listed(installed):
+    program = (
+        "import sys, salt_distill\n"
+        "assert 'torch' not in sys.modules  # nothing is imported before it is used\n"
+        "for name in salt_distill.__all__:\n"
+        "    assert getattr(salt_distill, name).__doc__, name\n"
+    )
+    run(sys.executable, "-P", "-c", program, cwd=installed, PYTHONPATH=str(installed))
+    page = (ROOT / "docs" / "python.md").read_text()
+    for name in ("Clips", "load_encoder", "normalise", "TeacherClient", "CachedTargets", "masks"):
+        assert f"`{name}`" in page or f"import {name}" in page or f", {name}" in page, name
+
+
+def test_targets_are_the_same_from_a_service_and_from_a_cache(teacher_folder):
+    with (
+        serving(teacher_tools.load_teacher(teacher_folder / "teacher")) as (url, _),
+        Clips(teacher_folder / "shards", batch_size=4, views=1, **VIEW) as clips,
+    ):
+        client = TeacherClient(url)
+        served = client(clips[3])
+        client.close()
+        cached = CachedTargets(teacher_folder / "targets")
+        assert torch.equal(served, cached(clips[3]))
+        assert torch.equal(served, cached(clips[3].pixels))
+        with pytest.raises(ValueError, match="expected a clip whose target is in the cache"):
+            cached(clips[3].pixels + 1)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1500)
+def test_the_readmes_first_commands_as_they_stand(installed, tmp_path):
+    """But for `pip install`: the wheel is installed."""
+    (block,) = [
+        block
+        for block in re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+        if block.startswith("pip install")
+    ]
+    path = f"{installed / 'bin'}:{os.environ['PATH']}"
+    for line in block.splitlines()[1:]:
+        run("bash", "-c", line, cwd=tmp_path, PATH=path, PYTHONPATH=str(installed))
+    assert (tmp_path / "rank.json").exists()

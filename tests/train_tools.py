@@ -12,11 +12,12 @@ import torch
 from salt_distill.common.clip import ClipBatch, clip_digest
 from salt_distill.common.config import ComputeConfig, TrainConfig, VJepaRun
 from salt_distill.common.draws import words
+from salt_distill.common.metrics_line import MetricsLine
 from salt_distill.common.model.checkpoint import CheckpointConfig
 from salt_distill.common.model.compute import set_up
 from salt_distill.common.model.grid import token_grid
 from salt_distill.student_trainer.batches import Batch, Batches
-from salt_distill.student_trainer.loop import Worker, train_on
+from salt_distill.student_trainer.loop import Worker, opened, train_on
 from salt_distill.student_trainer.objective import Objective, modules_of, new_objective
 from salt_distill.student_trainer.run_directory import claimed
 
@@ -44,11 +45,15 @@ class RandomClips:
     """A ``Reader`` whose clips are counter-based random bytes: no file, no decoder. One slot is bad."""
 
     decoder = "none"
+    index_hash = "random"
 
     def __init__(self, clip_shape: tuple[int, int, int, int]) -> None:
         self.clip_shape = clip_shape
         self.skipped: dict[str, str] = {}
         self.slots: set[int] = set()
+
+    def count_on(self, *, num_clips, num_bad):
+        pass
 
     def counters(self):
         return {"clips": len(self.slots)}
@@ -80,6 +85,12 @@ def small_run(run: type[TrainConfig] = VJepaRun, **values) -> TrainConfig:
     return run.model_validate(SMALL | {"out": "none"} | values)
 
 
+def metrics_line(**values) -> MetricsLine:
+    """A line of metrics with these values, and zeros elsewhere."""
+    required = (name for name, field in MetricsLine.model_fields.items() if field.is_required())
+    return MetricsLine.model_validate(dict.fromkeys(required, 0) | values)
+
+
 def batch_of(config: TrainConfig, step: int = 1) -> Batch:
     """What the loop takes in a step, for one worker without a source of targets."""
     batches = Batches(
@@ -107,6 +118,12 @@ def new_model(config: TrainConfig) -> tuple[Objective, CheckpointConfig]:
 def tensors_of(objective: Objective) -> dict[str, dict[str, torch.Tensor]]:
     """What a checkpoint holds of a model."""
     return {name: module.state_dict() for name, module in modules_of(objective).items()}
+
+
+def train(config: TrainConfig, worker: Worker = ALONE) -> None:
+    """Runs ``config`` as its command does, from its newest checkpoint."""
+    with claimed(config) as checkpoint, opened(config, worker) as (reader, source):
+        train_on(reader, source, config, worker, checkpoint)
 
 
 def train_on_random_clips(config: TrainConfig, worker: Worker = ALONE) -> None:

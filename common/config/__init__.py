@@ -25,6 +25,7 @@ from salt_distill.common.config.evaluate import (
 )
 from salt_distill.common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
 from salt_distill.common.config.layers import explain, merge
+from salt_distill.common.config.learning import EmaConfig, OptimConfig
 from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
     MAX_DEPTH,
@@ -40,7 +41,7 @@ from salt_distill.common.config.model import (
     Views,
 )
 from salt_distill.common.config.plan import PlanConfig, PlannedStudent
-from salt_distill.common.config.presets import MASKS, PRESETS, mask_layer, preset_layer
+from salt_distill.common.config.presets import MASKS, PRESETS, mask_layer, preset_layer, warmup_layer
 from salt_distill.common.config.protocols import PROTOCOLS
 from salt_distill.common.config.serve import (
     CacheGcConfig,
@@ -58,10 +59,8 @@ from salt_distill.common.config.sweep import SweepConfig, SweepFile
 from salt_distill.common.config.train import (
     ComputeConfig,
     ComputeDtype,
-    EmaConfig,
     LoaderConfig,
     OnTeacherLoss,
-    OptimConfig,
     ServiceClientConfig,
     Sharding,
     StudentRun,
@@ -69,6 +68,7 @@ from salt_distill.common.config.train import (
     TeacherRun,
     TrainConfig,
     VJepaRun,
+    shown_config,
 )
 
 __all__ = [
@@ -143,4 +143,6 @@ __all__ = [
     "mask_layer",
     "merge",
     "preset_layer",
+    "shown_config",
+    "warmup_layer",
 ]

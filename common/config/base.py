@@ -7,11 +7,14 @@ from typing import Any, ClassVar, Self
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+_MAX_VALUES = 100_000
+"""Of a YAML text."""
+
 
 class Config(BaseModel):
     """Frozen; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     paths: ClassVar[tuple[str, ...]] = ()
     """Fields that hold a path, or several, which are relative to where the command was given; or an address,
@@ -44,9 +47,38 @@ def _from_anywhere(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
     )  # links stay: what they lead to may change
 
 
+def parse_yaml(text: str) -> Any:
+    """The plain values of a YAML text. Raises yaml.YAMLError, also where a few lines that refer to each other
+    mean more values than anybody writes."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if _num_values(node, {}) > _MAX_VALUES:
+            raise yaml.YAMLError(f"it means more than {_MAX_VALUES} values, by aliases of aliases")
+        return None if node is None else loader.construct_document(node)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+    finally:
+        loader.dispose()
+
+
+def _num_values(node: yaml.Node | None, counted: dict[int, float]) -> float:
+    """Of a document, where each alias is as large as what it refers to; endless where it refers to itself."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in counted:
+        counted[id(node)] = float("inf")
+        parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        counted[id(node)] = 1 + sum(_num_values(part, counted) for part in parts)
+    return counted[id(node)]
+
+
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
-    loaded = yaml.safe_load(Path(path).read_text())
+    try:
+        loaded = parse_yaml(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: got no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: got {type(loaded).__name__}, expected a mapping of configuration keys")
     return loaded

@@ -1,8 +1,17 @@
 """Making, packing, mixing and inspecting videos: ``salt-data``."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from salt_distill.common.config.base import Config
 from salt_distill.common.config.model import (
@@ -105,6 +114,23 @@ class PackConfig(Config):
         return self
 
 
+def _one_group(pattern: str | None) -> str | None:
+    if pattern is not None:
+        try:
+            num_groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"got {pattern!r}, expected a regular expression: {error}") from error
+        if num_groups != 1:
+            raise ValueError(
+                f"got {pattern!r} with {num_groups} groups, expected one: what it takes out of a key"
+            )
+    return pattern
+
+
+Identity = Annotated[str | None, AfterValidator(_one_group)]
+"""A regular expression with one group."""
+
+
 class MixSource(Config):
     """One source of a mixture."""
 
@@ -123,6 +149,10 @@ class MixSource(Config):
     strata: PositiveInt = 1
     """Bins of equal width between the two durations that give the same number of samples each, as far as they
     have them."""
+    identity: Identity = None
+    """Regular expression whose group takes out of a key what it shows, whatever its bytes are: for Kinetics
+    '([\\w-]{11})_\\d{6}_\\d{6}', the YouTube id. Of samples with one identity the first source keeps its
+    own."""
     weight: PositiveFloat | None = None
     """Share of the source in what is read, relative to the other weights; else every sample is read equally
     often. For all sources or none."""
@@ -147,6 +177,8 @@ class MixExclusion(Config):
     line; relative to the recipe."""
     split: str = "all"
     """Split of the data set; `all` excludes every sample."""
+    identity: Identity = None
+    """As of a source: samples with an identity of these are excluded too, whatever their bytes are."""
 
 
 def _path_alone(value: Any) -> Any:

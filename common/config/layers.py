@@ -11,7 +11,7 @@ from typing import Any
 import pydantic
 import yaml
 
-from salt_distill.common.config.base import Config
+from salt_distill.common.config.base import Config, parse_yaml
 
 _MEMBER = re.compile(r"[A-Z]\w*|int|str|float|bool|.*[\[-].*")
 """What pydantic calls a class, a plain type, ``literal['fresh']`` and ``function-after[...]``."""
@@ -34,7 +34,7 @@ def read_layer(path: str | Path) -> Layer:
     """The keys of a YAML file, nested or dotted. Raises ValueError with the line where it is no YAML."""
     text = Path(path).read_text()
     try:
-        loaded, root = yaml.safe_load(text), yaml.compose(text)
+        loaded, root = parse_yaml(text), yaml.compose(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f", line {mark.line + 1}"

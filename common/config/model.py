@@ -68,6 +68,11 @@ class PredictorConfig(Config):
 def _check_heads(name: str, width: int, num_heads: int) -> None:
     if width % num_heads:
         raise ValueError(f"{name}.width={width} is no multiple of {name}.num_heads={num_heads}")
+    if width // num_heads % 2:
+        raise ValueError(
+            f"{name}: got a head width of {width // num_heads}, expected an even one, since RoPE rotates"
+            f" channels in pairs: choose {name}.width and {name}.num_heads so"
+        )
     if width // num_heads < 6:
         raise ValueError(
             f"{name}: got a head width of {width // num_heads}, expected at least 6, so that each of RoPE's"
@@ -94,6 +99,17 @@ class ViewConfig(Config):
     """Range of the crop's width over height, drawn log-uniformly."""
     flip: bool = True
     """Mirror half of the clips left to right. Off where labels name directions."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        if not self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(
+                f"got scale={self.scale}, expected the least and the largest share of a frame's area, at most"
+                " 1"
+            )
+        if self.ratio[0] > self.ratio[1]:
+            raise ValueError(f"got ratio={self.ratio}, expected the least width over height first")
+        return self
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:

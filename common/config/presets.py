@@ -79,6 +79,25 @@ def preset_layer(
     )
 
 
+def warmup_layer(
+    config_class: type[Config], preset: Mapping[str, Any], typed: Mapping[str, Any]
+) -> tuple[dict[str, Any], str | None]:
+    """The values that shorten a preset's warm-up where it is longer than the run, and a sentence about it;
+    none, and None, where it fits, or where somebody typed it."""
+    steps = str(typed.get("steps", preset.get("steps")))
+    if "optim" not in config_class.model_fields or "warmup_steps" in typed.get("optim", {}):
+        return {}, None
+    default = config_class.model_fields["optim"].get_default().warmup_steps
+    warmup_steps = preset.get("optim", {}).get("warmup_steps", default)
+    if not steps.isdecimal() or warmup_steps < int(steps):
+        return {}, None
+    shortened = int(steps) // 10
+    return (
+        {"optim": {"warmup_steps": shortened}},
+        f"optim.warmup_steps={shortened} in place of the preset's {warmup_steps}: the run has {steps} steps",
+    )
+
+
 def mask_layer(mask: str) -> dict[str, Any]:
     """The values that a masking strategy sets."""
     if mask not in MASKS:

@@ -1,10 +1,13 @@
 """Training runs: ``salt-train``."""
 
-from typing import ClassVar, Literal, Self
+from pathlib import PurePosixPath
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from salt_distill.common.config.base import Config
+from salt_distill.common.config.learning import EmaConfig, OptimConfig
+from salt_distill.common.config.marks import DecidedBySweep, OnResume, Shown, marked
 from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
     EncoderConfig,
@@ -16,34 +19,6 @@ from salt_distill.common.config.model import (
     Views,
     require_whole_cubes,
 )
-
-
-class OptimConfig(Config):
-    """AdamW and its schedules (Table 5)."""
-
-    lr: PositiveFloat = 6.25e-4
-    """Peak learning rate for the global batch."""
-    start_lr: PositiveFloat = 2e-4
-    """Learning rate that the warm-up starts from."""
-    final_lr: PositiveFloat = 1e-6
-    """Learning rate at the last step."""
-    warmup_steps: NonNegativeInt = 10_000
-    """Steps of linear warm-up."""
-    weight_decay: float = Field(default=0.04, ge=0)
-    """Weight decay at step 0."""
-    final_weight_decay: float = Field(default=0.4, ge=0)
-    """Weight decay at the last step."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's beta1 and beta2."""
-    eps: PositiveFloat = 1e-8
-    """AdamW's epsilon."""
-    clip_grad: PositiveFloat = 0.02
-    """Largest norm of the gradient."""
-    clip: Literal["separate", "joint"] = "separate"
-    """Encoder and predictor each have a norm of their own (V-JEPA's code), or one together."""
-    clip_after_warmup: bool = True
-    """Cut no gradient during the warm-up (V-JEPA's code)."""
-
 
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 
@@ -59,28 +34,20 @@ class ComputeConfig(Config):
     dtype: ComputeDtype = "auto"
     """Precision of matrix products (autocast; weights, norms, targets and loss stay float32). `auto`:
     bfloat16 on a GPU, float32 on a CPU."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: Annotated[bool, OnResume("speed and memory; losses agree to rounding")] = False
     """Compute each block again in the backward instead of keeping what is inside it: a third more compute for
     a fraction of the memory."""
-    compile: Literal["auto"] | bool = "auto"
+    compile: Annotated[Literal["auto"] | bool, OnResume("speed; losses agree to rounding")] = "auto"
     """Compile each block (torch.compile): faster steps after a slow first one. Needs a C++ compiler, on a GPU
     a C compiler too. `auto`: on a GPU beside which they are."""
-    sharding: Sharding = "ddp"
+    sharding: Annotated[Sharding, OnResume("speed and memory; losses agree to rounding")] = "ddp"
     """With several workers: `ddp` holds the whole model on each; `fsdp` holds a slice of each parameter and
     of its optimizer state, for models that leave a GPU no room for clips, and gathers a block's parameters
     while it computes."""
-    attention: Literal["sdpa", "explicit"] = "sdpa"
+    attention: Annotated[
+        Literal["sdpa", "explicit"], OnResume("speed and memory; losses agree to rounding")
+    ] = "sdpa"
     """PyTorch's fused attention, or softmax(q k^T) v written out, to compare it with."""
-
-
-class EmaConfig(Config):
-    """Momentum of V-JEPA's target encoder: target = momentum * target + (1 - momentum) * encoder after each
-    step, linear in the step."""
-
-    start: float = Field(default=0.99925, ge=0, le=1)
-    """At the first step. V-JEPA 2: 0.99925 throughout; V-JEPA: from 0.998 to 1."""
-    end: float = Field(default=0.99925, ge=0, le=1)
-    """At the last step."""
 
 
 class LoaderConfig(Config):
@@ -88,23 +55,23 @@ class LoaderConfig(Config):
 
     paths = ("shard_cache_dir",)
 
-    decode_processes: NonNegativeInt = 2
+    decode_processes: Annotated[NonNegativeInt, OnResume("speed")] = 2
     """Processes that decode ahead of the step, on this rank; 0 decodes in the rank's own process, which a
     broken video may then take along."""
-    decode_timeout_s: PositiveFloat = 60.0
+    decode_timeout_s: Annotated[PositiveFloat, OnResume("when a video counts as bad")] = 60.0
     """Longest that reading and decoding one clip may take, in seconds; then the video is bad, and its process
     is replaced."""
-    prefetch_steps: PositiveInt = 3
+    prefetch_steps: Annotated[PositiveInt, OnResume("speed and memory")] = 3
     """Steps decoded, and asked of the teacher, ahead of the one that trains."""
-    frame_cache_bytes: NonNegativeInt = 0
+    frame_cache_bytes: Annotated[NonNegativeInt, OnResume("speed and memory")] = 0
     """Memory for decoded videos, in bytes; 0 decodes a video at every view. Fair only for a small data set of
     small videos."""
-    shard_cache_dir: str | None = None
+    shard_cache_dir: Annotated[str | None, OnResume("speed")] = None
     """Folder on a local disk that keeps the videos read from shards, for shards in an object store or on a
     slow disk; runs may share it."""
-    shard_cache_bytes: PositiveInt = 100_000_000_000
+    shard_cache_bytes: Annotated[PositiveInt, OnResume("speed")] = 100_000_000_000
     """Size of `shard_cache_dir`, in bytes; the videos that were not read for longest give way."""
-    max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
+    max_bad_fraction: Annotated[float, OnResume("when the run stops")] = Field(default=0.05, ge=0, le=1)
     """Share of clips that may fail to decode before the run stops."""
     shuffle_shards: PositiveInt = 8
     """Shards whose samples are shuffled together. Part of the order: runs that should see the same clips
@@ -154,72 +121,83 @@ class TrainConfig(Config):
     objective: ClassVar[str]
     """What checkpoints and summaries call it."""
 
-    data: str
+    data: Annotated[str, OnResume("may be elsewhere: its index hash is compared with the checkpoint's")]
     """Folder of WebDataset shards with an index, as `salt-data pack` writes it, or its address in an object
     store, such as s3://BUCKET/SHARDS."""
-    out: str
+    out: Annotated[str, OnResume("the run directory may have moved"), DecidedBySweep()]
     """Run directory: config, metrics, TensorBoard events, checkpoints."""
-    steps: PositiveInt
+    steps: Annotated[
+        PositiveInt,
+        Shown(),
+        OnResume(
+            "more, but not fewer than are done; where that changes the learning rate, both rates are said"
+        ),
+    ]
     """Optimizer steps."""
-    batch_size: PositiveInt = 3072
+    batch_size: Annotated[PositiveInt, Shown()] = 3072
     """Clips per step, all workers together."""
-    seed: int = 0
+    seed: Annotated[int, Shown()] = 0
     """Decides initialisation and masks."""
-    data_seed: int = 0
+    data_seed: Annotated[int, Shown()] = 0
     """Decides the order of the samples and their views; runs that share it see the same clips."""
-    views: Views = "fresh"
+    views: Annotated[Views, Shown()] = "fresh"
     """Views per sample: `fresh` draws a new one in every pass (the paper), a number K repeats K pinned
     ones."""
-    split: str = "train"
+    split: Annotated[str, Shown()] = "train"
     """Split of the data set to train on; `all` takes every sample."""
-    workers: int | str = 1
+    workers: Annotated[int | str, Shown(), OnResume("losses agree to rounding")] = 1
     """Ray Train workers. FEWEST:MOST, such as 2:8: as many of them as the cluster has room for, at every
     moment. 0 runs in this process, without Ray."""
-    cpus_per_worker: PositiveFloat = 1.0
+    cpus_per_worker: Annotated[PositiveFloat, OnResume("speed")] = 1.0
     """CPUs that Ray sets aside for a worker; may be a fraction."""
-    gpus_per_worker: float = Field(default=0.0, ge=0)
+    gpus_per_worker: Annotated[float, OnResume("losses agree to rounding")] = Field(default=0.0, ge=0)
     """GPUs that Ray sets aside for a worker; with 0 it trains on the CPU. `--workers 0` takes a GPU if there
     is one."""
-    max_failures: int = Field(default=0, ge=-1)
+    max_failures: Annotated[int, OnResume("when the command ends")] = Field(default=0, ge=-1)
     """Times that lost workers are replaced and the run goes on from its newest checkpoint, -1: always. A node
     that a cloud takes back does not count. With 0 the run stops, and `--resume` continues it."""
-    address: str | None = None
+    address: Annotated[str | None, OnResume("where it trains"), DecidedBySweep()] = None
     """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the
     command."""
     num_threads: PositiveInt = 1
     """CPU threads of a worker's forward and backward."""
-    init_std: PositiveFloat = 0.02
+    init_std: Annotated[PositiveFloat, Shown()] = 0.02
     """Standard deviation of the initial weights (V-JEPA 2's 0.02). Narrow models start faster from more: 0.02
     * sqrt(1024 / width)."""
-    log_every: PositiveInt = 10
+    log_every: Annotated[PositiveInt, OnResume("how many lines metrics.jsonl has")] = 10
     """Steps from one line of metrics.jsonl to the next."""
-    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    metrics_port: Annotated[int | None, OnResume("who sees the metrics")] = Field(
+        default=None, ge=1, le=65535
+    )
     """Port at which the first worker shows the newest of them to Prometheus, on every address of its machine;
     None: at none."""
-    wandb: str | None = Field(default=None, min_length=1)
+    wandb: Annotated[str | None, OnResume("who sees the metrics")] = Field(default=None, min_length=1)
     """Project of Weights & Biases that shows them too; needs the package wandb. None: nothing leaves this
     machine."""
-    keep_every: PositiveInt = 1000
+    keep_every: Annotated[PositiveInt, OnResume("which steps have a checkpoint")] = 1000
     """Steps from one checkpoint to the next; the last step always has one."""
-    storage: str | None = None
+    keep_last: Annotated[PositiveInt | None, OnResume("which steps have a checkpoint")] = None
+    """Newest checkpoints that stay in `out`; older ones are removed when a newer one is whole. None: all
+    stay. `storage` keeps all."""
+    storage: Annotated[str | None, OnResume("where copies go")] = None
     """Address that checkpoints and metrics are copied to beside the training, such as s3://BUCKET/RUN, or a
     folder. `--resume` goes on from there where `out` is empty or older, on any machine."""
-    resume: bool = False
+    resume: Annotated[bool, OnResume("continues the run"), DecidedBySweep()] = False
     """Continue the run in `out`, or in `storage`, after its newest checkpoint."""
-    estimate: bool = False
+    estimate: Annotated[bool, OnResume("no run"), DecidedBySweep()] = False
     """Instead of the run: time 20 steps on random clips, and say what the whole run takes in time, FLOPs and
     memory. Reads no data, writes no run."""
-    estimate_out: str | None = None
+    estimate_out: Annotated[str | None, OnResume("no run"), DecidedBySweep()] = None
     """JSON file for what `--estimate` finds."""
-    gpu: GpuName | None = None
+    gpu: Annotated[GpuName | None, OnResume("no run"), DecidedBySweep()] = None
     """With `--estimate`: whether the run fits GPUs of this kind, which need not be here, and how long a step
     takes at least; counted, not timed."""
-    encoder: EncoderConfig = EncoderConfig()
-    predictor: PredictorConfig = PredictorConfig()
-    view: ViewConfig = ViewConfig()
-    mask: MaskConfig = MaskConfig()
-    optim: OptimConfig = OptimConfig()
-    compute: ComputeConfig = ComputeConfig()
+    encoder: Annotated[EncoderConfig, Shown()] = EncoderConfig()
+    predictor: Annotated[PredictorConfig, Shown()] = PredictorConfig()
+    view: Annotated[ViewConfig, Shown()] = ViewConfig()
+    mask: Annotated[MaskConfig, Shown()] = MaskConfig()
+    optim: Annotated[OptimConfig, Shown()] = OptimConfig()
+    compute: Annotated[ComputeConfig, Shown()] = ComputeConfig()
     loader: LoaderConfig = LoaderConfig()
 
     @property
@@ -282,7 +260,7 @@ class TeacherRun(TrainConfig):
 
     objective = "vpixel"
 
-    pixel_norm: Literal["channel", "joint"] = "channel"
+    pixel_norm: Annotated[Literal["channel", "joint"], Shown()] = "channel"
     """Pixels of a cube are normalised per channel (VideoMAE, the paper), or over all channels together
     (MAE)."""
 
@@ -294,37 +272,45 @@ class StudentRun(TrainConfig):
     paths = (*TrainConfig.paths, "targets", "teacher_ckpt", "cache", "teacher_token_file", "teacher_ca")
     objective = "salt"
 
-    teacher_url: str | None = None
+    teacher_url: Annotated[
+        str | None,
+        OnResume(
+            "the source of targets may move or be another; the teacher's fingerprint and compute are compared"
+            " with the checkpoint's"
+        ),
+    ] = None
     """A teacher service, as `salt-serve teacher` prints it."""
-    teacher_token_file: str | None = None
+    teacher_token_file: Annotated[str | None, OnResume("how the source is reached")] = None
     """File that holds the access token of `--teacher-url`, and nothing else; None: the environment variable
     SALT_TOKEN, if it is set."""
-    teacher_ca: str | None = None
+    teacher_ca: Annotated[str | None, OnResume("how the source is reached")] = None
     """Certificates that an https `--teacher-url` may be signed by, a PEM file; None: those that the machine
     trusts."""
-    targets: str | None = None
+    targets: Annotated[str | None, OnResume("as `teacher_url`")] = None
     """A target cache, as `salt-serve precompute` writes it, or its address in an object store: it is then
     copied to this machine first."""
-    teacher_ckpt: str | None = None
+    teacher_ckpt: Annotated[str | None, OnResume("as `teacher_url`")] = None
     """A frozen encoder, as `salt-serve teacher --ckpt` takes it: the teacher runs in the student's own
     process, on the student's clips."""
-    target_dtype: TargetDtype = "float16"
+    target_dtype: Annotated[TargetDtype, Shown()] = "float16"
     """Rounding of the targets; the same in every source."""
-    on_teacher_loss: OnTeacherLoss = "fail"
+    on_teacher_loss: Annotated[OnTeacherLoss, OnResume("what follows when the service stays away")] = "fail"
     """What follows when a service fails for longer than `client.retry_budget_s`: `fail` stops the run, `wait`
     asks on for ever, `local` computes with the teacher of `--teacher-ckpt` in this process until the service
     answers again."""
-    masked_targets: bool = False
+    masked_targets: Annotated[bool, Shown(), OnResume("fewer bytes, the same losses")] = False
     """Ask a service only for the tokens that the masks hide: fewer bytes, the same losses."""
-    cache: str | None = None
+    cache: Annotated[str | None, OnResume("speed")] = None
     """Folder that keeps what a service gave, for the next epoch or run: a clip is looked up there before the
     service is asked. Any number of runs and ranks may share it. For pinned views (`--views K`): fresh ones
     are not seen again."""
-    group: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    group: Annotated[str | None, Shown(), OnResume("which runs wait for each other")] = Field(
+        default=None, pattern=r"^[A-Za-z0-9._-]{1,64}$"
+    )
     """Runs that share a service's work under this name: those ahead wait before the others would find targets
     gone and compute them again."""
-    teacher: TeacherComputeConfig = TeacherComputeConfig()
-    client: ServiceClientConfig = ServiceClientConfig()
+    teacher: Annotated[TeacherComputeConfig, Shown()] = TeacherComputeConfig()
+    client: Annotated[ServiceClientConfig, OnResume("how the source is asked")] = ServiceClientConfig()
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -382,4 +368,10 @@ class VJepaRun(TrainConfig):
 
     objective = "vjepa"
 
-    ema: EmaConfig = EmaConfig()
+    ema: Annotated[EmaConfig, Shown()] = EmaConfig()
+
+
+def shown_config(config: TrainConfig) -> dict[str, Any]:
+    """What a board, or a tracker, shows of a run's configuration; of its data the folder's name."""
+    shown = {key for key, _ in marked(type(config), Shown)}
+    return {"data": PurePosixPath(config.data).name, **config.model_dump(mode="json", include=shown)}

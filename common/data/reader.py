@@ -61,6 +61,7 @@ class Reader:
         self._views: Views = views
         self._max_bad_fraction = loader.max_bad_fraction
         self._counts = dict.fromkeys(("clips", "bad_clips", "shard_cache_hits", "shard_cache_misses"), 0)
+        self._earlier_clips = self._earlier_bad = 0
         self._counts_lock = threading.Lock()
         self._frames = FrameCache(loader.frame_cache_bytes)
         self._videos = (
@@ -126,6 +127,11 @@ class Reader:
         self.dataset.folder.close()
         self._pool.close()
         self._threads.shutdown(cancel_futures=True)
+
+    def count_on(self, *, num_clips: int, num_bad: int) -> None:
+        """Counts the clips of an earlier part of a run among those so far, for ``max_bad_fraction``."""
+        with self._counts_lock:
+            self._earlier_clips, self._earlier_bad = num_clips, num_bad
 
     def counters(self) -> dict[str, int]:
         """What is worth a look besides the clips."""
@@ -201,7 +207,8 @@ class Reader:
         with self._counts_lock:
             self._counts["clips"] += num_clips
             self._counts["bad_clips"] += num_bad
-            clips, bad = self._counts["clips"], self._counts["bad_clips"]
+            clips = self._earlier_clips + self._counts["clips"]
+            bad = self._earlier_bad + self._counts["bad_clips"]
         if num_bad:
             require_few_bad(clips, bad, self.skipped, self._max_bad_fraction)
 

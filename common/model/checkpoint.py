@@ -1,15 +1,18 @@
 """Checkpoints on disk: written whole or not at all, loaded strictly, ours or of others."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
-from pydantic import PositiveInt
+from pydantic import BaseModel, PositiveInt
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -23,9 +26,9 @@ from salt_distill.common.config import (
     PredictorConfig,
     ViewConfig,
 )
-from salt_distill.common.model.foreign import hf_model_type, open_hf
 from salt_distill.common.model.frozen import AbsoluteConfig, FrozenEncoder
 from salt_distill.common.model.grid import TokenGrid, token_grid
+from salt_distill.common.model.hugging_face import hf_model_type, open_hf
 from salt_distill.common.model.layouts import require_fit
 from salt_distill.common.model.pixels import IMAGENET_MEAN, IMAGENET_STD
 from salt_distill.common.model.predictor import Predictor
@@ -36,6 +39,22 @@ from salt_distill.common.whole import whole_folder, write_whole
 
 FORMAT = 1
 POINTER = "checkpoint"
+_USE_ANOTHER = "use another checkpoint, or a copy of this one"
+
+
+class CheckpointFile(BaseModel):
+    """What a checkpoint's manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+class CheckpointManifest(BaseModel):
+    """``manifest.json``, which is written last."""
+
+    format: int = FORMAT
+    files: dict[str, CheckpointFile]
+    """By name: all but the manifest itself."""
 
 
 class CheckpointConfig(Config):
@@ -93,17 +112,27 @@ def save_checkpoint(
     """
     with whole_folder(directory) as partial:  # a resumed run may write a step again
         (partial / "config.json").write_text(config.model_dump_json(indent=2))
-        for file, tensors in modules.items():
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                partial / f"{file}.safetensors",
-            )
-        torch.save(training, partial / "training.pt")
+        with disk_errors(directory):
+            for file, tensors in modules.items():
+                save_file(
+                    {name: tensor.contiguous() for name, tensor in tensors.items()},
+                    partial / f"{file}.safetensors",
+                )
+            torch.save(training, partial / "training.pt")
         files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            path.name: CheckpointFile(bytes=path.stat().st_size, sha256=_sha256(path))
             for path in sorted(partial.iterdir())
         }
-        (partial / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": files}, indent=2))
+        (partial / "manifest.json").write_text(CheckpointManifest(files=files).model_dump_json(indent=2))
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Inside, an error of the disk stays an OSError: safetensors and torch make others of it."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        raise OSError(f"{path} could not be written: {error}: is the disk full?") from error
 
 
 def point_to(run: Path, checkpoint: Path) -> None:
@@ -149,7 +178,7 @@ def on_this_machine(path: str | Path) -> Path:
 
 def read_config(path: str | Path) -> CheckpointConfig:
     """``config.json`` of a checkpoint or run directory."""
-    text = (find_checkpoint(path) / "config.json").read_text()
+    text = verified(find_checkpoint(path), "config.json").read_text()
     if json.loads(text).get("format") != FORMAT:
         raise ValueError(
             f"{path}: got checkpoint format {json.loads(text).get('format')!r}, expected {FORMAT}"
@@ -241,24 +270,42 @@ def load_module(module: nn.Module, checkpoint: Path, file: str) -> None:
 def read_tensors(checkpoint: Path, file: str, module: nn.Module) -> dict[str, Tensor]:
     """The tensors of one of a checkpoint's files, which are those of ``module``. Raises ValueError that names
     what does not fit."""
-    path = checkpoint / file
-    expected_bytes = json.loads((checkpoint / "manifest.json").read_text())["files"][file]["bytes"]
-    if path.stat().st_size != expected_bytes:
-        raise ValueError(
-            f"{path}: got {path.stat().st_size} bytes, expected {expected_bytes}: the file is damaged, use"
-            " another checkpoint"
-        )
-    found = load_file(path)
+    path = verified(checkpoint, file)
+    tensors = load_file(path)
     shapes = [
-        {name: tensor.shape for name, tensor in tensors.items()} for tensors in (found, module.state_dict())
+        {name: tensor.shape for name, tensor in part.items()} for part in (tensors, module.state_dict())
     ]
     require_fit(*shapes, where=f"{path} does not fit its config.json")
-    return found
+    return tensors
 
 
 def load_training(checkpoint: Path) -> dict[str, Any]:
     """Optimizer state and position of a run; never unpickles code."""
-    return torch.load(checkpoint / "training.pt", map_location="cpu", weights_only=True)
+    return torch.load(verified(checkpoint, "training.pt"), map_location="cpu", weights_only=True)
+
+
+def verified(checkpoint: Path, file: str) -> Path:
+    """The path of one of a checkpoint's files, whose bytes are those that were written. Every reading of
+    one begins here. Raises ValueError where it is missing or damaged."""
+    manifest, path = checkpoint / "manifest.json", checkpoint / file
+    try:
+        files = CheckpointManifest.model_validate_json(manifest.read_bytes()).files
+    except pydantic.ValidationError as error:
+        raise ValueError(
+            f"{manifest}: got a damaged file, expected sizes and hashes: {_USE_ANOTHER}"
+        ) from error
+    if file not in files or not path.is_file():
+        raise ValueError(f"{path}: got a checkpoint without it, expected it there: {_USE_ANOTHER}")
+    if (num_bytes := path.stat().st_size) != files[file].bytes:
+        raise ValueError(
+            f"{path}: got {num_bytes} bytes, expected {files[file].bytes}: it is damaged, {_USE_ANOTHER}"
+        )
+    if (sha256 := _sha256(path)) != files[file].sha256:
+        raise ValueError(
+            f"{path}: got sha256 {sha256[:12]}, expected {files[file].sha256[:12]}: it is damaged,"
+            f" {_USE_ANOTHER}"
+        )
+    return path
 
 
 def _sha256(path: Path) -> str:

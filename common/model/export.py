@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from salt_distill.common.config import ExportConfig, FrozenConfig
 from salt_distill.common.console import console
-from salt_distill.common.model.checkpoint import CheckpointConfig, load_predictor, open_encoder, read_config
+from salt_distill.common.model.checkpoint import (
+    CheckpointConfig,
+    disk_errors,
+    load_predictor,
+    open_encoder,
+    read_config,
+)
 from salt_distill.common.model.layouts import (
     hf_encoder,
     hf_predictor,
@@ -48,11 +54,11 @@ def export(choice: ExportConfig, console: Console = console) -> None:
     obstacle = _obstacle(config)
     predictor = load_predictor(choice.ckpt) if obstacle is None else None
     if choice.format == "hf":
-        with whole_folder(out) as partial:
+        with whole_folder(out) as partial, disk_errors(out):
             _write_hf(partial, config, encoder.load(), predictor)
             (partial / "README.md").write_text(model_card(config, name=encoder.name, obstacle=obstacle))
     else:
-        with whole_file(out) as partial:
+        with whole_file(out) as partial, disk_errors(out):
             _write_vjepa2(partial, config, encoder.load(), predictor)
     held = "encoder and predictor" if obstacle is None else f"the encoder alone: {obstacle}"
     console.print(f"{out}: {held}", highlight=False, markup=False, soft_wrap=True)

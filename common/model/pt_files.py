@@ -48,7 +48,7 @@ class PtConfig(Config):
 
 
 class Family(Enum):
-    """Whose file it is."""
+    """Whose file an encoder comes in."""
 
     VJEPA1 = "V-JEPA"
     VJEPA2 = "V-JEPA 2"
@@ -75,11 +75,11 @@ def open_pt(path: Path) -> FrozenEncoder:
     checkpoint = _read(path)
     if PT_CONFIG in checkpoint:
         try:
-            own = PtConfig.model_validate(checkpoint[PT_CONFIG])
+            ours = PtConfig.model_validate(checkpoint[PT_CONFIG])
         except pydantic.ValidationError as error:
             raise ValueError(f"{path}, key {PT_CONFIG!r}: {explain(error)}") from error
-        config: EncoderConfig | AbsoluteConfig = own.encoder
-        view, mean, std = own.view, own.mean, own.std
+        config: EncoderConfig | AbsoluteConfig = ours.encoder
+        view, mean, std = ours.view, ours.mean, ours.std
     else:
         config, view = _sizes(*_encoder(checkpoint, path), path)
         mean, std = IMAGENET_MEAN, IMAGENET_STD

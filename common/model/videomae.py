@@ -10,8 +10,8 @@ from torch import Tensor
 
 from salt_distill.common.config import MAX_DEPTH, ViewConfig
 from salt_distill.common.model.absolute import AbsoluteEncoder
-from salt_distill.common.model.foreign import hf_processor, hf_tensors, validated
 from salt_distill.common.model.frozen import AbsoluteConfig, FrozenEncoder
+from salt_distill.common.model.hugging_face import hf_processor, hf_tensors, validated
 from salt_distill.common.model.layouts import Layout, require_fit, shapes_of, to_ours
 
 _WORDS = {
@@ -26,7 +26,7 @@ _OTHERS = ("decoder.", "encoder_to_decoder.", "mask_token", "fc_norm.", "classif
 """Tensors of a pre-training or classification model that are none of the encoder's."""
 
 
-class _HfConfig(BaseModel):
+class VideoMaeDirectoryConfig(BaseModel):
     """``config.json`` of a VideoMAE model, with the format's own defaults; only what an encoder depends
     on."""
 
@@ -51,23 +51,23 @@ class _HfConfig(BaseModel):
 
 def open_videomae(directory: Path) -> FrozenEncoder:
     """The encoder of a VideoMAE directory, with a decoder or a classifier beside it or without."""
-    found = validated(_HfConfig, directory / "config.json")
+    theirs = validated(VideoMaeDirectoryConfig, directory / "config.json")
     config = AbsoluteConfig(
-        width=found.hidden_size,
-        depth=found.num_hidden_layers,
-        num_heads=found.num_attention_heads,
-        mlp_width=found.intermediate_size,
-        patch_size=found.patch_size,
-        tubelet_size=found.tubelet_size,
-        num_tokens=found.num_frames // found.tubelet_size * (found.image_size // found.patch_size) ** 2,
-        block_eps=found.layer_norm_eps,
-        norm_eps=None if found.use_mean_pooling else found.layer_norm_eps,
+        width=theirs.hidden_size,
+        depth=theirs.num_hidden_layers,
+        num_heads=theirs.num_attention_heads,
+        mlp_width=theirs.intermediate_size,
+        patch_size=theirs.patch_size,
+        tubelet_size=theirs.tubelet_size,
+        num_tokens=theirs.num_frames // theirs.tubelet_size * (theirs.image_size // theirs.patch_size) ** 2,
+        block_eps=theirs.layer_norm_eps,
+        norm_eps=None if theirs.use_mean_pooling else theirs.layer_norm_eps,
     )
     processor = hf_processor(directory)
     return FrozenEncoder(
         name=directory.resolve().name,
         config=config,
-        view=ViewConfig(num_frames=found.num_frames, crop_size=found.image_size),
+        view=ViewConfig(num_frames=theirs.num_frames, crop_size=theirs.image_size),
         mean=processor.image_mean,
         std=processor.image_std,
         load=functools.partial(_load, directory, config),
@@ -75,21 +75,21 @@ def open_videomae(directory: Path) -> FrozenEncoder:
 
 
 def _load(directory: Path, config: AbsoluteConfig) -> AbsoluteEncoder:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, tensor in hf_tensors(directory, "videomae.", others=_OTHERS).items():
         if name.endswith(("q_bias", "v_bias")):  # as the released files call them
             name = name.replace("q_bias", "query.bias").replace("v_bias", "value.bias")
-        found[name] = tensor
+        tensors[name] = tensor
         if name.endswith("query.bias"):
-            found[name.replace("query", "key")] = torch.zeros_like(tensor)  # VideoMAE has none
+            tensors[name.replace("query", "key")] = torch.zeros_like(tensor)  # VideoMAE has none
     encoder = AbsoluteEncoder(config)
     layout = _layout(encoder)
     require_fit(
-        {name: tensor.shape for name, tensor in found.items()},
+        {name: tensor.shape for name, tensor in tensors.items()},
         shapes_of(layout),
         f"{directory} does not fit its config.json",
     )
-    encoder.load_state_dict(to_ours(found, layout, encoder.state_dict()))
+    encoder.load_state_dict(to_ours(tensors, layout, encoder.state_dict()))
     return encoder.eval()
 
 

@@ -16,11 +16,11 @@ from salt_distill.common.config import (
     mask_layer,
     merge,
     preset_layer,
+    warmup_layer,
 )
+from salt_distill.common.config.marks import DecidedBySweep, marked
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_OF_THE_SWEEP = ("out", "resume", "address", "estimate", "estimate_out")
-"""Keys that no file may have: the sweep decides them."""
 
 
 def runs_of(config: SweepConfig) -> dict[str, StudentRun]:
@@ -55,7 +55,7 @@ def runs_of(config: SweepConfig) -> dict[str, StudentRun]:
 
 def _run(config: SweepConfig, file: SweepFile, name: str, *own: dict[str, Any]) -> StudentRun:
     values = merge(_nested(file.common), *own)
-    if decided := [key for key in _OF_THE_SWEEP if key in values]:
+    if decided := [key for key, _ in marked(StudentRun, DecidedBySweep) if key in values]:
         raise ValueError(
             f"{config.file}: run {name}: got {', '.join(decided)}, expected none of it in the file: the sweep"
             " decides that"
@@ -67,13 +67,11 @@ def _run(config: SweepConfig, file: SweepFile, name: str, *own: dict[str, Any]) 
     out = Path(config.out) / name
     preset, mask = values.pop("preset", file.preset), values.get("mask")
     try:
-        layers = [
-            preset_layer(StudentRun, preset),
-            *([mask_layer(values.pop("mask"))] if isinstance(mask, str) else []),
-        ]
-        run = StudentRun.model_validate(
-            merge(*layers, values, {"out": str(out), "resume": (out / "config.yaml").exists()})
-        )
+        preset_values = preset_layer(StudentRun, preset)
+        masks = [mask_layer(values.pop("mask"))] if isinstance(mask, str) else []
+        shorter_warmup, _ = warmup_layer(StudentRun, preset_values, values)
+        decided_values = {"out": str(out), "resume": (out / "config.yaml").exists()}
+        run = StudentRun.model_validate(merge(preset_values, *masks, values, shorter_warmup, decided_values))
     except ValueError as error:
         raise ValueError(
             f"{config.file}: run {name}:"

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from salt_distill.common.config import StudentRun, SweepConfig, dump_yaml, load_yaml
 from salt_distill.common.console import console
-from salt_distill.common.local_ray import ray_to_join
+from salt_distill.common.local_ray import join, ray_to_join
 from salt_distill.student_trainer.job import ENVIRONMENT
-from salt_distill.student_trainer.run_directory import check_same
+from salt_distill.student_trainer.resume import continued
 from salt_distill.student_trainer.sweep.file import runs_of
 from salt_distill.student_trainer.sweep.table import SharedWork, print_table, summarise
 
@@ -65,7 +65,7 @@ def _is_done(config: StudentRun) -> bool:
     summary = Path(config.out) / "summary.json"
     if not summary.exists():
         return False
-    check_same(load_yaml(Path(config.out) / "config.yaml"), config.model_dump(mode="json"), Path(config.out))
+    continued(load_yaml(Path(config.out) / "config.yaml"), config, Path(config.out))
     return json.loads(summary.read_text())["steps"] >= config.steps
 
 
@@ -77,7 +77,7 @@ def _train(
     with ray_to_join(config.address, environment=ENVIRONMENT) as ray_arguments:
         import ray
 
-        ray.init(**ray_arguments)
+        join(ray_arguments)
         room = ray.available_resources()
         address = ray.get_runtime_context().gcs_address
         ray.shutdown()

@@ -75,7 +75,7 @@ class ClientCounters:
     """Progress reports that the service did not take."""
 
 
-class TeacherClient:
+class ServiceClient:
     """One service's routes. Thread-safe: each thread has its own connection."""
 
     def __init__(

@@ -6,47 +6,21 @@ import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
 from typing import Any
 
-from salt_distill.common.config import TrainConfig
+from salt_distill.common.metrics_line import MetricsLine
 from salt_distill.common.protocol import Progress, RunState
-from salt_distill.student_trainer.targets.client import TeacherClient
+from salt_distill.student_trainer.targets.client import ServiceClient
 
 log = logging.getLogger(__name__)
 
-_REPORTED = ("step", "slot", "loss", "flops", "teacher_wait_ms", "clips_per_s")
-"""What the service's board shows of a line of metrics.jsonl."""
+_REPORTED = RunState.model_fields.keys() & MetricsLine.model_fields.keys()
+"""What the service's board shows of a line of metrics."""
 _POLL_S = 1.0
 """From one post of a group's member to its next."""
 _CONFIG_EVERY_S = 60.0
 """From one post with the run's configuration to the next: a service that was started again without its file
 learns of it."""
-_SHOWN = frozenset(
-    {
-        *(
-            "steps",
-            "batch_size",
-            "seed",
-            "data_seed",
-            "views",
-            "split",
-            "workers",
-            "init_std",
-            "target_dtype",
-            "masked_targets",
-            "group",
-        ),
-        *("encoder", "predictor", "view", "mask", "optim", "compute", "teacher", "pixel_norm", "ema"),
-    }
-)
-"""Keys of a run's configuration that others see: what it learns and how. No places, which may hold secrets,
-and nothing of this machine."""
-
-
-def shown_config(config: TrainConfig) -> dict[str, Any]:
-    """What a board, or a tracker, shows of a run's configuration; of its data the folder's name."""
-    return {"data": PurePosixPath(config.data).name, **config.model_dump(mode="json", include=set(_SHOWN))}
 
 
 class GroupMember:
@@ -61,7 +35,7 @@ class GroupMember:
     """
 
     def __init__(
-        self, client: TeacherClient, group: str | None, rank: int, config: dict[str, Any] | None = None
+        self, client: ServiceClient, group: str | None, rank: int, config: dict[str, Any] | None = None
     ) -> None:
         """``config``: what the board shows of the run's configuration."""
         self._client, self._group, self._rank, self._config = client, group, rank, config
@@ -76,11 +50,11 @@ class GroupMember:
         self._posted_s = -math.inf
         self._skew_clips, self._wait_s = 0, 0.0
 
-    def report(self, line: dict[str, Any]) -> None:
+    def report(self, line: MetricsLine) -> None:
         """Posts a line of metrics, in the background; one that no board takes, as a diverged run's, is
         counted."""
         try:
-            state = RunState(**{name: line[name] for name in _REPORTED})
+            state = RunState(**line.model_dump(include=set(_REPORTED)))
         except ValueError as error:
             self._client.progress_failed(error)
             return

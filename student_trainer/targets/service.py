@@ -13,11 +13,12 @@ from torch import Tensor
 
 from salt_distill.common.clip import ClipBatch
 from salt_distill.common.config import ServiceClientConfig, TargetDtype
+from salt_distill.common.metrics_line import MetricsLine
 from salt_distill.common.model.masking import MaskGroup
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.common.protocol import PROTOCOL, RowStatus
 from salt_distill.common.targets import codec, wire
-from salt_distill.student_trainer.targets.client import TeacherClient, require_same_teacher
+from salt_distill.student_trainer.targets.client import ServiceClient, require_same_teacher
 from salt_distill.student_trainer.targets.group import GroupMember
 from salt_distill.student_trainer.targets.host_memory import new_targets
 from salt_distill.student_trainer.targets.kept_targets import KeptTargets
@@ -66,7 +67,7 @@ class ServiceTargets:
     ) -> None:
         """Waits for the service within the client's retry budget, or ``for_ever``. ``masked``: only hidden
         tokens travel. ``shown``: what the service's board shows of the run's configuration. ``token``,
-        ``ca``: see TeacherClient.
+        ``ca``: see ServiceClient.
 
         ``group``: see Note [groups]. ``rank``: of several that ask for parts of one run's batches. ``cache``:
         folder that keeps what the service gives, and is looked into before it is asked. Raises
@@ -74,7 +75,7 @@ class ServiceTargets:
         """
         self.dtype: TargetDtype = dtype
         self._config, self._masked = client, masked
-        self._client = TeacherClient(
+        self._client = ServiceClient(
             url, client, re.sub(r"[^A-Za-z0-9._-]", "_", run)[:64], for_ever=for_ever, token=token, ca=ca
         )
         facts = self._client.teacher()
@@ -118,7 +119,7 @@ class ServiceTargets:
         """See TargetSource."""
         require_same_teacher(self.spec, spec)
 
-    def report(self, line: dict[str, Any]) -> None:
+    def report(self, line: MetricsLine) -> None:
         """Sends a line of metrics to the service's board, in the background; a board that does not take it
         stops no run."""
         self._member.report(line)

@@ -4,25 +4,33 @@ the same bits."""
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
 from salt_distill.common.clip import ClipBatch
-from salt_distill.common.config import FrozenConfig, StudentRun, TargetDtype, TrainConfig, ViewConfig, Views
+from salt_distill.common.config import (
+    FrozenConfig,
+    StudentRun,
+    TargetDtype,
+    TrainConfig,
+    ViewConfig,
+    Views,
+    shown_config,
+)
 from salt_distill.common.credentials import access_token
 from salt_distill.common.data.video import decoder_name
 from salt_distill.common.data.views import VIEW_VERSION, view_facts
 from salt_distill.common.folders.fetched import fetched
+from salt_distill.common.metrics_line import MetricsLine
 from salt_distill.common.model.checkpoint import open_encoder
 from salt_distill.common.model.masking import MaskGroup
 from salt_distill.common.model.teacher import Teacher, TeacherSpec
 from salt_distill.common.targets import codec
 from salt_distill.common.targets.target_cache import TargetCache
 from salt_distill.student_trainer.targets.client import TeacherMismatchError, require_same_teacher
-from salt_distill.student_trainer.targets.group import shown_config
 from salt_distill.student_trainer.targets.host_memory import new_targets
 from salt_distill.student_trainer.targets.retry import TeacherUnavailableError
 from salt_distill.student_trainer.targets.service import ServiceTargets
@@ -57,7 +65,7 @@ class TargetSource(Protocol):
         """
         ...
 
-    def report(self, line: dict[str, Any]) -> None:
+    def report(self, line: MetricsLine) -> None:
         """Tells whoever watches the run about a line of its metrics; never fails it."""
         ...
 
@@ -110,7 +118,7 @@ class CachedTargets:
         """See TargetSource."""
         require_same_teacher(self.spec, spec)
 
-    def report(self, line: dict[str, Any]) -> None:
+    def report(self, line: MetricsLine) -> None:
         """Nobody watches."""
 
     def metrics(self) -> dict[str, float]:
@@ -187,7 +195,7 @@ class LocalTargets:
         """See TargetSource."""
         require_same_teacher(self.spec, spec)
 
-    def report(self, line: dict[str, Any]) -> None:
+    def report(self, line: MetricsLine) -> None:
         """Nobody watches."""
 
     def metrics(self) -> dict[str, float]:
@@ -259,7 +267,7 @@ class ReservedTargets:
         """See TargetSource."""
         require_same_teacher(self.spec, spec)
 
-    def report(self, line: dict[str, Any]) -> None:
+    def report(self, line: MetricsLine) -> None:
         """See TargetSource."""
         self._service.report(line)
 

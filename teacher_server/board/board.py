@@ -12,11 +12,10 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from salt_distill.common.metrics import ServiceMetrics
 from salt_distill.common.protocol import BoardRun, BoardRunDetail, EndingName, Progress, Standing
-from salt_distill.teacher_server.board.file import BoardFile
+from salt_distill.teacher_server.board.file import BoardFile, CountersLine, Line
 from salt_distill.teacher_server.board.groups import Groups
 from salt_distill.teacher_server.board.runs import Run
 
@@ -88,7 +87,7 @@ class Board:
         self._replicas: dict[str, _Replica] = {}
         self._ended = ServiceMetrics()
         self._ending = Ending.NO
-        self._saved_s, self._saved = time.monotonic(), dict[str, Any]()
+        self._saved_s, self._saved = time.monotonic(), self._counters_line()
         self._file = None if file is None else BoardFile(file, teacher)
         if self._file is not None:
             self._file.read(self._take)
@@ -102,7 +101,7 @@ class Board:
         entry.post(progress)
         self._groups.post(run, progress.worker, token, progress.group, progress.slot)
         if self._file is not None and progress.worker == 0:
-            await self._file.append({"run": run, **entry.line(progress)}, self._everything)
+            await self._file.append(entry.line(run, progress), self._everything)
         if progress.group is None:
             return Standing(wait=False, slowest_slot=None, window_clips=self._window, members=0)
         others = self._groups.slots(progress.group, besides=run)  # its own workers meet at every step anyway
@@ -284,32 +283,24 @@ class Board:
             self._saved = line
             await self._file.append(line, self._everything)
 
-    def _everything(self) -> list[dict[str, Any]]:
-        return [self._counters_line(), *({"run": name, **run.to_json()} for name, run in self._runs.items())]
+    def _everything(self) -> list[Line]:
+        return [self._counters_line(), *(run.whole_line(name) for name, run in self._runs.items())]
 
-    def _counters_line(self) -> dict[str, Any]:
-        replicas = {name: _to_file(replica.metrics) for name, replica in self._replicas.items()}
-        return {"replicas": replicas, "ended": _to_file(self._ended)}
+    def _counters_line(self) -> CountersLine:
+        replicas = {name: replica.metrics.lasting() for name, replica in self._replicas.items()}
+        return CountersLine(replicas=replicas, ended=self._ended.lasting())
 
-    def _take(self, line: dict[str, Any]) -> None:
+    def _take(self, line: Line) -> None:
         """A line of the file."""
-        if "replicas" in line:
-            self._replicas = {
-                name: _Replica(metrics=ServiceMetrics.model_validate(metrics))
-                for name, metrics in line["replicas"].items()
-            }
-            self._ended = ServiceMetrics.model_validate(line["ended"])
+        if isinstance(line, CountersLine):
+            self._replicas = {name: _Replica(metrics=metrics) for name, metrics in line.replicas.items()}
+            self._ended = line.ended
             return
-        entry = self._runs.get(line["run"], Run())
-        entry.read(line)
-        self._runs[line["run"]] = entry
-        self._runs.move_to_end(line["run"])
+        run = self._runs.get(line.run, Run())
+        run.read(line)
+        self._runs[line.run] = run
+        self._runs.move_to_end(line.run)
         self._forget_runs()
-
-
-def _to_file(metrics: ServiceMetrics) -> dict[str, Any]:
-    """What stays true of a replica that has ended."""
-    return metrics.lasting().model_dump(mode="json", exclude_defaults=True)
 
 
 class Rates:

@@ -324,15 +324,15 @@ async def read_body(
 
 async def unless_left(request: Request, answering: Coroutine[Any, Any, T]) -> T:
     """The answer. Raises ClientDisconnect when the client leaves before; the answer then ends where it is."""
-    answer, left = asyncio.create_task(answering), asyncio.create_task(_leaves(request))
+    answer, leaving = asyncio.create_task(answering), asyncio.create_task(_leaves(request))
     try:
-        await asyncio.wait([answer, left], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([answer, leaving], return_when=asyncio.FIRST_COMPLETED)
         if answer.done():
             return answer.result()
         raise ClientDisconnect
     finally:
         answer.cancel()
-        left.cancel()
+        leaving.cancel()
 
 
 def too_large(error: str, got: str, expected: str) -> ApiError:

@@ -1,5 +1,6 @@
 """The teacher's deployment in Ray Serve: the replica that owns the model is itself the HTTP ingress."""
 
+import logging
 import secrets
 import socket
 import time
@@ -37,8 +38,13 @@ class Replica:
         from salt_distill.teacher_server.http.listener import Tls, tls_socket
         from salt_distill.teacher_server.http.replica import ReplicaContext
         from salt_distill.teacher_server.http.service import board_arguments, build_app
-        from salt_distill.teacher_server.ray_serve.ingress import ingress_here, let_proxy_send_views
+        from salt_distill.teacher_server.ray_serve.ingress import (
+            ingress_here,
+            let_proxy_send_views,
+            listen_on,
+        )
 
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
         let_proxy_send_views()
         config = ServeConfig.model_validate(values)
         teacher = Teacher(
@@ -52,6 +58,7 @@ class Replica:
         [host] = [
             node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here
         ]  # of a private Ray: 127.0.0.1
+        listen_on(host)
         listener = socket.create_server((host, 0))
         front = None
         if config.tls_cert is not None and config.tls_key is not None:

@@ -75,7 +75,7 @@ class _Ask:
     context: RequestContext
     granted: "asyncio.Future[None]"
     """Done when this request is to upload clips, and so waits for no other asker. See Note [leases]."""
-    found: dict[bytes, EncodedTarget]
+    on_disk: dict[bytes, EncodedTarget]
     """What the disk has of it."""
     num_computed: int = 0
 
@@ -178,7 +178,7 @@ class Exchange:
         return owners
 
     def _is_here(self, row: RequestRow, ask: _Ask) -> bool:
-        has = (row.clip_digest, ask.dtype) in self.batcher.memory or row.clip_digest in ask.found
+        has = (row.clip_digest, ask.dtype) in self.batcher.memory or row.clip_digest in ask.on_disk
         return has or self.batcher.pending_clip(row.clip_digest) is not None
 
     async def _on_disk(self, request: Request, rows: Sequence[RequestRow]) -> dict[bytes, EncodedTarget]:
@@ -291,7 +291,7 @@ class Exchange:
         encoded = self.batcher.memory.get(row.clip_digest, ask.dtype)
         if encoded is not None:
             self.batcher.counters.from_memory += 1
-        elif (encoded := ask.found.get(row.clip_digest)) is not None:
+        elif (encoded := ask.on_disk.get(row.clip_digest)) is not None:
             self.batcher.counters.from_disk += 1
             self.batcher.memory.put(row.clip_digest, ask.dtype, encoded)
         return encoded

@@ -21,7 +21,7 @@ from salt_distill.common.console import console
 from salt_distill.common.data.index import write_index
 from salt_distill.common.data.making.partial import Finished, PartialFolder
 from salt_distill.common.data.making.prepare import Prepared, prepare_all
-from salt_distill.common.data.making.sources import Listing, Source, list_sources
+from salt_distill.common.data.making.sources import Listing, UnpackedVideo, list_sources
 from salt_distill.common.data.sample import describe, sidecar
 from salt_distill.common.data.skipped import FILE_NAME, printable, write_skipped
 from salt_distill.common.data.stills import padded_size
@@ -198,7 +198,7 @@ def _plan(config: PackConfig, listing: Listing) -> str:
     return hasher.hexdigest()
 
 
-def _stamp(sources: Sequence[Source]) -> str:
+def _stamp(sources: Sequence[UnpackedVideo]) -> str:
     """Hash of sizes and times of change: whether files are still those that were packed."""
     hasher = hashlib.sha256()
     for source in sources:

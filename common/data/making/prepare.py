@@ -18,6 +18,7 @@ from salt_distill.common.config import PackConfig
 from salt_distill.common.data.encode import FAST_DECODING, encode_mp4
 from salt_distill.common.data.facts import VideoFacts
 from salt_distill.common.data.making.frame_folder import frame_names
+from salt_distill.common.data.making.sources import is_of_the_kernel
 from salt_distill.common.data.pool import DecodePool
 from salt_distill.common.data.stills import (
     IMAGE_SUFFIXES,
@@ -45,7 +46,7 @@ _SUFFIX_OF = {"mpo": ".jpg", "jpeg": ".jpg"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class PackingJob:
     """A source, and the options that change what is made of it."""
 
     path: Path
@@ -74,7 +75,7 @@ class Prepared:
 def prepare_all(paths: Sequence[Path], config: PackConfig) -> Generator[Prepared | BadVideoError, None, None]:
     """``prepare`` of each path, in order; a bounded number of bytes ahead of the one that is written."""
     jobs = (
-        Job(
+        PackingJob(
             path=path,
             short_side=config.short_side,
             copies=config.copies,
@@ -106,7 +107,7 @@ def _bytes_in(ahead: Iterable[Future[Prepared]]) -> int:
     return sum(future.result().num_bytes for future in ahead if future.done() and future.exception() is None)
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(job: PackingJob) -> Prepared:
     """The sample that a file or a folder of frames becomes. Raises BadVideoError."""
     try:
         kind = stat.S_IFMT(os.stat(job.path).st_mode)
@@ -118,7 +119,7 @@ def prepare(job: Job) -> Prepared:
     return _shrunk(prepared, job.short_side, FAST_DECODING if job.copies == "fast" else {})
 
 
-def _file(job: Job) -> Prepared:
+def _file(job: PackingJob) -> Prepared:
     data = _read(job.path, job.max_video_bytes)
     suffix, images = job.path.suffix.lower(), stills_in(data)
     facts = probe(data)
@@ -130,7 +131,7 @@ def _file(job: Job) -> Prepared:
     return Prepared(members=[(suffix, data)], facts=facts, sha256=content_hash(images or [data]))
 
 
-def _folder(job: Job) -> Prepared:
+def _folder(job: PackingJob) -> Prepared:
     names = frame_names(os.listdir(job.path))
     if job.fps is None:
         raise BadVideoError("it is a folder of images, expected --fps for their rate")
@@ -153,6 +154,8 @@ def _read(path: Path, max_bytes: int) -> bytes:
         raise BadVideoError(
             f"it is {_KINDS.get(stat.S_IFMT(status.st_mode), 'a folder')}, expected a regular file"
         )
+    if is_of_the_kernel(path):
+        raise BadVideoError(f"it is a link to {os.path.realpath(path)}, which is on no disk")
     if status.st_size > max_bytes:
         raise BadVideoError(f"it has more than the {max_bytes} bytes that --max-video-bytes allows")
     return path.read_bytes()

@@ -25,7 +25,7 @@ from salt_distill.common.model.vit import Encoder
 M = TypeVar("M", bound=BaseModel)
 
 
-class _HfConfig(BaseModel):
+class VJepa2DirectoryConfig(BaseModel):
     """``config.json`` of a VJEPA2 model, with the format's own defaults; only what an encoder depends on."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -64,23 +64,23 @@ def hf_model_type(directory: Path) -> str | None:
 
 def open_hf(directory: Path) -> FrozenEncoder:
     """The encoder of a VJEPA2 directory, with a classifier around it or without."""
-    found = validated(_HfConfig, directory / "config.json")
+    theirs = validated(VJepa2DirectoryConfig, directory / "config.json")
     config = EncoderConfig(
-        width=found.hidden_size,
-        depth=found.num_hidden_layers,
-        num_heads=found.num_attention_heads,
-        mlp_width=int(found.hidden_size * found.mlp_ratio),  # as transformers rounds it
-        patch_size=found.patch_size,
-        tubelet_size=found.tubelet_size,
+        width=theirs.hidden_size,
+        depth=theirs.num_hidden_layers,
+        num_heads=theirs.num_attention_heads,
+        mlp_width=int(theirs.hidden_size * theirs.mlp_ratio),  # as transformers rounds it
+        patch_size=theirs.patch_size,
+        tubelet_size=theirs.tubelet_size,
         rope="vjepa2_tiled",
-        norm_eps=found.layer_norm_eps,
+        norm_eps=theirs.layer_norm_eps,
     )
     processor = hf_processor(directory)
     return FrozenEncoder(
         name=directory.resolve().name,
         config=config,
-        view=found.salt_view.model_copy(
-            update={"num_frames": found.frames_per_clip, "crop_size": found.crop_size}
+        view=theirs.salt_view.model_copy(
+            update={"num_frames": theirs.frames_per_clip, "crop_size": theirs.crop_size}
         ),
         mean=processor.image_mean,
         std=processor.image_std,
@@ -104,20 +104,20 @@ def validated(kind: type[M], path: Path) -> M:
 def _load_hf(directory: Path, config: EncoderConfig) -> Encoder:
     """Only the encoder's tensors are read. The predictor and a classifier's head may be there; anything else
     may not."""
-    found = hf_tensors(directory, "vjepa2.", others=("predictor.", "pooler.", "classifier."))
-    return _encoder_of(found, config, hf_encoder(config), f"{directory} does not fit its config.json")
+    tensors = hf_tensors(directory, "vjepa2.", others=("predictor.", "pooler.", "classifier."))
+    return _encoder_of(tensors, config, hf_encoder(config), f"{directory} does not fit its config.json")
 
 
 def hf_tensors(directory: Path, prefix: str, *, others: tuple[str, ...]) -> dict[str, Tensor]:
     """Tensors by name, without ``prefix`` and without those whose name begins with one of ``others``."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for file in _hf_files(directory):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - the file is no mapping
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - the file is no mapping
                 plain = name.removeprefix(prefix)
                 if not plain.startswith(others):
-                    found[plain] = tensors.get_tensor(name)
-    return found
+                    tensors[plain] = opened.get_tensor(name)
+    return tensors
 
 
 def _hf_files(directory: Path) -> list[Path]:
@@ -133,8 +133,8 @@ def _hf_files(directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
-def _encoder_of(found: dict[str, Tensor], config: EncoderConfig, layout: Layout, where: str) -> Encoder:
-    require_fit({name: tensor.shape for name, tensor in found.items()}, shapes_of(layout), where)
+def _encoder_of(tensors: dict[str, Tensor], config: EncoderConfig, layout: Layout, where: str) -> Encoder:
+    require_fit({name: tensor.shape for name, tensor in tensors.items()}, shapes_of(layout), where)
     encoder = Encoder(config)
-    encoder.load_state_dict(to_ours(found, layout, encoder.state_dict()))
+    encoder.load_state_dict(to_ours(tensors, layout, encoder.state_dict()))
     return encoder.eval()

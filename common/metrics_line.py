@@ -1,0 +1,58 @@
+"""A line of a run's metrics.jsonl, which TensorBoard, the terminal, a board and Prometheus show too."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from salt_distill.common.metrics import gauge, metrics_of
+
+
+class MetricsLine(BaseModel):
+    """Means over the steps since the line before, of all workers together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    step: Annotated[int, gauge("steps")]
+    """Optimizer steps done."""
+    slot: int
+    """Slots of the data order taken so far."""
+    loss: Annotated[float, gauge("L1")]
+    """Loss, mean of the interval's steps."""
+    lr: Annotated[float, gauge("learning rate")]
+    """Learning rate."""
+    weight_decay: float
+    """Weight decay."""
+    grad_norm: Annotated[float, gauge("norm")]
+    """Global norm of the gradient."""
+    clips_per_s: Annotated[float, gauge("clips/s")]
+    """Speed, all workers together."""
+    tokens_per_s: Annotated[float, gauge("tokens/s")]
+    """Speed in tokens of whole clips."""
+    mfu: Annotated[float, gauge("ratio")]
+    """Model FLOPs utilisation: matrix products of the run over the measured peak of its workers."""
+    teacher_wait_ms: Annotated[float, gauge("milliseconds")]
+    """What a step waited for its targets."""
+    data_wait_ms: Annotated[float, gauge("milliseconds")]
+    """What a step waited for its clips."""
+    step_ms: Annotated[float, gauge("milliseconds")]
+    """A step."""
+    context_fraction: float
+    """Share of the tokens that the encoder saw, per mask set."""
+    target_fraction: float
+    """Share of the tokens that were predicted, per mask set."""
+    flops: Annotated[float, gauge("FLOP")]
+    """Compute spent, teacher forward included."""
+    bad_clips: Annotated[int, gauge("clips")]
+    """Clips that could not be decoded."""
+    group_skew_clips: int | float | None = None
+    """Clips that the run was ahead of the slowest of its group; None without a group."""
+    group_wait_s: float | None = None
+    """Seconds that the run has waited for its group so far; None without a group."""
+
+    def values(self) -> dict[str, Any]:
+        """What is there, by name, as plain numbers."""
+        return self.model_dump(exclude_none=True)
+
+
+STUDENT = metrics_of(MetricsLine, prefix="student_")
+"""Of the newest line: means over `log_every` steps."""

@@ -1,0 +1,143 @@
+"""What a run may change when it is continued, and where it stands. ``python -m
+salt_distill.student_trainer.resume`` writes the table of docs/training.md."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pydantic
+from torch import Tensor
+
+from salt_distill.common.config import Config, StudentRun, TeacherRun, TrainConfig, VJepaRun, explain
+from salt_distill.common.config.marks import OnResume, marked
+from salt_distill.common.data.reader import Reader
+from salt_distill.student_trainer.schedule import learning_rate
+
+_RUNS = (TeacherRun, StudentRun, VJepaRun)
+BEGIN, END = "<!-- what may change on --resume -->\n", "<!-- end -->\n"
+"""Around the table in docs/training.md."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipOrder:
+    """What decides which clip a slot is."""
+
+    index_hash: str
+    """Of the data set's index: keys, sizes, sha256 of every sample."""
+    split: str
+    data_seed: int
+    views: str
+    """``fresh``, or the number of pinned views."""
+    shuffle_shards: int
+
+    def to_json(self) -> dict[str, str | int]:
+        """Plain types."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, config: TrainConfig, reader: Reader) -> Self:
+        """That of a run."""
+        return cls(
+            index_hash=reader.index_hash,
+            split=config.split,
+            data_seed=config.data_seed,
+            views=str(config.views),
+            shuffle_shards=config.loader.shuffle_shards,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a run stands: what its ``training.pt`` holds beside the state of the optimizer."""
+
+    step: int
+    """Optimizer steps done."""
+    slot: int
+    """The next slot of the data order."""
+    rng: Tensor
+    """torch's generator."""
+    teacher: str | None
+    """TeacherSpec as JSON."""
+    clips: dict[str, str | int] | None = None
+    """ClipOrder as a dictionary; None in a checkpoint of version 1.1 or older."""
+    bad_clips: int = 0
+    """Clips before ``slot`` that could not be decoded."""
+
+    def require_clips(self, now: ClipOrder, data: str) -> None:
+        """Raises ValueError where ``data`` would give other clips than those that the run began with."""
+        for name, value in now.to_json().items():
+            if self.clips is not None and self.clips[name] != value:
+                raise ValueError(
+                    f"--resume: the run learned from clips with {name}={self.clips[name]}, {data} has"
+                    f" {name}={value}: give the same data (its address may differ), or start a new run"
+                )
+
+
+def continued(before: dict[str, Any], now: TrainConfig, out: Path) -> TrainConfig:
+    """The configuration that a run had ``before``, as its ``config.yaml`` says. Raises ValueError where
+    ``now`` would learn something else."""
+    try:
+        started = type(now).model_validate(before)
+    except pydantic.ValidationError as error:
+        raise ValueError(
+            f"{out}: its config.yaml is none of this kind of run, or is damaged ({explain(error)}): continue"
+            " it with the command that started it, or choose another directory"
+        ) from error
+    free = {key for key, _ in marked(type(now), OnResume)}
+    values_then = dict(_fixed(started, free))
+    for key, value in _fixed(now, free):
+        if values_then[key] != value:
+            raise ValueError(
+                f"--resume: {out} was started with {key}={values_then[key]!r}, got {key}={value!r}: use the"
+                " same value, or start a new run"
+            )
+    return started
+
+
+def require_more_steps(now: TrainConfig, step: int, out: Path) -> None:
+    """Raises ValueError where a run has done more steps than it is to have."""
+    if now.steps < step:
+        raise ValueError(
+            f"--resume: got --steps {now.steps}, but {out} has done {step}: give at least as many, or start a"
+            " new run"
+        )
+
+
+def rate_change(before: TrainConfig, now: TrainConfig, step: int) -> str | None:
+    """A sentence where the learning rate after ``step`` is not the one that was to come; None where it is."""
+    following = min(step + 1, now.steps)
+    if following <= before.steps:
+        expected = learning_rate(before.optim, step=following, steps=before.steps)
+    else:
+        expected = learning_rate(before.optim, step=before.steps, steps=before.steps)
+    actual = learning_rate(now.optim, step=following, steps=now.steps)
+    if math.isclose(actual, expected, rel_tol=1e-9):
+        return None
+    return (
+        f"the learning rate goes on at {actual:.3g}, not at {expected:.3g}: --steps {now.steps} with"
+        f" optim.schedule={now.optim.schedule}, before --steps {before.steps} with"
+        f" optim.schedule={before.optim.schedule}"
+    )
+
+
+def table() -> str:
+    """Every key that may change on ``--resume``, and what another value does, in Markdown."""
+    effects = {key: mark.effect for run in _RUNS for key, mark in marked(run, OnResume)}
+    rows = [f"| `{key}` | {effect} |" for key, effect in effects.items()]
+    return "\n".join(["| key | another value |", "|---|---|", *rows]) + "\n"
+
+
+def _fixed(config: Config, free: set[str], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys that must not change, as ``--set`` names them, and their values."""
+    for name, value in config:
+        key = above + name
+        if key not in free:
+            yield from _fixed(value, free, f"{key}.") if isinstance(value, Config) else [(key, value)]
+
+
+if __name__ == "__main__":
+    page = Path(__file__).resolve().parents[1] / "docs" / "training.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(before + BEGIN + "\n" + table() + "\n" + END + rest.partition(END)[2])
