@@ -62,6 +62,7 @@ def main():
     if device.type != "cuda" and not arguments.nano:
         raise SystemExit("there is no CUDA device: give --nano to see whether this script works")
     prepare(device)
+    torch.set_num_threads(1)
     gpu = next(
         (name for name in ("h200", "h100", "a100", "b200", "4090", "l4") if name in kind_of(device)), "h200"
     )

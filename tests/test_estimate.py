@@ -28,14 +28,10 @@ from salt_distill.common.model.roofline import GPUS
 from salt_distill.common.model.vit import Encoder
 from salt_distill.student_trainer.estimate import estimate
 from salt_distill.student_trainer.evaluation.flops_table import runs_of
-from salt_distill.student_trainer.gpu_estimate import (
-    CONTEXT_BYTES,
-    count_step,
-    masks_of,
-    step_once,
-)
+from salt_distill.student_trainer.gpu_estimate import CONTEXT_BYTES
 from salt_distill.student_trainer.objective import new_objective
 from salt_distill.student_trainer.optim import new_optimizer
+from salt_distill.student_trainer.step_count import count_step, masks_of, step_once
 
 ENCODER = EncoderConfig(width=36, depth=2, num_heads=3, mlp_width=100, patch_size=8)
 RUN = {
