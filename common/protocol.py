@@ -178,7 +178,7 @@ class TeacherFacts(_Fact):
     """Sums over all replicas."""
 
 
-class Ending(_Fact):
+class EndingAnswer(_Fact):
     """The answer to ``POST /v1/drain`` and ``POST /v1/stop``."""
 
     ending: EndingName

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from salt_distill.common.config import FrozenConfig
+from salt_distill.common.config import FrozenConfig, TeacherComputeConfig
 from salt_distill.common.model.checkpoint import load_encoder, open_encoder
+from salt_distill.common.model.teacher import Teacher
 
 BLOCKS = 12
 HEADS = {192: 3, 384: 6}
@@ -127,6 +128,14 @@ def test_a_table_of_positions_comes_with_the_weights(tmp_path):
         32,
         3,
     )
+
+    teachers = []
+    for positions in (table, table + 1):  # what is added is part of what the teacher is
+        held["module.backbone.pos_embed"] = positions
+        torch.save({"target_encoder": held, "predictor": predictor}, tmp_path / "x.pt")
+        teachers.append(Teacher.load(tmp_path / "x.pt", TeacherComputeConfig(), torch.device("cpu")))
+    assert teachers[0].spec.fingerprint != teachers[1].spec.fingerprint
+    assert teachers[0].forward(np.zeros((1, 16, 32, 32, 3), np.uint8)).shape == (1, STEPS * 2**2, 192)
 
     torch.save({"model": mvd | {"pos_embed": table[:, :30]}}, tmp_path / "mvd.pth")
     with pytest.raises(ValueError, match="got 30 positions, expected those of a square clip of 16 frames"):

@@ -12,6 +12,7 @@ from salt_distill.common.config.data import (
     ScenesConfig,
     SynthConfig,
 )
+from salt_distill.common.config.embed import EmbedConfig, PredictConfig, SimilarConfig
 from salt_distill.common.config.evaluate import (
     ExportConfig,
     FidelityConfig,
@@ -89,6 +90,7 @@ __all__ = [
     "DrainConfig",
     "DrawConfig",
     "EmaConfig",
+    "EmbedConfig",
     "EncoderConfig",
     "ExportConfig",
     "FidelityConfig",
@@ -112,6 +114,7 @@ __all__ = [
     "PlanConfig",
     "PlannedStudent",
     "PrecomputeConfig",
+    "PredictConfig",
     "PredictorConfig",
     "ProbeConfig",
     "RankConfig",
@@ -123,6 +126,7 @@ __all__ = [
     "ServiceClientConfig",
     "ServiceConfig",
     "Sharding",
+    "SimilarConfig",
     "StatusConfig",
     "StudentRun",
     "SweepConfig",

@@ -218,11 +218,12 @@ class SelectConfig(Config):
     alone."""
     label: str | None = None
     """Label whose accuracy is meant; none: the only one."""
-    by: Literal["student-loss", "teacher-loss", "rankme"] = "student-loss"
-    """What is held against accuracy: a student's loss (Figure 3), or its teacher's, or its teacher's RankMe
-    (Figures 9 and 10)."""
-    max_clips: PositiveInt = 512
-    """Clips that the loss is of."""
+    by: Literal["student-loss", "student-rankme", "teacher-loss", "rankme"] = "student-loss"
+    """What is held against accuracy: a student's loss (Figure 3) or RankMe (Figure 10), or its teacher's loss
+    or RankMe (Figure 9)."""
+    max_clips: PositiveInt | None = None
+    """Most clips that the number is of; none: 512 for a loss, and 25,600 for RankMe (the paper's), which
+    needs more clips than the encoder has channels."""
     seed: int = 0
     """Decides the masks, the same for every checkpoint."""
     batch_size: PositiveInt = 16
@@ -230,6 +231,11 @@ class SelectConfig(Config):
     num_threads: PositiveInt = 1
     """CPU threads of the models."""
     loader: LoaderConfig = LoaderConfig()
+
+    @property
+    def num_clips(self) -> int:
+        """Most clips that the number is of."""
+        return self.max_clips or (25_600 if self.by in ("rankme", "student-rankme") else 512)
 
     @property
     def extras(self) -> tuple[str, ...]:
@@ -250,6 +256,10 @@ class ExportConfig(Config):
     crop_size: PositiveInt | None = None
     """Height and width of the clips that it is meant for, in pixels; none: the checkpoint's. `transformers`
     is right for no other."""
+    probe: str | None = None
+    """`probe.safetensors` of `salt-eval probe`: the directory is then a `VJEPA2ForVideoClassification`."""
+    label: str | None = None
+    """Whose probe; none: the only label's."""
 
 
 class ReportConfig(Config):

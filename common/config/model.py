@@ -80,6 +80,9 @@ def _check_heads(name: str, width: int, num_heads: int) -> None:
         )
 
 
+Sampling = Literal["step", "window"]
+
+
 class ViewConfig(Config):
     """Which clip a draw takes from a video (Table 5). Everything that decides a clip's bytes beside the draw
     itself."""
@@ -88,7 +91,7 @@ class ViewConfig(Config):
     """Frames of a clip."""
     frame_step: PositiveInt = 4
     """Frames of the video from one frame of the clip to the next."""
-    sampling: Literal["step", "window"] = "step"
+    sampling: Sampling = "step"
     """Every `frame_step`-th frame (0, 4, 8 ... 60), or frames spread evenly over a window of num_frames x
     frame_step, its end included (0, 4, 8, 12, 17 ... 63: V-JEPA's loader)."""
     crop_size: PositiveInt = 224

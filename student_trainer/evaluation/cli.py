@@ -3,15 +3,18 @@
 from salt_distill.common.command import add_command, new_app, run_app
 from salt_distill.common.config import (
     PROTOCOLS,
+    EmbedConfig,
     ExportConfig,
     FidelityConfig,
     FlopsConfig,
     PhysicsConfig,
     PicturesConfig,
+    PredictConfig,
     ProbeConfig,
     RankConfig,
     ReportConfig,
     SelectConfig,
+    SimilarConfig,
 )
 
 app = new_app("Judges trained encoders, reports on runs, and accounts for the method.")
@@ -25,6 +28,39 @@ add_command(
         "Accuracy of frozen encoders on every label of a data set, by an attentive probe; in this process, or"
         " shared by `--workers` of Ray.\n\nExample: `salt-eval probe --preset ssv2 --ckpt runs/student-a"
         " --data ssv2-shards --out probe.json`"
+    ),
+)
+add_command(
+    app,
+    "predict",
+    PredictConfig,
+    "salt_distill.student_trainer.evaluation.probe.predict:run",
+    positional=("videos",),
+    help=(
+        "What a kept probe says of videos: class and probability, of each view and of all.\n\nExample:"
+        " `salt-eval predict --probe probe.safetensors VIDEOS --out predictions.csv`"
+    ),
+)
+add_command(
+    app,
+    "embed",
+    EmbedConfig,
+    "salt_distill.student_trainer.evaluation.embed.run:run",
+    positional=("videos",),
+    help=(
+        "Features of a folder of videos, without packing or labels: a row for each video or each window of"
+        " it.\n\nExample: `salt-eval embed --ckpt runs/student-a VIDEOS --window 2 --out features.parquet`"
+    ),
+)
+add_command(
+    app,
+    "similar",
+    SimilarConfig,
+    "salt_distill.student_trainer.evaluation.embed.similar:run",
+    positional=("features",),
+    help=(
+        "The clips nearest to one of them, from the file of `salt-eval embed`.\n\nExample: `salt-eval similar"
+        " features.parquet --query cat.mp4 --out similar.csv`"
     ),
 )
 add_command(
@@ -64,7 +100,7 @@ add_command(
     app,
     "export",
     ExportConfig,
-    "salt_distill.common.model.export:export",
+    "salt_distill.student_trainer.evaluation.probe.classifier_export:run",
     help=(
         "Write a checkpoint as a Hugging Face VJEPA2 directory, or as a V-JEPA 2 file.\n\n"
         "Example: `salt-eval export --ckpt runs/student-a --format hf --out student-a-hf`"

@@ -5,11 +5,11 @@ import asyncio
 import pydantic
 from fastapi import FastAPI, Request
 
-from salt_distill.common import protocol
 from salt_distill.common.protocol import (
     MAX_JSON_BYTES,
     BoardRun,
     BoardRunDetail,
+    EndingAnswer,
     HttpStatus,
     Progress,
     Route,
@@ -67,20 +67,20 @@ def add_board_routes(app: FastAPI, service: TeacherService) -> None:
         return await service.board.post(run, report, token=share_of(record.token, run).token or "")
 
     @app.post(Route.DRAIN, openapi_extra=_COMMAND)
-    async def drain(request: Request) -> protocol.Ending:
+    async def drain(request: Request) -> EndingAnswer:
         """From now on no request for targets is begun, on any replica; those that were are answered."""
         return await _end(service, request, Ending.DRAIN)
 
     @app.post(Route.STOP, openapi_extra=_COMMAND)
-    async def stop(request: Request) -> protocol.Ending:
+    async def stop(request: Request) -> EndingAnswer:
         """Drains the service, and then ends the `salt-serve teacher` that it belongs to."""
         return await _end(service, request, Ending.STOP)
 
 
-async def _end(service: TeacherService, request: Request, ending: Ending) -> protocol.Ending:
+async def _end(service: TeacherService, request: Request, ending: Ending) -> EndingAnswer:
     require_type(request, _JSON, hint="a form of a web page cannot send it; the body may be empty")
     await service.end(ending)
-    return protocol.Ending(ending=service.ending.word)
+    return EndingAnswer(ending=service.ending.word)
 
 
 async def _report(request: Request, timeout_s: float) -> Progress:
