@@ -116,7 +116,7 @@ def _student(
     worker = Worker(rank=0, world_size=1, device=device)
     groups = range(min(MAX_GROUPS, len(group_idx(config.batch_size, 0, max(config.most_workers, 1)))))
     masks = {number: _masks(config, number, groups) for number in range(1, 1 + NUM_WARM_UP + NUM_TIMED)}
-    clips = _random_clips(config, sum(group.size for group in masks[1]))
+    clips = random_clips(config, sum(group.size for group in masks[1]))
     target = None if spec is None else _random_targets(config, spec, len(clips.good))
     optimizer_s = _time_optimizer(optimizer, device)
 
@@ -184,7 +184,7 @@ def _teacher(
     }
     if config.teacher_ckpt is None:
         return found
-    clips = _random_clips(config, config.teacher.batch_size)
+    clips = random_clips(config, config.teacher.batch_size)
     mean_s, _ = _time(lambda _: source.request(clips).result(), device)
     clip_s = mean_s / len(clips.good)
     encoder = teacher_architecture(config.teacher_ckpt)
@@ -205,7 +205,7 @@ def _masks(config: TrainConfig, step: int, groups: range) -> list[MaskGroup]:
     ]
 
 
-def _random_clips(config: TrainConfig, number: int) -> ClipBatch:
+def random_clips(config: TrainConfig, number: int) -> ClipBatch:
     pixels = np.random.default_rng(config.seed).integers(
         0, 256, (number, *config.view.clip_shape), dtype=np.uint8
     )

@@ -28,14 +28,10 @@ from salt_distill.common.model.roofline import GPUS
 from salt_distill.common.model.vit import Encoder
 from salt_distill.student_trainer.estimate import estimate
 from salt_distill.student_trainer.evaluation.flops_table import runs_of
-from salt_distill.student_trainer.gpu_estimate import (
-    CONTEXT_BYTES,
-    count_step,
-    masks_of,
-    step_once,
-)
+from salt_distill.student_trainer.gpu_estimate import CONTEXT_BYTES
 from salt_distill.student_trainer.objective import new_objective
 from salt_distill.student_trainer.optim import new_optimizer
+from salt_distill.student_trainer.step_count import count_step, masks_of, step_once
 
 ENCODER = EncoderConfig(width=36, depth=2, num_heads=3, mlp_width=100, patch_size=8)
 RUN = {
@@ -227,3 +223,6 @@ def test_a_gpu_that_is_not_here_is_told_to_fit_or_what_would(tmp_path, monkeypat
     assert all(way["memory_bytes"] <= GPUS["l4"].memory_bytes for way in written["would_fit"])
     assert 0 < written["step_s"][0] < written["step_s"][1]
     assert written["run_s"][0] == pytest.approx(1500 * written["step_s"][0])
+    # What salt-plan reads of it.
+    assert written["student"]["clips_per_s"] == pytest.approx(24 / written["step_s"][1])
+    assert written["device"] == "l4, counted"

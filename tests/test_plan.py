@@ -4,7 +4,7 @@ command."""
 import json
 import math
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -40,6 +40,7 @@ from salt_distill.common.plan.arithmetic import (
 from salt_distill.common.plan.facts import gather, link_share
 from salt_distill.common.plan.show import plan
 from salt_distill.student_trainer.estimate import estimate
+from salt_distill.student_trainer.gpu_estimate import estimate_on
 from salt_distill.student_trainer.objective import new_objective
 
 SITE = {"link_gbps": 25, "decode_clips_per_s": 26, "disk_gb_per_s": 7}
@@ -383,6 +384,17 @@ def test_speeds_come_from_estimates(salt_plan, tmp_path):
         "--teacher", "nano", "--teacher-estimate", file, "--student", f"nano,estimate={file}", *WHERE
     )
     assert "got an estimate without a teacher in it, expected one with --teacher-ckpt" in error
+    # Counted for a GPU that is not here, in place of an assumed share of its peak.
+    counted = estimate_on(config, "h100")
+    file.write_text(json.dumps(asdict(counted)))
+    asked = ["--teacher", "nano", "--teacher-estimate", file, "--student", f"nano,estimate={file}"]
+    code, written, error = salt_plan(*asked, *WHERE, "--json")
+    assert (code, error) == (0, "")
+    found = json.loads(written)
+    assert counted.teacher is not None
+    assert found["teacher"]["clips_per_s"] == counted.teacher.clips_per_s
+    assert found["students"][0]["clips_per_s"] == counted.student.clips_per_s
+    assert found["students"][0]["source"] == f"{file}: h100, counted, bfloat16"
     file.write_text(json.dumps(measured | {"objective": "vpixel"}))
     _, _, error = salt_plan(
         "--teacher", "nano", "--teacher-estimate", file, "--student", f"nano,estimate={file}", *WHERE

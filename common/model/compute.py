@@ -76,7 +76,9 @@ def cast_products(model: nn.Module) -> None:
     every forward. For a model that is frozen."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
-            module.to(torch.bfloat16)
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                rounded = parameter.detach().to(torch.bfloat16)
+                setattr(module, name, nn.Parameter(rounded, requires_grad=False))
 
 
 def matrix_peak(device: torch.device, dtype: ComputeDtype) -> float:

@@ -223,4 +223,5 @@ def _check_size(
 
 
 def _measured(path: str, found: dict[str, Any]) -> str:
+    """Where a speed is from: a clock, or with `--estimate --gpu` a count of kernels."""
     return f"{path}: {found['device']}, {found['dtype']}"

@@ -1,0 +1,212 @@
+"""What a stage-2 step asks of a GPU, counted without one: every kernel's bytes and products as eager
+PyTorch launches them, and those of the same blocks compiled, from inductor's own record of what it fuses.
+Ratios of two versions of one step are what it is for; the milliseconds are a bound, at 0.83 of the bandwidth
+and 0.8 of the peak of `--gpu`.
+
+`python benchmarks/roofline.py` counts ViT-L, 24 clips of 16 x 224 x 224, bfloat16; `--compiled` adds a block
+of each part as inductor fuses it. Results are in README.md.
+"""
+
+import argparse
+import copy
+import functools
+import json
+from collections import Counter
+
+import torch
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._inductor.compile_fx import (
+    _recursive_post_grad_passes,
+    compile_fx,
+    fake_tensor_prop,
+    record_original_output_strides,
+    view_to_reshape,
+)
+from torch._inductor.debug import DebugContext
+from torch._inductor.graph import GraphLowering
+from torch._inductor.virtualized import V
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import flop_registry
+
+from salt_distill.common.config import FlopsConfig, preset_layer
+from salt_distill.common.model.compute import cast_products
+from salt_distill.common.model.grid import token_grid
+from salt_distill.common.model.masking import mask_group
+from salt_distill.common.model.pixels import normalise
+from salt_distill.common.model.predictor import Predictor
+from salt_distill.common.model.roofline import BEST, GPUS, Kernel, Kernels
+from salt_distill.common.model.vit import Block, Encoder
+from salt_distill.common.targets import codec
+from salt_distill.student_trainer.salt import Salt
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="vit-l")
+    parser.add_argument("--teacher", default="vit-l", help="preset of the frozen teacher")
+    parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--gpu", default="h200", choices=GPUS)
+    parser.add_argument("--compiled", action="store_true", help="the blocks as inductor compiles them, too")
+    arguments = parser.parse_args()
+    sizes = FlopsConfig.model_validate(preset_layer(FlopsConfig, arguments.preset))
+    teacher = FlopsConfig.model_validate(preset_layer(FlopsConfig, arguments.teacher)).encoder
+    normalise(torch.zeros(1, 1, 1, 1, 3, dtype=torch.uint8))  # its constants are kept, and must be real ones
+    grid = token_grid(sizes.view, sizes.encoder)
+    group = mask_group(sizes.mask, grid, seed=0, step=1, group=0, batch_size=arguments.clips)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for title, kernels in parts(sizes, teacher, group):
+            say(arguments.gpu, title, kernels)
+    if arguments.compiled:
+        for title, eager, compiled in compiled_blocks(sizes, teacher, group):
+            say(arguments.gpu, f"{title}, eager", eager)
+            say(arguments.gpu, f"{title}, compiled", compiled)
+
+
+def parts(sizes, teacher, group):
+    """The parts of a step, counted."""
+    pixels = torch.empty(group.size, *sizes.view.clip_shape, dtype=torch.uint8)
+    frozen = Encoder(teacher)
+    cast_products(frozen)
+    with Kernels() as kernels, torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        frozen(normalise(pixels))
+    yield "dense teacher forward", kernels.launches
+    predictor = Predictor(
+        sizes.predictor,
+        in_width=sizes.encoder.width,
+        out_width=teacher.width,
+        num_mask_tokens=len(group.sets),
+        rope=sizes.encoder.rope,
+        norm_eps=sizes.encoder.norm_eps,
+    )
+    objective = Salt(Encoder(sizes.encoder), predictor)
+    target = codec.empty_packed(
+        group.size, token_grid(sizes.view, sizes.encoder).num_tokens, teacher.width, "float16"
+    )
+    with Kernels() as kernels, torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = objective(pixels, group, target).mean()
+        with torch.autocast("cpu", enabled=False):
+            loss.backward()
+    yield "student and predictor, forward and backward", kernels.launches
+
+
+def compiled_blocks(sizes, teacher, group):
+    """A block of each part, as eager PyTorch and as inductor runs it."""
+    num_clips, num_tokens = group.size, token_grid(sizes.view, sizes.encoder).num_tokens
+    short = group.sets[0]
+    visible, seen = short.visible_idx.shape[1], short.visible_idx.shape[1] + short.hidden_idx.shape[1]
+    for title, config, seen_tokens, per_clip, learns in (
+        ("a teacher's block, forward", teacher, num_tokens, 1, False),
+        ("an encoder's block, forward and backward", sizes.encoder, visible, num_clips, True),
+        ("a predictor's block, forward and backward", sizes.predictor, seen, num_clips, True),
+    ):
+        yield title, *count_block(config, num_clips, seen_tokens, per_clip, learns=learns)
+
+
+def count_block(config, num_clips, num_tokens, tables, *, learns):
+    """Kernels of one block: those that eager PyTorch launches, and those that inductor generates."""
+    compiled = Counter()
+
+    def run(forward, rope, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.set_grad_enabled(learns):
+            out = forward(x, rope)
+        if learns:
+            out.backward(torch.empty_like(out))
+
+    def block_and_input():
+        block = Block(config.width, config.num_heads, config.mlp_width, 1e-6).requires_grad_(learns)
+        if not learns:
+            cast_products(block)
+        rope = torch.empty(2, tables, 1, num_tokens, config.width // config.num_heads)
+        x = torch.empty(num_clips, num_tokens, config.width, dtype=torch.bfloat16).requires_grad_(learns)
+        return block, rope, x
+
+    with FakeTensorMode():
+        block, rope, x = block_and_input()
+        with Kernels() as eager:
+            run(block, rope, x)
+    block, rope, x = block_and_input()
+    torch._dynamo.reset()
+    backend = functools.partial(compile_fx, inner_compile=functools.partial(count_graph, compiled))
+    run(torch.compile(block, backend=backend, dynamic=False), rope, x)
+    return eager.launches, compiled
+
+
+def count_graph(compiled, module, inputs, **options):
+    """In place of inductor's code generation: its passes and its fusion, what each of its kernels reads and
+    writes by its own count, and results that nothing has computed."""
+    lowered = copy.deepcopy(module)
+    view_to_reshape(lowered)
+    record_original_output_strides(lowered)
+    inference = options.get("is_inference", False)
+    with V.set_fake_mode(fake_tensor_prop(lowered, inputs)), V.set_debug_handler(DebugContext()):
+        _recursive_post_grad_passes(lowered, is_inference=inference)
+        graph = GraphLowering(
+            lowered,
+            example_inputs=inputs,
+            is_inference=inference,
+            is_backward=options.get("is_backward", False),
+        )
+        with V.set_graph_handler(graph):
+            graph.run(*inputs)
+            graph.init_wrapper_code()
+            graph._update_scheduler()
+            attention = [flops_of(node) for node in lowered.graph.nodes if "scaled_dot" in str(node.target)]
+            for node, values in graph.count_bytes()[1]:
+                if values == 0:
+                    continue
+                extern = type(node).__name__ == "ExternKernelSchedulerNode"
+                flops = node.estimate_flops() if extern else 0
+                if extern and flops is None:
+                    flops = attention.pop(0) if attention else 0
+                name = "product or attention" if flops else "fused"
+                compiled[Kernel(name, 4 * values, flops or 0, torch.bfloat16)] += 1
+    [results] = next(node for node in module.graph.nodes if node.op == "output").args
+
+    def boxed(arguments):
+        arguments.clear()
+        return [like(node.meta["val"]) if isinstance(node, torch.fx.Node) else node for node in results]
+
+    return make_boxed_func(lambda *arguments: boxed(list(arguments)))
+
+
+def flops_of(node):
+    """Of an operation of a graph, by PyTorch's own formulas."""
+    arguments = [
+        argument.meta["val"] if isinstance(argument, torch.fx.Node) else argument for argument in node.args
+    ]
+    return flop_registry[node.target.overloadpacket](*arguments, out_val=node.meta["val"])
+
+
+def like(tensor):
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+
+
+def say(gpu, title, launches):
+    """Prints the whole and the dearest kernels."""
+
+    def seconds(kernels):
+        return sum(number * kernel.seconds(GPUS[gpu], BEST) for kernel, number in kernels)
+
+    by_name = {}
+    for kernel, number in launches.items():
+        by_name.setdefault(kernel.name, []).append((kernel, number))
+    dearest = sorted(by_name.items(), key=lambda item: -seconds(item[1]))[:8]
+    print(
+        json.dumps(
+            {
+                "part": title,
+                "gpu": gpu,
+                "ms": round(1000 * seconds(launches.items()), 2),
+                "gigabytes": round(
+                    sum(number * kernel.num_bytes for kernel, number in launches.items()) / 1e9, 2
+                ),
+                "tflop": round(sum(number * kernel.flops for kernel, number in launches.items()) / 1e12, 3),
+                "kernels": sum(launches.values()),
+                "dearest_ms": {name: round(1000 * seconds(kernels), 2) for name, kernels in dearest},
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
