@@ -188,7 +188,7 @@ class TeacherService:
             Ending(await self.board.served(self._name, self.metrics(), ending=self.ending)),
         )
         if self.ending != before:
-            log.warning("the service ends: no new requests for targets")
+            log.info("the service ends: no new requests for targets")
             await self.board.served(self._name, self.metrics(), ending=self.ending)
 
     async def _watch_tokens(self) -> None:
