@@ -150,6 +150,9 @@ REFUSED = {
     ("salt-train teacher", "estimate_out"),  # without --estimate
     ("salt-train student", "estimate_out"),
     ("salt-train vjepa", "estimate_out"),
+    ("salt-train teacher", "gpu"),
+    ("salt-train student", "gpu"),
+    ("salt-train vjepa", "gpu"),
     ("salt-eval flops", "teacher_steps"),  # without --teacher
     ("salt-plan", "teacher_estimate"),  # a second speed
     ("salt-plan", "mfu"),  # without --gpu
