@@ -92,8 +92,10 @@ def test_rope_reads_positions_from_the_true_grid(grid, head_width):
 
 def test_a_head_without_a_channel_for_each_axis_is_an_error():
     EncoderConfig(width=24, num_heads=4)
-    with pytest.raises(ValueError, match="encoder: got a head width of 5, expected at least 6"):
+    with pytest.raises(ValueError, match="encoder: got a head width of 5, expected an even one"):
         EncoderConfig(width=20, num_heads=4)
+    with pytest.raises(ValueError, match="encoder: got a head width of 4, expected at least 6"):
+        EncoderConfig(width=16, num_heads=4)
     with pytest.raises(ValueError, match="predictor: got a head width of 4, expected at least 6"):
         PredictorConfig(width=16, num_heads=4)
 
