@@ -46,6 +46,12 @@ def main():
     parser.add_argument(
         "--samples", type=int, help="instead: opens a made data set of so many samples, 1000 in a shard"
     )
+    parser.add_argument(
+        "--copies",
+        type=int,
+        metavar="PIXELS",
+        help="instead: reads the two kinds of copies of --short-side PIXELS",
+    )
     arguments = parser.parse_args()
     if arguments.samples is not None:
         return opening(arguments.samples)
@@ -53,6 +59,8 @@ def main():
         videos = arguments.videos or f"{scratch}/videos"
         if arguments.videos is None:
             make_videos(Path(videos))
+        if arguments.copies is not None:
+            return copies(videos, scratch, arguments)
         packing(Path(videos), scratch, arguments)
         reading(f"{scratch}/0", arguments)
 
@@ -103,6 +111,26 @@ def packing(videos: Path, scratch: str, arguments):
             f"{title:32} {megabytes / median:8.2f} MB/s {len(paths) / median:8.1f} videos/s"
             f" {num_frames / median:8.0f} frames/s"
         )
+
+
+def copies(videos: str, scratch: str, arguments):
+    """Reads the same clips of copies with x264's defaults and of copies made for training, in turns."""
+    readers, cpu = {}, {}
+    for kind in ("small", "fast"):
+        config = PackConfig(src=videos, out=f"{scratch}/{kind}", short_side=arguments.copies, copies=kind)
+        pack(config, rich.console.Console(quiet=True))
+        readers[kind], cpu[kind] = new_reader(config.out, 0), []
+    for _ in range(arguments.rounds):
+        for kind, reader in readers.items():
+            with timed([], cpu[kind], []):
+                reader.clips(range(arguments.clips))
+    for kind, reader in readers.items():
+        num_bytes = sum(sample.size for shard in reader.samples for sample in shard)
+        print(
+            f"{kind}: {arguments.clips / np.median(cpu[kind]):.1f} clips/s of a core,"
+            f" {num_bytes / 1e6:.1f} MB"
+        )
+        reader.close()
 
 
 def reading(shards: str, arguments):

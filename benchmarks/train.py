@@ -18,8 +18,7 @@ from in_memory import ClipsInMemory, TargetsInMemory
 from serving import make_clips
 from torch import nn
 
-from salt_distill.common.config import MASK_GROUP_SIZE, EncoderConfig, StudentRun, preset_layer
-from salt_distill.common.config.base import merge
+from salt_distill.common.config import MASK_GROUP_SIZE, EncoderConfig, StudentRun, merge, preset_layer
 from salt_distill.common.data.views import view_facts
 from salt_distill.common.model.compute import matrix_peak, set_up, uses_bfloat16, wait_for
 from salt_distill.common.model.frozen import FrozenEncoder

@@ -1,138 +1,233 @@
 """Which Ray a command joins: the one it is told of, or a private one on this machine that ends with the
 command.
 
-This module does not import Ray where it is imported: the private Ray belongs to a process of its own, this
-file run as a program. It sits in its own session, so a Ctrl-C in the terminal reaches the command alone,
-which ends its work and then this Ray. And it ends when its standard input does, so a command that is killed
-outright takes its Ray with it.
+This module does not import Ray where it is imported: the private Ray belongs to a process of its own, see
+``private_ray``.
 """
 
+import contextlib
+import fcntl
 import logging
 import os
 import secrets
 import shutil
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_OBJECT_STORE_BYTES = 256_000_000
-"""Ray's shared memory. Clips and targets do not pass through it."""
-_END_S = 10.0
-"""How long Ray's processes may take to end before they are killed."""
+from salt_distill.common import private_ray
+
+_PLACE = Path("/tmp")  # short: Ray puts sockets below it, whose paths have at most 107 characters
+_PREFIX = "salt-"
+_SESSION = "session"
+"""File in the folder of a private Ray: the session that its processes are in."""
+_ANSWER_S = 5.0
+"""How long a Ray may take to say that it is there."""
+_UNWIND_S = 10.0
+"""How long a command whose private Ray has ended may take to end itself."""
+_NEW_S = 60.0
+"""A folder without a session may be so new that its process is not there yet."""
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""With which a client of HTTP/2 begins; a server answers with a frame of the same kind, its fourth byte a
+4."""
 
 
 @contextmanager
 def ray_to_join(
     address: str | None, environment: Mapping[str, str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Arguments of ``ray.init`` for ``address``, else RAY_ADDRESS, else a private Ray that lives as long as
-    the block.
+    """Arguments of ``join`` for ``address``, else RAY_ADDRESS, else a private Ray that lives as long as the
+    block.
 
     ``environment``: variables for this process and those of a private Ray; ``{folder}`` in them is that Ray's
-    own folder. Import Ray inside the block.
+    own folder. Import Ray inside the block. Raises ConnectionError where no Ray answers at the address, or
+    where the private one ends before the block does.
     """
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address is not None:
-        yield {"address": address, **quiet}
+    if not is_private(address):
+        yield {"address": _answering(address), **quiet}
         return
-    folder = tempfile.mkdtemp(
-        prefix="salt-", dir="/tmp"
-    )  # short: Ray puts sockets in it, whose paths have at most 107 characters
-    added = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        **{name: value.format(folder=folder) for name, value in (environment or {}).items()},
-    }
-    before = {name: os.environ.get(name) for name in added}
-    os.environ.update(added)
-    owner = subprocess.Popen(
-        [sys.executable, "-m", "salt_distill.common.local_ray", folder],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert owner.stdin is not None and owner.stdout is not None  # noqa: PT018
-    try:
-        started = owner.stdout.readline().strip()
-        if not started:
-            raise RuntimeError(f"the private Ray did not start: {_last_lines(Path(folder) / 'owner.log')}")
-        yield {"address": started, **quiet}
-    finally:
-        owner.stdin.close()
-        owner.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    with _private_ray(environment or {}) as private_address:
+        yield {"address": private_address, **quiet}
+
+
+def join(arguments: Mapping[str, Any]) -> None:
+    """``ray.init``, and no worker imports what lies in the working directory: Ray puts that on every worker's
+    path."""
+    import ray
+    from ray._private import workers
+
+    with contextlib.chdir(next(iter(workers.__path__))):
+        ray.init(**arguments)
 
 
 def is_private(address: str | None) -> bool:
     """Whether ``ray_to_join`` starts a Ray of its own for this address."""
-    return address is None and "RAY_ADDRESS" not in os.environ
+    return not (address or os.environ.get("RAY_ADDRESS"))
+
+
+def _answering(given: str | None) -> str:
+    """The address of the Ray that a command is told of. Raises ConnectionError where none answers there."""
+    address = given or os.environ["RAY_ADDRESS"]
+    shown = f"--address {address}" if given else f"RAY_ADDRESS={address}"
+    if address == "auto":
+        from ray._private.services import canonicalize_bootstrap_address_or_die
+
+        address = canonicalize_bootstrap_address_or_die("auto")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(
+            f"got {shown}, expected HOST:PORT or `auto`: leave it out for a Ray of the command's own"
+        )
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S) as connection:
+            connection.sendall(_HELLO)
+            answer = connection.recv(9)
+    except OSError as error:
+        raise ConnectionError(
+            f"got {shown}, where no Ray answers: {error}: start that Ray, give another address, or leave it"
+            " out for"
+            " a Ray of the command's own"
+        ) from error
+    if answer[3:4] != b"\x04":
+        raise ConnectionError(f"got {shown}, where something else than a Ray answers: give its own address")
+    return address
+
+
+@contextmanager
+def _private_ray(environment: Mapping[str, str]) -> Iterator[str]:
+    """The address of a Ray that lives as long as the block."""
+    _remove_what_is_left()
+    if shutil.which("bash") is None:
+        raise ValueError(
+            f"got PATH={os.environ.get('PATH', '')} without bash, with which Ray starts its workers: add"
+            " its folder,"
+            " such as /bin"
+        )
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_PLACE))  # closed to others
+    lock = os.open(folder, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # until this process and the one that owns Ray have ended
+    added = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # The one way to have Ray listen on the loopback alone: without a cluster it takes no other address.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        **{name: value.format(folder=folder) for name, value in environment.items()},
+    }
+    before = {name: os.environ.get(name) for name in added}
+    os.environ.update(added)
+    owner = subprocess.Popen(
+        [sys.executable, "-P", "-m", private_ray.__name__, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        pass_fds=(lock,),
+        env={**os.environ, "PYTHONSAFEPATH": "1"},  # of Ray's own processes too
+    )
+    assert owner.stdin is not None and owner.stdout is not None  # noqa: PT018
+    ends = threading.Event()
+    try:
+        (folder / _SESSION).write_text(str(owner.pid))
+        address = owner.stdout.readline().strip()
+        if not address:
+            raise RuntimeError(f"the private Ray did not start: {_last_lines(folder / private_ray.LOG)}")
+        watch = _Watch(owner, folder, ends)
+        try:
+            yield address
+        except BaseException as error:
+            watch.require_ray(error)
+            raise
+        watch.require_ray(None)
+    finally:
+        ends.set()
+        owner.stdin.close()
+        if owner.wait() != 0:
+            private_ray.end_session(owner.pid, 0)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+class _Watch:
+    """Interrupts this process where its Ray ends before it was told to."""
+
+    def __init__(self, owner: subprocess.Popen[str], folder: Path, ends: threading.Event) -> None:
+        self._owner, self._folder, self._ends = owner, folder, ends
+        self._ended: str | None = None
+        threading.Thread(target=self._wait, name="private-ray", daemon=True).start()
+
+    def require_ray(self, error: BaseException | None) -> None:
+        """Raises ConnectionError where Ray has ended: what went wrong beside that followed from it."""
+        if self._ended is not None:
+            self._answer()
+            raise ConnectionError(self._ended) from error
+
+    def _wait(self) -> None:
+        assert self._owner.stdout is not None
+        self._owner.stdout.read()
+        if self._ends.is_set():
+            return
+        reason = self._folder / private_ray.ENDED
+        self._ended = (
+            reason.read_text()
+            if reason.exists()
+            else "this command's private Ray was killed, and all that it has begun with it: start it again"
+        )
+        os.kill(os.getpid(), signal.SIGINT)
+        if not self._ends.wait(_UNWIND_S):  # in a call that waits for Ray
+            self._answer()
+            print(f"error: {self._ended}", file=sys.stderr, flush=True)
+            private_ray.end_session(self._owner.pid, 0)
+            shutil.rmtree(self._folder, ignore_errors=True)
+            os._exit(1)
+
+    def _answer(self) -> None:
+        """Tells the owner of Ray that this process says why it ended, which the owner would do otherwise."""
+        assert self._owner.stdin is not None
+        with contextlib.suppress(OSError):  # it was killed
+            self._owner.stdin.write("said")
+            self._owner.stdin.flush()
+
+
+def _remove_what_is_left() -> None:
+    """Ends the processes and removes the folders of this user's private Rays whose owners were killed."""
+    for folder in _PLACE.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            facts = folder.lstat()
+            is_own = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid()
+            if not is_own or stat.S_IMODE(facts.st_mode) != 0o700:
+                continue
+            lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody's: else it is refused
+                _remove_left(folder, time.time() - facts.st_mtime)
+            finally:
+                os.close(lock)
+
+
+def _remove_left(folder: Path, age_s: float) -> None:
+    session_file = folder / _SESSION
+    if session_file.exists():
+        session = session_file.read_text()
+        # Where it lives it is another process: a number is given again only when no session has it
+        if session.isdecimal() and not Path(f"/proc/{session}").exists():
+            private_ray.end_session(int(session), 0)
+    elif age_s < _NEW_S or not (folder / private_ray.LOG).exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _last_lines(path: Path) -> str:
     return " ".join(path.read_text().split("\n")[-4:]).strip() if path.exists() else "it left no log"
-
-
-def _own(folder: str) -> None:
-    """Runs a Ray until standard input ends."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    log = os.open(f"{folder}/owner.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, sys.stderr.fileno())
-    import ray
-
-    context: Any = ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _temp_dir=folder,
-        _node_ip_address="127.0.0.1",
-    )
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # Ray has set its own
-    print(context.address_info["gcs_address"], flush=True)
-    sys.stdin.read()
-    ray.shutdown()
-    _end_session()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _end_session() -> None:
-    """Waits for every other process of this session, and kills what stays."""
-    deadline = time.monotonic() + _END_S
-    while others := _session_members():
-        if time.monotonic() > deadline:
-            for pid in others:
-                os.kill(pid, signal.SIGKILL)
-            return
-        time.sleep(0.05)
-
-
-def _session_members() -> list[int]:
-    """Processes of this session but this one, as /proc lists them; the dead that nobody waited for are
-    none."""
-    members = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(session) == os.getpid() and int(stat.parent.name) != os.getpid() and state != "Z":
-            members.append(int(stat.parent.name))
-    return members
-
-
-if __name__ == "__main__":
-    _own(sys.argv[1])

@@ -36,6 +36,8 @@ class Mark:
     name: str | None
     """The metric's; None: the field's."""
     labels: tuple[str, ...] = ()
+    is_shared: bool = False
+    """All replicas hold the same, so over them it is the largest, not the sum."""
 
 
 def counter(unit: str, *, name: str | None = None, labels: tuple[str, ...] = ()) -> Mark:
@@ -43,9 +45,9 @@ def counter(unit: str, *, name: str | None = None, labels: tuple[str, ...] = ())
     return Mark(kind="counter", unit=unit, name=name, labels=labels)
 
 
-def gauge(unit: str, *, name: str | None = None) -> Mark:
+def gauge(unit: str, *, name: str | None = None, is_shared: bool = False) -> Mark:
     """How things are now."""
-    return Mark(kind="gauge", unit=unit, name=name)
+    return Mark(kind="gauge", unit=unit, name=name, is_shared=is_shared)
 
 
 def metrics_of(
@@ -155,8 +157,8 @@ class ServiceCounters(BaseModel):
     """Targets in memory."""
     memory_bytes: Annotated[int, gauge("bytes")] = 0
     """Targets in memory, in bytes."""
-    disk_clips: Annotated[int, gauge("targets")] = 0
-    """Targets in the cache on disk."""
+    disk_clips: Annotated[int, gauge("targets", is_shared=True)] = 0
+    """Targets in the cache on disk, which replicas may share."""
     replicas: Annotated[int, gauge("replicas")] = 0
     """Replicas that take requests."""
     draining: Annotated[int, gauge("replicas")] = 0
@@ -178,6 +180,35 @@ class ServiceMetrics(ServiceCounters):
     """Writing an answer's bytes."""
     request: Annotated[Histogram, _TIMES] = Field(default_factory=Histogram)
     """Requests for targets, from their head to the last byte of the answer."""
+
+    def add(self, other: "ServiceMetrics") -> None:
+        """Adds what another replica has done and holds."""
+        for name, info in ServiceMetrics.model_fields.items():
+            mine, others = getattr(self, name), getattr(other, name)
+            if isinstance(mine, Histogram):
+                mine.add(others)
+            elif not isinstance(mine, dict):
+                is_shared = any(isinstance(mark, Mark) and mark.is_shared for mark in info.metadata)
+                setattr(self, name, max(mine, others) if is_shared else mine + others)
+        for route, statuses in other.answers.items():
+            counts = self.answers.setdefault(route, {})
+            for status, count in statuses.items():
+                counts[status] = counts.get(status, 0) + count
+
+    def lasting(self) -> "ServiceMetrics":
+        """A copy of what stays true of a replica that has ended: no gauges."""
+        gauges = {
+            name
+            for name, info in ServiceMetrics.model_fields.items()
+            if any(isinstance(mark, Mark) and mark.kind == "gauge" for mark in info.metadata)
+        }
+        return ServiceMetrics.model_validate(self.model_dump(exclude=gauges))
+
+    def count_answer(self, route: str, status: int, *, is_retry: bool) -> None:
+        """Counts a request of any route."""
+        counts = self.answers.setdefault(route, {})
+        counts[status] = counts.get(status, 0) + 1
+        self.retries_seen += is_retry
 
 
 SERVICE = metrics_of(ServiceMetrics)

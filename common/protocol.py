@@ -14,6 +14,7 @@ from pydantic import (
     JsonValue,
     NonNegativeFloat,
     NonNegativeInt,
+    WithJsonSchema,
     field_validator,
 )
 
@@ -72,9 +73,9 @@ class Header(enum.StrEnum):
     REQUEST = "X-Salt-Request", "The request's id: the client's own, or one that the answer tells it."
     RETRY = "X-Salt-Retry", "How often the request has been tried before."
     PASSED = "X-Salt-Passed", "The secret of the replicas: a request that one of them passes on to another."
-    COMMAND = (
-        "X-Salt-Command",
-        "Any value: said with each request that drains or stops a service. A form cannot send it.",
+    SHARE = (
+        "X-Salt-Share",
+        "Of a request that is passed on: the token whose share of the service it counts to.",
     )
 
 
@@ -177,7 +178,7 @@ class TeacherFacts(_Fact):
     """Sums over all replicas."""
 
 
-class Ending(_Fact):
+class EndingAnswer(_Fact):
     """The answer to ``POST /v1/drain`` and ``POST /v1/stop``."""
 
     ending: EndingName
@@ -204,25 +205,27 @@ class RunState(BaseModel):
     """Optimizer steps done, as the run reported last."""
     slot: NonNegativeInt = Field(le=MAX_COUNT)
     """The next slot of the data order."""
-    loss: Annotated[float | None, gauge("L1")] = Field(None, ge=-1e30, le=1e30)
+    loss: Annotated[float | None, gauge("L1")] = Field(default=None, ge=-1e30, le=1e30)
     """Loss of this step."""
-    flops: Annotated[NonNegativeFloat | None, gauge("FLOP")] = Field(None, le=1e40)
+    flops: Annotated[NonNegativeFloat | None, gauge("FLOP")] = Field(default=None, le=1e40)
     """Compute spent, teacher forward included."""
-    teacher_wait_ms: Annotated[NonNegativeFloat | None, gauge("milliseconds")] = Field(None, le=1e15)
+    teacher_wait_ms: Annotated[NonNegativeFloat | None, gauge("milliseconds")] = Field(default=None, le=1e15)
     """What a step waited for its targets."""
-    clips_per_s: Annotated[NonNegativeFloat | None, gauge("clips/s")] = Field(None, le=1e15)
+    clips_per_s: Annotated[NonNegativeFloat | None, gauge("clips/s")] = Field(default=None, le=1e15)
     """Speed."""
-    group: str | None = Field(None, pattern=ID_PATTERN)
+    group: str | None = Field(default=None, pattern=ID_PATTERN)
     """Runs of one data seed that keep together, so that memory serves them all; a report without it leaves
     the group."""
-    worker: NonNegativeInt = Field(0, lt=100_000)
+    worker: NonNegativeInt = Field(default=0, lt=100_000)
     """Which worker of the run says so. Each is a member of the group; the first one's report is shown."""
 
 
 class Progress(RunState):
     """Body of ``POST /v1/runs/{run}/progress``."""
 
-    config: dict[str, JsonValue] | None = None
+    config: Annotated[
+        dict[str, JsonValue] | None, WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "null"}]})
+    ] = None
     """The run's resolved configuration, without secrets and paths; the board keeps the newest one that it was
     given."""
 

@@ -20,6 +20,7 @@ def whole_file(path: Path, *, synced: bool = True, many_writers: bool = False) -
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{PARTIAL}{f'{os.getpid()}-' if many_writers else ''}{path.name}")
+    partial.unlink(missing_ok=True)  # one that a kill has left, or a link that somebody put there
     try:
         yield partial
         if synced:

@@ -1,7 +1,7 @@
 """The command line ``salt-train``."""
 
-from salt_distill.common.command import add_command, console, new_app, run_app
-from salt_distill.common.config import StudentRun, SweepConfig, TeacherRun, TrainConfig, VJepaRun
+from salt_distill.common.command import add_command, new_app, run_app
+from salt_distill.common.config import StudentRun, SweepConfig, TeacherRun, VJepaRun
 
 app = new_app(
     "Train video encoders by SALT: `teacher` makes a frozen teacher by masked pixel reconstruction, `student`"
@@ -10,55 +10,11 @@ app = new_app(
 )
 
 
-def _train(config: TrainConfig) -> None:
-    if config.estimate:
-        from salt_distill.student_trainer.estimate import run
-
-        run(config)
-        return
-
-    from pathlib import Path
-
-    from salt_distill.student_trainer.progress import show_progress
-    from salt_distill.student_trainer.run_directory import check_run, claimed
-
-    check_run(config)
-    with show_progress(Path(config.out), config.steps, console):
-        if config.workers == 0:
-            import torch
-
-            from salt_distill.student_trainer.loop import Worker, opened, train_on
-
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            worker = Worker(rank=0, world_size=1, device=device)
-            with claimed(config) as checkpoint, opened(config, worker) as (reader, source):
-                train_on(reader, source, config, worker, checkpoint)
-        else:
-            from salt_distill.student_trainer.job import run_job
-
-            run_job(config)
-    pointer = (
-        Path(config.out) / "checkpoint"
-    )  # with a storage, the first worker may have had its run directory on another machine
-    where = (
-        f"{config.out}: done, the newest checkpoint is {pointer.read_text().strip()}"
-        if pointer.exists()
-        else f"{config.storage}: done"
-    )
-    console.print(where, highlight=False)
-
-
-def _sweep(config: SweepConfig) -> None:
-    from salt_distill.student_trainer.sweep.run import run
-
-    run(config, console)
-
-
 add_command(
     app,
     "teacher",
     TeacherRun,
-    _train,
+    "salt_distill.student_trainer.start:start",
     default_preset="vit-l",
     help=(
         "Stage 1, V-Pixel: train an encoder by masked pixel reconstruction; it becomes the frozen"
@@ -69,7 +25,7 @@ add_command(
     app,
     "student",
     StudentRun,
-    _train,
+    "salt_distill.student_trainer.start:start",
     default_preset="vit-l",
     help=(
         "Stage 2, SALT: train a student to predict a frozen teacher's latents. The targets come from a"
@@ -82,7 +38,7 @@ add_command(
     app,
     "vjepa",
     VJepaRun,
-    _train,
+    "salt_distill.student_trainer.start:start",
     default_preset="vit-l",
     help=(
         "The baseline, V-JEPA 2: the targets come from a moving average of the encoder that learns, which is"
@@ -94,7 +50,7 @@ add_command(
     app,
     "sweep",
     SweepConfig,
-    _sweep,
+    "salt_distill.student_trainer.sweep.run:run",
     positional=("file",),
     help=(
         "Several students of one teacher, at a time as far as Ray has room, sharing its work; ends in a table"

@@ -26,6 +26,7 @@ from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.masking import MaskGroup, group_idx, mask_group
 from salt_distill.common.model.teacher import TeacherSpec, device_kind
 from salt_distill.common.targets import codec
+from salt_distill.student_trainer import gpu_estimate
 from salt_distill.student_trainer.batches import Batch
 from salt_distill.student_trainer.loop import Worker, update
 from salt_distill.student_trainer.objective import new_objective
@@ -45,6 +46,9 @@ MAX_TIMED_S = 300.0
 
 def run(config: TrainConfig) -> None:
     """Prints the estimate, and writes it as JSON to ``config.estimate_out``."""
+    if config.gpu is not None:
+        gpu_estimate.run(config)
+        return
     if config.most_workers > 0 and config.gpus_per_worker == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as Ray does for such a worker
     found = estimate(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))

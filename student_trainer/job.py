@@ -10,8 +10,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from salt_distill.common.config import ProbeConfig, StudentRun, TeacherRun, TrainConfig, VJepaRun
-from salt_distill.common.local_ray import ray_to_join
+from salt_distill.common.config import EmbedConfig, ProbeConfig, StudentRun, TeacherRun, TrainConfig, VJepaRun
+from salt_distill.common.local_ray import join, ray_to_join
 
 if TYPE_CHECKING:
     from salt_distill.student_trainer.ranks import Worker
@@ -43,7 +43,7 @@ def run_job(config: TrainConfig) -> None:
 def in_workers(
     work: "Callable[[Worker, dict[str, Any]], T]",
     values: dict[str, Any],
-    config: TrainConfig | ProbeConfig,
+    config: TrainConfig | ProbeConfig | EmbedConfig,
     *,
     folder: Path,
     max_failures: int = 0,
@@ -59,7 +59,7 @@ def in_workers(
     with ray_to_join(config.address, environment=environment) as ray_arguments:
         import ray
 
-        ray.init(**ray_arguments)
+        join(ray_arguments)
         try:
             return _fit(work, values, config, folder, max_failures)
         finally:
@@ -69,7 +69,7 @@ def in_workers(
 def _fit(
     work: "Callable[[Worker, dict[str, Any]], T]",
     values: dict[str, Any],
-    config: TrainConfig | ProbeConfig,
+    config: TrainConfig | ProbeConfig | EmbedConfig,
     folder: Path,
     max_failures: int,
 ) -> T:
@@ -161,7 +161,7 @@ def _train(worker: "Worker", values: dict[str, Any]) -> None:
         train_on(reader, source, config, worker, checkpoint)
 
 
-def _resources(config: TrainConfig | ProbeConfig) -> dict[str, float]:
+def _resources(config: TrainConfig | ProbeConfig | EmbedConfig) -> dict[str, float]:
     """What Ray sets aside for a worker."""
     return {"CPU": config.cpus_per_worker} | (
         {"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}
@@ -172,7 +172,7 @@ class _Placement:
     """Says what is missing where the workers find no place. A run that had one waits for another, since nodes
     may come back."""
 
-    def __init__(self, config: TrainConfig | ProbeConfig) -> None:
+    def __init__(self, config: TrainConfig | ProbeConfig | EmbedConfig) -> None:
         self._config = config
         self._had_one = False
         self._waits_since: float | None = None

@@ -6,6 +6,7 @@ from torch import nn
 from salt_distill.common.config import TeacherRun, TrainConfig, VJepaRun
 from salt_distill.common.model.checkpoint import CheckpointConfig, new_predictor
 from salt_distill.common.model.grid import token_grid
+from salt_distill.common.model.predictor import Predictor
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.common.model.vit import Encoder, init_weights
 from salt_distill.student_trainer.salt import Salt
@@ -25,13 +26,12 @@ def new_objective(config: TrainConfig, teacher: TeacherSpec | None) -> tuple[Obj
             f" {config.view.clip_shape} with token grid {grid}: choose the student's view and patch size to"
             " match the teacher's"
         )
-    out_width = config.encoder.width if teacher is None else teacher.width
     checkpoint_config = CheckpointConfig(
         objective=config.objective,
         step=0,
         encoder=config.encoder,
         predictor=config.predictor,
-        predictor_out_width=pixel_width(config.encoder) if isinstance(config, TeacherRun) else out_width,
+        predictor_out_width=_out_width(config, None if teacher is None else teacher.width),
         view=config.view,
         mask=config.mask,
         init_std=config.init_std,
@@ -41,11 +41,35 @@ def new_objective(config: TrainConfig, teacher: TeacherSpec | None) -> tuple[Obj
     encoder, predictor = Encoder(config.encoder), new_predictor(checkpoint_config)
     init_weights(encoder, generator, std=config.init_std)
     predictor.init_weights(generator, std=config.init_std)
+    return _objective(config, encoder, predictor), checkpoint_config
+
+
+def uninitialised_objective(config: TrainConfig, teacher_width: int | None) -> Objective:
+    """The model of a run, with whatever its weights are: to count what it does."""
+    predictor = Predictor(
+        config.predictor,
+        in_width=config.encoder.width,
+        out_width=_out_width(config, teacher_width),
+        num_mask_tokens=len(config.mask.sets),
+        rope=config.encoder.rope,
+        norm_eps=config.encoder.norm_eps,
+    )
+    return _objective(config, Encoder(config.encoder), predictor)
+
+
+def _out_width(config: TrainConfig, teacher_width: int | None) -> int:
+    """Channels of what is predicted."""
     if isinstance(config, TeacherRun):
-        return VPixel(encoder, predictor, pixel_norm=config.pixel_norm), checkpoint_config
+        return pixel_width(config.encoder)
+    return config.encoder.width if teacher_width is None else teacher_width
+
+
+def _objective(config: TrainConfig, encoder: Encoder, predictor: Predictor) -> Objective:
+    if isinstance(config, TeacherRun):
+        return VPixel(encoder, predictor, pixel_norm=config.pixel_norm)
     if isinstance(config, VJepaRun):
-        return VJepa(encoder, predictor, ema=config.ema), checkpoint_config
-    return Salt(encoder, predictor), checkpoint_config
+        return VJepa(encoder, predictor, ema=config.ema)
+    return Salt(encoder, predictor)
 
 
 def modules_of(objective: Objective) -> dict[str, nn.Module]:

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from salt_distill.common.folders.folder import Folder
-from salt_distill.common.model.checkpoint import POINTER, Manifest, point_to, verified
+from salt_distill.common.model.checkpoint import POINTER, CheckpointManifest, point_to, verified
 from salt_distill.common.whole import PARTIAL, whole_folder
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,9 @@ class Uploads:
             if _pointer(folder) == name:
                 return
             for file in [
-                *sorted(Manifest.model_validate_json((checkpoint / "manifest.json").read_bytes()).files),
+                *sorted(
+                    CheckpointManifest.model_validate_json((checkpoint / "manifest.json").read_bytes()).files
+                ),
                 "manifest.json",
             ]:
                 folder.write(f"{name}/{file}", checkpoint / file)
@@ -118,7 +120,7 @@ def fetch_newer(address: str, run: Path) -> None:
     manifest = folder.read(f"{name}/manifest.json")
     with whole_folder(run / name) as partial:  # in place of one that a kill left before anything named it
         (partial / "manifest.json").write_bytes(manifest)
-        for file in Manifest.model_validate_json(manifest).files:
+        for file in CheckpointManifest.model_validate_json(manifest).files:
             folder.fetch(f"{name}/{file}", partial / file)
             try:
                 verified(partial, file)

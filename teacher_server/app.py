@@ -1,20 +1,26 @@
 """``salt-serve teacher``: the service mounted in Ray Serve, where the deployment that owns the model is
 itself the HTTP ingress."""
 
+import contextlib
 import json
 import logging
+import os
+import re
 import secrets
 import socket
+import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import rich.console
 
 from salt_distill.common.config import ServeConfig
-from salt_distill.common.local_ray import is_private, ray_to_join
+from salt_distill.common.console import console
+from salt_distill.common.local_ray import is_private, join, ray_to_join
 from salt_distill.common.protocol import Header, Route
 from salt_distill.teacher_server.board.board import Ending
 from salt_distill.teacher_server.http.access import check_access
@@ -29,10 +35,16 @@ from salt_distill.teacher_server.ray_serve.signals import (
 )
 
 _POLL_S = 0.2
+_BOARD_LOST_S = 60.0
+"""A board that does not answer for so long has no Ray any more that would start it again."""
 
 
-def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
-    """Serves until SIGINT or SIGTERM; prints the URL on standard output once /readyz answers."""
+def serve_teacher(config: ServeConfig, console: rich.console.Console = console) -> None:
+    """Serves until SIGINT or SIGTERM; prints the URL, and nothing else, on standard output once /readyz
+    answers.
+
+    What replicas and Ray say goes to standard error.
+    """
     from salt_distill.common.model.checkpoint import open_encoder
     from salt_distill.common.model.teacher import fingerprint
     from salt_distill.teacher_server.board.file import BoardFile
@@ -47,10 +59,15 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
     environment = haproxy_environment()
     if config.tls_cert is not None:  # the replicas listen themselves
         environment, config = {}, config.model_copy(update={"port": config.port or free_port(config.host)})
-    with ended_by_signals(), ray_to_join(config.address, environment=environment) as ray_arguments:
+    stdout = sys.stdout
+    with (
+        contextlib.redirect_stdout(sys.stderr),
+        ended_by_signals(),
+        ray_to_join(config.address, environment=environment) as ray_arguments,
+    ):
         import ray
 
-        ray.init(**ray_arguments)
+        join({**ray_arguments, "log_to_driver": True})
         try:
             catch_signals()  # ray.init has set its own
             least, most = config.replica_range
@@ -72,16 +89,15 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console) -> None:
                 )
                 said = f"teacher {config.ckpt} is ready ({where}), status page and counters at {url}/"
                 console.print(said, highlight=False, soft_wrap=True, markup=False)
-                print(url, flush=True)
+                print(url, file=stdout, flush=True)
                 signals = count_signals()  # from here on an exception from a handler could end inside of Ray
-                _wait_until_stopped(board_name, signals)
+                _wait_until_stopped(config.name or ALONE, board_name, signals, console)
                 if not _wait_until_drained(board_name, config.service.drain_s, signals):
                     console.print("ends with requests that were not answered", highlight=False)
             finally:
                 ignore_signals()
-                if (
-                    not is_private(config.address) or config.cache is not None
-                ):  # a private Ray ends with everything in it
+                # a private Ray ends with everything in it
+                if not is_private(config.address) or config.cache is not None:
                     _remove(config.name or ALONE, board_name, serve_too=not was_running)
         finally:
             ray.shutdown()
@@ -143,12 +159,29 @@ def _remove(name: str, board_name: str, *, serve_too: bool) -> None:
         serve.shutdown()
 
 
-def _wait_until_stopped(board_name: str, signals: list[int]) -> None:
-    """Returns when somebody has asked the service to stop: over HTTP, or by a signal."""
+def _wait_until_stopped(
+    name: str, board_name: str, signals: list[int], console: rich.console.Console
+) -> None:
+    """Returns when somebody has asked the service to stop: over HTTP, or by a signal. Says which replicas end
+    meanwhile. Raises ConnectionError where the board is gone and does not come back."""
+    replicas, heard_s = set[str](), time.monotonic()
     while not signals:
         state = _ask_board(board_name, "ending")
-        if state is not None and state[0] == Ending.STOP:
-            return
+        if state is not None:
+            heard_s = time.monotonic()
+            if state[0] == Ending.STOP:
+                return
+            running = _replicas_of(name)
+            for replica in sorted(replicas - running):
+                left = f"{len(running)} run, and Ray Serve starts another unless fewer are asked for"
+                console.print(f"replica {replica} has ended: {left}", highlight=False, soft_wrap=True)
+            replicas = running
+        elif time.monotonic() - heard_s > _BOARD_LOST_S:
+            raise ConnectionError(
+                f"the board of this teacher does not answer since {_BOARD_LOST_S:.0f} s: look at the"
+                " cluster with"
+                " `ray status`, and start the teacher again"
+            )
         time.sleep(_POLL_S)
     _ask_board(board_name, "stop")
 
@@ -180,7 +213,7 @@ def _wait_until_ready(
     """Waits for /readyz, and where this teacher ``replaces`` another until all of that one's replicas have
     ended: those answer too.
 
-    Raises RuntimeError where a replica fails; says what is missing where it finds no place.
+    Raises ConnectionError where a replica fails; says what is missing where it finds no place.
     """
     import ray
     from ray import serve
@@ -192,9 +225,7 @@ def _wait_until_ready(
             return
         if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             reasons = [deployment.message for deployment in application.deployments.values()]
-            raise RuntimeError(
-                f"the teacher did not start: {application.message} {' '.join(reasons)}".strip()
-            )
+            raise ConnectionError(f"the teacher did not start: {_reason([application.message, *reasons])}")
         states = [
             state for deployment in application.deployments.values() for state in deployment.replica_states
         ]
@@ -209,6 +240,18 @@ def _wait_until_ready(
             advice = "end other jobs, add nodes, or lower --cpus and --gpus"
             console.print(f"the teacher waits for a place: {missing} free: {advice}", highlight=False)
         time.sleep(_POLL_S)
+
+
+def _reason(messages: Sequence[str]) -> str:
+    """What went wrong first, out of messages with tracebacks; with SALT_DEBUG all of them."""
+    whole = "\n".join(messages).strip()
+    errors = re.findall(r"^\s*(?:[\w.]+\.)?(\w*(?:Error|Exception)\b: .+)$", whole, re.MULTILINE)
+    return whole if os.environ.get("SALT_DEBUG") or not errors else errors[-1]
+
+
+def _replicas_of(name: str) -> set[str]:
+    prefix = f"SERVE_REPLICA::{name}#"
+    return {actor.rpartition("#")[2] for actor in _named_actors("serve") if actor.startswith(prefix)}
 
 
 def _boards_of(name: str) -> set[str]:

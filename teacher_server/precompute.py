@@ -13,8 +13,9 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from salt_distill.common.config import PrecomputeConfig
+from salt_distill.common.console import console
 from salt_distill.common.folders.fetched import copies
-from salt_distill.common.local_ray import is_private, ray_to_join
+from salt_distill.common.local_ray import is_private, join, ray_to_join
 from salt_distill.common.targets import codec
 from salt_distill.common.targets.cache_file import file_path
 from salt_distill.common.targets.codec import CorruptTargetError
@@ -29,7 +30,7 @@ _ROW_BYTES = 200
 """Of a row in a file, beside its target."""
 
 
-def precompute(config: PrecomputeConfig, console: rich.console.Console) -> None:
+def precompute(config: PrecomputeConfig, console: rich.console.Console = console) -> None:
     """Writes the cache. A command that was killed goes on after its last whole file when it is repeated."""
     config = config.absolute()  # a worker may have another working directory
     cache = CacheFolder(config.out)
@@ -52,7 +53,7 @@ def _run_actors(config: PrecomputeConfig, cache: CacheFolder, console: rich.cons
         from ray.exceptions import RayTaskError
         from ray.util import ActorPool
 
-        ray.init(**ray_arguments)
+        join(ray_arguments)
         try:
             if is_private(config.address):
                 check_fits(

@@ -1,6 +1,7 @@
 """``salt-serve status``, ``runs``, ``drain`` and ``stop``: what a running service says of itself, and what it
 is told."""
 
+import http.client
 import json
 import time
 import urllib.error
@@ -13,49 +14,57 @@ from rich.table import Table
 
 from salt_distill.common.config import DrainConfig, OfServiceConfig, RunsConfig, StatusConfig
 from salt_distill.common.credentials import access_token, authorization, trusted
-from salt_distill.common.protocol import Route
+from salt_distill.common.protocol import BoardRun, Route, TeacherFacts
 
 _POLL_S = 0.2
+_MAX_BYTES = 64_000_000
+"""Of an answer: far more than a board of many runs."""
 
 
 def show_status(config: StatusConfig) -> None:
     """Prints teacher, counters and runs on standard output. Raises ConnectionError where the service is not
     ready in time."""
-    facts = {**_ready_facts(config), "runs": _answer(config, Route.RUNS)}
+    facts, runs = _ready_facts(config), _runs(config)
     if config.json_:
-        print(json.dumps(facts, indent=2))
+        known = {**facts.model_dump(mode="json"), "runs": [run.model_dump(mode="json") for run in runs]}
+        print(json.dumps(known, indent=2))
         return
     console = _stdout()
     console.print(_teacher_table(facts))
     console.print(_counters_table(facts))
-    console.print(_runs_table(facts["runs"]))
+    console.print(_runs_table(runs))
 
 
 def show_runs(config: RunsConfig) -> None:
     """Prints the runs on standard output. Raises ConnectionError where the service does not answer."""
-    runs = _answer(config, Route.RUNS)
+    runs = _runs(config)
     if config.json_:
-        print(json.dumps(runs, indent=2))
+        print(json.dumps([run.model_dump(mode="json") for run in runs], indent=2))
     else:
         _stdout().print(_runs_table(runs))
 
 
-def drain(config: DrainConfig, *, stop: bool) -> None:
+def stop(config: DrainConfig) -> None:
+    """``drain``, and the service has ended."""
+    drain(config, stop=True)
+
+
+def drain(config: DrainConfig, *, stop: bool = False) -> None:
     """Returns when everything is answered and, with ``stop``, the service is gone. Raises ConnectionError
     where that is not so in time."""
     url = config.url.rstrip("/")
-    _answer(config, Route.STOP if stop else Route.DRAIN, "POST")
+    call(config, Route.STOP if stop else Route.DRAIN, "POST")
     deadline = time.monotonic() + config.wait
     open_requests = 0
     while True:
         try:
-            counters = _answer(config, Route.TEACHER)["counters"]
+            counters = _facts(config).counters
         except (ConnectionError, ValueError):  # gone, or what stands before it says that
             if stop:
                 break
             raise
-        open_requests = counters["open_requests"]
-        if not stop and counters["draining"] >= counters["replicas"] and not open_requests:
+        open_requests = counters.open_requests
+        if not stop and counters.draining >= counters.replicas and not open_requests:
             break
         if time.monotonic() > deadline:
             what = "has not ended" if stop else "has not answered everything"
@@ -71,25 +80,49 @@ def drain(config: DrainConfig, *, stop: bool) -> None:
         _stdout().print(f"{url} has answered what it had begun, and {done}", soft_wrap=True)
 
 
-def _answer(service: OfServiceConfig, path: str, method: str = "GET") -> Any:
+def call(service: OfServiceConfig, path: str, method: str = "GET") -> Any:
     """What a service answers. Raises ConnectionError where it is not there, ValueError where it refuses."""
     url = service.url.rstrip("/")
     request = urllib.request.Request(
-        url + path, method=method, headers=authorization(access_token(service.token_file))
+        url + path,
+        method=method,
+        # of an empty body: a web page cannot send this type to a service that it does not belong to
+        headers={"Content-Type": "application/json", **authorization(access_token(service.token_file))},
     )
-    tls = trusted(service.ca) if url.startswith("https:") else None
+    tls = urllib.request.HTTPSHandler(context=trusted(service.ca) if url.startswith("https:") else None)
     try:
-        with urllib.request.urlopen(request, timeout=10, context=tls) as reply:
-            return json.load(reply)
+        with urllib.request.build_opener(tls, _NoRedirects).open(request, timeout=10) as reply:
+            return json.loads(reply.read(_MAX_BYTES))
     except urllib.error.HTTPError as error:
+        if error.code in range(300, 400):
+            raise ValueError(
+                f"{url} sends {method} {path} elsewhere, to {error.headers.get('Location')}, where its"
+                " token does"
+                " not go: give the URL of the service itself"
+            ) from error
         raise ValueError(
-            f"{url} refused {method} {path}: {error.code} {error.read()[:500].decode(errors='replace')}"
+            f"{url} refused {method} {path}: {error.code} {error.read(500).decode(errors='replace')}"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
         raise ConnectionError(
             f"{url} does not answer {method} {path}: {error}: give the URL that `salt-serve teacher` has"
             " printed"
         ) from error
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A token goes to the service that it was given for, and nowhere else."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _facts(service: OfServiceConfig) -> TeacherFacts:
+    return TeacherFacts.model_validate(call(service, Route.TEACHER))
+
+
+def _runs(service: OfServiceConfig) -> list[BoardRun]:
+    return [BoardRun.model_validate(run) for run in call(service, Route.RUNS)]
 
 
 def _stdout() -> Console:
@@ -99,13 +132,13 @@ def _stdout() -> Console:
     return console
 
 
-def _ready_facts(config: StatusConfig) -> dict[str, Any]:
+def _ready_facts(config: StatusConfig) -> TeacherFacts:
     """``GET /v1/teacher`` of a service that is ready, or that ends."""
     deadline = time.monotonic() + config.wait
     while True:
         try:
-            facts = _answer(config, Route.TEACHER)
-            if facts["ready"]:
+            facts = _facts(config)
+            if facts.ready:
                 return facts
             reason = "it has not done its first forward"
         except (ConnectionError, ValueError) as error:  # refused, or another's error while it starts
@@ -118,24 +151,22 @@ def _ready_facts(config: StatusConfig) -> dict[str, Any]:
         time.sleep(_POLL_S)
 
 
-def _teacher_table(facts: dict[str, Any]) -> Table:
-    state = {"no": "ready", "drain": "drained: takes no new requests", "stop": "ends"}[facts["ending"]]
-    clips, grid = ("x".join(map(str, facts[name])) for name in ("clip_shape", "grid"))
+def _teacher_table(facts: TeacherFacts) -> Table:
+    state = {"no": "ready", "drain": "drained: takes no new requests", "stop": "ends"}[facts.ending]
+    clips, grid = ("x".join(map(str, shape)) for shape in (facts.clip_shape, facts.grid))
     table = Table(box=box.SIMPLE_HEAD, show_header=False)
     table.add_column(style="dim")
     table.add_column()
-    table.add_row("teacher", f"{facts['name']}, {state}")
-    table.add_row("fingerprint", facts["fingerprint"])
-    table.add_row("clips", f"{clips}, to {grid} tokens of width {facts['width']}")
-    table.add_row("compute", ", ".join(f"{name} {value}" for name, value in facts["compute"].items()))
-    table.add_row(
-        "ingress", f"{facts['ingress']}, {facts['buckets']} buckets, {facts['counters']['replicas']} replicas"
-    )
+    table.add_row("teacher", f"{facts.name}, {state}")
+    table.add_row("fingerprint", facts.fingerprint)
+    table.add_row("clips", f"{clips}, to {grid} tokens of width {facts.width}")
+    table.add_row("compute", ", ".join(f"{name} {value}" for name, value in facts.compute.items()))
+    table.add_row("ingress", f"{facts.ingress}, {facts.buckets} buckets, {facts.counters.replicas} replicas")
     return table
 
 
-def _counters_table(facts: dict[str, Any]) -> Table:
-    counters = sorted(facts["counters"].items())
+def _counters_table(facts: TeacherFacts) -> Table:
+    counters = sorted(facts.counters.model_dump().items())
     half = -(-len(counters) // 2)
     table = Table(box=box.SIMPLE_HEAD, show_header=False)
     for justify in ("left", "right", "left", "right"):
@@ -146,7 +177,7 @@ def _counters_table(facts: dict[str, Any]) -> Table:
     return table
 
 
-def _runs_table(runs: list[dict[str, Any]]) -> Table:
+def _runs_table(runs: list[BoardRun]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     for name in (
         "run",
@@ -163,24 +194,29 @@ def _runs_table(runs: list[dict[str, Any]]) -> Table:
     ):
         table.add_column(name, justify="left" if name in ("run", "group") else "right", overflow="fold")
     for run in runs:
-        progress = run["progress"] or dict.fromkeys(
-            ("step", "loss", "flops", "clips_per_s", "teacher_wait_ms", "group")
+        progress = run.progress
+        reported = (
+            [""] * 5
+            if progress is None
+            else [
+                _cell(progress.step, ","),
+                _cell(progress.loss, ".4f"),
+                _cell(progress.flops, ".2e"),
+                _cell(progress.clips_per_s, ",.1f"),
+                _cell(progress.teacher_wait_ms, ",.1f"),
+            ]
         )
         table.add_row(
-            run["id"],
-            _shown(progress["step"], ","),
-            _shown(progress["loss"], ".4f"),
-            _shown(progress["flops"], ".2e"),
-            _shown(progress["clips_per_s"], ",.1f"),
-            _shown(progress["teacher_wait_ms"], ",.1f"),
-            _shown(run["clips_served"], ","),
-            _shown(run["hit_rate"], ".0%"),
-            progress["group"] or "",
-            _shown(run["skew_clips"], ","),
-            f"{max(0.0, time.time() - run['seen_s']):,.0f} s ago",
+            run.id,
+            *reported,
+            _cell(run.clips_served, ","),
+            _cell(run.hit_rate, ".0%"),
+            ("" if progress is None else progress.group) or "",
+            _cell(run.skew_clips, ","),
+            f"{max(0.0, time.time() - run.seen_s):,.0f} s ago",
         )
     return table
 
 
-def _shown(value: float | None, spec: str) -> str:
+def _cell(value: float | None, spec: str) -> str:
     return "" if value is None else format(value, spec)

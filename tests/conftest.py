@@ -79,6 +79,12 @@ def shared_bad() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shared_reports() -> Path:
+    """A folder of inputs made after public reports of what data sets get wrong."""
+    return _shared("reports")
+
+
+@pytest.fixture(scope="session")
 def synth_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 training and 10 test videos with labels, not packed."""
     out = tmp_path_factory.mktemp("synth") / "toy"

@@ -1,5 +1,7 @@
 """`salt-serve teacher` as a process of its own, and what belongs to it."""
 
+import contextlib
+import ipaddress
 import os
 import signal
 import subprocess
@@ -63,3 +65,25 @@ def alive(pids):
         except (FileNotFoundError, ProcessLookupError):
             continue
     return running
+
+
+def listening(pids):
+    """The addresses at which processes listen, as /proc has them: (address, port)."""
+    sockets = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                sockets.add(os.readlink(descriptor).removeprefix("socket:[").removesuffix("]"))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and inode in sockets:
+                words, port = local.split(":")
+                parts = [bytes.fromhex(words[first : first + 8])[::-1] for first in range(0, len(words), 8)]
+                found.add((ipaddress.ip_address(b"".join(parts)), int(port, 16)))
+    return found
+
+
+def is_loopback(address):
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

@@ -115,7 +115,7 @@ def serving(
     *,
     around=lambda app: app,
     port=0,
-    place=None,
+    context=None,
     cache=None,
     tokens=None,
     request_log=None,
@@ -123,7 +123,7 @@ def serving(
 ):
     """The URL of a teacher's app under uvicorn, in a thread, and its ``TeacherService``. ``around``: what
     stands before the app."""
-    app = build_app(teacher, ServiceConfig(**service), place, cache, tokens=tokens, request_log=request_log)
+    app = build_app(teacher, ServiceConfig(**service), context, cache, tokens=tokens, request_log=request_log)
     server = uvicorn.Server(
         uvicorn.Config(
             around(app), host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=2

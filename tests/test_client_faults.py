@@ -21,7 +21,7 @@ from train_tools import CPU, RandomClips, small_run
 from salt_distill.common.config import ServiceClientConfig, StudentRun
 from salt_distill.student_trainer.loop import Worker, train_on
 from salt_distill.student_trainer.ranks import Ranks
-from salt_distill.student_trainer.targets.client import TeacherClient, TeacherMismatchError
+from salt_distill.student_trainer.targets.client import ServiceClient, TeacherMismatchError
 from salt_distill.student_trainer.targets.retry import RetryableError, TeacherUnavailableError
 from salt_distill.student_trainer.targets.source import LocalTargets, open_source
 
@@ -90,7 +90,7 @@ def test_an_answer_that_drips_is_late_though_bytes_keep_coming():
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
         pool.submit(drip)
         config = ServiceClientConfig(timeout_s=0.5, retry_budget_s=0.01)
-        client = TeacherClient(f"http://127.0.0.1:{server.getsockname()[1]}", config, "a")
+        client = ServiceClient(f"http://127.0.0.1:{server.getsockname()[1]}", config, "a")
         with pytest.raises(
             RetryableError, match=r"got \d+ bytes in the time for a whole answer, client\.timeout_s"
         ):
@@ -299,3 +299,83 @@ def _say(path: Path, fails: Callable[[], object]) -> None:
         fails()
     except TeacherUnavailableError as error:
         path.write_text(f"{type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def answering(*answers: bytes, pause_s: float = 0.0):
+    """The URL of a server that gives each request the next of these answers, as bytes; the last one again and
+    again. ``pause_s``: between two of its bytes."""
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as pool:
+
+        def serve():
+            left = list(answers)
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                with connection, contextlib.suppress(OSError):
+                    while connection.recv(65536):
+                        answer = left.pop(0) if len(left) > 1 else left[0]
+                        for start in range(0, len(answer), 1 if pause_s else len(answer)):
+                            connection.sendall(answer[start : start + (1 if pause_s else len(answer))])
+                            time.sleep(pause_s)
+
+        serving_ = pool.submit(serve)
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            listening.close()
+            serving_.result(timeout=10)
+
+
+def plain(status: int, body: bytes, *headers: str) -> bytes:
+    lines = "".join(f"{header}\r\n" for header in headers)
+    return f"HTTP/1.1 {status} x\r\n{lines}Content-Length: {len(body)}\r\n\r\n".encode("latin-1") + body
+
+
+DEEP = b'{"error": ' + 100_000 * b"[" + b"}"
+REFUSAL = b'{"error": "no such route", "expected": "a", "got": "b", "hint": "c"}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "after_s"),
+    [
+        (plain(503, b"", "Retry-After: 3600"), 10.0),
+        (plain(429, b"", "Retry-After: 9" + 400 * "9"), 0.0),
+        (plain(503, b"", "Retry-After: \xb2"), 0.0),
+        (plain(503, b"", "Retry-After: 0.25"), 0.25),
+        (plain(503, b"", "Retry-After: Wed, 21 Oct 2026 07:28:00 GMT"), 0.0),
+        (plain(500, DEEP), 0.0),
+        (plain(404, b"<html>not found</html>"), 0.0),
+        (plain(200, DEEP), 0.0),
+    ],
+    ids=["an-hour", "enormous", "a-superscript", "a-quarter", "a-date", "deep", "a-proxys-404", "deep-200"],
+)
+def test_what_a_bad_server_says_is_worth_another_try(answer, after_s):
+    with answering(answer) as url, closing(ServiceClient(url, ServiceClientConfig(), "run")) as client:
+        with pytest.raises(RetryableError) as raised:
+            client._facts()
+        assert raised.value.after_s == after_s
+
+
+def test_a_404_of_the_service_itself_is_no_matter_of_waiting():
+    with (
+        answering(plain(404, REFUSAL)) as url,
+        closing(ServiceClient(url, ServiceClientConfig(), "run")) as client,
+        pytest.raises(ValueError, match="refused a request: 404 no such route"),
+    ):
+        client.teacher()
+
+
+@pytest.mark.parametrize("where", ["head", "body"])
+def test_a_dripping_answer_ends_with_the_time_for_a_whole_one(where):
+    answer = plain(200, b" " * 400) if where == "body" else plain(200, b"", "X-A: " + 400 * "a")
+    with answering(answer, pause_s=0.05) as url:
+        config = ServiceClientConfig(timeout_s=0.5)
+        with closing(ServiceClient(url, config, "run")) as client:
+            started = time.monotonic()
+            with pytest.raises(RetryableError, match="TimeoutError"):
+                client._facts()
+            assert time.monotonic() - started < 5

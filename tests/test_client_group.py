@@ -260,7 +260,7 @@ def test_students_of_one_group_share_every_forward(teacher, tmp_path):
 
         with ThreadPoolExecutor(2) as pool:
             first = pool.submit(student, "first", 32)
-            while not inside.counters()["clips_served"]:
+            while not inside.metrics().clips_served:
                 time.sleep(0.01)
             second = pool.submit(student, "second", 48)
             while sum(run["progress"] is not None for run in runs_on_board(url)) < 2:
@@ -268,6 +268,6 @@ def test_students_of_one_group_share_every_forward(teacher, tmp_path):
             time.sleep(1.1)  # a run looks after its group once a second
             joined.set()
             lines = [future.result(timeout=120) for future in (first, second)]
-        assert inside.counters()["clips_computed"] == steps * size - 1  # one is bad
+        assert inside.metrics().clips_computed == steps * size - 1  # one is bad
     # Which of the two was ahead, and when, the machine decides; that neither ran away, the forwards above.
     assert max(line["group_skew_clips"] for run in lines for line in run) > 0

@@ -16,7 +16,7 @@ from salt_distill.common.config import ServiceClientConfig
 from salt_distill.common.data.views import view_facts
 from salt_distill.common.targets import cache_file, codec
 from salt_distill.common.targets.manifest import CacheSpec, FileListing, Manifest
-from salt_distill.student_trainer.targets.client import TeacherClient, TeacherMismatchError
+from salt_distill.student_trainer.targets.client import ServiceClient, TeacherMismatchError
 from salt_distill.student_trainer.targets.retry import TeacherUnavailableError
 from salt_distill.student_trainer.targets.service import ServiceTargets
 from salt_distill.student_trainer.targets.source import CachedTargets, LocalTargets, TargetMissError
@@ -121,10 +121,10 @@ def test_two_students_at_once_upload_and_compute_each_clip_once(teacher, open_so
         results = [[future.result(timeout=30) for future in row] for row in futures]
         assert time.monotonic() - started < 15  # shorter than a lease: nobody waited for one to end
         assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
-        counters = inside.counters()
-        assert counters["clips_computed"] == 72
-        assert counters["clips_served"] == 144
-        assert counters["coalesced"] + counters["from_memory"] == 72
+        metrics = inside.metrics()
+        assert metrics.clips_computed == 72
+        assert metrics.clips_served == 144
+        assert metrics.coalesced + metrics.from_memory == 72
         assert sum(student.counters()["clips_up"] for student in students) == 72
         assert {run["id"]: run["clips_served"] for run in runs_on_board(url)} == {"a": 72, "b": 72}
 
@@ -326,7 +326,7 @@ def test_a_run_goes_on_only_with_the_teacher_it_began_with(teacher, open_source)
 
 def test_a_wrong_url_is_refused_before_any_request():
     with pytest.raises(ValueError, match="expected http://HOST:PORT"):
-        TeacherClient("localhost:8000", CLIENT, "a")
+        ServiceClient("localhost:8000", CLIENT, "a")
 
 
 def test_a_miss_shows_both_sides(teacher, tmp_path, open_source):

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from salt_distill.common.clip import clip_digest
-from salt_distill.common.config import LoaderConfig, PackConfig, SynthConfig, ViewConfig
+from salt_distill.common.config import DrawConfig, LoaderConfig, PackConfig, SynthConfig, ViewConfig
 from salt_distill.common.data import views
 from salt_distill.common.data.making.pack import pack
 from salt_distill.common.data.making.synth import MOTIONS, moving_digit
@@ -143,6 +143,10 @@ def test_a_window_is_spread_as_in_the_reference(num_frames, expected):  # its lo
     assert views.frame_idx(view, num_frames, 0.0) == expected
     times = np.arange(num_frames) * 512
     assert views.frame_idx(view, num_frames, 0.0, times) == views.frame_idx(view, num_frames, 0.0)
+
+
+def test_precompute_takes_all_that_decides_a_view_but_its_shape():
+    assert set(DrawConfig.model_fields) == set(ViewConfig.model_fields) - {"num_frames", "crop_size"}
 
 
 def test_windows_start_where_the_reference_lets_them():

@@ -303,18 +303,27 @@ def test_a_constant_rate_with_rounded_times_is_sampled_by_counting(
 
 
 def test_a_variable_rate_is_sampled_by_time():
-    times = np.concatenate(
-        [np.arange(0, 1000, 20), np.arange(1000, 3000, 100)]
-    )  # 50 frames a second, then 10
-    view = ViewConfig(num_frames=4, frame_step=3)
-    step = 3 * (2900 / 69)
-    idx = views.frame_idx(view, len(times), 0.5, times)
-    wanted = times[idx[0]] + step * np.arange(4)
-    assert idx == [int(np.abs(times - time).argmin()) for time in wanted]
-    late = views.frame_idx(view, len(times), 0.999, times)
-    assert np.diff(idx).max() > 3  # where frames are dense it steps over more of them ...
-    assert np.diff(late).max() < 3  # ... and over fewer where they are sparse
-    assert times[late[-1]] - times[late[0]] == pytest.approx(3 * step, abs=100)
+    times = np.concatenate([np.arange(0, 1000, 20), np.arange(1000, 2000, 50)])  # 50 frames a second, then 20
+    view = ViewConfig(num_frames=4, frame_step=4)
+    step = 4 * (1950 / 69)
+    early, late = (views.frame_idx(view, len(times), start, times) for start in (0.2, 0.999))
+    for idx in (early, late):
+        wanted = times[idx[0]] + step * np.arange(4)
+        assert idx == [int(np.abs(times - time).argmin()) for time in wanted]
+    assert np.diff(early).max() > 4  # where frames are dense it steps over more of them ...
+    assert np.diff(late).max() < 4  # ... and over fewer where they are sparse
+
+
+@pytest.mark.parametrize("frame_step", [1, 2, 4])
+@pytest.mark.parametrize("where", [1, 150, 299])
+def test_a_gap_freezes_no_clip(where, frame_step):
+    """A late second frame, a pause, a late last frame."""
+    times = 40 * np.arange(300)
+    times[where:] += 60_000
+    view = ViewConfig(num_frames=16, frame_step=frame_step)
+    clips = [views.frame_idx(view, 300, start, times) for start in np.linspace(0, 1, 600, endpoint=False)]
+    assert min(len(set(idx)) for idx in clips) == 16
+    assert set().union(*clips) == set(range(300))
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=80), st.floats(0, 1, exclude_max=True))
@@ -328,7 +337,7 @@ def test_clips_of_any_clock_stay_inside_the_video(durations, start):
 
 
 def test_times_of_a_file_reach_the_clip():
-    times = [20 * i for i in range(30)] + [600 + 100 * i for i in range(20)]
+    times = [20 * i for i in range(20)] + [400 + 50 * i for i in range(30)]
     data = encode("libx264", "matroska", {"x264-params": GOP}, times=times)
     every = counted(data)
     with open_video(data, 50) as opened:

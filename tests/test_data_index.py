@@ -122,7 +122,9 @@ def test_the_hash_knows_only_the_content(rows, tmp_path):
 def test_the_hash_changes_with_every_column(rows, column):
     before = index_hash(pa.Table.from_pylist(rows, schema=SCHEMA))
     value = rows[5][column]
-    rows[5][column] = value[:-1] if isinstance(value, str | list) else value + 1
+    rows[5][column] = (
+        value[:-1] if isinstance(value, str | list) else not value if isinstance(value, bool) else value + 1
+    )
     assert index_hash(pa.Table.from_pylist(rows, schema=SCHEMA)) != before
 
 

@@ -43,7 +43,7 @@ def odd(tmp_path_factory) -> Path:
 
 
 def test_everything_is_counted(odd, capsys):
-    inspect(look(odd, format="json"))
+    inspect(look(odd, json_=True))
     found = json.loads(capsys.readouterr().out)
     samples = samples_of(odd).values()
     assert (found["name"], found["kind"], found["num_samples"], found["splits"]) == (
@@ -110,7 +110,7 @@ def test_people_see_the_same(odd, capsys):
 
 
 def test_a_split_alone(shards, capsys):
-    inspect(look(shards, format="json", split="test"))
+    inspect(look(shards, json_=True, split="test"))
     found = json.loads(capsys.readouterr().out)
     samples = samples_of(shards, "test").values()
     assert found["splits"] == {"test": 10}
@@ -124,7 +124,7 @@ def test_a_missing_shard_is_named(odd, tmp_path, capsys):
     shutil.copytree(odd, tmp_path / "out")
     first = sorted((tmp_path / "out").glob("*.tar"))[0]
     first.unlink()
-    inspect(look(tmp_path / "out", format="json"))
+    inspect(look(tmp_path / "out", json_=True))
     assert json.loads(capsys.readouterr().out)["missing_shards"] == [first.name]
 
 
@@ -149,7 +149,7 @@ def test_the_sheet_shows_what_the_model_sees(shards, tmp_path, capsys):
     clips = new_reader(shards).clips(range(4)).pixels
     assert [find(strip(clip, 2), page) for clip in clips] == [True, True, True, False]
     grid = token_grid(VIEW, ENCODER)
-    masks = mask_group(config.mask, grid, seed=5, step=0, group=0, batch_size=24).sets
+    masks = mask_group(config.mask, grid, seed=5, step=1, group=0, batch_size=24).sets
     for mask in masks:
         assert find(strip(tint_masks(clips[0], token_roles(mask, 0, grid.num_tokens), grid), 2), page)
     inspect(config.model_copy(update={"sheet": str(tmp_path / "other.png"), "seed": 6}))

@@ -4,6 +4,7 @@ video."""
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -102,6 +103,23 @@ def test_runs_of_one_data_seed_see_the_same_bytes_whatever_else_differs(real):
         == digests(12, 2, decode_processes=0)
         == digests(1, 24, decode_processes=1)
     )
+
+
+@pytest.mark.parametrize(
+    ("module", "others"),
+    [
+        (
+            "salt_distill.student_trainer.storage",
+            {"av", "PIL"},
+        ),  # copying a checkpoint needs no video decoder
+        ("salt_distill.common.data.tasks", {"torch", "pyarrow"}),  # nor a decoding process a model
+        ("salt_distill.common.data.making.prepare", {"torch", "pyarrow"}),
+    ],
+)
+def test_what_is_not_needed_is_not_imported(module, others):
+    code = f"import sys, {module}; print(*{others} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_what_decodes_imports_no_torch(shards):

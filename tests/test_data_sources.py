@@ -50,11 +50,65 @@ def test_vjepa_lists(tmp_path, text, paths, labels):
         (b"path,label\na.mp4,caf\xe9\n", "line 2: got a label that is not UTF-8"),
         ("", "got no rows"),
         ("path,label\n", "got no rows"),
+        ("path,label\n./a.mp4,1\na.mp4,2\n", r"two rows have the path 'a\.mp4', once as '\./a\.mp4'"),
+        ("path,label,Subset\na.mp4,x,train\n", "line 1: got the column 'Subset', which looks like the split"),
+        (
+            "path,usage\na.mp4,Train\nb.mp4,val\n",
+            "line 1: got the column 'usage', which looks like the split",
+        ),
+        ("path,data_split,c\na.mp4,1,2\n", "line 1: got the column 'data_split', which looks like the split"),
+        ("path,split,Split\na.mp4,val,val\n", "line 1: got two columns 'split'"),
+        ("path\tlabel\na.mp4\t1\n", "line 1: got .* columns with tabs between them"),
+        ("path;label\na.mp4;1\n", "line 1: got .* columns with semicolons between them"),
+        ("path,label\na.mp4,1\n".encode("utf-16"), "line 1: got a list in UTF-16"),
+        ("a.mp4\nb.mp4\n", r"line 1: got 'a\.mp4', a path without a label"),
+        ("a.mp4 0\nb.mp4 -1\n", "line 2: got the class number -1"),
     ],
 )
 def test_a_list_that_cannot_be_read_names_the_line(tmp_path, text, sentence):
     with pytest.raises(ValueError, match=sentence):
         read_list(write(tmp_path / "train.csv", text))
+
+
+def test_a_header_is_read_as_people_write_it(tmp_path):
+    rows, class_names = read_list(
+        write(tmp_path / "t.csv", "Path, Label ,SPLIT \n./a.mp4, x, val\nb.mp4,y,\n")
+    )
+    assert [(row.name, row.labels, row.split) for row in rows] == [
+        ("a.mp4", {"Label": "x"}, "val"),
+        ("b.mp4", {"Label": "y"}, None),
+    ]
+    assert class_names == {"Label": ["x", "y"]}
+
+
+def test_classes_that_are_numbers_come_in_their_order(tmp_path):
+    for values, expected in (
+        (["10", "2", "-1"], ["-1", "2", "10"]),
+        (["10.0", "2.0"], ["2.0", "10.0"]),
+        (["1", "01", "10"], ["01", "1", "10"]),
+        (["b", "1"], ["1", "b"]),
+    ):
+        text = "path,c\n" + "".join(f"{place}.mp4,{value}\n" for place, value in enumerate(values))
+        assert read_list(write(tmp_path / "t.csv", text))[1] == {"c": expected}
+    assert read_list(write(tmp_path / "t.csv", "a.mp4 1.0\n"))[0][0].labels == {"class": "1"}
+
+
+def test_one_video_is_no_source(tmp_path):
+    write(tmp_path / "v" / "a.mp4")
+    with pytest.raises(ValueError, match=r"one video or image, expected a folder of them"):
+        packed(tmp_path / "v" / "a.mp4", tmp_path / "out")
+
+
+def test_links_to_what_is_on_no_disk_are_not_followed(tmp_path):
+    write(tmp_path / "v" / "a.mp4")
+    (tmp_path / "v" / "processes").symlink_to("/proc")
+    (tmp_path / "v" / "status.mp4").symlink_to("/proc/self/status")
+    packed(tmp_path / "v", tmp_path / "out", max_bad_fraction=0.9)
+    assert set(samples_of(tmp_path / "out")) == {"v/a.mp4"}
+    assert {name: reason.split(",")[1] for name, reason in skipped(tmp_path / "out").items()} == {
+        "processes": " which is on no disk",
+        "status.mp4": " which is on no disk",
+    }
 
 
 def test_a_csv_that_excel_saved(tmp_path):

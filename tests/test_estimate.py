@@ -3,7 +3,9 @@ nothing trained or read."""
 
 import json
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from teacher_tools import ENCODER as TEACHER
@@ -19,11 +21,21 @@ from salt_distill.common.config import (
     TeacherRun,
     VJepaRun,
 )
+from salt_distill.common.model.compute import set_up
 from salt_distill.common.model.flops import encoder_forward
 from salt_distill.common.model.grid import token_grid
+from salt_distill.common.model.roofline import GPUS
 from salt_distill.common.model.vit import Encoder
 from salt_distill.student_trainer.estimate import estimate
 from salt_distill.student_trainer.evaluation.flops_table import runs_of
+from salt_distill.student_trainer.gpu_estimate import (
+    CONTEXT_BYTES,
+    count_step,
+    masks_of,
+    step_once,
+)
+from salt_distill.student_trainer.objective import new_objective
+from salt_distill.student_trainer.optim import new_optimizer
 
 ENCODER = EncoderConfig(width=36, depth=2, num_heads=3, mlp_width=100, patch_size=8)
 RUN = {
@@ -146,8 +158,72 @@ def test_the_flag_trains_nothing_and_reads_no_data(tmp_path, monkeypatch, capsys
     [
         ({"estimate_out": "e.json"}, "without --estimate"),
         ({"estimate": True, "resume": True}, "got --estimate with --resume"),
+        ({"gpu": "h100"}, "got --gpu h100 without --estimate"),
     ],
 )
 def test_estimates_that_make_no_sense_are_refused(values, sentence):
     with pytest.raises(ValueError, match=sentence):
         TeacherRun.model_validate(RUN | values)
+
+
+# --- on a GPU that is not here ---
+
+
+def real_peak_bytes(step) -> int:
+    """Most that PyTorch's CPU allocator gave out while ``step`` ran, over what it had given out before."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
+        step()
+    sizes, events = [], list(profiler.profiler.kineto_results.experimental_event_tree())
+    while events:
+        event = events.pop()
+        events += event.children
+        if event.name == "[memory]":
+            sizes.append((event.start_time_ns, event.extra_fields.alloc_size))
+    held = np.cumsum([size for _, size in sorted(sizes)])
+    return int(held.max())
+
+
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.faults)])
+def test_the_counted_peak_is_that_of_real_tensors(checkpointing):
+    config = VJepaRun.model_validate(
+        RUN
+        | {
+            "batch_size": 24,
+            "predictor": PredictorConfig(width=48, depth=1, num_heads=2, mlp_width=96),
+            "encoder": EncoderConfig(width=96, depth=2, num_heads=3, mlp_width=384, patch_size=8),
+            "view": {"num_frames": 8, "frame_step": 1, "crop_size": 64},
+            "compute": {"dtype": "float32", "activation_checkpointing": checkpointing},
+        }
+    )
+    count = count_step(config, 96)
+    usual, largest = masks_of(config)
+    objective, _ = new_objective(config, None)
+    set_up(objective, config.compute, CPU)
+    optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
+    step_once(objective, optimizer, config, [usual], 96)
+    optimizer.zero_grad()
+    peak = real_peak_bytes(lambda: step_once(objective, optimizer, config, [largest], 96))
+    gradients = count.weight_bytes
+    assert count.peak_bytes - count.state_bytes + gradients == pytest.approx(peak, rel=0.1)
+
+
+def test_a_gpu_that_is_not_here_is_told_to_fit_or_what_would(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    smaller = [f"--set={name}.depth=1" for name in ("encoder", "predictor")]
+    flags = ["--preset", "nano", "--data", "none", "--out", "run", *smaller]
+    monkeypatch.setitem(GPUS, "l4", replace(GPUS["l4"], memory_bytes=CONTEXT_BYTES + 13e6))
+    asked = ["salt-train", "student", *flags, "--estimate", "--estimate-out", "e.json", "--gpu", "l4"]
+    monkeypatch.setattr(sys, "argv", asked)
+    with pytest.raises(SystemExit) as ended:
+        run_app(salt_distill.student_trainer.cli.app)
+    assert not ended.value.code
+    text, written = capsys.readouterr().out, json.loads((tmp_path / "e.json").read_text())
+    assert "SALT, 24 clips on each of 1 l4: does not fit. It takes" in text
+    assert "It would fit with: activation checkpointing" in text
+    assert "not measured" in text
+    assert written["fits"] is False
+    assert all(way["memory_bytes"] <= GPUS["l4"].memory_bytes for way in written["would_fit"])
+    assert 0 < written["step_s"][0] < written["step_s"][1]
+    assert written["run_s"][0] == pytest.approx(1500 * written["step_s"][0])

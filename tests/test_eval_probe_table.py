@@ -1,6 +1,7 @@
 """`salt-eval probe` on real checkpoints and a real packed data set."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -101,20 +102,21 @@ def test_the_best_of_a_grid_is_chosen_on_val_and_reported_on_test(tmp_path, thre
     ) == ("test", 15, 15)
     assert "the best of 4 settings on 'val'" in found["protocol"]
     assert found["setting"]["ours"]["shade"]["lr"] == 5e-3  # with 1e-5 nothing is learned
-    real = ProbeGrid.confusions
+    real = ProbeGrid.examine
 
     def rigged(self, tokens, labels, batch_size):
-        counts = real(self, tokens, labels, batch_size)
+        examined = real(self, tokens, labels, batch_size)
         best = 1 if calls else 2  # `test` is asked for first, then `val`
         calls.append(None)
         for label in ("shade", "side"):
-            for number, name in enumerate(name for name in counts if name[0] == label):
-                right = torch.eye(len(counts[name]), dtype=torch.int64)
-                counts[name] = right if number == best else right.roll(1, 0)
-        return counts
+            for number, name in enumerate(name for name in examined if name[0] == label):
+                right = torch.eye(len(examined[name].counts), dtype=torch.int64)
+                counts = right if number == best else right.roll(1, 0)
+                examined[name] = replace(examined[name], counts=counts)
+        return examined
 
     calls: list[None] = []
-    monkeypatch.setattr(ProbeGrid, "confusions", rigged)
+    monkeypatch.setattr(ProbeGrid, "examine", rigged)
     found = probe(tmp_path, three_splits, ckpt=(str(run_dir),), **GRID)
     assert found["setting"]["ours"]["side"] == {"lr": 5e-3, "weight_decay": 0.5, "val_accuracy": 1.0}
     assert found["num_correct"]["ours"]["side"] == 0

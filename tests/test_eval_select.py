@@ -219,5 +219,11 @@ def test_the_teachers_own_numbers_compare_students_of_several(tmp_path, made):
     assert by_loss[0]["x"] == by_loss[1]["x"] != by_loss[2]["x"]
     by_rank = select(tmp_path, made, [a, c], teachers, by="rankme")["checkpoints"]
     assert all(1 < row["x"] < 24 for row in by_rank)
+    of_students = select(tmp_path, made, [a, b], teachers[:1], by="student-rankme")["checkpoints"]
+    assert [row["name"] for row in of_students] == ["a/step-3", "a", "b/step-3", "b"]
+    assert len({row["x"] for row in of_students}) == 4
+    assert all(1 < row["x"] < 24 for row in of_students)
+    with pytest.raises(ValueError, match="got runs of 2 teachers, expected one"):
+        select(tmp_path, made, [a, c], teachers, by="student-rankme")
     with pytest.raises(ValueError, match="got 10 clips for RankMe of 24 channels"):
         select(tmp_path, made, [a], teachers[:1], by="rankme", max_clips=10)

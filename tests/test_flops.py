@@ -187,7 +187,7 @@ def test_a_teacher_with_other_tokens_is_refused():
 
 def test_the_command_prints_both_counts(capsys):
     example = {"teacher": "vit-l", "teacher_steps": [80_000], "steps": 160_000}
-    run(flops_of("vit-g", format="json", **example))
+    run(flops_of("vit-g", json_=True, **example))
     found = json.loads(capsys.readouterr().out)
     stage_1, stage_2 = found["runs"]
     assert (stage_1["steps"], stage_2["steps"]) == (80_000, 160_000)
@@ -206,7 +206,7 @@ def test_the_command_prints_both_counts(capsys):
 
 
 def test_the_papers_tables_on_the_terminal_and_for_programs(capsys):
-    run(FlopsConfig(paper=True, format="json"))
+    run(FlopsConfig(paper=True, json_=True))
     cells = {cell["cell"]: cell for cell in json.loads(capsys.readouterr().out)}
     salt_l = cells["Table 10: SALT-L/16, FLOPs (10^21)"]
     assert (salt_l["paper"], salt_l["holds"], salt_l["how"]) == ("1.2", True, "rounded")

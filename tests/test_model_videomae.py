@@ -62,7 +62,9 @@ def test_both_spellings_of_the_biases_are_read(tmp_path):
 
 def test_a_clip_of_another_size_is_refused(tmp_path):
     save_random(VideoMAEModel, tmp_path)
-    with pytest.raises(ValueError, match=r"got clips of 64 tokens for a VideoMAE encoder, expected 32"):
+    with pytest.raises(
+        ValueError, match=r"got clips of 64 tokens for an encoder with absolute positions, expected 32"
+    ):
         load_encoder(tmp_path)(random_clip(8, 32))
 
 

@@ -413,7 +413,7 @@ def save_nano_teacher(directory):
             ["--student", "vit-l", "--teacher", "vit-x", "--gpu", "h100"],
             "got teacher 'vit-x', expected a preset",
         ),
-        (["--student", "vit-l,speed=50", "--gpu", "h100"], "student.0.speed: Extra inputs are not permitted"),
+        (["--student", "vit-l,speed=50", "--gpu", "h100"], "--student: student.0.speed: unknown key"),
         (["--student", "runs=2", "--gpu", "h100"], "got 'runs=2', expected PRESET, or PRESET,runs=2"),
         (
             ["--student", "vit-l,clips_per_s=50,estimate=FILE", "--gpu", "h100"],

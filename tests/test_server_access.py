@@ -24,10 +24,9 @@ from salt_distill.student_trainer.loop import train_on
 from salt_distill.student_trainer.run_directory import claimed
 from salt_distill.student_trainer.targets.service import ServiceTargets
 from salt_distill.student_trainer.targets.source import open_source
-from salt_distill.teacher_server.board.board import Board
-from salt_distill.teacher_server.board.rates import Rates
+from salt_distill.teacher_server.board.board import Board, Rates
 from salt_distill.teacher_server.http.access import Tokens, read_tokens
-from salt_distill.teacher_server.http.replica import Place
+from salt_distill.teacher_server.http.replica import ReplicaContext
 from salt_distill.teacher_server.http.service import board_arguments, build_app
 
 
@@ -220,8 +219,8 @@ def test_replicas_answer_each_other_and_no_stranger(teacher, tokens):
         for _ in range(2):
             listener = socket.create_server(("127.0.0.1", 0))
             inner.append(f"http://127.0.0.1:{listener.getsockname()[1]}")
-            place = Place(board=board, url=inner[-1], listener=listener, buckets=2)
-            callers.append(Caller(stack.enter_context(serving(teacher, place=place, tokens=tokens))[0]))
+            context = ReplicaContext(board=board, url=inner[-1], listener=listener, buckets=2)
+            callers.append(Caller(stack.enter_context(serving(teacher, context=context, tokens=tokens))[0]))
         assert callers[0].statuses(list(clips)[:2], clips, run="alice", headers=bearer(ALICE)) == ["ok"] * 2
         assert callers[1].statuses(list(clips), clips, run="alice", headers=bearer(ALICE)) == ["ok"] * 4
         facts = json.loads(callers[0].send("GET", "/v1/teacher", headers=bearer(ALICE))[2])
@@ -302,7 +301,7 @@ def test_both_sides_name_a_request_that_is_repeated(teacher, tmp_path, caplog):
         (("--host", "teacher.example"), "give --tokens FILE, or --insecure"),
         (("--tokens", "FILE", "--insecure"), "got --insecure with --tokens"),
         (("--tls-cert", "cert.pem"), "got --tls-cert cert.pem and --tls-key None, expected both"),
-        (("--name", "../teacher"), "name: String should match pattern"),
+        (("--name", "../teacher"), "--name: got '../teacher', expected a text that matches"),
     ],
 )
 def test_flags_that_would_let_strangers_in(flags, said, capsys, monkeypatch, tokens):

@@ -7,17 +7,19 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from access_tools import JSON
 from service_tools import Caller, GatedTeacher, clips_by_digest, wait_until
 from teacher_tools import VIEW, load_teacher, serving
 from train_tools import metrics_line, small_run
 
 from salt_distill.common.config import StudentRun, TeacherRun, VJepaRun, shown_config
+from salt_distill.common.metrics import ServiceMetrics
 from salt_distill.common.protocol import MAX_CONFIG_BYTES, Progress
 from salt_distill.student_trainer.targets.source import open_source
 from salt_distill.teacher_server.board import file as board_file
 from salt_distill.teacher_server.board.board import Board, Ending
 from salt_distill.teacher_server.board.runs import MAX_POINTS, Curve
-from salt_distill.teacher_server.http.replica import Place
+from salt_distill.teacher_server.http.replica import ReplicaContext
 
 
 def new_board(file=None, teacher="a" * 64, max_runs=100):
@@ -33,7 +35,7 @@ def report(step, loss=0.5, **more):
 
 
 def counters(**values):
-    return {"clips_served": 0, "memory_bytes": 0, "draining": 0, "open_requests": 0, **values}
+    return ServiceMetrics(**values)
 
 
 def test_a_curve_is_bounded_and_keeps_the_means():
@@ -42,20 +44,20 @@ def test_a_curve_is_bounded_and_keeps_the_means():
     for step in range(1, steps + 1):
         losses.append(numbers.random())
         curve.add(step, 2.0 * step, losses[-1])
-    shown = curve.columns()
+    shown = curve.shown().model_dump()
     assert MAX_POINTS / 2 <= len(shown["step"]) <= MAX_POINTS
     assert shown["step"][-1] == steps
     assert shown["flops"] == [2.0 * step for step in shown["step"]]
     for first, last, mean in zip([0, *shown["step"]], shown["step"], shown["loss"], strict=False):
         assert mean == pytest.approx(sum(losses[first:last]) / (last - first))
-    assert Curve.from_json(json.loads(json.dumps(curve.to_json()))) == curve
+    assert Curve.model_validate_json(curve.model_dump_json()) == curve
 
 
 def test_a_resumed_run_goes_on_where_it_resumed():
     curve = Curve()
     for step in (10, 20, 30, 30, 20, 30, 40):
         curve.add(step, None, step / 10)
-    assert curve.columns() == {"step": [10, 20, 30, 40], "flops": [None] * 4, "loss": [1, 2, 3, 4]}
+    assert curve.shown().model_dump() == {"step": [10, 20, 30, 40], "flops": [None] * 4, "loss": [1, 2, 3, 4]}
 
 
 def test_the_board_outlives_its_process(tmp_path):
@@ -80,7 +82,7 @@ def test_the_board_outlives_its_process(tmp_path):
     now(board.post("other", report(1, group="g")))
     for _ in range(2):  # a second time after the first one's lines were written anew
         again = new_board(file)
-        seen, before = now(again.run("student")), now(board.run("student"))
+        seen, before = now(again.run("student")).model_dump(), now(board.run("student")).model_dump()
         assert seen == before
         assert seen["curve"] == {
             "step": [10, 20, 30],
@@ -89,8 +91,8 @@ def test_the_board_outlives_its_process(tmp_path):
         }
         assert seen["config"] == {"optim": {"lr": 1e-3}}
         assert (seen["clips_served"], seen["hit_rate"]) == (7, pytest.approx(4 / 7))
-        assert [run["id"] for run in now(again.runs())] == ["other", "student"]
-        assert now(again.runs())[0]["skew_clips"] is None  # it is a member of its group when it reports again
+        assert [run.id for run in now(again.runs())] == ["other", "student"]
+        assert now(again.runs())[0].skew_clips is None  # it is a member of its group when it reports again
 
 
 def test_counters_are_summed_over_replicas_and_restarts(tmp_path, monkeypatch):
@@ -100,7 +102,7 @@ def test_counters_are_summed_over_replicas_and_restarts(tmp_path, monkeypatch):
     now(board.served("http://a#1", counters(clips_served=5, memory_bytes=10)))
     now(board.served("http://a#1", counters(clips_served=7, memory_bytes=20)))
     now(board.served("http://b#2", counters(clips_served=100, memory_bytes=1)))
-    assert {name: now(board.counters())[name] for name in ("clips_served", "memory_bytes")} == {
+    assert {name: getattr(now(board.metrics()), name) for name in ("clips_served", "memory_bytes")} == {
         "clips_served": 107,
         "memory_bytes": 21,
     }
@@ -108,17 +110,17 @@ def test_counters_are_summed_over_replicas_and_restarts(tmp_path, monkeypatch):
     now(
         board.served("http://a#3", counters(clips_served=1, memory_bytes=2))
     )  # another process at the same place
-    assert {name: now(board.counters())[name] for name in ("clips_served", "memory_bytes")} == {
+    assert {name: getattr(now(board.metrics()), name) for name in ("clips_served", "memory_bytes")} == {
         "clips_served": 108,
         "memory_bytes": 3,
     }
     again = new_board(file)
-    assert now(again.counters())["clips_served"] == 108
-    assert "memory_bytes" not in now(again.counters())
+    assert now(again.metrics()).clips_served == 108
+    assert now(again.metrics()).memory_bytes == 0
     now(
         again.served("http://b#2", counters(clips_served=101, memory_bytes=4))
     )  # the board's process died, this one's did not
-    assert {name: now(again.counters())[name] for name in ("clips_served", "memory_bytes")} == {
+    assert {name: getattr(now(again.metrics()), name) for name in ("clips_served", "memory_bytes")} == {
         "clips_served": 109,
         "memory_bytes": 4,
     }
@@ -131,7 +133,7 @@ def test_many_replicas_that_ended_are_one_sum(monkeypatch):
         now(board.served(f"http://a#{number}", counters(clips_served=1)))
         now(board.lost("http://a"))
     assert len(board._replicas) <= 4
-    assert now(board.counters())["clips_served"] == 20
+    assert now(board.metrics()).clips_served == 20
 
 
 def test_a_torn_line_costs_itself(tmp_path, caplog):
@@ -142,13 +144,13 @@ def test_a_torn_line_costs_itself(tmp_path, caplog):
     whole = file.read_text()
     file.write_text(whole[:-10])  # a kill in the middle of a write
     again = new_board(file)
-    assert now(again.run("a"))["curve"]["step"] == [1, 2]
-    assert now(again.counters())["board_corrupt"] == 1
+    assert now(again.run("a")).curve.step == [1, 2]
+    assert now(again.metrics()).board_corrupt == 1
     assert f"{file}: line 5 is damaged and left out" in caplog.text
     now(again.post("a", report(4)))
     last = new_board(file)
-    assert now(last.run("a"))["curve"]["step"] == [1, 2, 4]
-    assert now(last.counters())["board_corrupt"] == 0
+    assert now(last.run("a")).curve.step == [1, 2, 4]
+    assert now(last.metrics()).board_corrupt == 0
 
 
 def test_a_file_is_written_anew_when_it_has_grown(tmp_path, monkeypatch):
@@ -170,12 +172,12 @@ def test_a_full_disk_costs_lines_and_no_answer(tmp_path, caplog):
     board = new_board(folder / "board.jsonl")
     folder.rename(tmp_path / "away")
     now(board.post("a", report(1)))
-    assert now(board.counters())["board_not_written"] == 1
+    assert now(board.metrics()).board_not_written == 1
     assert "serving goes on" in caplog.text
     (tmp_path / "away").rename(folder)
     now(board.post("a", report(2)))
-    assert now(board.run("a"))["curve"]["step"] == [1, 2]
-    assert now(new_board(folder / "board.jsonl").run("a"))["curve"]["step"] == [2]
+    assert now(board.run("a")).curve.step == [1, 2]
+    assert now(new_board(folder / "board.jsonl").run("a")).curve.step == [2]
 
 
 @pytest.mark.parametrize(
@@ -256,14 +258,14 @@ def test_a_student_shows_what_it_learns_and_no_place(service):
 def test_a_drained_service_answers_only_what_it_has_begun(tmp_path):
     gated = GatedTeacher(load_teacher(tmp_path))
     board = new_board()
-    place = Place(board=board)
-    with serving(gated, place=place) as (url, inside), ThreadPoolExecutor(1) as pool:
+    context = ReplicaContext(board=board)
+    with serving(gated, context=context) as (url, inside), ThreadPoolExecutor(1) as pool:
         caller, clips = Caller(url), clips_by_digest(3)
         first, *_ = clips
         gated.gate.clear()
         begun = pool.submit(caller.statuses, [first], clips)
         wait_until(lambda: inside.open_requests == 1)
-        assert json.loads(caller.send("POST", "/v1/drain")[2]) == {"ending": "drain"}
+        assert json.loads(caller.send("POST", "/v1/drain", headers=JSON)[2]) == {"ending": "drain"}
         status, headers, body = caller.send(
             "POST", "/v1/targets", b"", {"Content-Type": "application/vnd.apache.arrow.stream"}
         )
@@ -285,10 +287,10 @@ def test_a_drained_service_answers_only_what_it_has_begun(tmp_path):
 def test_all_replicas_end_together(tmp_path):
     teacher, board = load_teacher(tmp_path), new_board()
     with (
-        serving(teacher, place=Place(board=board)) as (one, _),
-        serving(teacher, place=Place(board=board)) as (other, inside),
+        serving(teacher, context=ReplicaContext(board=board)) as (one, _),
+        serving(teacher, context=ReplicaContext(board=board)) as (other, inside),
     ):
-        assert Caller(one).send("POST", "/v1/stop")[0] == 200
+        assert Caller(one).send("POST", "/v1/stop", headers=JSON)[0] == 200
         wait_until(lambda: inside.ending is Ending.STOP)
         assert Caller(other).send("GET", "/readyz")[0] == 503
         board._ending = Ending.NO  # its process dies

@@ -18,7 +18,7 @@ from teacher_tools import load_teacher, save_teacher, serving
 
 from salt_distill.common.config import DrainConfig, ServiceConfig
 from salt_distill.teacher_server.board.board import Board, Ending
-from salt_distill.teacher_server.http.replica import Place
+from salt_distill.teacher_server.http.replica import ReplicaContext
 from salt_distill.teacher_server.http.service import board_arguments
 from salt_distill.teacher_server.status import drain
 
@@ -92,7 +92,7 @@ def test_a_stop_under_load_loses_no_request_and_the_board_outlives_it(ckpt, tmp_
     assert refusals.count("the teacher ends") == len(refusals)
     assert {status for _, status, _ in outcomes if isinstance(status, int)} == {200, 503}
 
-    with serving(load_teacher(tmp_path), place=Place(board=board_of(tmp_path))) as (url, _):
+    with serving(load_teacher(tmp_path), context=ReplicaContext(board=board_of(tmp_path))) as (url, _):
         again = Caller(url).json("/v1/runs/student-0")
         assert (again["progress"]["step"], again["config"], again["curve"]["loss"]) == (3, {"seed": 1}, [0.5])
         assert (

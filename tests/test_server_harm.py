@@ -59,7 +59,7 @@ def test_a_body_that_trickles(teacher, tokens):
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"the body arrives too slowly" in answer
         assert time.monotonic() - started < 3
-        wait_until(lambda: not inside.batcher._pending_bytes)  # its room is free again
+        wait_until(lambda: not inside.room._requests)  # its room is free again
         stranger, _ = raw(url, f"{HEAD}Content-Length: 5000\r\n\r\n".encode(), wait_s=0.3)
         assert stranger.startswith(b"HTTP/1.1 401 ")  # before its body
 

@@ -2,18 +2,23 @@
 behind."""
 
 import json
+import os
 import signal
 import socket
+import stat
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from serve_tools import SALT_SERVE, alive, descendants, end, start
+from serve_tools import SALT_SERVE, alive, descendants, end, is_loopback, listening, start
 from service_tools import Caller, clips_by_digest, wait_until
 from teacher_tools import BATCH_SIZE, batch_of, load_teacher, random_clips
 from train_tools import metrics_line
 
+from salt_distill.common import private_ray
 from salt_distill.common.config import FrozenConfig, ServiceClientConfig, TeacherComputeConfig
 from salt_distill.common.model.checkpoint import open_encoder
 from salt_distill.common.model.teacher import Teacher
@@ -26,6 +31,25 @@ from salt_distill.student_trainer.targets.source import LocalTargets
 def teacher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ckpt")
     return folder / "teacher-0", load_teacher(folder)
+
+
+def require_closed_to_others(family):
+    """That no other user of the machine reaches the folder of a private Ray, whose sockets Ray opens to
+    all."""
+    command_lines = [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in alive(family)]
+    [folder] = {line[-2].decode() for line in command_lines if line[-3:-2] == [private_ray.__name__.encode()]}
+    assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+    sockets = [path for path in Path(folder).rglob("*") if path.is_socket() or path.suffix == ".cfg"]
+    assert any(path.name == "admin.sock" for path in sockets)
+    if os.getuid() == 0:
+        look = (
+            "import os, sys; os.setgid(65534); os.setuid(65534);"
+            " print([os.access(path, os.F_OK) for path in sys.argv[1:]])"
+        )
+        looked = subprocess.run(
+            [sys.executable, "-c", look, *map(str, sockets)], capture_output=True, text=True, check=True
+        )
+        assert "True" not in looked.stdout
 
 
 def test_serve_share_and_end_without_a_trace(teacher):
@@ -62,12 +86,17 @@ def test_serve_share_and_end_without_a_trace(teacher):
             "student-8": None,
         }
         family |= descendants(process.pid)
+        assert [address for address in listening(family) if not is_loopback(address[0])] == []
+        require_closed_to_others(family)
     finally:
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=30)
+        rest_of_stdout, said = process.communicate(timeout=30)
     assert process.returncode == 0
+    assert rest_of_stdout == ""
     assert "Traceback" not in said
-    assert len(said.strip().split("\n")) == 1, said  # nothing but the line that says it is ready
+    assert "is ready (haproxy ingress)" in said.split("\n")[0], said
+    assert "WARNING" not in said, said
+    assert "ERROR" not in said, said
     assert not alive(family)
 
 

@@ -6,6 +6,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from service_tools import Caller, GatedTeacher, clips_by_digest, wait_until
@@ -17,7 +18,7 @@ from salt_distill.common.targets.growing_cache import GrowingCache
 from salt_distill.common.targets.manifest import CacheSpec
 from salt_distill.common.targets.target_cache import TargetCache
 from salt_distill.teacher_server.board.board import Board
-from salt_distill.teacher_server.http.replica import Place
+from salt_distill.teacher_server.http.replica import ReplicaContext
 from salt_distill.teacher_server.http.service import board_arguments
 
 
@@ -31,8 +32,8 @@ def replica(teacher, board, **service):
     """A caller of one replica, and its insides."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    place = Place(board=board, url=f"http://127.0.0.1:{port}", buckets=2)
-    with serving(teacher, port=port, place=place, **service) as (url, inside):
+    context = ReplicaContext(board=board, url=f"http://127.0.0.1:{port}", buckets=2)
+    with serving(teacher, port=port, context=context, **service) as (url, inside):
         yield Caller(url), inside
 
 
@@ -72,9 +73,9 @@ def test_a_clip_in_flight_on_another_replica(teacher, board):
         clips = clips_by_digest(BATCH_SIZE)
         gated.gate.clear()
         first = pool.submit(one.statuses, list(clips), clips)
-        wait_until(lambda: inside.batcher.flight(next(iter(clips))) is not None)
+        wait_until(lambda: inside.batcher.pending_clip(next(iter(clips))) is not None)
         second = pool.submit(other.statuses, list(clips))
-        wait_until(lambda: inside.batcher.flight(next(iter(clips))).num_waiting == 2)
+        wait_until(lambda: inside.batcher.pending_clip(next(iter(clips))).num_waiting == 2)
         gated.gate.set()
         assert first.result() == second.result() == ["ok"] * BATCH_SIZE
         assert one.counters()["clips_computed"] == BATCH_SIZE
@@ -219,3 +220,24 @@ def test_two_writers_share_a_folder(teacher, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["manifest.json", "segments"]
     with pa.ipc.open_file(pa.memory_map(str(next((tmp_path / "segments").iterdir())))) as plain:
         assert plain.schema.names == ["clip_digest", "key", "view", "target", "scale", "checksum"]
+
+
+@pytest.mark.parametrize("dtype", codec.TARGET_DTYPES)
+def test_tokens_are_cut_once_wherever_a_request_arrives(teacher, board, dtype):
+    clips = clips_by_digest(6)
+    numbers = np.random.default_rng(0)
+    expected = {digest: codec.encode(teacher.forward(clip[None]), dtype)[0] for digest, clip in clips.items()}
+    with replica(teacher, board) as (one, _), replica(teacher, board) as (other, _):
+        assert (
+            one.statuses(list(clips)[:3], clips, dtype=dtype) == ["ok"] * 3
+        )  # the others are the second one's
+        for caller in (other, one, other):
+            num_tokens = int(numbers.integers(1, teacher.spec.num_tokens + 1))
+            token_idx = np.sort(numbers.choice(teacher.spec.num_tokens, num_tokens, replace=False))
+            _, rows = caller.targets(list(clips), clips, dtype=dtype, token_idx=token_idx)
+            for row in rows:
+                cut = codec.take_tokens(
+                    expected[row.clip_digest], token_idx, num_tokens=teacher.spec.num_tokens
+                )
+                codec.verify(row.encoded, dtype, num_tokens=num_tokens, width=teacher.spec.width)
+                assert row.encoded.checksum == cut.checksum

@@ -109,7 +109,7 @@ def test_the_first_of_two_clients_leaves(teacher):
         caller, clips = Caller(url), clips_by_digest(2)
         gated.gate.clear()
         first = pool.submit(caller.targets, list(clips), clips, timeout=0.5)
-        wait_until(lambda: inside.batcher.flight(next(iter(clips))) is not None)
+        wait_until(lambda: inside.batcher.pending_clip(next(iter(clips))) is not None)
         second = pool.submit(caller.targets, list(clips))
         with pytest.raises(TimeoutError):
             first.result()
@@ -124,9 +124,9 @@ def test_one_forward_serves_two_roundings(teacher):
         caller, clips = Caller(url), clips_by_digest(1)
         gated.gate.clear()
         first = pool.submit(caller.targets, list(clips), clips, "float16")
-        wait_until(lambda: inside.batcher.flight(next(iter(clips))) is not None)
+        wait_until(lambda: inside.batcher.pending_clip(next(iter(clips))) is not None)
         others = [pool.submit(caller.targets, list(clips), None, dtype) for dtype in ("int8", "bfloat16")]
-        wait_until(lambda: len(inside.batcher.flight(next(iter(clips))).results) == 3)
+        wait_until(lambda: len(inside.batcher.pending_clip(next(iter(clips))).results) == 3)
         gated.gate.set()
         assert [future.result()[0].target_dtype for future in (first, *others)] == [
             "float16",
@@ -256,7 +256,7 @@ def test_a_busy_teacher_says_when_to_come_back(teacher):
         first, second = clips
         gated.gate.clear()
         waiting = pool.submit(caller.statuses, [first], clips)
-        wait_until(lambda: inside.batcher.flight(first) is not None)
+        wait_until(lambda: inside.batcher.pending_clip(first) is not None)
         body = b"".join(
             wire.write_request("float16", [wire.RequestRow(clip_digest=second, clip=clips[second].tobytes())])
         )
@@ -265,7 +265,7 @@ def test_a_busy_teacher_says_when_to_come_back(teacher):
         assert "wait for the teacher" in json.loads(answer)["error"]
         gated.gate.set()
         assert waiting.result() == ["ok"]
-        wait_until(lambda: inside.batcher.flight(first) is None)
+        wait_until(lambda: inside.batcher.pending_clip(first) is None)
         assert caller.statuses([second], clips) == ["ok"]
         assert caller.counters()["busy"] == 1
 

@@ -20,9 +20,9 @@ from salt_distill.student_trainer.targets.retry import TeacherUnavailableError
 from salt_distill.student_trainer.targets.service import ServiceTargets
 from salt_distill.teacher_server.board.board import Board
 from salt_distill.teacher_server.http.listener import Tls, tls_socket
-from salt_distill.teacher_server.http.replica import Place
+from salt_distill.teacher_server.http.replica import ReplicaContext
 from salt_distill.teacher_server.http.service import board_arguments
-from salt_distill.teacher_server.status import call
+from salt_distill.teacher_server.status import _answer
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +44,12 @@ def certificate(tmp_path_factory):
 def over_tls(teacher, certificate, **options):
     """The https URL of a replica that ends TLS, and its insides."""
     listening = tls_socket("127.0.0.1", 0)
-    place = Place(
+    context = ReplicaContext(
         board=Board(**board_arguments(teacher.spec, ServiceConfig())),
         front=(listening, Tls(cert=str(certificate[0]), key=str(certificate[1]))),
     )
     url = f"https://localhost:{listening.getsockname()[1]}"
-    with serving(teacher, place=place, **options) as (_, inside):
+    with serving(teacher, context=context, **options) as (_, inside):
         yield url, inside
 
 
@@ -76,7 +76,7 @@ def test_a_student_over_tls(teacher, tokens, certificate, monkeypatch):
             )
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
         monkeypatch.setenv("SALT_TOKEN", OPERATOR)
-        assert call(StatusConfig(url=url), "/v1/teacher")["fingerprint"] == teacher.spec.fingerprint
+        assert _answer(StatusConfig(url=url), "/v1/teacher")["fingerprint"] == teacher.spec.fingerprint
 
 
 def test_an_answer_over_tls_is_given_before_the_end(teacher, certificate):
@@ -88,7 +88,7 @@ def test_an_answer_over_tls_is_given_before_the_end(teacher, certificate):
             gated.gate.clear()
             request = urllib.request.Request(f"{url}/v1/targets", data=b"".join(body), headers=ARROW)
             answer = pool.submit(lambda: urllib.request.urlopen(request, context=trusting, timeout=20).read())
-            wait_until(lambda: inside.batcher.flight(digest) is not None)
+            wait_until(lambda: inside.batcher.pending_clip(digest) is not None)
             threading.Timer(0.5, gated.gate.set).start()
         assert [row.status for row in wire.read_response(answer.result())[1]] == ["ok"]
 

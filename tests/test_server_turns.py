@@ -13,6 +13,7 @@ from teacher_tools import BATCH_SIZE, load_teacher, random_clips, serving
 
 from salt_distill.common.targets import codec
 from salt_distill.teacher_server.sharing.fair_queue import FairQueue
+from salt_distill.teacher_server.sharing.room import Share
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,11 @@ def teacher(tmp_path_factory):
 class Clip:
     run: str
     queued_s: float = 0.0
+    token: str | None = None
+
+    @property
+    def share(self):
+        return Share(self.token, self.run)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
@@ -33,13 +39,23 @@ def test_a_greedy_run_gets_its_due_and_no_more(batch_size):
         for _ in range(count):
             queue.put(Clip(run))
     taken = []
-    while "a" in {clip.run for clips in queue._runs.values() for clip in clips.values()}:
+    while "a" in {run for runs in queue._tokens.values() for run in runs}:
         taken += [clip.run for clip in queue.take(batch_size)]
     for run in ("greedy", "a", "b"):  # while all three want more, each gets a third
         assert taken.count(run) == pytest.approx(len(taken) / 3, rel=0.1)
     while queue:
         taken += [clip.run for clip in queue.take(batch_size)]
     assert (len(taken), taken.count("greedy"), taken.count("b")) == (1050, 900, 90)
+
+
+def test_many_ids_of_one_token_are_one_share():
+    queue = FairQueue()
+    for number in range(160):
+        queue.put(Clip(f"id-{number % 16}", token="greedy"))
+    for _ in range(40):
+        queue.put(Clip("modest", token="modest"))
+    taken = [clip.token for clip in queue.take(80)]
+    assert taken.count("modest") == 40
 
 
 def test_a_run_that_joins_is_served_within_one_round():
@@ -93,12 +109,12 @@ def test_a_greedy_run_leaves_room_for_others(teacher):
         first, second, third, fourth = clips
         gated.gate.clear()
         waiting = [pool.submit(caller.statuses, [first], clips, run="greedy")]
-        wait_until(lambda: inside.batcher.flight(first) is not None)
+        wait_until(lambda: inside.batcher.pending_clip(first) is not None)
         status, body = caller.ask([second, third], clips, run="greedy")
         assert status == 429
         assert "of run greedy wait for the teacher" in json.loads(body)["error"]
         waiting.append(pool.submit(caller.statuses, [fourth], clips, run="slow"))
-        wait_until(lambda: inside.batcher.flight(fourth) is not None)
+        wait_until(lambda: inside.batcher.pending_clip(fourth) is not None)
         gated.gate.set()
         assert [future.result() for future in waiting] == [["ok"], ["ok"]]
 
@@ -110,7 +126,9 @@ def test_a_request_past_its_deadline_costs_no_forward(teacher):
         before, late = list(clips)[:BATCH_SIZE], list(clips)[BATCH_SIZE:]
         gated.gate.clear()
         waiting = pool.submit(caller.statuses, before, clips)
-        wait_until(lambda: inside.batcher.flight(before[0]) is not None and not inside.batcher.queued_clips)
+        wait_until(
+            lambda: inside.batcher.pending_clip(before[0]) is not None and not inside.batcher.queued_clips
+        )
         status, body = caller.ask(late, clips, headers={"X-Salt-Deadline-Ms": "300"})
         assert (status, set(json.loads(body))) == (504, {"error", "expected", "got", "hint"})
         wait_until(lambda: inside.batcher.queued_clips == 0)
@@ -130,13 +148,15 @@ def test_a_client_that_leaves_takes_only_its_own_clips_with_it(teacher):
         before, (shared, alone) = list(clips)[:BATCH_SIZE], list(clips)[BATCH_SIZE:]
         gated.gate.clear()
         waiting = pool.submit(caller.statuses, before, clips)
-        wait_until(lambda: inside.batcher.flight(before[0]) is not None and not inside.batcher.queued_clips)
+        wait_until(
+            lambda: inside.batcher.pending_clip(before[0]) is not None and not inside.batcher.queued_clips
+        )
         leaves = pool.submit(caller.statuses, [shared, alone], clips, timeout=0.5)
-        wait_until(lambda: inside.batcher.flight(alone) is not None)
+        wait_until(lambda: inside.batcher.pending_clip(alone) is not None)
         stays = pool.submit(caller.statuses, [shared])
         with pytest.raises(TimeoutError):
             leaves.result()
-        wait_until(lambda: inside.batcher.flight(alone) is None)
+        wait_until(lambda: inside.batcher.pending_clip(alone) is None)
         gated.gate.set()
         assert (waiting.result(), stays.result()) == (["ok"] * BATCH_SIZE, ["ok"])
         counters = caller.counters()

@@ -176,7 +176,7 @@ def test_a_run_may_have_a_preset_and_a_mask_of_its_own(write):
     [
         (
             {"runs": {"a": {"encoder.widht": 8}}},
-            "sweep.yaml: run a: encoder.widht: Extra inputs are not permitted",
+            "sweep.yaml: run a: encoder.widht: unknown key",
         ),
         ({"runs": {"a": {"out": "b"}}}, "run a: got out, expected none of it in the file"),
         ({"runs": {"a": {"workers": 0}}}, "run a: got workers=0, expected at least 1"),

@@ -1,6 +1,8 @@
 """The target cache."""
 
 import json
+import os
+import resource
 
 import numpy as np
 import pyarrow as pa
@@ -193,3 +195,23 @@ def test_a_file_of_another_teacher_or_seed_is_refused(cache_root):
     path = cache_root / cache_file.file_path(SPEC, 0, "train-000000.tar")
     with pytest.raises(ValueError, match="data_seed=3, expected 4"):
         cache_file.CacheFile(path, SPEC.model_copy(update={"data_seed": 4}))
+
+
+def test_a_cache_may_have_more_files_than_a_process_may_open_by_default(tmp_path):
+    files = {}
+    for shard in range(1200):
+        name = cache_file.file_path(SPEC, 0, f"train-{shard:06}.tar")
+        if shard == 0:
+            num_rows = cache_file.write_file(tmp_path / name, SPEC, rows_of(0, count=1))
+            listing = FileListing.of(tmp_path / name, num_rows)
+            first = tmp_path / name
+        else:
+            os.link(first, tmp_path / name)
+        files[name] = listing
+    Manifest(spec=SPEC, files=files).write(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        assert len(TargetCache(tmp_path)) == 1200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,5 +1,7 @@
 """Request and response bodies."""
 
+import hashlib
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -160,3 +162,47 @@ def test_offsets_that_point_outside_the_body_are_refused():
     body[place : place + 16] = np.array([0, 1 << 40], dtype="<i8").tobytes()
     with pytest.raises(ValueError, match="no Arrow IPC stream"):
         wire.read_request(body)
+
+
+RECORDED = {
+    "request": "5f8a12d8840af2f5ee6f14918cfda7ee3576fb7608cbea901ccebd25c6befc9e",
+    "float16": "2841bcafb9a568da86259a75e6d2e6ff23fcfe00f22b192da923a398f4e3630b",
+    "bfloat16": "3fb88e08fc00a912f22080c7673954b39938362f6a7bc8309cfe3732b5fe5ea0",
+    "int8": "9a3d64bf7cf84c27ee5ac5e80311fca29f18650cb9b8f630f80486ec1093d5c3",
+}
+"""sha256 of bodies as the first version of the protocol wrote them."""
+
+
+@pytest.mark.parametrize("kind", RECORDED)
+def test_the_bytes_of_the_protocol_do_not_change(kind):
+    numbers = np.random.default_rng(0 if kind == "request" else 1)
+    if kind == "request":
+        asked = ((3072, None), (0, np.array([1, 3, 7])), (100_000, np.array([0])))
+        rows = [
+            wire.RequestRow(
+                clip_digest=numbers.bytes(32), clip=numbers.bytes(size) if size else None, token_idx=token_idx
+            )
+            for size, token_idx in asked
+        ]
+        body = wire.write_request("int8", rows)
+    else:
+        encoded = [
+            target
+            for shape in ((3, 8, 24), (1, 512, 96))
+            for target in codec.encode(
+                torch.from_numpy(numbers.standard_normal(shape).astype("float32")), kind
+            )
+        ]
+        header = wire.ResponseHeader(
+            target_dtype=kind,
+            fingerprint=64 * "f",
+            compute={"device": "cpu", "batch_size": 4, "compiled": False},
+            shape=(8, 24),
+            leased=(4,),
+        )
+        rows = [
+            wire.ResponseRow(clip_digest=numbers.bytes(32), status="ok", encoded=target) for target in encoded
+        ]
+        rows.append(wire.ResponseRow(clip_digest=numbers.bytes(32), status="need_clip"))
+        body = wire.write_response(header, rows)
+    assert hashlib.sha256(b"".join(body)).hexdigest() == RECORDED[kind]

@@ -1,7 +1,7 @@
 """Every configuration value of the project: its type, its default, its unit."""
 
 from salt_distill.common.config.access import TokenConfig
-from salt_distill.common.config.base import Config, dump_yaml, explain, load_yaml, merge
+from salt_distill.common.config.base import Config, dump_yaml, load_yaml
 from salt_distill.common.config.data import (
     InspectConfig,
     MixConfig,
@@ -12,6 +12,7 @@ from salt_distill.common.config.data import (
     ScenesConfig,
     SynthConfig,
 )
+from salt_distill.common.config.embed import EmbedConfig, PredictConfig, SimilarConfig
 from salt_distill.common.config.evaluate import (
     ExportConfig,
     FidelityConfig,
@@ -24,10 +25,14 @@ from salt_distill.common.config.evaluate import (
     SelectConfig,
 )
 from salt_distill.common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
+from salt_distill.common.config.layers import explain, merge
+from salt_distill.common.config.learning import EmaConfig, OptimConfig
 from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
+    MAX_DEPTH,
     BlockSetConfig,
     EncoderConfig,
+    GpuName,
     MaskConfig,
     MaskSetConfig,
     PredictorConfig,
@@ -36,7 +41,7 @@ from salt_distill.common.config.model import (
     ViewConfig,
     Views,
 )
-from salt_distill.common.config.plan import GpuName, PlanConfig, PlannedStudent
+from salt_distill.common.config.plan import PlanConfig, PlannedStudent
 from salt_distill.common.config.presets import MASKS, PRESETS, mask_layer, preset_layer, warmup_layer
 from salt_distill.common.config.protocols import PROTOCOLS
 from salt_distill.common.config.serve import (
@@ -55,10 +60,8 @@ from salt_distill.common.config.sweep import SweepConfig, SweepFile
 from salt_distill.common.config.train import (
     ComputeConfig,
     ComputeDtype,
-    EmaConfig,
     LoaderConfig,
     OnTeacherLoss,
-    OptimConfig,
     ServiceClientConfig,
     Sharding,
     StudentRun,
@@ -72,6 +75,7 @@ from salt_distill.common.config.train import (
 __all__ = [
     "MASKS",
     "MASK_GROUP_SIZE",
+    "MAX_DEPTH",
     "PRESETS",
     "PROTOCOLS",
     "TIMM",
@@ -86,6 +90,7 @@ __all__ = [
     "DrainConfig",
     "DrawConfig",
     "EmaConfig",
+    "EmbedConfig",
     "EncoderConfig",
     "ExportConfig",
     "FidelityConfig",
@@ -109,6 +114,7 @@ __all__ = [
     "PlanConfig",
     "PlannedStudent",
     "PrecomputeConfig",
+    "PredictConfig",
     "PredictorConfig",
     "ProbeConfig",
     "RankConfig",
@@ -120,6 +126,7 @@ __all__ = [
     "ServiceClientConfig",
     "ServiceConfig",
     "Sharding",
+    "SimilarConfig",
     "StatusConfig",
     "StudentRun",
     "SweepConfig",

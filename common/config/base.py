@@ -1,12 +1,14 @@
-"""What every configuration class is, and configuration as layers, YAML and error messages."""
+"""What every configuration class is, and configuration as YAML."""
 
 import re
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict
+
+_MAX_VALUES = 100_000
+"""Of a YAML text."""
 
 
 class Config(BaseModel):
@@ -17,6 +19,11 @@ class Config(BaseModel):
     paths: ClassVar[tuple[str, ...]] = ()
     """Fields that hold a path, or several, which are relative to where the command was given; or an address,
     or a name such as timm's."""
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Optional packages that a command with this configuration needs, see ``common/extras.py``."""
+        return ()
 
     def absolute(self) -> Self:
         """The same for processes with another working directory, such as workers on other machines."""
@@ -40,22 +47,36 @@ def _from_anywhere(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
     )  # links stay: what they lead to may change
 
 
-def merge(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries in one; later layers win."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            below = merged.get(key)
-            merged[key] = (
-                merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-            )
-    return merged
+def parse_yaml(text: str) -> Any:
+    """The plain values of a YAML text. Raises yaml.YAMLError, also where a few lines that refer to each other
+    mean more values than anybody writes."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if _num_values(node, {}) > _MAX_VALUES:
+            raise yaml.YAMLError(f"it means more than {_MAX_VALUES} values, by aliases of aliases")
+        return None if node is None else loader.construct_document(node)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+    finally:
+        loader.dispose()
+
+
+def _num_values(node: yaml.Node | None, counted: dict[int, float]) -> float:
+    """Of a document, where each alias is as large as what it refers to; endless where it refers to itself."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in counted:
+        counted[id(node)] = float("inf")
+        parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        counted[id(node)] = 1 + sum(_num_values(part, counted) for part in parts)
+    return counted[id(node)]
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        loaded = yaml.safe_load(Path(path).read_text())
+        loaded = parse_yaml(Path(path).read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: got no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
@@ -66,13 +87,3 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 def dump_yaml(config: Config) -> str:
     """The resolved configuration; ``load_yaml`` and validation give it back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def explain(error: pydantic.ValidationError) -> str:
-    """One line per wrong value: its path, what was got, what was expected."""
-    lines = []
-    for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"] if part != "function-after")
-        got = "" if item["type"] in ("missing", "value_error") else f", got {item['input']!r}"
-        lines.append(f"{path + ': ' if path else ''}{item['msg'].removeprefix('Value error, ')}{got}")
-    return "\n".join(lines)

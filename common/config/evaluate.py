@@ -112,6 +112,10 @@ class ProbeConfig(Config):
         return self.model_dump(mode="json", exclude=without)
 
     @property
+    def extras(self) -> tuple[str, ...]:
+        return ("train",) if self.workers else ()
+
+    @property
     def fewest_workers(self) -> int:
         """As many as are asked for."""
         return self.workers
@@ -214,11 +218,12 @@ class SelectConfig(Config):
     alone."""
     label: str | None = None
     """Label whose accuracy is meant; none: the only one."""
-    by: Literal["student-loss", "teacher-loss", "rankme"] = "student-loss"
-    """What is held against accuracy: a student's loss (Figure 3), or its teacher's, or its teacher's RankMe
-    (Figures 9 and 10)."""
-    max_clips: PositiveInt = 512
-    """Clips that the loss is of."""
+    by: Literal["student-loss", "student-rankme", "teacher-loss", "rankme"] = "student-loss"
+    """What is held against accuracy: a student's loss (Figure 3) or RankMe (Figure 10), or its teacher's loss
+    or RankMe (Figure 9)."""
+    max_clips: PositiveInt | None = None
+    """Most clips that the number is of; none: 512 for a loss, and 25,600 for RankMe (the paper's), which
+    needs more clips than the encoder has channels."""
     seed: int = 0
     """Decides the masks, the same for every checkpoint."""
     batch_size: PositiveInt = 16
@@ -226,6 +231,15 @@ class SelectConfig(Config):
     num_threads: PositiveInt = 1
     """CPU threads of the models."""
     loader: LoaderConfig = LoaderConfig()
+
+    @property
+    def num_clips(self) -> int:
+        """Most clips that the number is of."""
+        return self.max_clips or (25_600 if self.by in ("rankme", "student-rankme") else 512)
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        return ("eval",)
 
 
 class ExportConfig(Config):
@@ -242,6 +256,10 @@ class ExportConfig(Config):
     crop_size: PositiveInt | None = None
     """Height and width of the clips that it is meant for, in pixels; none: the checkpoint's. `transformers`
     is right for no other."""
+    probe: str | None = None
+    """`probe.safetensors` of `salt-eval probe`: the directory is then a `VJEPA2ForVideoClassification`."""
+    label: str | None = None
+    """Whose probe; none: the only label's."""
 
 
 class ReportConfig(Config):
@@ -254,6 +272,10 @@ class ReportConfig(Config):
     exist."""
     out: str | None = None
     """The page; summary.json is written beside it. None: report.html in the folder of `--runs`."""
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        return ("eval",)
 
     @model_validator(mode="after")
     def _has_runs(self) -> Self:
@@ -292,6 +314,10 @@ class PicturesConfig(Config):
     """CPU threads."""
     loader: LoaderConfig = LoaderConfig()
 
+    @property
+    def extras(self) -> tuple[str, ...]:
+        return ("eval",)
+
 
 class FlopsConfig(Config):
     """Compute of a training run, by the paper's 6ND and exactly."""
@@ -310,8 +336,8 @@ class FlopsConfig(Config):
     """Decides the masks whose tokens are counted."""
     paper: bool = False
     """The paper's Tables 10, 11 and 16 beside ours, instead of one run."""
-    format: Literal["text", "json"] = "text"
-    """Text for people, or JSON."""
+    json_: bool = False
+    """One JSON object for programs, instead of tables for people."""
     encoder: EncoderConfig = EncoderConfig()
     predictor: PredictorConfig = PredictorConfig()
     view: ViewConfig = ViewConfig()
@@ -333,7 +359,7 @@ class FlopsConfig(Config):
             changed = [
                 name
                 for name in type(self).model_fields
-                if name not in ("paper", "format") and getattr(self, name) != _default(name)
+                if name not in ("paper", "json_") and getattr(self, name) != _default(name)
             ]
             if changed:
                 raise ValueError(

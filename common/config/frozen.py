@@ -3,7 +3,7 @@
 from pydantic import PositiveFloat, PositiveInt
 
 from salt_distill.common.config.base import Config
-from salt_distill.common.config.model import ViewConfig
+from salt_distill.common.config.model import Sampling, ViewConfig
 
 TIMM, TIMM_RANDOM = "timm:", "timm-random:"
 """What a --ckpt begins with that names an architecture of timm: with its released weights, or with random
@@ -37,6 +37,8 @@ class DrawConfig(Config):
 
     frame_step: PositiveInt | None = None
     """Frames of the video from one frame of the clip to the next."""
+    sampling: Sampling | None = None
+    """Every `frame_step`-th frame, or frames spread evenly over a window."""
     scale: tuple[PositiveFloat, PositiveFloat] | None = None
     """Range of the crop's share of the frame's area."""
     ratio: tuple[PositiveFloat, PositiveFloat] | None = None

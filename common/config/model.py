@@ -8,9 +8,15 @@ from salt_distill.common.config.base import Config
 
 Views = Literal["fresh"] | PositiveInt
 TargetDtype = Literal["float16", "bfloat16", "int8"]
+GpuName = Literal["a100", "h100", "h200", "b200", "4090", "l4"]
+"""GPUs whose data sheet is known here."""
 MASK_GROUP_SIZE = 24
 """Clips that share a block size and kept counts: the paper's per-GPU batch, 3072 / 128 (DESIGN section 4,
 Masks)."""
+
+
+MAX_DEPTH = 1000
+"""Blocks of the deepest encoder that is built."""
 
 
 class EncoderConfig(Config):
@@ -18,7 +24,7 @@ class EncoderConfig(Config):
 
     width: PositiveInt = 1024
     """Channels of a token."""
-    depth: PositiveInt = 24
+    depth: int = Field(default=24, gt=0, le=MAX_DEPTH)
     """Transformer blocks."""
     num_heads: PositiveInt = 16
     """Attention heads; the width is a multiple of it."""
@@ -28,9 +34,10 @@ class EncoderConfig(Config):
     """Side of a patch, in pixels."""
     tubelet_size: PositiveInt = 2
     """Frames of a patch."""
-    rope: Literal["vjepa2_tiled", "interleaved"] = "vjepa2_tiled"
+    rope: Literal["vjepa2_tiled", "interleaved", "vjepa2_1"] = "vjepa2_tiled"
     """Pairing of rotary frequencies: V-JEPA 2's own (the paper: identical to V-JEPA 2), or the
-    norm-preserving one."""
+    norm-preserving one; V-JEPA 2.1 has that one too, and spreads any number of rows and columns over the 16
+    of a frame of 256 pixels."""
     norm_eps: PositiveFloat = 1e-6
     """Epsilon of every LayerNorm of the encoder."""
 
@@ -73,6 +80,9 @@ def _check_heads(name: str, width: int, num_heads: int) -> None:
         )
 
 
+Sampling = Literal["step", "window"]
+
+
 class ViewConfig(Config):
     """Which clip a draw takes from a video (Table 5). Everything that decides a clip's bytes beside the draw
     itself."""
@@ -81,7 +91,7 @@ class ViewConfig(Config):
     """Frames of a clip."""
     frame_step: PositiveInt = 4
     """Frames of the video from one frame of the clip to the next."""
-    sampling: Literal["step", "window"] = "step"
+    sampling: Sampling = "step"
     """Every `frame_step`-th frame (0, 4, 8 ... 60), or frames spread evenly over a window of num_frames x
     frame_step, its end included (0, 4, 8, 12, 17 ... 63: V-JEPA's loader)."""
     crop_size: PositiveInt = 224

@@ -1,14 +1,12 @@
 """Planning runs that share a teacher: ``salt-plan``."""
 
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from salt_distill.common.config.base import Config
-from salt_distill.common.config.model import TargetDtype, Views
+from salt_distill.common.config.model import GpuName, TargetDtype, Views
 from salt_distill.common.config.presets import PRESETS
-
-GpuName = Literal["a100", "h100", "h200", "b200"]
 
 
 class PlannedStudent(Config):
@@ -98,9 +96,13 @@ class PlanConfig(Config):
     keep_months: PositiveFloat | None = None
     """Months that cached targets are kept; None: while the runs take."""
     json_: bool = False
-    """JSON instead of tables."""
+    """One JSON object for programs, instead of tables for people."""
     chart: str | None = None
     """PNG file for a chart of what each choice costs and what binds it."""
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        return ("eval",) if self.chart else ()
 
     @model_validator(mode="after")
     def _means_something(self) -> Self:

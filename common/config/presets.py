@@ -4,7 +4,8 @@ are ours, for CPUs and small GPUs."""
 from collections.abc import Mapping
 from typing import Any
 
-from salt_distill.common.config.base import Config, merge
+from salt_distill.common.config.base import Config
+from salt_distill.common.config.layers import merge
 from salt_distill.common.config.model import MaskConfig
 
 _PAPER_STEPS = {"TeacherRun": 80_000, "StudentRun": 160_000, "VJepaRun": 240_000}

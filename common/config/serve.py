@@ -37,13 +37,18 @@ class ServiceConfig(Config):
     """How long the head of a request may take to arrive where a replica itself listens (TLS, other replicas),
     in seconds."""
     body_timeout_s: PositiveFloat = 60.0
-    """How long the body of a request may take to arrive, in seconds; then it is answered 408."""
+    """How long the body of a request may take to arrive, in seconds, then it is answered 408; and its answer
+    to leave, then the connection ends."""
     retry_after_s: PositiveFloat = 0.5
     """What a client that was answered 429 or 503 is told to wait, in seconds."""
     lease_s: PositiveFloat = 10.0
     """How long the first asker of a clip may take to upload it before the next one is asked, in seconds."""
     max_runs: PositiveInt = 1000
-    """Student runs on the board; the one that was silent longest is forgotten."""
+    """Student runs on the board; of the token that has most of them the one that was silent longest is
+    forgotten."""
+    hosts: tuple[str, ...] = ()
+    """Names that a service without tokens answers to, beside addresses, `localhost` and the machine's own:
+    under any other it may be a web page's."""
     group_timeout_s: PositiveFloat = 60.0
     """How long a run of a group may be silent before the others stop waiting for it, in seconds."""
     cache_dtype: TargetDtype = "float16"
@@ -100,6 +105,10 @@ class ServeConfig(FrozenConfig):
     None: in memory only."""
     teacher: TeacherComputeConfig = TeacherComputeConfig()
     service: ServiceConfig = ServiceConfig()
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        return ("serve",)
 
     @field_validator("replicas")
     @classmethod
@@ -165,6 +174,10 @@ class PrecomputeConfig(FrozenConfig):
     view: DrawConfig = DrawConfig()
     teacher: TeacherComputeConfig = TeacherComputeConfig()
     loader: LoaderConfig = LoaderConfig()
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        return ("serve",) if self.workers else ()
 
 
 class OfServiceConfig(Config):
@@ -242,7 +255,7 @@ class CacheStatsConfig(Config):
     """The cache, as `salt-serve precompute` or `--cache` writes it: a folder, or an address such as
     s3://BUCKET/TARGETS."""
     json_: bool = False
-    """JSON instead of a table."""
+    """One JSON object for programs, instead of tables for people."""
 
 
 class CacheGcConfig(Config):

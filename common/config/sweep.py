@@ -20,7 +20,11 @@ class SweepConfig(Config):
     """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the
     command."""
     json_: bool = False
-    """JSON instead of the table."""
+    """One JSON object for programs, instead of tables for people."""
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        return ("train",)
 
 
 class SweepFile(Config):

@@ -6,10 +6,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from salt_distill.common.config.base import Config
+from salt_distill.common.config.learning import EmaConfig, OptimConfig
 from salt_distill.common.config.marks import DecidedBySweep, OnResume, Shown, marked
 from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
     EncoderConfig,
+    GpuName,
     MaskConfig,
     PredictorConfig,
     TargetDtype,
@@ -17,46 +19,6 @@ from salt_distill.common.config.model import (
     Views,
     require_whole_cubes,
 )
-
-Schedule = Literal["cosine", "constant", "wsd"]
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-_RATES = "the learning rate from here on; where it jumps, both rates are said"
-
-
-class OptimConfig(Config):
-    """AdamW and its schedules (Table 5)."""
-
-    lr: PositiveFloat = 6.25e-4
-    """Peak learning rate for the global batch."""
-    start_lr: PositiveFloat = 2e-4
-    """Learning rate that the warm-up starts from."""
-    final_lr: Annotated[PositiveFloat, OnResume(_RATES)] = 1e-6
-    """Learning rate at the last step; `constant` has no use for it."""
-    warmup_steps: NonNegativeInt = 10_000
-    """Steps of linear warm-up."""
-    schedule: Annotated[Schedule, OnResume(_RATES)] = "cosine"
-    """Learning rate after the warm-up: `cosine` falls to `final_lr` over the whole run (the paper);
-    `constant` stays at `lr`, for a run whose end is open; `wsd` stays there too, and falls linearly to
-    `final_lr` in the last `decay_fraction` of the run, which cools a constant run down."""
-    decay_fraction: Annotated[float, OnResume(_RATES)] = Field(default=0.1, gt=0, le=1)
-    """Of `wsd`: share of the run's steps in which the learning rate falls."""
-    weight_decay: float = Field(default=0.04, ge=0)
-    """Weight decay at step 0."""
-    final_weight_decay: float = Field(default=0.4, ge=0)
-    """Weight decay at the last step of a `cosine`; the other schedules keep `weight_decay` throughout."""
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    """AdamW's beta1 and beta2."""
-    eps: PositiveFloat = 1e-8
-    """AdamW's epsilon."""
-    clip_grad: PositiveFloat = 0.02
-    """Largest norm of the gradient."""
-    clip: Literal["separate", "joint"] = "separate"
-    """Encoder and predictor each have a norm of their own (V-JEPA's code), or one together."""
-    clip_after_warmup: bool = True
-    """Cut no gradient during the warm-up (V-JEPA's code)."""
-
 
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 
@@ -86,16 +48,6 @@ class ComputeConfig(Config):
         Literal["sdpa", "explicit"], OnResume("speed and memory; losses agree to rounding")
     ] = "sdpa"
     """PyTorch's fused attention, or softmax(q k^T) v written out, to compare it with."""
-
-
-class EmaConfig(Config):
-    """Momentum of V-JEPA's target encoder: target = momentum * target + (1 - momentum) * encoder after each
-    step, linear in the step."""
-
-    start: float = Field(default=0.99925, ge=0, le=1)
-    """At the first step. V-JEPA 2: 0.99925 throughout; V-JEPA: from 0.998 to 1."""
-    end: float = Field(default=0.99925, ge=0, le=1)
-    """At the last step."""
 
 
 class LoaderConfig(Config):
@@ -241,6 +193,9 @@ class TrainConfig(Config):
     memory. Reads no data, writes no run."""
     estimate_out: Annotated[str | None, OnResume("no run"), DecidedBySweep()] = None
     """JSON file for what `--estimate` finds."""
+    gpu: Annotated[GpuName | None, OnResume("no run"), DecidedBySweep()] = None
+    """With `--estimate`: whether the run fits GPUs of this kind, which need not be here, and how long a step
+    takes at least; counted, not timed."""
     encoder: Annotated[EncoderConfig, Shown()] = EncoderConfig()
     predictor: Annotated[PredictorConfig, Shown()] = PredictorConfig()
     view: Annotated[ViewConfig, Shown()] = ViewConfig()
@@ -248,6 +203,11 @@ class TrainConfig(Config):
     optim: Annotated[OptimConfig, Shown()] = OptimConfig()
     compute: Annotated[ComputeConfig, Shown()] = ComputeConfig()
     loader: LoaderConfig = LoaderConfig()
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        for_workers = ("train",) if self.most_workers and not self.estimate else ()
+        return for_workers if self.wandb is None else (*for_workers, "wandb")
 
     @property
     def fewest_workers(self) -> int:
@@ -290,6 +250,8 @@ class TrainConfig(Config):
                 f"got --estimate-out {self.estimate_out} without --estimate, expected both: only an estimate"
                 " is written there"
             )
+        if self.gpu is not None and not self.estimate:
+            raise ValueError(f"got --gpu {self.gpu} without --estimate, expected both")
         if self.estimate and self.resume:
             raise ValueError(
                 "got --estimate with --resume, expected one of them: an estimate is of a whole run"
@@ -367,6 +329,8 @@ class StudentRun(TrainConfig):
                     " the reserve"
                 )
             return self
+        if self.gpu is not None and not given:
+            return self  # a count needs no targets
         if len(given) != 1:
             raise ValueError(
                 f"got {flags}, expected exactly one source of targets: --teacher-url, --targets or"

@@ -1,10 +1,15 @@
 """Frames -> a small mp4, the same bytes every time."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
+from types import MappingProxyType
 
 import av
+
+FAST_DECODING = {"tune": "fastdecode", "g": "16"}
+"""Options of libx264 for copies that are read in training: simpler pictures, and a key frame every 16
+frames."""
 
 
 def encode_mp4(
@@ -15,24 +20,33 @@ def encode_mp4(
     fps: float,
     crf: int,
     pix_fmt: str = "yuv420p",
+    tick_s: Fraction | None = None,
+    options: Mapping[str, str] = MappingProxyType({}),
 ) -> bytes:
-    """H.264 in mp4 with every frame, at a constant rate; ``width`` and ``height`` even, ``crf`` 0 (lossless)
-    to 51 (worst).
+    """H.264 in mp4 with every frame; ``width`` and ``height`` even, ``crf`` 0 (lossless) to 51 (worst).
 
-    One thread, because libx264 cuts the picture differently for every number of them.
-    """
+    With ``tick_s`` each frame is shown at its own ``pts``, in ticks of that length after the first one; else
+    the rate is constant. ``options``: more of libx264's. One thread, because libx264 cuts the picture
+    differently for every number of them."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream(
             "libx264",
             rate=Fraction(fps).limit_denominator(1001),
-            options={"crf": str(crf), "preset": "veryfast"},
+            options={"crf": str(crf), "preset": "veryfast", **options},
         )
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.codec_context.thread_count = 1
+        constant, first = tick_s is None, 0
+        clock = 1 / stream.codec_context.framerate if tick_s is None else tick_s
+        stream.codec_context.time_base = clock
         for number, frame in enumerate(frames):
             # A frame decoded from elsewhere brings its own clock and picture type along.
-            frame.pts, frame.time_base, frame.pict_type = number, 1 / stream.codec_context.framerate, 0
+            time = number if constant else frame.pts
+            assert time is not None, f"frame {number} has no time"
+            if number == 0:
+                first = time
+            frame.pts, frame.time_base, frame.pict_type = time - first, clock, 0
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return file.getvalue()

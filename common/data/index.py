@@ -1,122 +1,163 @@
-"""The index of a data set: written from the sidecars in its tars."""
+"""The index of a data set: read, and written from the tars themselves."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
 import tarfile
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from salt_distill.common.data.index_table import SCHEMA, Kind, index_hash, write_dataset
 from salt_distill.common.data.pool import DecodePool
-from salt_distill.common.data.sample import Sample
-from salt_distill.common.data.scan import probe_place, scan
-from salt_distill.common.data.skipped import write_skipped
+from salt_distill.common.data.sample import CLASS
+from salt_distill.common.data.scan import Scanned, Skipped, probe_place, scan
+from salt_distill.common.data.skipped import printable, write_skipped
 from salt_distill.common.folders.folder import Folder
-from salt_distill.common.whole import whole_file
 
 logger = logging.getLogger(__name__)
 
 _PROBE_TIMEOUT_S = 600.0
 """Longest that a video in a tar that others packed may take to decode."""
-Kind = Literal["packed", "indexed", "mixture"]
-"""Who wrote a data set's index: `salt-data pack`, the first use of tars that others packed, `salt-data
-mix`."""
-SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("labels", pa.map_(pa.string(), pa.int64()), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("num_frames", pa.int64(), nullable=False),
-        pa.field("fps", pa.float64(), nullable=False),
-        pa.field("width", pa.int64(), nullable=False),
-        pa.field("height", pa.int64(), nullable=False),
-        pa.field("duration_s", pa.float64(), nullable=False),
-        pa.field("codec", pa.string(), nullable=False),
-        pa.field("sha256", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("tar", pa.string(), nullable=False),
-        pa.field("offset", pa.int64(), nullable=False),
-        pa.field("size", pa.int64(), nullable=False),
-    ]
-)
-"""Columns of ``index.parquet``: the fields of a Sample."""
+_MOST_WARNINGS = 20
+_COMPRESSED = ("*.tar.*", "*.tgz", "*.tbz", "*.txz")
 
 
 def write_index(folder: Path, *, name: str, kind: Kind, class_names: dict[str, list[str]]) -> None:
     """Writes ``index.parquet``, then ``dataset.json``, for the tars in a folder, from their sidecars.
 
-    Videos without one are probed. Those that cannot be used are left out, and named in ``skipped.csv`` where
-    ``kind`` is indexed.
+    Videos without one are probed. What is in no sample is named with its reason: in ``skipped.csv`` where
+    ``kind`` is indexed, and by a warning.
     """
-    skipped: list[tuple[str, str]] = []
+    skipped: Skipped = []
+    classes = _Classes()
     tables = [SCHEMA.empty_table()]
+    keys: set[str] = set()
+    stamps = _stamps(folder)
     with contextlib.closing(
         DecodePool(os.cpu_count() or 1, timeout_s=_PROBE_TIMEOUT_S, call=probe_place)
     ) as pool:
         for tar in sorted(folder.glob("*.tar")):
+            if printable(tar.name) != tar.name:
+                skipped.append((printable(tar.name), "its name is not UTF-8"))
+                continue
             try:
-                tables.append(_table(scan(tar, name, skipped, pool)))
+                scanned = scan(tar, name, skipped, pool)
             except tarfile.TarError as error:
                 raise ValueError(
                     f"{tar}: got no whole tar ({error}), expected an uncompressed one: copy it anew, or take"
                     " it away"
                 ) from error
-    for key, reason in skipped:
-        logger.warning("%s: left %s out of the index: %s", folder, key, reason)
-    index = pa.concat_tables(tables)
+            if kind == "indexed":
+                scanned = [entry for entry in scanned if _is_new(entry, keys, skipped)]
+            tables.append(classes.table(scanned))
+    skipped += [
+        (printable(path.name), "it is compressed, expected a tar that can be read in place: uncompress it")
+        for path in compressed_tars(folder)
+    ]
+    index = classes.finished(pa.concat_tables(tables), skipped)
+    for path, reason in skipped[:_MOST_WARNINGS]:
+        logger.warning("%s: left %s out of the index: %s", folder, path, reason)
+    if len(skipped) > _MOST_WARNINGS:
+        logger.warning("%s: left %d more out of the index", folder, len(skipped) - _MOST_WARNINGS)
     if not len(index):
+        named = "".join(f"; {path}: {reason}" for path, reason in skipped[:3])
         raise ValueError(
-            f"{folder}: got no video that can be decoded in its tars, expected members such as 000001.mp4"
+            f"{folder}: got no video that can be decoded in its tars, expected members such as"
+            f" 000001.mp4{named}"
         )
     if kind == "indexed":
         write_skipped(folder, skipped)
-    write_dataset(
-        folder, index, name=name, kind=kind, class_names=_all_class_names(class_names, index), more={}
-    )
+    names = _all_class_names({**classes.names, **class_names}, index)
+    more = {"tars": stamps} if kind == "indexed" else {}
+    write_dataset(folder, index, name=name, kind=kind, class_names=names, more=more)
 
 
-def write_dataset(
-    folder: Path,
-    index: pa.Table,
-    *,
-    name: str,
-    kind: Kind,
-    class_names: dict[str, list[str]],
-    more: dict[str, Any],
-) -> None:
-    """Writes ``index.parquet``, then ``dataset.json`` with ``more`` in it. Raises ValueError where a key is
-    not unique."""
-    seen: set[str] = set()
-    for key in index["key"].to_pylist():
-        if key in seen:
-            raise ValueError(
-                f"{folder}: two samples have the key {key!r}, expected a data set whose keys are unique"
-            )
-        seen.add(key)
-    info = {
-        "format": 1,
-        "name": name,
-        "kind": kind,
-        "num_samples": len(index),
-        "num_shards": len(set(index["tar"].to_pylist())),
-        "splits": dict(sorted(Counter(index["split"].to_pylist()).items())),
-        "class_names": class_names,
-        **more,
-        "index_hash": index_hash(index),
+def _is_new(entry: Scanned, keys: set[str], skipped: Skipped) -> bool:
+    """Whether no sample before it has its key, as sidecars copied from elsewhere may have."""
+    sample = entry.sample
+    if sample.key in keys:
+        reason = f"the sample at byte {sample.offset} has the key {sample.key!r} of one before it"
+        skipped.append((sample.tar, reason))
+        return False
+    keys.add(sample.key)
+    return True
+
+
+class _Classes:
+    """The classes whose names stand in ``.cls``: until all of them are known, a sample's label is the number
+    below zero under which its name was met first."""
+
+    def __init__(self) -> None:
+        self._met: dict[str, int] = {}
+        self._has_numbers = False
+        self.names: dict[str, list[str]] = {}
+        """Class names of the label ``class``, where they are names."""
+
+    def table(self, scanned: Sequence[Scanned]) -> pa.Table:
+        """Rows of the index; a table per tar, since a sample as an object takes ten times the memory."""
+        rows = []
+        for entry in scanned:
+            labels = dict(entry.sample.labels)
+            if entry.class_name is not None:
+                labels[CLASS] = -1 - self._met.setdefault(entry.class_name, len(self._met))
+            self._has_numbers |= labels.get(CLASS, -1) >= 0
+            rows.append(asdict(entry.sample) | {"labels": list(labels.items())})
+        return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+    def finished(self, index: pa.Table, skipped: Skipped) -> pa.Table:
+        """The index with the labels of the names in their order; without the samples that have a name where
+        others have a number."""
+        if not self._met:
+            return index
+        labels = index["labels"].combine_chunks()
+        values = labels.items.to_numpy()
+        if self._has_numbers:
+            named = np.zeros(len(index), bool)
+            named[
+                np.searchsorted(labels.offsets.to_numpy(), np.flatnonzero(values < 0), side="right") - 1
+            ] = True
+            met = list(self._met)
+            for row in index.filter(pa.array(named)).select(["tar", "key", "labels"]).to_pylist():
+                content = met[-1 - dict(row["labels"])[CLASS]].encode()
+                reason = f"its .cls holds {content!r}, expected the number of its class, as others have it"
+                skipped.append((f"{row['tar']}/{row['key'].split('/', 2)[2]}", reason))
+            return index.filter(pa.array(~named))
+        self.names = {CLASS: sorted(self._met)}
+        final = np.array([self.names[CLASS].index(name) for name in self._met])
+        values = np.where(values < 0, final[np.maximum(-1 - values, 0)], values)
+        column = pa.MapArray.from_arrays(labels.offsets, labels.keys, pa.array(values))
+        return index.set_column(SCHEMA.get_field_index("labels"), SCHEMA.field("labels"), column)
+
+
+def _all_class_names(class_names: dict[str, list[str]], index: pa.Table) -> dict[str, list[str]]:
+    """Names for every label in the index: numbers where none were given."""
+    largest: dict[str, int] = {}
+    for labels in index["labels"].to_pylist():
+        for label, value in labels:
+            largest[label] = max(value, largest.get(label, 0))
+    return class_names | {
+        label: [str(value) for value in range(largest[label] + 1)]
+        for label in sorted(set(largest) - set(class_names))
     }
-    with whole_file(folder / "index.parquet", synced=False, many_writers=True) as partial:
-        pq.write_table(index, partial, compression="zstd")
-    with whole_file(folder / "dataset.json", synced=False, many_writers=True) as partial:
-        partial.write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n")
+
+
+def compressed_tars(folder: Path) -> list[Path]:
+    """Tars that cannot be read in place."""
+    return sorted(path for pattern in _COMPRESSED for path in folder.glob(pattern))
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    """Size and time of change, in nanoseconds, of each tar in a folder, compressed ones too."""
+    paths = [*sorted(folder.glob("*.tar")), *compressed_tars(folder)]
+    status = {printable(path.name): path.stat() for path in paths}
+    return {name: [entry.st_size, entry.st_mtime_ns] for name, entry in status.items()}
 
 
 def load_index(data: str | Path | Folder) -> tuple[dict[str, Any], pa.Table]:
@@ -134,13 +175,32 @@ def load_index(data: str | Path | Folder) -> tuple[dict[str, Any], pa.Table]:
                 f"{folder.address}: got no dataset.json in it, expected a folder that `salt-data pack` wrote"
             ) from None
         if not any(folder.local.glob("*.tar")):
+            compressed = compressed_tars(folder.local)
+            if compressed:
+                raise ValueError(
+                    f"{folder.address}: got compressed tars only, the first is {compressed[0].name}, expected"
+                    " uncompressed ones, which can be read in place: uncompress them"
+                ) from None
             raise FileNotFoundError(
                 f"{folder.address}: got no dataset.json and no tar in it, expected a folder that `salt-data"
                 " pack` wrote"
             ) from None
         write_index(folder.local, name=folder.local.resolve().name, kind="indexed", class_names={})
         info = json.loads(folder.read("dataset.json"))
-    index = pq.read_table(pa.BufferReader(folder.read("index.parquet")), schema=SCHEMA)
+    if info["kind"] == "indexed" and folder.local is not None and info.get("tars") != _stamps(folder.local):
+        logger.warning("%s: its tars are not those of its index any more: it is made anew", folder.address)
+        write_index(folder.local, name=info["name"], kind="indexed", class_names={})
+        info = json.loads(folder.read("dataset.json"))
+    index = pq.read_table(pa.BufferReader(folder.read("index.parquet")))
+    if "seekable" not in index.column_names:  # of an older version
+        index = index.append_column("seekable", pa.nulls(len(index), pa.bool_()))
+    index = index.select(SCHEMA.names).cast(SCHEMA)
+    if index["seekable"].null_count:
+        logger.warning(
+            "%s: it was packed by a version that did not note how frames can be found, so videos are decoded"
+            " twice: pack it again to read it faster",
+            folder.address,
+        )
     if index_hash(index) != info["index_hash"]:
         raise ValueError(
             f"{folder.address}: index.parquet is not the one that dataset.json describes: delete both to have"
@@ -166,48 +226,3 @@ def _require_same(folder: Folder, selection: dict[str, Any]) -> None:
             f"{folder.address} is a mixture of {source}, which was packed anew since: run `salt-data mix`"
             " again"
         )
-
-
-def index_hash(index: pa.Table) -> str:
-    """sha256 of the index's content, hex: equal for equal data sets, whatever wrote the files and however
-    they are cut into row groups."""
-    hasher = hashlib.sha256()
-    for name in SCHEMA.names:
-        hasher.update(name.encode())
-        for parts in zip(*(_contents(chunk) for chunk in index[name].chunks), strict=True):
-            for part in parts:
-                hasher.update(part)
-    return hasher.hexdigest()
-
-
-def _contents(array: pa.Array) -> list[np.ndarray | memoryview]:
-    """The values of a column's chunk as bytes: of strings and maps their lengths and what they hold. As
-    Python objects a hash takes ten times longer."""
-    if not (isinstance(array, pa.MapArray) or pa.types.is_string(array.type)):
-        return [np.ascontiguousarray(array.to_numpy())]
-    offsets = np.frombuffer(array.buffers()[1] or bytes(4), np.int32)[
-        array.offset : array.offset + len(array) + 1
-    ]
-    first, last = int(offsets[0]), int(offsets[-1])
-    if isinstance(array, pa.MapArray):
-        return [np.diff(offsets), *_contents(array.keys[first:last]), *_contents(array.items[first:last])]
-    return [np.diff(offsets), memoryview(array.buffers()[2] or b"")[first:last]]
-
-
-def _table(samples: Iterable[Sample]) -> pa.Table:
-    """Rows of the index; a table per tar, since a sample as an object takes ten times the memory."""
-    return pa.Table.from_pylist(
-        [asdict(sample) | {"labels": list(sample.labels.items())} for sample in samples], schema=SCHEMA
-    )
-
-
-def _all_class_names(class_names: dict[str, list[str]], index: pa.Table) -> dict[str, list[str]]:
-    """Names for every label in the index: numbers where none were given."""
-    largest: dict[str, int] = {}
-    for labels in index["labels"].to_pylist():
-        for label, value in labels:
-            largest[label] = max(value, largest.get(label, 0))
-    return class_names | {
-        label: [str(value) for value in range(largest[label] + 1)]
-        for label in sorted(set(largest) - set(class_names))
-    }

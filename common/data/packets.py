@@ -21,6 +21,11 @@ class Packets:
     def __init__(self, stream: Any, packets: Iterable[av.Packet], num_frames: int | None) -> None:
         """``num_frames``: as counted by whoever decoded all of the video."""
         self._packets = list(packets)
+        changes = (
+            number for number, packet in enumerate(self._packets) if packet.has_sidedata("new_extradata")
+        )
+        self._first_change = next(changes, len(self._packets))
+        """The first packet that brings other parameter sets along, outside of its units."""
         self._units = _Units(stream.codec.canonical_name, bytes(stream.codec_context.extradata or b""))
         self.times = self._times(num_frames)
         """When each frame is shown, in ticks, ascending. None where the packets do not tell this of just
@@ -40,7 +45,11 @@ class Packets:
             (number for number in self._entries(ahead) if (ahead[number].pts or 0) <= min(wanted)), default=0
         )
         for packet in self._packets[first : places[-1] + 1]:
-            if packet.pts in wanted or not self._units.is_disposable(packet):
+            if (
+                packet.pts in wanted
+                or not self._units.is_disposable(packet)
+                or packet.has_sidedata("new_extradata")
+            ):
                 yield packet
 
     def starts_afresh_at_key_frames(self) -> bool:
@@ -63,7 +72,7 @@ class Packets:
         before them."""
         entries = []
         parameters: set[bytes] = set()
-        for number, packet in enumerate(packets):
+        for number, packet in enumerate(packets[: self._first_change]):
             own = self._units.parameter_sets(packet)
             # Parameter sets may stand beside the pictures: a decoder that starts here has to know those that
             # came before.

@@ -117,7 +117,9 @@ class Reader:
     def _submit(self, sample: Sample, cut: Cut | SegmentCut) -> Future[Clip]:
         on_this_machine = self._videos is None and self.dataset.folder.local is not None
         if on_this_machine and not self._may_keep(sample):
-            return self._pool.submit(Task(self.dataset.encoded(sample), sample.num_frames, cut))
+            return self._pool.submit(
+                Task(self.dataset.encoded(sample), sample.num_frames, cut, sample.seekable)
+            )
         return self._threads.submit(self._clip, sample, cut)
 
     def close(self) -> None:
@@ -175,8 +177,8 @@ class Reader:
         if kept is None:
             encoded = self._encoded(sample)
             if not self._frames.has_room(_num_bytes(sample)):
-                return self._pool.submit(Task(encoded, sample.num_frames, cut)).result()
-            kept = self._pool.submit(Task(encoded, sample.num_frames, None)).result()
+                return self._pool.submit(Task(encoded, sample.num_frames, cut, sample.seekable)).result()
+            kept = self._pool.submit(Task(encoded, sample.num_frames, None, sample.seekable)).result()
             self._frames.put(sample.key, kept)
         return cut.clip(kept.frames[cut.frame_idx(sample.num_frames, kept.times)])
 

@@ -4,8 +4,16 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from salt_distill.common.clip import BadVideoError
 from salt_distill.common.data.facts import VideoFacts
 from salt_distill.common.data.stills import content_hash, stills_in
+
+CLASS = "class"
+"""Name of a label that comes without one, as WebDataset's ``.cls`` and V-JEPA's lists do."""
+MAX_CLASSES = 1_000_000
+"""Of a label: all of them are listed in ``dataset.json``."""
+_MOST = 2**40
+"""More than any count, size or duration of a video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +34,8 @@ class Sample:
     sha256: str
     """Of the encoded bytes, hex; of a frame folder: of its images, one after the other."""
     source: str
+    seekable: bool | None
+    """As in ``VideoFacts``; None where whoever packed it did not look."""
     tar: str
     """Relative to the data set's folder."""
     offset: int
@@ -34,6 +44,8 @@ class Sample:
     """Of the encoded bytes."""
 
 
+_ADDED_LATER = frozenset(["seekable"])
+"""Fields that older sidecars do not have."""
 SIDECAR_FIELDS = tuple(field.name for field in fields(Sample) if field.name not in ("tar", "offset", "size"))
 """What the JSON beside a video in a tar holds (DESIGN section 4, Shards)."""
 
@@ -51,6 +63,49 @@ def describe(
         "source": source,
     }
     return {name: values[name] for name in SIDECAR_FIELDS}
+
+
+def is_sidecar(facts: Any) -> bool:
+    """Whether this JSON has the fields that `salt-data pack` writes."""
+    return isinstance(facts, dict) and set(facts) | _ADDED_LATER == set(SIDECAR_FIELDS)
+
+
+def require_sidecar(facts: dict[str, Any]) -> dict[str, Any]:
+    """A sidecar whose values are what they should be. Raises BadVideoError."""
+    facts = {"seekable": None, **facts}
+    texts = ("key", "split", "codec", "sha256", "source")
+    good = {name: _is_text(facts[name]) for name in texts}
+    good |= {name: _is_positive(facts[name]) for name in ("fps", "duration_s")}
+    good |= {
+        name: _is_positive(facts[name]) and isinstance(facts[name], int)
+        for name in ("num_frames", "width", "height")
+    }
+    good |= {
+        "labels": _are_labels(facts["labels"]),
+        "seekable": facts["seekable"] is None or isinstance(facts["seekable"], bool),
+    }
+    for name, is_good in good.items():
+        if not is_good:
+            raise BadVideoError(
+                f"its .json gives {name} as {str(facts[name])[:60]!r}, expected what `salt-data pack` writes"
+            )
+    return facts
+
+
+def _are_labels(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        _is_text(label) and type(number) is int and 0 <= number < MAX_CLASSES
+        for label, number in value.items()
+    )
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is text that can be written anywhere."""
+    return isinstance(value, str) and bool(value) and value.isprintable()
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < _MOST
 
 
 def sha256_of(data: bytes) -> str:

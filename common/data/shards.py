@@ -18,7 +18,7 @@ _REPEATED = frozenset(["split", "codec", "source", "tar"])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class SourceWeight:
     """Samples that are read in an order and passes of their own: one of a mixture, or a whole data set that
     is none."""
 
@@ -40,10 +40,10 @@ class Dataset:
         """Label -> names of its classes; a label's value is a position in the list."""
         self.index_hash: str = info["index_hash"]
         """sha256 of the index's content, hex: equal for equal data sets, whatever wrote the files."""
-        self.sources = [Source(name="", weight=None)]
+        self.sources = [SourceWeight(name="", weight=None)]
         if info["kind"] == "mixture":
             self.sources = [
-                Source(name=source["name"], weight=source["weight"]) for source in info["sources"]
+                SourceWeight(name=source["name"], weight=source["weight"]) for source in info["sources"]
             ]
         self._index = index
         tars = index["tar"].chunk(0)

@@ -7,6 +7,7 @@ all and the frames of a clip are found without decoding others.
 
 import hashlib
 import io
+import re
 import struct
 import warnings
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,9 @@ from salt_distill.common.data.facts import VideoFacts
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"])
 """Names that are taken for images, in lower case."""
-_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_STARTS = (_JPEG, _PNG, b"BM", b"II*\0", b"MM\0*")
+_JPEG_MARKER = re.compile(b"\xff[^\x00\xff\xd0-\xd7]")
 _MODES = frozenset(["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"])
 """Pillow's modes of 8 bits a channel at most: it would cut deeper ones off at 255."""
 _BLOCK = 512
@@ -34,11 +37,11 @@ warnings.filterwarnings(
 
 def stills_in(data: bytes) -> list[memoryview] | None:
     """The encoded images in these bytes: one, or those of a run of tar members; None where they are a video
-    (or nothing known)."""
+    (or nothing known), as images one after the other are, of a camera or of FFmpeg's pipes."""
     if data[257:262] == b"ustar":
         return _members(memoryview(data))
     is_image = data.startswith(_STARTS) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
-    return [memoryview(data)] if is_image else None
+    return [memoryview(data)] if is_image and not _is_followed_by_another(data) else None
 
 
 def probe_stills(images: Sequence[memoryview]) -> VideoFacts:
@@ -94,6 +97,36 @@ def content_hash(images: Iterable[memoryview | bytes]) -> str:
 def padded_size(num_bytes: int) -> int:
     """Bytes that a member's content takes in a tar."""
     return -(-num_bytes // _BLOCK) * _BLOCK
+
+
+def _is_followed_by_another(data: bytes) -> bool:
+    """Whether a second image of the same kind stands behind the first one. The preview in a camera's file
+    with several pictures (MPO) is none."""
+    if data.startswith(_JPEG):
+        end = _jpeg_end(data)
+        return data[end:].lstrip(b"\0\xff\r\n")[:1] == b"\xd8" and b"MPF\0" not in data[:end]
+    if data.startswith(_PNG):
+        end = data.find(b"IEND", 8) + 8
+        return end > 8 and data.startswith(_PNG, end)
+    if data.startswith(b"BM"):
+        return data[int.from_bytes(data[2:6], "little") :][:2] == b"BM" and len(data) > 2 * 26
+    return data[:4] == b"RIFF" and data[8 + int.from_bytes(data[4:8], "little") :][:4] == b"RIFF"
+
+
+def _jpeg_end(data: bytes) -> int:
+    """Where the first image of these bytes ends; at their end where it is cut."""
+    start = 2
+    while start + 4 <= len(data):
+        marker = data[start + 1]
+        if marker == 0xD9:
+            return start + 2
+        start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+        if marker == 0xDA:  # what follows is pixels, until a marker that is no part of them
+            found = _JPEG_MARKER.search(data, start)
+            if found is None:
+                break
+            start = found.start()
+    return len(data)
 
 
 def _members(run: memoryview) -> list[memoryview]:

@@ -57,6 +57,8 @@ class Task:
     num_frames: int
     cut: Cut | SegmentCut | None
     """None: all frames."""
+    seekable: bool | None = None
+    """As in ``VideoFacts``; None where nobody has looked."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Decoder:
         if isinstance(task, Slice):
             return task.read()
         data = task.encoded if isinstance(task.encoded, bytes) else task.encoded.read()
-        with open_video(data, task.num_frames) as video:
+        with open_video(data, task.num_frames, seekable=task.seekable) as video:
             if task.cut is None:
                 return AllFrames(np.stack(video.frames(range(task.num_frames))), video.times)
             return task.cut.clip(video.frames(task.cut.frame_idx(task.num_frames, video.times)))

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from salt_distill.common.config import ViewConfig, Views
+from salt_distill.common.data.clock import paced
 from salt_distill.common.draws import uniforms
 
 Frames = list[UInt8[np.ndarray, "h w 3"]] | UInt8[np.ndarray, "t h w 3"]
@@ -62,20 +63,20 @@ def frame_idx(
 ) -> list[int]:
     """The frames of a clip, from a start uniform over the possible ones.
 
-    With ``times``, those of all frames in ticks, a step is that many mean frame durations, and the nearest
-    frame is taken: the same frames at a constant rate, the same pace of the clip at a variable one. A video
-    too short for the clip starts at 0 and repeats its last frame.
+    With ``times``, those of all frames in ticks, a step is that many usual intervals, and the nearest frame
+    is taken: the same frames at a constant rate, the same pace of the clip at a variable one; a gap in the
+    times counts as one step. A video too short for the clip starts at 0 and repeats its last frame.
     """
     steps, span = _steps(view, num_frames), clip_span(view)
     if times is None or num_frames == 1:
         first = int(start * max(1, num_frames - span + 1))
         return np.minimum(first + steps, num_frames - 1).tolist()
-    tick = (times[-1] - times[0]) / (num_frames - 1)  # mean duration of a frame
-    last_start = times[-1] - (span - 1) * tick
-    first = int(start * max(1, int(np.searchsorted(times, last_start + tick / 2, side="right"))))
-    wanted = times[first] + steps * tick
-    after = np.clip(np.searchsorted(times, wanted), 1, num_frames - 1)
-    return (after - (wanted - times[after - 1] <= times[after] - wanted)).tolist()
+    clock, interval = paced(times, view.frame_step)
+    last_start = clock[-1] - (span - 1) * interval
+    first = int(start * max(1, int(np.searchsorted(clock, last_start + interval / 2, side="right"))))
+    wanted = clock[first] + steps * interval
+    after = np.clip(np.searchsorted(clock, wanted), 1, num_frames - 1)
+    return (after - (wanted - clock[after - 1] <= clock[after] - wanted)).tolist()
 
 
 def clip_span(view: ViewConfig) -> int:

@@ -4,16 +4,15 @@ import functools
 import io
 import logging
 import posixpath
-import random
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as fs
+import tenacity
 
 from salt_distill.common.clip import BadVideoError
 from salt_distill.common.folders.slice import Slice, require_whole
@@ -25,6 +24,7 @@ T = TypeVar("T")
 RETRY_BUDGET_S = 120.0
 """How long a request to an object store is tried again before it is an error, in seconds."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+_ANSWERS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 _REFUSALS = ("ACCESS_DENIED", "NO_SUCH_BUCKET")
 """In an error of an object store: that is its answer, however often it is asked."""
 _COPY_BYTES = 8_000_000
@@ -148,26 +148,32 @@ class Folder:
 
     def _retrying(self, attempt: Callable[[], T]) -> T:
         """What ``attempt`` returns. A disk of this machine, or a store that refuses, is not asked again."""
-        started, pause_s = time.monotonic(), _FIRST_PAUSE_S
-        while True:
-            try:
-                return attempt()
-            except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError):
-                raise
-            except OSError as error:
-                spent_s, wait_s = time.monotonic() - started, pause_s * random.uniform(0.5, 1.0)
-                if not is_address(self.address) or any(refusal in str(error) for refusal in _REFUSALS):
-                    raise
-                if self._closed.is_set() or spent_s + wait_s > RETRY_BUDGET_S:
-                    raise OSError(
-                        f"{self.address} failed for {spent_s:.1f} s, and the budget is {RETRY_BUDGET_S:g} s:"
-                        f" {error}"
-                    ) from error
-                logger.warning("%s: %s; trying again in %.1f s", self.address, error, wait_s)
-            with self._lock:
-                self.num_retries += 1
-            self._closed.wait(wait_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        return tenacity.Retrying(
+            retry=tenacity.retry_if_exception(self._may_pass),
+            wait=tenacity.wait_random_exponential(multiplier=_FIRST_PAUSE_S, max=_LONGEST_PAUSE_S),
+            stop=tenacity.stop_before_delay(RETRY_BUDGET_S) | tenacity.stop_when_event_set(self._closed),
+            sleep=tenacity.sleep_using_event(self._closed),
+            before_sleep=self._note_retry,
+            retry_error_callback=self._give_up,
+        )(attempt)
+
+    def _may_pass(self, error: BaseException) -> bool:
+        if not isinstance(error, OSError) or isinstance(error, _ANSWERS) or not is_address(self.address):
+            return False
+        return not any(refusal in str(error) for refusal in _REFUSALS)
+
+    def _note_retry(self, state: tenacity.RetryCallState) -> None:
+        with self._lock:
+            self.num_retries += 1
+        error = state.outcome.exception() if state.outcome else None
+        logger.warning("%s: %s; trying again in %.1f s", self.address, error, state.upcoming_sleep)
+
+    def _give_up(self, state: tenacity.RetryCallState) -> NoReturn:
+        error = state.outcome.exception() if state.outcome else None
+        raise OSError(
+            f"{self.address} failed for {state.seconds_since_start or 0:.1f} s, and the budget is"
+            f" {RETRY_BUDGET_S:g} s: {error}"
+        ) from error
 
 
 def is_address(path: str | Path) -> bool:

@@ -26,12 +26,13 @@ from salt_distill.common.config import (
     PredictorConfig,
     ViewConfig,
 )
-from salt_distill.common.model.foreign import hf_model_type, open_hf, open_pt
-from salt_distill.common.model.frozen import FrozenEncoder
+from salt_distill.common.model.frozen import AbsoluteConfig, FrozenEncoder
 from salt_distill.common.model.grid import TokenGrid, token_grid
+from salt_distill.common.model.hugging_face import hf_model_type, open_hf
 from salt_distill.common.model.layouts import require_fit
 from salt_distill.common.model.pixels import IMAGENET_MEAN, IMAGENET_STD
 from salt_distill.common.model.predictor import Predictor
+from salt_distill.common.model.pt_files import open_pt
 from salt_distill.common.model.videomae import open_videomae
 from salt_distill.common.model.vit import Encoder
 from salt_distill.common.whole import whole_folder, write_whole
@@ -41,18 +42,18 @@ POINTER = "checkpoint"
 _USE_ANOTHER = "use another checkpoint, or a copy of this one"
 
 
-class FileFacts(BaseModel):
+class CheckpointFile(BaseModel):
     """What a checkpoint's manifest says of a file."""
 
     bytes: int
     sha256: str
 
 
-class Manifest(BaseModel):
+class CheckpointManifest(BaseModel):
     """``manifest.json``, which is written last."""
 
     format: int = FORMAT
-    files: dict[str, FileFacts]
+    files: dict[str, CheckpointFile]
     """By name: all but the manifest itself."""
 
 
@@ -121,10 +122,10 @@ def save_checkpoint(
                 )
             torch.save(training, partial / "training.pt")
         files = {
-            path.name: FileFacts(bytes=path.stat().st_size, sha256=_sha256(path))
+            path.name: CheckpointFile(bytes=path.stat().st_size, sha256=_sha256(path))
             for path in sorted(partial.iterdir())
         }
-        (partial / "manifest.json").write_text(Manifest(files=files).model_dump_json(indent=2))
+        (partial / "manifest.json").write_text(CheckpointManifest(files=files).model_dump_json(indent=2))
 
 
 @contextlib.contextmanager
@@ -216,6 +217,12 @@ def open_encoder(choice: FrozenConfig) -> FrozenEncoder:
         )
     clip = {"num_frames": choice.num_frames, "crop_size": choice.crop_size}
     view = encoder.view.model_copy(update={name: value for name, value in clip.items() if value is not None})
+    if isinstance(encoder.config, AbsoluteConfig) and view.clip_shape != encoder.view.clip_shape:
+        raise ValueError(
+            f"{choice.ckpt}: got clips of {view.num_frames} frames of {view.crop_size} pixels, expected"
+            f" {encoder.view.num_frames} of {encoder.view.crop_size}, whose positions it was trained with:"
+            " leave --num-frames and --crop-size out"
+        )
     if view.num_frames % tubelet or view.crop_size % patch:
         raise ValueError(
             f"{choice.ckpt}: got clips of {view.num_frames} frames of {view.crop_size} pixels, expected"
@@ -284,7 +291,7 @@ def verified(checkpoint: Path, file: str) -> Path:
     one begins here. Raises ValueError where it is missing or damaged."""
     manifest, path = checkpoint / "manifest.json", checkpoint / file
     try:
-        files = Manifest.model_validate_json(manifest.read_bytes()).files
+        files = CheckpointManifest.model_validate_json(manifest.read_bytes()).files
     except pydantic.ValidationError as error:
         raise ValueError(
             f"{manifest}: got a damaged file, expected sizes and hashes: {_USE_ANOTHER}"

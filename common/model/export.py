@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from salt_distill.common.config import ExportConfig, FrozenConfig
+from salt_distill.common.console import console
 from salt_distill.common.model.checkpoint import (
     CheckpointConfig,
     disk_errors,
@@ -18,7 +19,6 @@ from salt_distill.common.model.checkpoint import (
     open_encoder,
     read_config,
 )
-from salt_distill.common.model.foreign import PT_CONFIG, PtConfig
 from salt_distill.common.model.layouts import (
     hf_encoder,
     hf_predictor,
@@ -28,13 +28,14 @@ from salt_distill.common.model.layouts import (
 )
 from salt_distill.common.model.model_card import model_card
 from salt_distill.common.model.predictor import Predictor
+from salt_distill.common.model.pt_files import PT_CONFIG, PtConfig
 from salt_distill.common.whole import whole_file, whole_folder
 
 VJEPA2_PREFIX = "module.backbone."
 """Before every name in a file of V-JEPA 2's: its distributed wrapper and its multi-sequence wrapper."""
 
 
-def export(choice: ExportConfig, console: Console) -> None:
+def export(choice: ExportConfig, console: Console = console) -> None:
     """Writes a checkpoint in another's format; it appears whole or not at all. Raises ValueError where the
     format has no place for it."""
     out = Path(choice.out)

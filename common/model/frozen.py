@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
 from salt_distill.common.config import Config, EncoderConfig, ViewConfig
@@ -30,11 +30,12 @@ class TimmConfig(Config):
     """Epsilon of the final norm; none where the last block gives the tokens."""
 
 
-class VideoMaeConfig(Config):
-    """VideoMAE's ViT; the rest of what a fingerprint says of an encoder."""
+class AbsoluteConfig(Config):
+    """A ViT with absolute positions (VideoMAE, MVD, V-JEPA 1); the rest of what a fingerprint says of an
+    encoder."""
 
-    positions: Literal["sine"] = "sine"
-    """Added to the tokens: sines of a token's number."""
+    positions: Literal["sine", "stored"] = "sine"
+    """Added to the tokens: sines of a token's number, or a table that comes with the weights."""
     width: PositiveInt
     """Channels of a token."""
     depth: PositiveInt
@@ -47,7 +48,7 @@ class VideoMaeConfig(Config):
     """Side of a patch, in pixels."""
     tubelet_size: PositiveInt
     """Frames of a patch."""
-    num_tokens: PositiveInt
+    num_tokens: int = Field(gt=0, le=100_000)
     """Of a clip: positions are numbers, so they mean nothing on another grid."""
     block_eps: PositiveFloat
     """Epsilon of the LayerNorms of its blocks."""
@@ -61,7 +62,7 @@ class FrozenEncoder:
 
     name: str
     """For people."""
-    config: EncoderConfig | TimmConfig | VideoMaeConfig
+    config: EncoderConfig | TimmConfig | AbsoluteConfig
     view: ViewConfig
     """The clips that it is given."""
     mean: tuple[float, float, float] = IMAGENET_MEAN

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from salt_distill.common.config import EncoderConfig
+from salt_distill.common.model.absolute import AbsoluteEncoder
+from salt_distill.common.model.frozen import AbsoluteConfig
 from salt_distill.common.model.vit import Encoder
 
 Shape = tuple[int, ...]
@@ -24,7 +26,7 @@ _HF_BLOCK: Words = {
     **_VJEPA2_BLOCK, "w_qkv": ("query", "key", "value"), "attn": ("attention",), "blocks": ("layer",),
     "norm": ("layernorm",),
 }  # fmt: skip
-_VJEPA2_ENCODER: Words = {**_VJEPA2_BLOCK, "patch_embed": ("patch_embed.proj",)}
+_VJEPA2_ENCODER: Words = {**_VJEPA2_BLOCK, "patch_embed": ("patch_embed.proj",), "positions": ("pos_embed",)}
 _HF_ENCODER: Words = {**_HF_BLOCK, "patch_embed": ("embeddings.patch_embeddings.proj",)}
 _VJEPA2_PREDICTOR: Words = {
     **_VJEPA2_BLOCK, "embed": ("predictor_embed",), "blocks": ("predictor_blocks",),
@@ -36,9 +38,19 @@ _HF_PREDICTOR: Words = {
 }  # fmt: skip
 
 
-def vjepa2_encoder(config: EncoderConfig) -> Layout:
-    """V-JEPA 2's encoder, without the prefixes ``module.`` and ``backbone.``."""
-    return _layout(_tensors_of(config), _VJEPA2_ENCODER, "", {"patch_embed.weight": _conv_shape(config)})
+def new_encoder(config: EncoderConfig | AbsoluteConfig) -> Encoder | AbsoluteEncoder:
+    """The encoder that a configuration describes, its parameters not yet filled."""
+    return Encoder(config) if isinstance(config, EncoderConfig) else AbsoluteEncoder(config)
+
+
+def vjepa2_encoder(config: EncoderConfig | AbsoluteConfig) -> Layout:
+    """V-JEPA 2's encoder, without the prefixes ``module.`` and ``backbone.``; V-JEPA 1's where positions are
+    a table."""
+    tensors = _tensors_of(config)
+    reshaped = {"patch_embed.weight": _conv_shape(config)}
+    if "positions" in tensors:
+        reshaped["positions"] = (1, *tensors["positions"].shape)
+    return _layout(tensors, _VJEPA2_ENCODER, "", reshaped)
 
 
 def hf_encoder(config: EncoderConfig) -> Layout:
@@ -115,11 +127,11 @@ def _names(name: str, words: Words, prefix: str) -> list[str]:
     return [prefix + theirs.removeprefix(".") for theirs in names]
 
 
-def _tensors_of(config: EncoderConfig) -> dict[str, Tensor]:
+def _tensors_of(config: EncoderConfig | AbsoluteConfig) -> dict[str, Tensor]:
     with torch.device("meta"):
-        return Encoder(config).state_dict()
+        return new_encoder(config).state_dict()
 
 
-def _conv_shape(config: EncoderConfig) -> Shape:
+def _conv_shape(config: EncoderConfig | AbsoluteConfig) -> Shape:
     """Of V-JEPA 2's Conv3d, whose weight, flattened, is our patch embedding's."""
     return (config.width, 3, config.tubelet_size, config.patch_size, config.patch_size)

@@ -147,15 +147,15 @@ def _keep(
     """Indices of the chosen tokens, each row cut to the smallest row's count."""
     count = int(chosen.sum(1).min())
     if config.truncate == "first":
-        kept = (
+        idx = (
             np.flatnonzero(chosen & (chosen.cumsum(1) <= count)).reshape(len(chosen), count) % chosen.shape[1]
         )
     else:
         rows = zip(chosen, keys, strict=True)
-        kept = np.stack(
+        idx = np.stack(
             [_random_subset(np.flatnonzero(row), count, seed, f"{key} {name}") for row, key in rows]
         )
-    return torch.from_numpy(kept)
+    return torch.from_numpy(idx)
 
 
 def _random_subset(idx: Int[np.ndarray, " n"], count: int, seed: int, key: str) -> Int[np.ndarray, " k"]:

@@ -20,15 +20,17 @@ def rope_table(
     Each of the axes time, height, width owns ``2 * (head_width // 3 // 2)`` channels in that order; what is
     left is not rotated. Channel m of an axis of width a turns with frequency ``10000 ** (-i / (a / 2))``,
     where i is ``m // 2`` for ``interleaved``, and ``m % (a / 2)`` for ``vjepa2_tiled``: there the two
-    channels of a pair turn at different speeds, which V-JEPA 2's checkpoints expect.
+    channels of a pair turn at different speeds, which V-JEPA 2's checkpoints expect. ``vjepa2_1`` is
+    ``interleaved`` with the rows and columns of any grid spread over those of 16 x 16.
     """
     axis_width = 2 * (head_width // 3 // 2)
     channel = torch.arange(axis_width, device=device)
-    frequency_idx = channel // 2 if style == "interleaved" else channel % (axis_width // 2)
+    frequency_idx = channel % (axis_width // 2) if style == "vjepa2_tiled" else channel // 2
     frequency = 10_000.0 ** (-frequency_idx.float() / (axis_width / 2))
-    axes = torch.meshgrid(
-        *(torch.arange(size, device=device, dtype=torch.float32) for size in grid), indexing="ij"
-    )
+    positions = [torch.arange(size, device=device, dtype=torch.float32) for size in grid]
+    if style == "vjepa2_1":
+        positions[1:] = [position * 15 / max(1, len(position) - 1) for position in positions[1:]]
+    axes = torch.meshgrid(*positions, indexing="ij")
     angle = rearrange(
         [axis[..., None] * frequency for axis in axes], "thw_axis t h w a -> (t h w) (thw_axis a)"
     )

@@ -1,21 +1,18 @@
-"""VideoMAE's encoder, from a Hugging Face directory."""
+"""VideoMAE's encoder from a Hugging Face directory."""
 
 import functools
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
-from salt_distill.common.config import ViewConfig
-from salt_distill.common.model.foreign import hf_processor, hf_tensors, validated
-from salt_distill.common.model.frozen import FrozenEncoder, VideoMaeConfig
-from salt_distill.common.model.grid import cubes
+from salt_distill.common.config import MAX_DEPTH, ViewConfig
+from salt_distill.common.model.absolute import AbsoluteEncoder
+from salt_distill.common.model.frozen import AbsoluteConfig, FrozenEncoder
+from salt_distill.common.model.hugging_face import hf_processor, hf_tensors, validated
 from salt_distill.common.model.layouts import Layout, require_fit, shapes_of, to_ours
-from salt_distill.common.model.vit import Block, Norm, Stack
 
 _WORDS = {
     "patch_embed": "embeddings.patch_embeddings.projection", "blocks": "encoder.layer",
@@ -29,7 +26,7 @@ _OTHERS = ("decoder.", "encoder_to_decoder.", "mask_token", "fc_norm.", "classif
 """Tensors of a pre-training or classification model that are none of the encoder's."""
 
 
-class _HfConfig(BaseModel):
+class VideoMaeDirectoryConfig(BaseModel):
     """``config.json`` of a VideoMAE model, with the format's own defaults; only what an encoder depends
     on."""
 
@@ -42,7 +39,7 @@ class _HfConfig(BaseModel):
     num_frames: int = 16
     tubelet_size: int = 2
     hidden_size: int = 768
-    num_hidden_layers: int = 12
+    num_hidden_layers: int = Field(default=12, le=MAX_DEPTH)
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     hidden_act: Literal["gelu"] = "gelu"
@@ -52,94 +49,51 @@ class _HfConfig(BaseModel):
     """A fine-tuned classifier, whose norm comes after the mean over tokens: the encoder has none."""
 
 
-class VideoMaeEncoder(nn.Module):
-    """Normalised clips to tokens."""
-
-    positions: Tensor
-    unturned: Tensor
-    """A rotation by no angle: its blocks are ours."""
-
-    def __init__(self, config: VideoMaeConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.patch_embed = nn.Linear(3 * config.tubelet_size * config.patch_size**2, config.width)
-        self.register_buffer("positions", sine_table(config.num_tokens, config.width), persistent=False)
-        self.register_buffer("unturned", torch.tensor([1.0, 0.0]).view(2, 1, 1, 1, 1), persistent=False)
-        self.blocks = Stack(
-            Block(config.width, config.num_heads, config.mlp_width, config.block_eps)
-            for _ in range(config.depth)
-        )
-        self.norm: nn.Module = (
-            nn.Identity() if config.norm_eps is None else Norm(config.width, eps=config.norm_eps)
-        )
-
-    def forward(self, clip: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b n d"]:
-        """Tokens of the whole clip, time-major. Raises ValueError for a clip of another size than its own."""
-        pixels = cubes(clip, None, patch_size=self.config.patch_size, tubelet_size=self.config.tubelet_size)
-        if pixels.shape[1] != self.config.num_tokens:
-            raise ValueError(
-                f"got clips of {pixels.shape[1]} tokens for a VideoMAE encoder, expected"
-                f" {self.config.num_tokens}, whose positions it was trained with: leave --num-frames and"
-                " --crop-size as the checkpoint says"
-            )
-        rope = self.unturned.expand(
-            -1, 1, 1, self.config.num_tokens, self.config.width // self.config.num_heads
-        )
-        return self.norm(self.blocks(self.patch_embed(pixels.flatten(2)) + self.positions, rope).float())
-
-
-def sine_table(num_tokens: int, width: int) -> Float[Tensor, "n d"]:
-    """Sines in the even channels and cosines in the odd ones, of a token's number over 10000 ** (2 (channel
-    // 2) / width)."""
-    angle = np.arange(num_tokens)[:, None] / 10_000 ** (2 * (np.arange(width) // 2) / width)
-    return torch.from_numpy(np.where(np.arange(width) % 2, np.cos(angle), np.sin(angle))).float()
-
-
 def open_videomae(directory: Path) -> FrozenEncoder:
     """The encoder of a VideoMAE directory, with a decoder or a classifier beside it or without."""
-    found = validated(_HfConfig, directory / "config.json")
-    config = VideoMaeConfig(
-        width=found.hidden_size,
-        depth=found.num_hidden_layers,
-        num_heads=found.num_attention_heads,
-        mlp_width=found.intermediate_size,
-        patch_size=found.patch_size,
-        tubelet_size=found.tubelet_size,
-        num_tokens=found.num_frames // found.tubelet_size * (found.image_size // found.patch_size) ** 2,
-        block_eps=found.layer_norm_eps,
-        norm_eps=None if found.use_mean_pooling else found.layer_norm_eps,
+    theirs = validated(VideoMaeDirectoryConfig, directory / "config.json")
+    config = AbsoluteConfig(
+        width=theirs.hidden_size,
+        depth=theirs.num_hidden_layers,
+        num_heads=theirs.num_attention_heads,
+        mlp_width=theirs.intermediate_size,
+        patch_size=theirs.patch_size,
+        tubelet_size=theirs.tubelet_size,
+        num_tokens=theirs.num_frames // theirs.tubelet_size * (theirs.image_size // theirs.patch_size) ** 2,
+        block_eps=theirs.layer_norm_eps,
+        norm_eps=None if theirs.use_mean_pooling else theirs.layer_norm_eps,
     )
     processor = hf_processor(directory)
     return FrozenEncoder(
         name=directory.resolve().name,
         config=config,
-        view=ViewConfig(num_frames=found.num_frames, crop_size=found.image_size),
+        view=ViewConfig(num_frames=theirs.num_frames, crop_size=theirs.image_size),
         mean=processor.image_mean,
         std=processor.image_std,
         load=functools.partial(_load, directory, config),
     )
 
 
-def _load(directory: Path, config: VideoMaeConfig) -> VideoMaeEncoder:
-    found: dict[str, Tensor] = {}
+def _load(directory: Path, config: AbsoluteConfig) -> AbsoluteEncoder:
+    tensors: dict[str, Tensor] = {}
     for name, tensor in hf_tensors(directory, "videomae.", others=_OTHERS).items():
         if name.endswith(("q_bias", "v_bias")):  # as the released files call them
             name = name.replace("q_bias", "query.bias").replace("v_bias", "value.bias")
-        found[name] = tensor
+        tensors[name] = tensor
         if name.endswith("query.bias"):
-            found[name.replace("query", "key")] = torch.zeros_like(tensor)  # VideoMAE has none
-    encoder = VideoMaeEncoder(config)
+            tensors[name.replace("query", "key")] = torch.zeros_like(tensor)  # VideoMAE has none
+    encoder = AbsoluteEncoder(config)
     layout = _layout(encoder)
     require_fit(
-        {name: tensor.shape for name, tensor in found.items()},
+        {name: tensor.shape for name, tensor in tensors.items()},
         shapes_of(layout),
         f"{directory} does not fit its config.json",
     )
-    encoder.load_state_dict(to_ours(found, layout, encoder.state_dict()))
+    encoder.load_state_dict(to_ours(tensors, layout, encoder.state_dict()))
     return encoder.eval()
 
 
-def _layout(encoder: VideoMaeEncoder) -> Layout:
+def _layout(encoder: AbsoluteEncoder) -> Layout:
     """Of each of our tensors theirs."""
     sizes = encoder.config
     reshaped = {

@@ -3,16 +3,9 @@
 from salt_distill.common.command import command_app, run_app
 from salt_distill.common.config import PlanConfig
 
-
-def _plan(config: PlanConfig) -> None:
-    from salt_distill.common.plan.show import run
-
-    run(config)
-
-
 app = command_app(
     PlanConfig,
-    _plan,
+    "salt_distill.common.plan.show:run",
     help=(
         "Serve a frozen teacher, cache its targets, or let each student compute them: what each takes in"
         " time, bytes and money, and what binds it.\n\nExample: `salt-plan --student vit-l,runs=4,gpus=8"

@@ -1,1 +1,1 @@
-"""."""
+"""Teacher targets as bytes: dtypes, requests, files of a cache."""

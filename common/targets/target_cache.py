@@ -1,6 +1,7 @@
 """A whole target cache to read from: the clips that its files hold, found by their digests."""
 
 import logging
+import resource
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from salt_distill.common.targets.codec import CorruptTargetError, EncodedTarget
 from salt_distill.common.targets.manifest import REPAIR, Manifest
 
 logger = logging.getLogger(__name__)
+
+_OTHER_FILES = 1000
+"""Files and sockets that a process may have open beside those of a cache."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class TargetCache:
     def load(self, manifest: Manifest) -> None:
         """Takes up the files that a manifest lists now."""
         self.spec, self.skipped = manifest.spec, manifest.skipped
+        _allow_open_files(len(manifest.files))
         files = dict[str, _OpenFile]()
         for name, listing in manifest.files.items():
             try:
@@ -126,3 +131,12 @@ class TargetCache:
         if len(file) != num_rows:
             raise CorruptTargetError(f"{path}: got {len(file)} targets, expected {num_rows}: {REPAIR}")
         return _OpenFile(file, file.digests())
+
+
+def _allow_open_files(number: int) -> None:
+    """Lets this process have so many files of a cache open beside its others, as far as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = number + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
+from pydantic import TypeAdapter
 from typing_extensions import Buffer
 
 from salt_distill.common.config import TargetDtype
@@ -21,7 +21,9 @@ DIGEST_BYTES = 32
 Body = list[memoryview | bytearray]
 """A body in pieces, sent one after the other: clips and targets stay where they are."""
 _PIECE_BYTES = 1 << 16
-"""Least size of a cell that is worth a piece of its own."""
+"""In a request: least size of a cell that is worth a piece of its own."""
+_TARGET_PIECE_BYTES = 1 << 10
+"""In an answer: thousands of rows of one small target are views of it."""
 
 _CLIP_DIGEST = pa.field("clip_digest", pa.binary(DIGEST_BYTES), nullable=False)
 _CLIP = pa.field("clip", pa.large_binary())
@@ -71,12 +73,17 @@ class ResponseHeader:
     target_dtype: TargetDtype
     fingerprint: str
     """The teacher's."""
-    compute: dict[str, Any]
+    compute: dict[str, str | int | bool]
     """How the teacher ran."""
     shape: tuple[int, int]
     """(n, d) of a whole target; a row with ``token_idx`` has as many tokens as it asked for."""
     leased: tuple[int, ...] = ()
     """Rows whose ``need_clip`` means: the clip is on its way already, ask again without bytes."""
+
+
+# Not json.loads, which deep JSON ends with a RecursionError; these raise ValueError.
+_COMPUTE = TypeAdapter(dict[str, str | int | bool])
+_SHAPE, _LEASED = TypeAdapter(tuple[int, int]), TypeAdapter(tuple[int, ...])
 
 
 def write_request(target_dtype: TargetDtype, rows: Sequence[RequestRow]) -> Body:
@@ -88,9 +95,9 @@ def write_request(target_dtype: TargetDtype, rows: Sequence[RequestRow]) -> Body
     return _write_stream(schema, (_request_columns(row, len(fields) == 3) for row in rows))
 
 
-def read_request(body: Buffer, *, max_rows: int | None = None) -> Request:
-    """A request body, parsed; clips stay where they are in it. Raises ValueError with got and expected,
-    TooManyRowsError."""
+def read_request(body: Buffer, *, max_rows: int | None = None, num_tokens: int | None = None) -> Request:
+    """A request body, parsed; clips stay where they are in it. ``num_tokens``: of the teacher's targets.
+    Raises ValueError with got and expected, TooManyRowsError."""
     schema, batches = _read_stream(body, _request_fields, max_rows)
     has_token_idx = "token_idx" in schema.names
     metadata = _metadata(schema, required=("protocol", "target_dtype"))
@@ -102,7 +109,11 @@ def read_request(body: Buffer, *, max_rows: int | None = None) -> Request:
             zip(batch.column("clip_digest"), token_lists, strict=True)
         ):
             clip = cell(batch.column("clip"), row_idx)
-            rows.append(RequestRow(clip_digest=_digest(digest), clip=clip, token_idx=_token_idx(token_idx)))
+            rows.append(
+                RequestRow(
+                    clip_digest=_digest(digest), clip=clip, token_idx=_token_idx(token_idx, num_tokens)
+                )
+            )
     if not rows:
         raise ValueError("got a request without rows, expected at least one clip_digest")
     return Request(target_dtype=dtype, rows=rows)
@@ -119,7 +130,9 @@ def write_response(header: ResponseHeader, rows: Sequence[ResponseRow]) -> Body:
         "salt.leased": json.dumps(header.leased),
     }
     return _write_stream(
-        pa.schema(_RESPONSE_FIELDS, metadata=metadata), (_response_columns(row) for row in rows)
+        pa.schema(_RESPONSE_FIELDS, metadata=metadata),
+        (_response_columns(row) for row in rows),
+        piece_bytes=_TARGET_PIECE_BYTES,
     )
 
 
@@ -130,13 +143,12 @@ def read_response(body: Buffer) -> tuple[ResponseHeader, list[ResponseRow]]:
     metadata = _metadata(
         schema, required=("protocol", "target_dtype", "fingerprint", "compute", "shape", "leased")
     )
-    num_tokens, width = json.loads(metadata["shape"])
     header = ResponseHeader(
         target_dtype=_target_dtype(metadata),
         fingerprint=metadata["fingerprint"],
-        compute=json.loads(metadata["compute"]),
-        shape=(int(num_tokens), int(width)),
-        leased=tuple(json.loads(metadata["leased"])),
+        compute=_COMPUTE.validate_json(metadata["compute"]),
+        shape=_SHAPE.validate_json(metadata["shape"]),
+        leased=_LEASED.validate_json(metadata["leased"]),
     )
     rows = [_response_row(batch, row_idx) for batch in batches for row_idx in range(len(batch))]
     return header, rows
@@ -179,9 +191,11 @@ def _response_row(batch: pa.RecordBatch, row_idx: int) -> ResponseRow:
     return ResponseRow(clip_digest=_digest(digest), status=name, encoded=encoded)
 
 
-def _write_stream(schema: pa.Schema, rows: Iterable[list[pa.Array]]) -> Body:
+def _write_stream(
+    schema: pa.Schema, rows: Iterable[list[pa.Array]], *, piece_bytes: int = _PIECE_BYTES
+) -> Body:
     """One record batch a row, so that a megabyte cell is copied into no column."""
-    sink = _Pieces()
+    sink = _Pieces(piece_bytes)
     with pa.ipc.new_stream(sink, schema) as writer:
         for columns in rows:
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
@@ -194,12 +208,13 @@ class _Pieces:
 
     closed = False
 
-    def __init__(self) -> None:
+    def __init__(self, piece_bytes: int) -> None:
         self.body: Body = []
+        self._piece_bytes = piece_bytes
 
     def write(self, data: Buffer) -> None:
         view = memoryview(data).cast("B")
-        if len(view) >= _PIECE_BYTES:
+        if len(view) >= self._piece_bytes:
             self.body.append(view)
         elif self.body and isinstance(self.body[-1], bytearray):
             self.body[-1] += view
@@ -277,7 +292,7 @@ def _digest(scalar: pa.Scalar) -> bytes:
     return scalar.as_py()
 
 
-def _token_idx(scalar: pa.Scalar | None) -> np.ndarray | None:
+def _token_idx(scalar: pa.Scalar | None, num_tokens: int | None) -> np.ndarray | None:
     if scalar is None or not scalar.is_valid:
         return None
     values = scalar.values
@@ -286,7 +301,13 @@ def _token_idx(scalar: pa.Scalar | None) -> np.ndarray | None:
             "got a token_idx that is empty or holds nulls, expected at least one token, or null for all of"
             " them"
         )
+    if num_tokens is not None and len(values) > num_tokens:  # before a copy of it is made
+        raise ValueError(f"got {len(values)} token_idx, expected at most the teacher's {num_tokens}")
     token_idx = values.to_numpy().astype(np.int64)
+    if num_tokens is not None and token_idx[-1] >= num_tokens:
+        raise ValueError(
+            f"got token_idx up to {token_idx[-1]}, expected less than the teacher's {num_tokens}"
+        )
     if (np.diff(token_idx) <= 0).any():
         raise ValueError(f"got token_idx {token_idx[:8].tolist()}..., expected strictly ascending tokens")
     return token_idx

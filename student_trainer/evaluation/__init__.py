@@ -1,1 +1,1 @@
-"""."""
+"""What a trained encoder is worth: everything behind ``salt-eval``."""

@@ -1,80 +1,28 @@
 """`salt-eval`: what a trained encoder is worth."""
 
-from salt_distill.common.command import add_command, console, new_app, run_app
+from salt_distill.common.command import add_command, new_app, run_app
 from salt_distill.common.config import (
     PROTOCOLS,
+    EmbedConfig,
     ExportConfig,
     FidelityConfig,
     FlopsConfig,
     PhysicsConfig,
     PicturesConfig,
+    PredictConfig,
     ProbeConfig,
     RankConfig,
     ReportConfig,
     SelectConfig,
+    SimilarConfig,
 )
-
-
-def _probe(config: ProbeConfig) -> None:
-    from salt_distill.student_trainer.evaluation.probe.run import run
-
-    run(config)
-
-
-def _physics(config: PhysicsConfig) -> None:
-    from salt_distill.student_trainer.evaluation.physics.run import run
-
-    run(config)
-
-
-def _rank(config: RankConfig) -> None:
-    from salt_distill.student_trainer.evaluation.rank import run
-
-    run(config)
-
-
-def _select(config: SelectConfig) -> None:
-    from salt_distill.student_trainer.evaluation.select import run
-
-    run(config)
-
-
-def _report(config: ReportConfig) -> None:
-    from salt_distill.student_trainer.evaluation.report.build import run
-
-    run(config)
-
-
-def _pictures(config: PicturesConfig) -> None:
-    from salt_distill.student_trainer.evaluation.gallery import run
-
-    run(config)
-
-
-def _flops(config: FlopsConfig) -> None:
-    from salt_distill.student_trainer.evaluation.flops_table import run
-
-    run(config)
-
-
-def _fidelity(config: FidelityConfig) -> None:
-    from salt_distill.student_trainer.evaluation.fidelity.page import run
-
-    run(config)
-
-
-def _export(config: ExportConfig) -> None:
-    from salt_distill.common.model.export import export
-
-    export(config, console)
-
 
 app = new_app("Judges trained encoders, reports on runs, and accounts for the method.")
 add_command(
     app,
     "probe",
     ProbeConfig,
-    _probe,
+    "salt_distill.student_trainer.evaluation.probe.run:run",
     presets=PROTOCOLS,
     help=(
         "Accuracy of frozen encoders on every label of a data set, by an attentive probe; in this process, or"
@@ -84,9 +32,42 @@ add_command(
 )
 add_command(
     app,
+    "predict",
+    PredictConfig,
+    "salt_distill.student_trainer.evaluation.probe.predict:run",
+    positional=("videos",),
+    help=(
+        "What a kept probe says of videos: class and probability, of each view and of all.\n\nExample:"
+        " `salt-eval predict --probe probe.safetensors VIDEOS --out predictions.csv`"
+    ),
+)
+add_command(
+    app,
+    "embed",
+    EmbedConfig,
+    "salt_distill.student_trainer.evaluation.embed.run:run",
+    positional=("videos",),
+    help=(
+        "Features of a folder of videos, without packing or labels: a row for each video or each window of"
+        " it.\n\nExample: `salt-eval embed --ckpt runs/student-a VIDEOS --window 2 --out features.parquet`"
+    ),
+)
+add_command(
+    app,
+    "similar",
+    SimilarConfig,
+    "salt_distill.student_trainer.evaluation.embed.similar:run",
+    positional=("features",),
+    help=(
+        "The clips nearest to one of them, from the file of `salt-eval embed`.\n\nExample: `salt-eval similar"
+        " features.parquet --query cat.mp4 --out similar.csv`"
+    ),
+)
+add_command(
+    app,
     "physics",
     PhysicsConfig,
-    _physics,
+    "salt_distill.student_trainer.evaluation.physics.run:run",
     help=(
         "How often a student is more surprised by the impossible video of a pair: IntPhys, GRASP,"
         " InfLevel.\n\nExample: `salt-eval physics --ckpt runs/student-a --teacher runs/teacher --data scenes"
@@ -97,7 +78,7 @@ add_command(
     app,
     "rank",
     RankConfig,
-    _rank,
+    "salt_distill.student_trainer.evaluation.rank:run",
     help=(
         "RankMe and k-NN accuracy of frozen encoders, without training anything.\n\n"
         "Example: `salt-eval rank --ckpt runs/teacher --ckpt runs/student-a --data shards --out rank.json`"
@@ -107,7 +88,7 @@ add_command(
     app,
     "select",
     SelectConfig,
-    _select,
+    "salt_distill.student_trainer.evaluation.select:run",
     positional=("run_dirs",),
     help=(
         "The loss of every checkpoint on held-out clips against probe accuracy, and the accuracy that it"
@@ -119,7 +100,7 @@ add_command(
     app,
     "export",
     ExportConfig,
-    _export,
+    "salt_distill.student_trainer.evaluation.probe.classifier_export:run",
     help=(
         "Write a checkpoint as a Hugging Face VJEPA2 directory, or as a V-JEPA 2 file.\n\n"
         "Example: `salt-eval export --ckpt runs/student-a --format hf --out student-a-hf`"
@@ -129,7 +110,7 @@ add_command(
     app,
     "report",
     ReportConfig,
-    _report,
+    "salt_distill.student_trainer.evaluation.report.build:run",
     positional=("run_dirs",),
     help=(
         "One self-contained HTML page about a set of runs: curves, probes, predicted accuracies, sharing,"
@@ -140,7 +121,7 @@ add_command(
     app,
     "pictures",
     PicturesConfig,
-    _pictures,
+    "salt_distill.student_trainer.evaluation.gallery:run",
     help=(
         "What encoders make of clips, a picture and a short video of each: principal components over time,"
         " masks, what stage 1 paints, and where a student's predictions agree with its teacher.\n\nExample:"
@@ -152,7 +133,7 @@ add_command(
     app,
     "flops",
     FlopsConfig,
-    _flops,
+    "salt_distill.student_trainer.evaluation.flops_table:run",
     default_preset="vit-l",
     help=(
         "The compute of a run and of its teacher's training: the paper's 6ND, and every matrix product at the"
@@ -164,7 +145,7 @@ add_command(
     app,
     "fidelity",
     FidelityConfig,
-    _fidelity,
+    "salt_distill.student_trainer.evaluation.fidelity.page:run",
     help=(
         "Every number that the paper and the reference code give about the method beside ours: writes"
         " docs/fidelity.md."

@@ -19,10 +19,10 @@ from salt_distill.student_trainer.vpixel import pixel_width
 def run(config: FlopsConfig) -> None:
     """Prints a table, or JSON."""
     if config.paper:
-        _print_paper(config.format)
+        _print_paper(as_json=config.json_)
         return
     chain = runs_of(config)
-    if config.format == "json":
+    if config.json_:
         totals = {name: sum(getattr(run, name).total for run in chain) for name in ("six_n_d", "exact")}
         print(json.dumps({"runs": [run.to_json() for run in chain], "total": totals}, indent=2))
     else:
@@ -119,8 +119,8 @@ def _print(chain: Sequence[RunFlops]) -> None:
         console.print(sentence, highlight=False, soft_wrap=True)
 
 
-def _print_paper(format: str) -> None:
-    if format == "json":
+def _print_paper(*, as_json: bool) -> None:
+    if as_json:
         cells = [
             {
                 "cell": f"{oracle.source}: {oracle.name}",

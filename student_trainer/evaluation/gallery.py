@@ -13,8 +13,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
-from salt_distill.common.command import console
 from salt_distill.common.config import FrozenConfig, PicturesConfig
+from salt_distill.common.console import console
 from salt_distill.common.data.encode import encode_mp4
 from salt_distill.common.model.checkpoint import open_encoder, read_config
 from salt_distill.common.pictures import GAP, png_bytes, strip

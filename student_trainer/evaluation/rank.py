@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from salt_distill.common.command import console
 from salt_distill.common.config import ComputeDtype, LoaderConfig, RankConfig
+from salt_distill.common.console import console
 from salt_distill.common.data.reader import Reader
 from salt_distill.common.data.sample import Sample
 from salt_distill.common.data.segments import SegmentCut

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from salt_distill.common.command import console
 from salt_distill.common.config import FrozenConfig, SelectConfig, TeacherComputeConfig
+from salt_distill.common.console import console
 from salt_distill.common.data.shards import open_dataset
 from salt_distill.common.model.checkpoint import CheckpointConfig, find_checkpoint, open_encoder, read_config
 from salt_distill.common.model.teacher import Teacher, fingerprint
@@ -44,7 +44,9 @@ def run(config: SelectConfig) -> None:
     _require_comparable(config, runs, configs, list(teachers))
     probe = None if config.probe is None else ProbeResults.read(Path(config.probe))
     label = None if probe is None else _label(config, probe)
-    measured = _student_losses if config.by == "student-loss" else _of_teachers
+    measured = {"student-loss": _student_losses, "student-rankme": _student_ranks}.get(
+        config.by, _of_teachers
+    )
     results = SelectResults.of(
         [
             _checkpoint(run, checkpoint, x, probe, label)
@@ -123,7 +125,7 @@ def _require_comparable(
                 f"got {run.path}, whose teacher is {(configs[run.name].teacher_fingerprint or 'none')[:12]},"
                 f" expected one of those given as --teacher: {', '.join(name[:12] for name in fingerprints)}"
             )
-    if config.by != "student-loss":
+    if config.by not in ("student-loss", "student-rankme"):
         return
     targets = {configs[run.name].teacher_fingerprint for run in runs}
     if len(targets) > 1:
@@ -152,7 +154,7 @@ def _student_losses(
 ) -> Measurements:
     """Of every checkpoint."""
     student = configs[runs[0].name]
-    _, clips = first_clips(config.data, config.split, student.view, config.loader, config.max_clips)
+    _, clips = first_clips(config.data, config.split, student.view, config.loader, config.num_clips)
     _, teacher = teachers[student.teacher_fingerprint or ""]
     targets = targets_of(teacher, clips, config.batch_size)
     todo = [(run, path) for run in runs for path in checkpoints(run)]
@@ -177,11 +179,25 @@ def _of_teachers(
         yield run, find_checkpoint(run.path), worth[path]
 
 
-def _rank_of(config: SelectConfig, teacher: str) -> float:
+def _student_ranks(
+    config: SelectConfig,
+    runs: Sequence[FinishedRun],
+    configs: Mapping[str, CheckpointConfig],
+    teachers: Mapping[str, tuple[str, Teacher]],
+) -> Measurements:
+    """Of every checkpoint."""
+    todo = [(run, path) for run in runs for path in checkpoints(run)]
+    for run, path in track(
+        todo, description="RankMe", console=console, transient=True, disable=not console.is_terminal
+    ):
+        yield run, path, _rank_of(config, str(path))
+
+
+def _rank_of(config: SelectConfig, ckpt: str) -> float:
     samples = [sample for shard in open_dataset(config.data).samples(config.split) for sample in shard][
-        : config.max_clips
+        : config.num_clips
     ]
-    encoder = open_encoder(FrozenConfig(ckpt=teacher))
+    encoder = open_encoder(FrozenConfig(ckpt=ckpt))
     features = pooled(
         encoder, samples, data=config.data, loader=config.loader, batch_size=config.batch_size, dtype="auto"
     ).means
@@ -201,7 +217,7 @@ def _loss_of(config: SelectConfig, teacher: str) -> float:
             " teacher: it has a loss"
         )
     (of_teacher,), _ = find_runs([teacher], None)
-    _, clips = first_clips(config.data, config.split, read_config(path).view, config.loader, config.max_clips)
+    _, clips = first_clips(config.data, config.split, read_config(path).view, config.loader, config.num_clips)
     norm = of_teacher.settings.pixel_norm
     return vpixel_loss(find_checkpoint(path), clips, pixel_norm=norm, seed=config.seed, device=_device())
 

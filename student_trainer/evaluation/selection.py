@@ -10,9 +10,10 @@ import numpy as np
 
 from salt_distill.student_trainer.evaluation.records import Record
 
-Measure = Literal["student-loss", "teacher-loss", "rankme"]
+Measure = Literal["student-loss", "student-rankme", "teacher-loss", "rankme"]
 NAMES: dict[Measure, str] = {
     "student-loss": "held-out loss",
+    "student-rankme": "RankMe",
     "teacher-loss": "the teacher's held-out loss",
     "rankme": "the teacher's RankMe",
 }
@@ -26,11 +27,14 @@ WHAT_IT_SAYS: dict[Measure, str] = {
         "A frozen teacher's targets do not move, so the losses of its students may be compared with each"
         " other."
     ),
+    "student-rankme": (
+        "RankMe is of the student's own features, of students of one teacher (arXiv:2509.24317, Figure 10)."
+    ),
     "teacher-loss": _FROM_THE_TEACHER,
     "rankme": _FROM_THE_TEACHER,
 }
 """Why it may say something about accuracy, or not."""
-MORE_IS_BETTER = ("rankme",)
+MORE_IS_BETTER = ("rankme", "student-rankme")
 FEWEST = 3
 """Probed checkpoints, each at another place, that make a line with something left over."""
 

@@ -16,7 +16,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from salt_distill.common.config import StudentRun, SweepConfig, dump_yaml, load_yaml
-from salt_distill.common.local_ray import ray_to_join
+from salt_distill.common.console import console
+from salt_distill.common.local_ray import join, ray_to_join
 from salt_distill.student_trainer.job import ENVIRONMENT
 from salt_distill.student_trainer.resume import continued
 from salt_distill.student_trainer.sweep.file import runs_of
@@ -27,6 +28,7 @@ PLAIN_LINES = 10
 """Lines of a whole run where there is no terminal to draw on."""
 _STUDENT = [
     sys.executable,
+    "-P",
     "-c",
     "import sys; sys.argv[0] = 'salt-train'; from salt_distill.student_trainer.cli import main; main()",
     "student",
@@ -34,7 +36,7 @@ _STUDENT = [
 _TAIL_BYTES = 8192
 
 
-def run(config: SweepConfig, console: rich.console.Console) -> None:
+def run(config: SweepConfig, console: rich.console.Console = console) -> None:
     """Trains what is not done yet, then prints the table and writes ``summary.json``. Raises ValueError where
     a run failed."""
     runs, out = runs_of(config), Path(config.out)
@@ -75,7 +77,7 @@ def _train(
     with ray_to_join(config.address, environment=ENVIRONMENT) as ray_arguments:
         import ray
 
-        ray.init(**ray_arguments)
+        join(ray_arguments)
         room = ray.available_resources()
         address = ray.get_runtime_context().gcs_address
         ray.shutdown()

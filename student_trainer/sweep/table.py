@@ -15,7 +15,7 @@ from salt_distill.common.config import StudentRun
 from salt_distill.common.credentials import access_token
 from salt_distill.student_trainer.evaluation.report.sharing import Sharing, read_sharing
 from salt_distill.student_trainer.run_flops import scientific
-from salt_distill.student_trainer.targets.client import TeacherClient
+from salt_distill.student_trainer.targets.client import ServiceClient
 from salt_distill.student_trainer.targets.retry import TeacherUnavailableError
 
 _COUNTED = (
@@ -40,14 +40,14 @@ class SharedWork:
         self._client = None
         if config.teacher_url is not None:
             token = access_token(config.teacher_token_file)
-            self._client = TeacherClient(
+            self._client = ServiceClient(
                 config.teacher_url, config.client, "sweep", token=token, ca=config.teacher_ca
             )
         earlier = json.loads(summary.read_text())["sharing"] if summary.exists() else None
         self._earlier = {name: 0 if earlier is None else earlier[name] for name in _COUNTED}
 
     def __enter__(self) -> Self:
-        self._before = {} if self._client is None else self._client.teacher()["counters"]
+        self._before = {} if self._client is None else self._client.teacher().counters.model_dump()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,7 +59,7 @@ class SharedWork:
         if self._client is None:
             return None
         try:
-            facts = self._client.teacher()
+            facts = self._client.teacher().model_dump(mode="json")
         except TeacherUnavailableError:
             return None
         now, before = facts["counters"], self._before

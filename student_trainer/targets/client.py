@@ -1,32 +1,48 @@
-"""Requests to a teacher service: its routes, over kept-alive connections. By ``http.client``: it reads into
-our own buffers."""
+"""Requests to a teacher service: its routes, over kept-alive connections. By ``http.client``, since it reads
+targets into buffers that we already have, which the clients of the usual libraries cannot."""
 
+import functools
 import http.client
-import json
+import io
 import logging
+import re
 import secrets
 import socket
 import ssl
 import threading
 import time
 import urllib.parse
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import Buffer
+
 from salt_distill.common.config import ServiceClientConfig
 from salt_distill.common.credentials import authorization, trusted
 from salt_distill.common.model.teacher import TeacherSpec
-from salt_distill.common.protocol import ARROW_TYPE, RETRIED_STATUSES, Header, Route, Standing
+from salt_distill.common.protocol import (
+    ARROW_TYPE,
+    RETRIED_STATUSES,
+    ErrorBody,
+    Header,
+    HttpStatus,
+    Progress,
+    Route,
+    Standing,
+    TeacherFacts,
+)
 from salt_distill.common.targets import wire
 from salt_distill.student_trainer.targets.retry import Retries, RetryableError
 
-log = logging.getLogger("salt.client")
+log = logging.getLogger(__name__)
 
 _MAX_JSON_BYTES = 1 << 20
 """Largest answer that is no target, in bytes."""
-_READ_BYTES = 1 << 20
-"""Bytes from one look at the clock to the next while a body is read."""
+_READ_BYTES = 1 << 16
+"""Of the buffer that heads and small bodies are read through."""
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 class TeacherMismatchError(ValueError):
@@ -59,7 +75,7 @@ class ClientCounters:
     """Progress reports that the service did not take."""
 
 
-class TeacherClient:
+class ServiceClient:
     """One service's routes. Thread-safe: each thread has its own connection."""
 
     def __init__(
@@ -95,7 +111,7 @@ class TeacherClient:
         with self._lock:
             setattr(self.counters, name, getattr(self.counters, name) + amount)
 
-    def teacher(self) -> dict[str, Any]:
+    def teacher(self) -> TeacherFacts:
         """``GET /v1/teacher``."""
         return self.retries(self._facts)
 
@@ -109,7 +125,6 @@ class TeacherClient:
         """
         headers = {
             "Content-Type": ARROW_TYPE,
-            "Content-Length": str(sum(map(len, body))),
             Header.RUN: self._run,
             Header.TEACHER: fingerprint,
             Header.DEADLINE_MS: str(int(1000 * self._config.timeout_s)),
@@ -121,21 +136,25 @@ class TeacherClient:
         self.count("bytes_down", len(answer))
         return answer
 
-    def progress(self, values: dict[str, Any]) -> Standing | None:
+    def progress(self, report: Progress) -> Standing | None:
         """``POST /v1/runs/{id}/progress``, one try. None without a group, and where the board does not
         answer: that is counted, and stops no run."""
         try:
-            path = Route.PROGRESS.format(run=self._run)
-            answer = bytes(
-                self._send("POST", path, json.dumps(values).encode(), {"Content-Type": "application/json"})
+            answer = self._send(
+                "POST",
+                Route.PROGRESS.format(run=self._run),
+                report.model_dump_json(exclude_none=True).encode(),
+                {"Content-Type": "application/json"},
             )
-            if "group" not in values:
-                return None
-            return Standing.model_validate_json(answer)
-        except (RetryableError, ValueError, KeyError, TypeError) as error:
-            self.count("progress_failures")
-            log.warning("the teacher's board did not take a progress report: %s", error)
+            return None if report.group is None else Standing.model_validate_json(bytes(answer))
+        except (RetryableError, ValueError) as error:
+            self.progress_failed(error)
             return None
+
+    def progress_failed(self, reason: Exception) -> None:
+        """Counts a report that the service did not take, or could not."""
+        self.count("progress_failures")
+        log.warning("the teacher's board did not take a progress report: %s", reason)
 
     def probe(self) -> None:
         """One ``GET /readyz``: where the service is ready again, the circuit closes. See Note [circuit]."""
@@ -157,10 +176,10 @@ class TeacherClient:
                             socket.SHUT_RDWR
                         )  # closing alone does not wake who reads from it
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> TeacherFacts:
         content = bytes(self._send("GET", Route.TEACHER))
         try:
-            return json.loads(content)
+            return TeacherFacts.model_validate_json(content)
         except ValueError as error:
             raise RetryableError(f"a damaged answer: {error}") from error
 
@@ -180,10 +199,20 @@ class TeacherClient:
             Header.RETRY: str(self.retries.tried),
             **(headers or {}),
         }
+        deadline_s = time.monotonic() + self._config.timeout_s
+        vars(connection)["response_class"] = functools.partial(_TimedResponse, deadline_s=deadline_s)
+        pieces = [body] if isinstance(body, bytes) else body
+        if pieces is not None:
+            sent["Content-Length"] = str(sum(map(len, pieces)))
         try:
-            connection.request(method, self._path + path, body=body, headers=sent)
+            connection.request(
+                method,
+                self._path + path,
+                body=None if pieces is None else _in_time(pieces, connection, deadline_s),
+                headers=sent,
+            )
             response = connection.getresponse()
-            content = _read(response, buffer[:max_bytes], time.monotonic() + self._config.timeout_s)
+            content = _read(response, buffer[:max_bytes])
         except ssl.SSLCertVerificationError as error:
             raise ValueError(
                 f"{self.url} shows no certificate that is trusted: {error.verify_message}: give --teacher-ca"
@@ -225,19 +254,71 @@ class TeacherClient:
         return buffer
 
 
-def _read(response: http.client.HTTPResponse, into: memoryview, deadline_s: float) -> memoryview:
+class _TimedResponse(http.client.HTTPResponse):
+    """A response that ends at a time, however slowly its bytes come: a socket's own time-out begins anew with
+    each of them."""
+
+    def __init__(self, sock: socket.socket, *, deadline_s: float, **named: Any) -> None:
+        super().__init__(sock, **named)
+        self.fp.close()
+        self.fp = io.BufferedReader(_TimedReader(sock, deadline_s), _READ_BYTES)
+
+
+class _TimedReader(io.RawIOBase):
+    """What a socket receives until a time."""
+
+    def __init__(self, sock: socket.socket, deadline_s: float) -> None:
+        self._sock, self._deadline_s = sock, deadline_s
+        self._file = sock.makefile("rb", buffering=0)  # keeps the socket while the response is read
+        self._num_bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Raises TimeoutError past the time."""
+        try:
+            self._sock.settimeout(_left_s(self._deadline_s))
+            num_bytes = self._file.readinto(buffer)
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"got {self._num_bytes} bytes in the time for a whole answer, client.timeout_s"
+            ) from error
+        self._num_bytes += num_bytes or 0
+        return num_bytes
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _in_time(
+    pieces: wire.Body | list[bytes], connection: http.client.HTTPConnection, deadline_s: float
+) -> Iterator[Buffer]:
+    """The pieces of a body, each to be taken before the time ends."""
+    for piece in pieces:
+        if connection.sock is not None:
+            connection.sock.settimeout(_left_s(deadline_s))
+        yield piece
+
+
+def _left_s(deadline_s: float) -> float:
+    """Seconds until a time. Raises TimeoutError past it."""
+    left_s = deadline_s - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError("the time for a whole answer, client.timeout_s, is over")
+    return left_s
+
+
+def _read(response: http.client.HTTPResponse, into: memoryview) -> memoryview:
     """The body, in the first bytes of ``into``. Raises HTTPException where it is longer, or shorter than
-    announced; TimeoutError past the deadline."""
+    announced."""
     length = response.length  # None for a chunked body: from a proxy
     if length is not None and length > len(into):
         raise http.client.HTTPException(f"got a body of {length} bytes, expected at most {len(into)}")
     done = 0
-    while got := response.readinto(
-        into[done : min(done + _READ_BYTES, len(into) if length is None else length)]
-    ):
+    while got := response.readinto(into[done : len(into) if length is None else length]):
         done += got
-        if time.monotonic() > deadline_s:
-            raise TimeoutError(f"got {done} bytes in the time for a whole answer, client.timeout_s")
     if length is not None and done < length:
         raise http.client.IncompleteRead(b"", length - done)
     if response.read(1):  # else the end of the message, after which the connection can be used again
@@ -249,18 +330,19 @@ def _read(response: http.client.HTTPResponse, into: memoryview, deadline_s: floa
 
 def _refusal(response: http.client.HTTPResponse, content: bytes, request_id: str) -> Exception:
     """What an error answer means."""
-    sentence = f"{_sentence(response.status, content)} (request {request_id})"
-    if response.status in RETRIED_STATUSES:
-        after = response.getheader("Retry-After", "0")
-        return RetryableError(sentence, float(after) if after.replace(".", "", 1).isdigit() else 0.0)
-    if response.status == 409:
+    try:
+        body = ErrorBody.model_validate_json(content)
+        said = f"{body.error}: got {body.got}, expected {body.expected} ({body.hint})"
+    except ValueError:  # not from the service: a proxy's page, also while the service starts
+        body, said = None, content[:200].decode(errors="replace")
+    sentence = f"{response.status} {said} (request {request_id})"
+    if response.status in RETRIED_STATUSES or (response.status == HttpStatus.NOT_FOUND and body is None):
+        return RetryableError(sentence, _retry_after_s(response.getheader("Retry-After", "")))
+    if response.status == HttpStatus.OTHER_TEACHER:
         return TeacherMismatchError(f"{sentence}. Fix --teacher-url or start a new run")
     return ValueError(f"the teacher refused a request: {sentence}")
 
 
-def _sentence(status: int, content: bytes) -> str:
-    try:
-        body = json.loads(content)
-        return f"{status} {body['error']}: got {body['got']}, expected {body['expected']} ({body['hint']})"
-    except (ValueError, KeyError, TypeError):  # not from the service: a proxy's page
-        return f"{status}: {content[:200].decode(errors='replace')}"
+def _retry_after_s(header: str) -> float:
+    """Seconds; 0 where it says none, or a date."""
+    return float(header) if _SECONDS.fullmatch(header) else 0.0

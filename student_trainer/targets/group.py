@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from salt_distill.common.metrics_line import MetricsLine
-from salt_distill.common.protocol import RunState
-from salt_distill.student_trainer.targets.client import TeacherClient
+from salt_distill.common.protocol import Progress, RunState
+from salt_distill.student_trainer.targets.client import ServiceClient
 
-log = logging.getLogger("salt.client")
+log = logging.getLogger(__name__)
 
 _REPORTED = RunState.model_fields.keys() & MetricsLine.model_fields.keys()
 """What the service's board shows of a line of metrics."""
@@ -23,9 +23,9 @@ _CONFIG_EVERY_S = 60.0
 learns of it."""
 
 
-class Board:
-    """The board of a teacher service, as one run sees it. A board that does not answer stops no run, and
-    holds none back.
+class GroupMember:
+    """One rank of a run on the board of a teacher service, and in its group. A board that does not answer
+    stops no run, and holds none back.
 
     Note [groups]: targets are shared while runs stay within the service's memory of each other. A run in a
     group posts the first slot whose target it still lacks: from there on it needs what others have computed.
@@ -35,14 +35,14 @@ class Board:
     """
 
     def __init__(
-        self, client: TeacherClient, group: str | None, rank: int, config: dict[str, Any] | None = None
+        self, client: ServiceClient, group: str | None, rank: int, config: dict[str, Any] | None = None
     ) -> None:
         """``config``: what the board shows of the run's configuration."""
         self._client, self._group, self._rank, self._config = client, group, rank, config
         self._config_s = -math.inf
         self._posts = ThreadPoolExecutor(1, thread_name_prefix="progress")
         self._lock = threading.Lock()
-        self._line: dict[str, Any] = {"step": 0, "slot": 0}
+        self._state = RunState(step=0, slot=0)
         self._lacking: collections.Counter[int] = collections.Counter()
         self._asked_end = 0
         self._turn = threading.Lock()  # held through a wait, when the training goes on with what it has
@@ -51,9 +51,15 @@ class Board:
         self._skew_clips, self._wait_s = 0, 0.0
 
     def report(self, line: MetricsLine) -> None:
-        """Posts a line of metrics, in the background."""
+        """Posts a line of metrics, in the background; one that no board takes, as a diverged run's, is
+        counted."""
+        try:
+            state = RunState(**line.model_dump(include=set(_REPORTED)))
+        except ValueError as error:
+            self._client.progress_failed(error)
+            return
         with self._lock:
-            self._line = line.model_dump(include=set(_REPORTED))
+            self._state = state
         self._posts.submit(lambda: self._client.progress(self._to_post()))  # the newest, when its turn comes
 
     def lacks(self, slot: int) -> None:
@@ -88,22 +94,21 @@ class Board:
     def close(self) -> None:
         """Leaves the group, so that nobody waits for a run that has ended, and waits for the last reports."""
         if self._posted_s > 0:
-            self._posts.submit(
-                self._client.progress, {**self._line, "worker": self._rank}
-            )  # a report without the group
+            without_group = Progress(**self._state.model_dump(exclude={"worker"}), worker=self._rank)
+            self._posts.submit(self._client.progress, without_group)
         self._posts.shutdown(wait=True)
 
     def _post_until_free(self, end: int) -> None:
         since = None
         while not self._client.retries.is_closed:
-            values = self._to_post()
-            standing = self._client.progress(values)
+            report = self._to_post()
+            standing = self._client.progress(report)
             self._posted_s = time.monotonic()
             if standing is None:
                 break
-            slowest = values["slot"] if standing.slowest_slot is None else standing.slowest_slot
+            slowest = report.slot if standing.slowest_slot is None else standing.slowest_slot
             self._skew_clips, self._window_end = (
-                max(0, values["slot"] - slowest),
+                max(0, report.slot - slowest),
                 slowest + standing.window_clips,
             )
             if not standing.wait and (self._skew_clips == 0 or end <= self._window_end):
@@ -127,17 +132,13 @@ class Board:
             self._wait_s += waited_s
             log.warning("group %s: going on after %.1f s", self._group, waited_s)
 
-    def _to_post(self) -> dict[str, Any]:
+    def _to_post(self) -> Progress:
         with self._lock:
-            line = self._line
+            config = None
             if self._config is not None and time.monotonic() - self._config_s >= _CONFIG_EVERY_S:
-                self._config_s = time.monotonic()
-                line = {**line, "config": self._config}
+                self._config_s, config = time.monotonic(), self._config
+            values = self._state.model_dump(exclude={"slot", "group", "worker"})
             if self._group is None:
-                return line
-            return {
-                **line,
-                "slot": min(self._lacking, default=self._asked_end),
-                "group": self._group,
-                "worker": self._rank,
-            }
+                return Progress(**values, slot=self._state.slot, config=config)
+            slot = min(self._lacking, default=self._asked_end)
+            return Progress(**values, slot=slot, group=self._group, worker=self._rank, config=config)

@@ -52,7 +52,8 @@ class KeptTargets:
     def counters(self) -> dict[str, int]:
         """What it had, lacked, and could not keep."""
         with self._lock:
-            return dict(self._counters)
+            corrupt = self._counters["cache_corrupt"] + self._store.num_left_out
+            return {**self._counters, "cache_corrupt": corrupt}
 
     def close(self) -> None:
         """Writes what is not yet written."""

@@ -5,11 +5,14 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import NoReturn, TypeVar
+
+import tenacity
 
 T = TypeVar("T")
 
-log = logging.getLogger("salt.client")
+log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 
@@ -18,12 +21,26 @@ class RetryableError(RuntimeError):
     """An answer that another try may better."""
 
     def __init__(self, reason: str, after_s: float = 0.0) -> None:
+        """``after_s``: when the service says that it is worth it; no longer pause is made than our own
+        longest, whatever it says."""
         super().__init__(reason)
-        self.after_s = after_s
+        self.after_s = min(after_s, _LONGEST_PAUSE_S)
 
 
 class TeacherUnavailableError(ConnectionError):
     """The teacher service did not answer within the budget."""
+
+
+@dataclass
+class RetryCounters:
+    """What became of the attempts."""
+
+    retries: int = 0
+    """Attempts repeated."""
+    teacher_losses: int = 0
+    """Times that the circuit opened."""
+    teacher_lost_s: float = 0.0
+    """Seconds that it was open."""
 
 
 class Retries:
@@ -43,7 +60,7 @@ class Retries:
         self._closing = threading.Event()
         self._thread = threading.local()
         self._lost_since_s = 0.0
-        self._counters: dict[str, int | float] = {"retries": 0, "teacher_losses": 0, "teacher_lost_s": 0.0}
+        self._counters = RetryCounters()
 
     @property
     def tried(self) -> int:
@@ -55,11 +72,11 @@ class Retries:
         """Whether the circuit is open: the service is lost."""
         return self._lost is not None
 
-    def counters(self) -> dict[str, int | float]:
-        """Attempts repeated, times that the circuit opened, seconds that it was open."""
+    def counters(self) -> RetryCounters:
+        """As they are now."""
         with self._lock:
             lost_s = 0.0 if self._lost is None else time.monotonic() - self._lost_since_s
-            return {**self._counters, "teacher_lost_s": self._counters["teacher_lost_s"] + lost_s}
+            return replace(self._counters, teacher_lost_s=self._counters.teacher_lost_s + lost_s)
 
     def __call__(self, attempt: Callable[[], T]) -> T:
         """What ``attempt`` returns; after RetryableError it is tried again.
@@ -67,38 +84,52 @@ class Retries:
         Raises TeacherUnavailableError when the budget is spent and while the circuit is open, ConnectionError
         after ``close``.
         """
-        started, clock = time.monotonic(), time.strftime("%H:%M:%S")
-        pause_s, self._thread.tried = _FIRST_PAUSE_S, 0
-        while True:
-            if self._closing.is_set():
-                raise ConnectionError("the target source was closed")
-            if (lost := self._lost) is not None:
-                raise TeacherUnavailableError(lost)
-            try:
-                return attempt()
-            except RetryableError as error:
-                wait_s = max(error.after_s, pause_s * random.uniform(0.5, 1.0))
-                spent_s = time.monotonic() - started
-                if self._budget_s is not None and spent_s + wait_s > self._budget_s:
-                    sentence = (
-                        f"the teacher at {self._url} failed for {spent_s:.1f} s, and the budget is"
-                        f" client.retry_budget_s={self._budget_s:g}: {error}. Start it again and repeat the"
-                        " run with --resume"
-                    )
-                    self._open(sentence)
-                    raise TeacherUnavailableError(sentence) from error
-                with self._lock:
-                    self._counters["retries"] += 1
-                log.warning(
-                    "teacher %s: %s; it fails since %s (%.0f s), trying again in %.1f s",
-                    self._url,
-                    error,
-                    clock,
-                    spent_s,
-                    wait_s,
-                )
-                self._wake.wait(wait_s)
-                pause_s, self._thread.tried = min(2 * pause_s, _LONGEST_PAUSE_S), self.tried + 1
+        self._thread.tried, clock = 0, time.strftime("%H:%M:%S")
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(RetryableError),
+            wait=_pause_s,
+            stop=self._is_spent,
+            sleep=self._sleep,
+            before_sleep=lambda state: self._count_retry(state, clock),
+            retry_error_callback=self._give_up,
+        )
+        return retrying(lambda: self._try(attempt))
+
+    def _try(self, attempt: Callable[[], T]) -> T:
+        if self._closing.is_set():
+            raise ConnectionError("the target source was closed")
+        if (lost := self._lost) is not None:
+            raise TeacherUnavailableError(lost)
+        return attempt()
+
+    def _sleep(self, seconds: float) -> None:
+        self._wake.wait(seconds)
+
+    def _is_spent(self, state: tenacity.RetryCallState) -> bool:
+        spent_s = state.seconds_since_start or 0.0
+        return self._budget_s is not None and spent_s + state.upcoming_sleep > self._budget_s
+
+    def _count_retry(self, state: tenacity.RetryCallState, clock: str) -> None:
+        self._thread.tried = state.attempt_number
+        with self._lock:
+            self._counters.retries += 1
+        log.warning(
+            "teacher %s: %s; it fails since %s (%.0f s), trying again in %.1f s",
+            self._url,
+            _failure(state),
+            clock,
+            state.seconds_since_start,
+            state.upcoming_sleep,
+        )
+
+    def _give_up(self, state: tenacity.RetryCallState) -> NoReturn:
+        sentence = (
+            f"the teacher at {self._url} failed for {state.seconds_since_start:.1f} s, and the budget is"
+            f" client.retry_budget_s={self._budget_s:g}: {_failure(state)}. Start it again and repeat the run"
+            " with --resume"
+        )
+        self._open(sentence)
+        raise TeacherUnavailableError(sentence) from _failure(state)
 
     def mend(self) -> None:
         """Closes the circuit: the service answers again."""
@@ -106,7 +137,7 @@ class Retries:
             if self._lost is None or self._closing.is_set():
                 return
             lost_s = time.monotonic() - self._lost_since_s
-            self._counters["teacher_lost_s"] += lost_s
+            self._counters.teacher_lost_s += lost_s
             self._lost = None
             self._wake.clear()
         log.warning("teacher %s: answers again, after %.1f s", self._url, lost_s)
@@ -131,6 +162,18 @@ class Retries:
             if self._lost is not None or self._closing.is_set():
                 return
             self._lost, self._lost_since_s = sentence, time.monotonic()
-            self._counters["teacher_losses"] += 1
+            self._counters.teacher_losses += 1
             self._wake.set()
         log.error("%s", sentence)
+
+
+def _pause_s(state: tenacity.RetryCallState) -> float:
+    """Twice as long each time, with jitter; no shorter than what the service asked for."""
+    backoff_s = min(_FIRST_PAUSE_S * 2 ** min(state.attempt_number - 1, 10), _LONGEST_PAUSE_S)
+    return max(_failure(state).after_s, backoff_s * random.uniform(0.5, 1.0))
+
+
+def _failure(state: tenacity.RetryCallState) -> RetryableError:
+    error = None if state.outcome is None else state.outcome.exception()
+    assert isinstance(error, RetryableError), "only these are repeated"
+    return error

@@ -4,7 +4,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ from salt_distill.common.model.masking import MaskGroup
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.common.protocol import PROTOCOL, RowStatus
 from salt_distill.common.targets import codec, wire
-from salt_distill.student_trainer.targets.client import TeacherClient, require_same_teacher
-from salt_distill.student_trainer.targets.group import Board
+from salt_distill.student_trainer.targets.client import ServiceClient, require_same_teacher
+from salt_distill.student_trainer.targets.group import GroupMember
 from salt_distill.student_trainer.targets.host_memory import new_targets
 from salt_distill.student_trainer.targets.kept_targets import KeptTargets
 from salt_distill.student_trainer.targets.retry import RetryableError
@@ -67,7 +67,7 @@ class ServiceTargets:
     ) -> None:
         """Waits for the service within the client's retry budget, or ``for_ever``. ``masked``: only hidden
         tokens travel. ``shown``: what the service's board shows of the run's configuration. ``token``,
-        ``ca``: see TeacherClient.
+        ``ca``: see ServiceClient.
 
         ``group``: see Note [groups]. ``rank``: of several that ask for parts of one run's batches. ``cache``:
         folder that keeps what the service gives, and is looked into before it is asked. Raises
@@ -75,17 +75,17 @@ class ServiceTargets:
         """
         self.dtype: TargetDtype = dtype
         self._config, self._masked = client, masked
-        self._client = TeacherClient(
+        self._client = ServiceClient(
             url, client, re.sub(r"[^A-Za-z0-9._-]", "_", run)[:64], for_ever=for_ever, token=token, ca=ca
         )
         facts = self._client.teacher()
-        if facts["protocol"] != PROTOCOL or dtype not in facts["dtypes"]:
+        if facts.protocol != PROTOCOL or dtype not in facts.dtypes:
             raise ValueError(
-                f"{url} speaks protocol {facts['protocol']} with target dtypes {facts['dtypes']}, expected"
+                f"{url} speaks protocol {facts.protocol} with target dtypes {facts.dtypes}, expected"
                 f" {PROTOCOL} with {dtype}"
             )
-        self._buckets = int(facts["buckets"])
-        self.spec = TeacherSpec.from_json({name: facts[name] for name in TeacherSpec.__dataclass_fields__})
+        self._buckets = facts.buckets
+        self.spec = TeacherSpec(**facts.model_dump(include={field.name for field in fields(TeacherSpec)}))
         self._kept = (
             None
             if cache is None
@@ -94,7 +94,7 @@ class ServiceTargets:
         self._pool = ThreadPoolExecutor(client.connections, thread_name_prefix="targets")
         self._probes = ThreadPoolExecutor(1, thread_name_prefix="probe")
         self._probe: Future[None] | None = None
-        self._board = Board(self._client, group, rank, shown)
+        self._member = GroupMember(self._client, group, rank, shown)
         self._counters = {"need_clip": 0, "clips_up": 0, "corrupt": 0}
         self._lock = threading.Lock()
 
@@ -111,7 +111,7 @@ class ServiceTargets:
             numbers = [number for numbers in rows.values() for number in numbers]
             slots = range(slot + min(numbers), slot + max(numbers) + 1)
             parts.append(_Part(batch=batch, rows=rows, tokens=tokens, bucket=bucket, out=out, slots=slots))
-            self._board.lacks(slots.start)
+            self._member.lacks(slots.start)
         parts.sort(key=lambda part: part.slots.start)
         return _when_all([self._pool.submit(self._fill, part) for part in parts], out)
 
@@ -122,26 +122,26 @@ class ServiceTargets:
     def report(self, line: MetricsLine) -> None:
         """Sends a line of metrics to the service's board, in the background; a board that does not take it
         stops no run."""
-        self._board.report(line)
+        self._member.report(line)
 
     def metrics(self) -> dict[str, float]:
         """See TargetSource."""
-        return self._board.metrics()
+        return self._member.metrics()
 
     def counters(self) -> dict[str, int | float]:
         """See TargetSource."""
         kept = {} if self._kept is None else self._kept.counters()
         return {
             **asdict(self._client.counters),
-            **self._client.retries.counters(),
+            **asdict(self._client.retries.counters()),
             **self._counters,
             **kept,
-            **self._board.metrics(),
+            **self._member.metrics(),
         }
 
     def close(self) -> None:
         """See TargetSource."""
-        self._board.close()
+        self._member.close()
         self._client.close()
         self._probes.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -162,10 +162,10 @@ class ServiceTargets:
 
     def _fill(self, part: _Part) -> None:
         try:
-            self._board.hold(part.slots.stop)
+            self._member.hold(part.slots.stop)
             self._fetch(part)
         finally:
-            self._board.has(part.slots.start)
+            self._member.has(part.slots.start)
 
     def _fetch(self, part: _Part) -> None:
         """Fills the part's rows: asks, uploads what is needed, asks again for what another client uploads

@@ -9,15 +9,14 @@ import enum
 import secrets
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from salt_distill.common.protocol import Progress, Standing
-from salt_distill.teacher_server.board.counters import GAUGES
-from salt_distill.teacher_server.board.file import BoardFile
-from salt_distill.teacher_server.board.rates import Rates
+from salt_distill.common.metrics import ServiceMetrics
+from salt_distill.common.protocol import BoardRun, BoardRunDetail, EndingName, Progress, Standing
+from salt_distill.teacher_server.board.file import BoardFile, CountersLine, Line
+from salt_distill.teacher_server.board.groups import Groups
 from salt_distill.teacher_server.board.runs import Run
 
 _ALIVE_S = 10.0
@@ -38,12 +37,18 @@ class Ending(enum.IntEnum):
     STOP = 2
     """It does so, and then ends."""
 
+    @property
+    def word(self) -> EndingName:
+        """As the service says it."""
+        words: tuple[EndingName, ...] = ("no", "drain", "stop")
+        return words[self]
+
 
 @dataclass
 class _Replica:
     """What is known of a replica's process."""
 
-    counters: dict[str, int | float] = field(default_factory=dict)
+    metrics: ServiceMetrics = field(default_factory=ServiceMetrics)
     heard_s: float = float("-inf")
     """When, on the monotonic clock; minus infinity for one that has ended."""
 
@@ -73,15 +78,16 @@ class Board:
         secret: str | None = None,
     ) -> None:
         """``secret``: what the replicas know each other by; None: a new one."""
-        self._max_runs, self._group_timeout_s, self._window_clips = max_runs, group_timeout_s, window_clips
+        self._max_runs, self._window_clips = max_runs, window_clips
         self._secret, self._rates = secret or secrets.token_hex(32), Rates()
+        self._groups = Groups(group_timeout_s)
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._owners: OrderedDict[bytes, str] = OrderedDict()
         self._urls: set[str] = set()
         self._replicas: dict[str, _Replica] = {}
-        self._ended: Counter[str] = Counter()
+        self._ended = ServiceMetrics()
         self._ending = Ending.NO
-        self._saved_s, self._saved = time.monotonic(), dict[str, Any]()
+        self._saved_s, self._saved = time.monotonic(), self._counters_line()
         self._file = None if file is None else BoardFile(file, teacher)
         if self._file is not None:
             self._file.read(self._take)
@@ -89,62 +95,66 @@ class Board:
 
     # Runs
 
-    async def post(self, run: str, progress: Progress) -> Standing:
-        """Keeps a run's newest progress; where that is in its group."""
-        entry = self._entry(run)
+    async def post(self, run: str, progress: Progress, *, token: str = "") -> Standing:
+        """Keeps a run's newest progress; where that is in its group. ``token``: the name of who says so."""
+        entry = self._entry(run, token)
         entry.post(progress)
+        self._groups.post(run, progress.worker, token, progress.group, progress.slot)
         if self._file is not None and progress.worker == 0:
-            await self._file.append({"run": run, **entry.line(progress)}, self._everything)
-        others = self._slots(progress.group, besides=run)  # its own workers meet at every step anyway
-        slowest = None if progress.group is None else min([progress.slot, *others])
-        window = self._window_clips * max(1, len(self._urls))
-        wait = slowest is not None and progress.slot - slowest > window
+            await self._file.append(entry.line(run, progress), self._everything)
+        if progress.group is None:
+            return Standing(wait=False, slowest_slot=None, window_clips=self._window, members=0)
+        others = self._groups.slots(progress.group, besides=run)  # its own workers meet at every step anyway
+        slowest = min([progress.slot, *others])
         return Standing(
-            wait=wait, slowest_slot=slowest, window_clips=window, members=len(self._slots(progress.group))
+            wait=progress.slot - slowest > self._window,
+            slowest_slot=slowest,
+            window_clips=self._window,
+            members=len(self._groups.slots(progress.group)),
         )
 
-    async def runs(self) -> list[dict[str, Any]]:
-        """Each run, the one heard of last first: id, what it was sent, progress or None; in a group the clips
-        it is ahead of the slowest."""
-        return [self._shown(name, run) for name, run in reversed(self._runs.items())]
+    async def runs(self) -> list[BoardRun]:
+        """Each run, the one heard of last first."""
+        slowest: dict[str, int | None] = {}
+        return [self._shown(name, run, slowest) for name, run in reversed(self._runs.items())]
 
-    async def run(self, name: str) -> dict[str, Any] | None:
+    async def run(self, name: str) -> BoardRunDetail | None:
         """One of them, with its configuration and curve; None where it is not known."""
         run = self._runs.get(name)
-        return (
-            None
-            if run is None
-            else {**self._shown(name, run), "config": run.config, "curve": run.curve.columns()}
-        )
+        if run is None:
+            return None
+        shown = self._shown(name, run, {})
+        return BoardRunDetail(**dict(shown), config=run.config, curve=run.curve.shown())
 
     # Replicas
 
     async def served(
         self,
         replica: str,
-        counters: dict[str, int | float],
+        metrics: ServiceMetrics,
         run: str | None = None,
         *,
+        token: str = "",
         clips: int = 0,
         computed: int = 0,
         num_bytes: int = 0,
         ending: int = Ending.NO,
     ) -> int:
-        """Keeps a replica's counters, and counts what a run was sent. Whether the service ends, which a
+        """Keeps a replica's metrics, and counts what a run was sent. Whether the service ends, which a
         replica that knows it tells the others.
 
         ``replica``: its URL, `#`, and what no other process with this URL has.
         """
         known = self._replicas.setdefault(replica, _Replica())
-        known.counters, known.heard_s = counters, time.monotonic()
+        known.metrics, known.heard_s = metrics, time.monotonic()
         self._ending = max(self._ending, Ending(ending))
         self._look_after_replicas()
         if run is not None:
-            entry = self._entry(run)
+            entry = self._entry(run, token)
             entry.clips_served += clips
             entry.clips_computed += computed
             entry.bytes_out += num_bytes
-        if time.monotonic() - self._saved_s > _SAVE_S or counters.get("draining"):
+        if time.monotonic() - self._saved_s > _SAVE_S or metrics.draining:
             await self._save()
         return self._ending
 
@@ -185,24 +195,16 @@ class Board:
         self._lose(replica)
         await self._save()
 
-    async def counters(self) -> dict[str, int | float]:
+    async def metrics(self) -> ServiceMetrics:
         """The sums over all replicas, those that have ended included, and how many there are; what is held
         now, over those that live."""
-        total = Counter(self._ended)
+        total = self._ended.lasting()
         for replica in self._replicas.values():
-            total.update(
-                {
-                    name: value
-                    for name, value in replica.counters.items()
-                    if replica.alive or name not in GAUGES
-                }
-            )
-        of_file = (
-            {}
-            if self._file is None
-            else {"board_corrupt": self._file.corrupt, "board_not_written": self._file.not_written}
-        )
-        return {**total, **of_file, "replicas": max(1, len(self._urls))}
+            total.add(replica.metrics if replica.alive else replica.metrics.lasting())
+        if self._file is not None:
+            total.board_corrupt, total.board_not_written = self._file.corrupt, self._file.not_written
+        total.replicas = max(1, len(self._urls))
+        return total
 
     # The end
 
@@ -216,36 +218,45 @@ class Board:
 
     async def ending(self) -> tuple[int, bool]:
         """Whether the service ends, and whether every replica has answered what it had begun."""
-        alive = [replica.counters for replica in self._replicas.values() if replica.alive]
-        return self._ending, all(counters["draining"] and not counters["open_requests"] for counters in alive)
+        alive = [replica.metrics for replica in self._replicas.values() if replica.alive]
+        return self._ending, all(metrics.draining and not metrics.open_requests for metrics in alive)
 
-    def _entry(self, run: str) -> Run:
+    @property
+    def _window(self) -> int:
+        return self._window_clips * max(1, len(self._urls))
+
+    def _entry(self, run: str, token: str) -> Run:
         entry = self._runs.setdefault(run, Run())
         self._runs.move_to_end(run)
-        entry.seen_s = time.time()
-        while len(self._runs) > self._max_runs:
-            self._runs.popitem(last=False)
+        entry.seen_s, entry.token = time.time(), token
+        self._forget_runs()
         return entry
 
-    def _slots(self, group: str | None, besides: str | None = None) -> list[int]:
-        """Where the live members of a group are, but for those of one run; a member that was silent for the
-        time-out has left."""
-        since = time.monotonic() - self._group_timeout_s
-        members = [
-            member for name, run in self._runs.items() if name != besides for member in run.members.values()
-        ]
-        return [
-            progress.slot for progress, posted_s in members if posted_s >= since and progress.group == group
-        ]
+    def _forget_runs(self) -> None:
+        """Keeps ``max_runs``: of the token that has most of them the one that was silent longest is
+        forgotten."""
+        while len(self._runs) > self._max_runs:
+            [(token, _)] = Counter(run.token for run in self._runs.values()).most_common(1)
+            del self._runs[next(name for name, run in self._runs.items() if run.token == token)]
 
-    def _shown(self, name: str, run: Run) -> dict[str, Any]:
-        progress = run.progress
-        slots = self._slots(None if progress is None else progress.group)
-        shared = {
-            "hit_rate": 1 - run.clips_computed / run.clips_served if run.clips_served else None,
-            "skew_clips": progress.slot - min(slots) if progress is not None and slots else None,
-        }
-        return {"id": name, **run.counts(), **shared, "progress": run.shown_progress()}
+    def _shown(self, name: str, run: Run, slowest: dict[str, int | None]) -> BoardRun:
+        """``slowest``: of each group that was looked at already."""
+        progress, skew_clips = run.progress, None
+        if progress is not None and progress.group is not None:
+            if progress.group not in slowest:
+                slowest[progress.group] = min(self._groups.slots(progress.group), default=None)
+            slot = slowest[progress.group]
+            skew_clips = None if slot is None else progress.slot - slot
+        return BoardRun(
+            id=name,
+            clips_served=run.clips_served,
+            clips_computed=run.clips_computed,
+            bytes_out=run.bytes_out,
+            seen_s=run.seen_s,
+            hit_rate=1 - run.clips_computed / run.clips_served if run.clips_served else None,
+            skew_clips=skew_clips,
+            progress=progress,
+        )
 
     def _look_after_replicas(self) -> None:
         for name, replica in self._replicas.items():
@@ -254,7 +265,7 @@ class Board:
         if len(self._replicas) > _MAX_REPLICAS:
             long_ago = time.monotonic() - _FORGET_S
             for name in [name for name, replica in self._replicas.items() if replica.heard_s < long_ago]:
-                self._ended.update(_lasting(self._replicas.pop(name).counters))
+                self._ended.add(self._replicas.pop(name).metrics.lasting())
 
     def _lose(self, url: str) -> None:
         self._urls.discard(url)
@@ -272,29 +283,39 @@ class Board:
             self._saved = line
             await self._file.append(line, self._everything)
 
-    def _everything(self) -> list[dict[str, Any]]:
-        return [self._counters_line(), *({"run": name, **run.to_json()} for name, run in self._runs.items())]
+    def _everything(self) -> list[Line]:
+        return [self._counters_line(), *(run.whole_line(name) for name, run in self._runs.items())]
 
-    def _counters_line(self) -> dict[str, Any]:
-        replicas = {name: _lasting(replica.counters) for name, replica in self._replicas.items()}
-        return {"replicas": replicas, "ended": _lasting(self._ended)}
+    def _counters_line(self) -> CountersLine:
+        replicas = {name: replica.metrics.lasting() for name, replica in self._replicas.items()}
+        return CountersLine(replicas=replicas, ended=self._ended.lasting())
 
-    def _take(self, line: dict[str, Any]) -> None:
+    def _take(self, line: Line) -> None:
         """A line of the file."""
-        if "replicas" in line:
-            self._replicas = {
-                name: _Replica(counters=counters) for name, counters in line["replicas"].items()
-            }
-            self._ended = Counter(line["ended"])
+        if isinstance(line, CountersLine):
+            self._replicas = {name: _Replica(metrics=metrics) for name, metrics in line.replicas.items()}
+            self._ended = line.ended
             return
-        entry = self._runs.get(line["run"], Run())
-        entry.read(line)
-        self._runs[line["run"]] = entry
-        self._runs.move_to_end(line["run"])
-        while len(self._runs) > self._max_runs:
-            self._runs.popitem(last=False)
+        run = self._runs.get(line.run, Run())
+        run.read(line)
+        self._runs[line.run] = run
+        self._runs.move_to_end(line.run)
+        self._forget_runs()
 
 
-def _lasting(counters: Mapping[str, int | float]) -> dict[str, int | float]:
-    """What stays true of a replica that has ended."""
-    return {name: value for name, value in counters.items() if name not in GAUGES}
+class Rates:
+    """How fast each token may ask: a bucket for each name, of one second's worth, that fills with time. A
+    request is taken whole, and what it takes too much is waited for by the next one."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._levels: dict[str, tuple[float, float]] = {}
+
+    def take(self, name: str, amount: float, *, per_s: float) -> float:
+        """0 where the amount was taken; else the seconds after which it is worth asking again."""
+        now = self._clock()
+        level, since = self._levels.get(name, (per_s, now))
+        level = min(per_s, level + (now - since) * per_s)
+        taken = amount if level >= 0 else 0.0
+        self._levels[name] = (level - taken, now)
+        return max(0.0, -level / per_s)

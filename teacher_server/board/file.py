@@ -4,20 +4,35 @@ written anew where it has grown."""
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
+from pydantic import BaseModel, TypeAdapter
+
+from salt_distill.common.metrics import ServiceMetrics
 from salt_distill.common.whole import write_whole
+from salt_distill.teacher_server.board.runs import RunLine
 
-log = logging.getLogger("salt.server")
+log = logging.getLogger(__name__)
 
 _FORMAT = "salt-board-1"
 _LEAST_BYTES = 1_000_000
 """Below this size a file is not written anew."""
 _GROWTH = 4
 """From one time that it is written anew to the next."""
+
+
+class CountersLine(BaseModel):
+    """A line of the file about what the replicas have done."""
+
+    replicas: dict[str, ServiceMetrics]
+    ended: ServiceMetrics
+    """The sum of those that are not kept one by one."""
+
+
+Line = CountersLine | RunLine
+_LINE: TypeAdapter[Line] = TypeAdapter(Line)
 
 
 class BoardFile:
@@ -40,7 +55,7 @@ class BoardFile:
             with path.open("rb") as file:
                 self._check(file.readline())
 
-    def read(self, take: Callable[[dict[str, Any]], None]) -> None:
+    def read(self, take: Callable[[Line], None]) -> None:
         """Gives each line to ``take``; one that is damaged, as the last one may be after a kill, is named and
         counted."""
         if not self._path.exists():
@@ -49,8 +64,8 @@ class BoardFile:
             if number == 1 or not line:
                 continue
             try:
-                take(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                take(_LINE.validate_json(line))
+            except ValueError as error:
                 self.corrupt += 1
                 log.warning(
                     "%s: line %d is damaged and left out: %s: %.80r",
@@ -60,11 +75,11 @@ class BoardFile:
                     line,
                 )
 
-    def start(self, lines: list[dict[str, Any]]) -> None:
+    def start(self, lines: Sequence[Line]) -> None:
         """Writes what was read anew, so that what is appended follows whole lines."""
         self._try(lambda: self._rewrite(lines))
 
-    async def append(self, line: dict[str, Any], everything: Callable[[], list[dict[str, Any]]]) -> None:
+    async def append(self, line: Line, everything: Callable[[], Sequence[Line]]) -> None:
         """Adds a line. ``everything``: what the file is to hold where it has grown, and is written anew
         instead."""
         if self._num_bytes > self._next_bytes:
@@ -86,18 +101,16 @@ class BoardFile:
             self.not_written += 1
             log.warning("%s: the board could not be written, serving goes on: %s", self._path, error)
 
-    def _append(self, line: dict[str, Any]) -> None:
+    def _append(self, line: Line) -> None:
         with self._path.open("a") as file:
-            file.write(
-                "\n" * self._torn + json.dumps(line) + "\n"
-            )  # what follows half a line is not lost with it
+            file.write("\n" * self._torn + _text(line))  # what follows half a line is not lost with it
             self._num_bytes = file.tell()
         self._torn = False
 
-    def _rewrite(self, lines: list[dict[str, Any]]) -> None:
+    def _rewrite(self, lines: Sequence[Line]) -> None:
         """Puts ``lines`` in the place of all that is there, at once or not at all."""
         header = {"format": _FORMAT, "teacher": self._teacher}
-        content = "".join(json.dumps(line) + "\n" for line in [header, *lines]).encode()
+        content = (json.dumps(header) + "\n" + "".join(map(_text, lines))).encode()
         write_whole(self._path, content, synced=True)
         self._num_bytes = len(content)
         self._torn, self._next_bytes = False, max(_LEAST_BYTES, _GROWTH * self._num_bytes)
@@ -116,3 +129,7 @@ class BoardFile:
                 f" {self._teacher[:12]} ({_FORMAT}): losses under two teachers do not compare, so give this"
                 " one a file of its own"
             )
+
+
+def _text(line: Line) -> str:
+    return line.model_dump_json(exclude_none=True, exclude_defaults=isinstance(line, CountersLine)) + "\n"

@@ -1,18 +1,17 @@
 """A student run as the board knows it: its progress, its curve in a bounded number of points, what it was
 sent."""
 
-import time
-from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass, field
 
-from salt_distill.common.protocol import Progress
+from pydantic import BaseModel, JsonValue
+
+from salt_distill.common.protocol import CurvePoints, Progress, RunState
 
 MAX_POINTS = 400
 """Most points of a run's curve, an even number: enough for every column of a chart."""
 
 
-@dataclass
-class Point:
+class Point(BaseModel):
     """The mean loss of neighbouring reports, at the last one's step and FLOPs."""
 
     step: int
@@ -20,14 +19,13 @@ class Point:
     loss: float
 
 
-@dataclass
-class Curve:
+class Curve(BaseModel):
     """A run's loss in fewer than ``MAX_POINTS`` points, however long it is: where there are as many, each two
     become one."""
 
     stride: int = 1
     """Reports in a point."""
-    points: list[Point] = field(default_factory=list)
+    points: list[Point] = []
     begun: Point | None = None
     """The point to come: the mean so far."""
     num_begun: int = 0
@@ -45,37 +43,41 @@ class Curve:
         mean = (
             loss if self.begun is None else self.begun.loss + (loss - self.begun.loss) / (self.num_begun + 1)
         )
-        self.begun, self.num_begun = Point(step, flops, mean), self.num_begun + 1
+        self.begun, self.num_begun = Point(step=step, flops=flops, loss=mean), self.num_begun + 1
         if self.num_begun == self.stride:
             self.points.append(self.begun)
             self.begun, self.num_begun = None, 0
         if len(self.points) == MAX_POINTS:
             pairs = zip(self.points[::2], self.points[1::2], strict=True)
             self.points = [
-                Point(second.step, second.flops, (first.loss + second.loss) / 2) for first, second in pairs
+                Point(step=second.step, flops=second.flops, loss=(first.loss + second.loss) / 2)
+                for first, second in pairs
             ]
             self.stride *= 2
 
-    def columns(self) -> dict[str, list[Any]]:
-        """``step``, ``flops`` and ``loss`` of the points, the one to come last."""
+    def shown(self) -> CurvePoints:
+        """The points, the one to come last."""
         points = [*self.points, *([] if self.begun is None else [self.begun])]
-        return {name: [getattr(point, name) for point in points] for name in ("step", "flops", "loss")}
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain types."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """The curve in ``to_json``'s form."""
-        begun = values["begun"]
-        return cls(
-            **{
-                **values,
-                "points": [Point(**point) for point in values["points"]],
-                "begun": None if begun is None else Point(**begun),
-            }
+        return CurvePoints(
+            step=[point.step for point in points],
+            flops=[point.flops for point in points],
+            loss=[point.loss for point in points],
         )
+
+
+class RunLine(BaseModel):
+    """A line of the board's file about a run: what it was sent so far, and one report, or everything."""
+
+    run: str
+    clips_served: int
+    clips_computed: int
+    bytes_out: int
+    seen_s: float
+    progress: Progress | None = None
+    """The report, or with ``curve`` the newest one."""
+    config: dict[str, JsonValue] | None = None
+    curve: Curve | None = None
+    """With it the line is everything."""
 
 
 @dataclass
@@ -88,58 +90,50 @@ class Run:
     bytes_out: int = 0
     seen_s: float = 0.0
     """When it was heard of last, in seconds since 1970."""
-    progress: Progress | None = None
-    config: dict[str, Any] | None = None
+    progress: RunState | None = None
+    config: dict[str, JsonValue] | None = None
     curve: Curve = field(default_factory=Curve)
-    members: dict[int, tuple[Progress, float]] = field(default_factory=dict)
-    """What each worker that is in a group reported last, and when, on the monotonic clock of this process."""
+    token: str = ""
+    """Whose run it is: of the token that was heard last."""
 
     def post(self, progress: Progress) -> None:
         """Takes a worker's report in. What is shown of the run is the first one's."""
-        self.members.pop(progress.worker, None)
-        if progress.group is not None:
-            self.members[progress.worker] = progress.model_copy(update={"config": None}), time.monotonic()
         if progress.worker != 0:
             return
         self.config = self.config if progress.config is None else progress.config
-        self.progress = progress.model_copy(update={"config": None})
+        self.progress = _without_config(progress)
         if progress.loss is not None:
             self.curve.add(progress.step, progress.flops, progress.loss)
 
-    def counts(self) -> dict[str, int | float]:
-        """What it was sent, and when it was heard of."""
-        return {
-            name: getattr(self, name) for name in ("clips_served", "clips_computed", "bytes_out", "seen_s")
-        }
-
-    def shown_progress(self) -> dict[str, Any] | None:
-        """The newest report, without its configuration."""
-        return None if self.progress is None else self.progress.model_dump(exclude={"config"})
-
-    def line(self, report: Progress) -> dict[str, Any]:
+    def line(self, name: str, report: Progress) -> RunLine:
         """What the board's file says of a report."""
-        return {**self.counts(), "progress": report.model_dump(exclude_none=True)}
+        return self._line(name, report)
 
-    def to_json(self) -> dict[str, Any]:
+    def whole_line(self, name: str) -> RunLine:
         """Everything that the board's file keeps of the run."""
-        return {
-            **self.counts(),
-            "progress": self.shown_progress(),
-            "config": self.config,
-            "curve": self.curve.to_json(),
-        }
+        report = None if self.progress is None else Progress(**dict(self.progress))
+        return self._line(name, report).model_copy(update={"config": self.config, "curve": self.curve})
 
-    def read(self, values: dict[str, Any]) -> None:
-        """Takes a line of the board's file in, of either kind."""
-        for name in ("clips_served", "clips_computed", "bytes_out", "seen_s"):
-            setattr(self, name, values[name])
-        progress = None if values["progress"] is None else Progress.model_validate(values["progress"])
-        if "curve" in values:
-            self.progress, self.config, self.curve = (
-                progress,
-                values["config"],
-                Curve.from_json(values["curve"]),
-            )
-        elif progress is not None:
-            self.post(progress)
-        self.members.clear()  # it is a member of its group when it reports again
+    def read(self, line: RunLine) -> None:
+        """Takes a line of the board's file in."""
+        self.clips_served, self.clips_computed = line.clips_served, line.clips_computed
+        self.bytes_out, self.seen_s = line.bytes_out, line.seen_s
+        if line.curve is not None:
+            self.progress = None if line.progress is None else _without_config(line.progress)
+            self.config, self.curve = line.config, line.curve
+        elif line.progress is not None:
+            self.post(line.progress)
+
+    def _line(self, name: str, report: Progress | None) -> RunLine:
+        return RunLine(
+            run=name,
+            clips_served=self.clips_served,
+            clips_computed=self.clips_computed,
+            bytes_out=self.bytes_out,
+            seen_s=self.seen_s,
+            progress=report,
+        )
+
+
+def _without_config(report: Progress) -> RunState:
+    return RunState(**report.model_dump(exclude={"config"}))

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from salt_distill.common.config import CacheGcConfig, CacheStatsConfig, CacheVerifyConfig, PrecomputeConfig
+from salt_distill.common.console import console
 from salt_distill.common.targets.cache_file import CacheFile, file_path, spec_of, write_file
 from salt_distill.common.targets.codec import CorruptTargetError
 from salt_distill.common.targets.locks import writer
@@ -29,7 +30,7 @@ from salt_distill.common.targets.manifest import (
 from salt_distill.teacher_server.cache.folder import CacheFolder
 
 
-def verify(config: CacheVerifyConfig, console: rich.console.Console) -> None:
+def verify(config: CacheVerifyConfig, console: rich.console.Console = console) -> None:
     """Reads the whole cache and names what is wrong; puts it right with ``repair``, else raises
     CorruptTargetError."""
     cache = _existing(config.targets)
@@ -102,7 +103,7 @@ def show_stats(config: CacheStatsConfig) -> None:
     rich.console.Console().print(table)
 
 
-def collect_garbage(config: CacheGcConfig, console: rich.console.Console) -> None:
+def collect_garbage(config: CacheGcConfig, console: rich.console.Console = console) -> None:
     """Removes what no student would find: files that no manifest lists, partial ones, and the oldest segments
     beyond ``max_bytes``. What no cache writes stays, and links are not followed."""
     root = _of_this_machine(_existing(config.targets))

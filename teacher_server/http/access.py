@@ -16,10 +16,11 @@ import pydantic
 import yaml
 
 from salt_distill.common.config import ServeConfig, TokenConfig
+from salt_distill.common.config.base import parse_yaml
 from salt_distill.common.local_ray import is_private
 from salt_distill.teacher_server.http.errors import ApiError
 
-log = logging.getLogger("salt.server")
+log = logging.getLogger(__name__)
 
 _HINT = "salt-train: --teacher-token-file FILE or SALT_TOKEN; others: the header Authorization: Bearer TOKEN"
 
@@ -88,16 +89,16 @@ class Tokens:
         it."""
         scheme, _, secret = (authorization or "").partition(" ")
         presented = _digest(secret.strip())
-        found = None
+        known = None
         for digest, token in self._tokens.items():  # all of them, so that time says nothing
             if hmac.compare_digest(digest, presented):
-                found = token
-        if found is None or scheme.lower() != "bearer":
+                known = token
+        if known is None or scheme.lower() != "bearer":
             got = (
                 "no Authorization header"
                 if authorization is None
                 else "one that is not known"
-                if found is None
+                if known is None
                 else "another scheme"
             )
             raise ApiError(
@@ -108,7 +109,7 @@ class Tokens:
                 hint=_HINT,
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        return found
+        return known
 
     def reload(self) -> None:
         """Reads the file again where it has changed. Blocks; never raises for what the file holds."""
@@ -126,10 +127,10 @@ class Tokens:
 
     def _stamp(self) -> tuple[int, ...] | None:
         try:
-            found = os.stat(self._path)
+            file = os.stat(self._path)
         except OSError:
             return None
-        return (found.st_mtime_ns, found.st_size, found.st_ino)
+        return (file.st_mtime_ns, file.st_size, file.st_ino)
 
 
 def check_access(config: ServeConfig) -> None:
@@ -161,7 +162,7 @@ def read_tokens(path: Path) -> Mapping[bytes, Token]:
     """The tokens of a file by the SHA-256 of each secret. Raises ValueError, whose sentence holds none of
     them."""
     try:
-        entries = yaml.safe_load(path.read_text())
+        entries = parse_yaml(path.read_text())
     except OSError as error:
         raise ValueError(f"--tokens {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

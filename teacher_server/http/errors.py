@@ -1,7 +1,7 @@
 """What a client did wrong, as JSON: ``{error, expected, got, hint}`` (DESIGN section 4, HTTP)."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,9 +10,10 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from salt_distill.common.protocol import Header
+from salt_distill.common.protocol import ErrorBody, Header, HttpStatus
+from salt_distill.teacher_server.board.link import BoardAwayError
 
-log = logging.getLogger("salt.server")
+log = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
@@ -23,22 +24,22 @@ class ApiError(Exception):
         status: int,
         error: str,
         *,
-        expected: Any,
-        got: Any,
+        expected: str,
+        got: str,
         hint: str,
         retry_after_s: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(f"{error}: got {got}, expected {expected}")
         self.status = status
-        self.body = {"error": error, "expected": expected, "got": got, "hint": hint}
+        self.body = ErrorBody(error=error, expected=expected, got=got, hint=hint)
         self.headers = dict(headers or {}) | (
             {} if retry_after_s is None else {"Retry-After": f"{retry_after_s:g}"}
         )
 
     def response(self) -> Response:
         """What the client reads."""
-        return JSONResponse(self.body, status_code=self.status, headers=self.headers)
+        return JSONResponse(self.body.model_dump(), status_code=self.status, headers=self.headers)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -49,28 +50,30 @@ def add_error_handlers(app: FastAPI) -> None:
         return error.response()
 
     @app.exception_handler(RequestValidationError)
-    async def malformed(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        body = {
-            "error": f"{place}: {first['msg']}",
-            "expected": "a body as /docs describes it",
-            "got": repr(first["input"])[:200],
-        }
-        return JSONResponse(
-            {**body, "hint": "every wrong value is an error, unknown keys too"}, status_code=422
-        )
+    async def wrong_values(request: Request, error: RequestValidationError) -> Response:
+        return malformed(error.errors()).response()
+
+    @app.exception_handler(BoardAwayError)
+    async def without_board(request: Request, error: BoardAwayError) -> Response:
+        return ApiError(
+            HttpStatus.NOT_READY,
+            str(error),
+            expected="a board that keeps the student runs",
+            got="none within seconds",
+            hint="ask again after Retry-After; targets are answered meanwhile",
+            retry_after_s=1.0,
+        ).response()
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
-        body = {
-            "error": str(error.detail),
-            "expected": "a route of /docs",
-            "got": f"{request.method} {request.url.path}",
-        }
-        return JSONResponse(
-            {**body, "hint": "see /docs"}, status_code=error.status_code, headers=error.headers
-        )
+        return ApiError(
+            error.status_code,
+            str(error.detail),
+            expected="a route of /docs",
+            got=f"{request.method} {request.url.path}"[:200],
+            hint="see /docs",
+            headers=error.headers,
+        ).response()
 
     @app.exception_handler(ClientDisconnect)
     async def left(request: Request, error: ClientDisconnect) -> Response:
@@ -79,8 +82,26 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
         # Starlette raises the error again after this answer, so it is in the server's log with its traceback.
-        note = request.state.note
-        log.error("request %s of run %s failed: %s", note.request, note.run, error)
-        body = {"error": f"the teacher failed: {error}", "expected": "targets", "got": type(error).__name__}
-        hint = "see the server's log; the request may be repeated"
-        return JSONResponse({**body, "hint": hint}, status_code=500, headers={Header.REQUEST: note.request})
+        record = request.state.record
+        log.error("request %s of run %s failed: %s", record.request, record.run, error)
+        return ApiError(
+            HttpStatus.FAILED,
+            f"the teacher failed: {error}",
+            expected="targets",
+            got=type(error).__name__,
+            hint="see the server's log; the request may be repeated",
+            headers={Header.REQUEST: record.request},
+        ).response()
+
+
+def malformed(errors: Sequence[Any]) -> ApiError:
+    """A body whose values pydantic refuses, by the first of its errors."""
+    first = errors[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return ApiError(
+        HttpStatus.MALFORMED,
+        f"{place}: {first['msg']}"[:500],
+        expected="a body as /docs describes it",
+        got=ascii(first["input"])[:200],
+        hint="every wrong value is an error, unknown keys too",
+    )

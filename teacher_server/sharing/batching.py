@@ -3,7 +3,6 @@ asyncio."""
 
 import asyncio
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -16,13 +15,14 @@ from torch import Tensor
 from typing_extensions import Buffer
 
 from salt_distill.common.config import TargetDtype
+from salt_distill.common.metrics import ServiceMetrics
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.common.targets import codec
 from salt_distill.common.targets.codec import EncodedTarget
-from salt_distill.teacher_server.board.counters import Counters
 from salt_distill.teacher_server.sharing.disk import DiskTargets
 from salt_distill.teacher_server.sharing.fair_queue import FairQueue
 from salt_distill.teacher_server.sharing.memory import TargetMemory
+from salt_distill.teacher_server.sharing.room import Share
 
 
 class FrozenTeacher(Protocol):
@@ -33,18 +33,14 @@ class FrozenTeacher(Protocol):
     def forward(self, clips: UInt8[np.ndarray, "b t h w 3"]) -> Float[Tensor, "b n d"]: ...
 
 
-class BusyError(RuntimeError):
-    """More bytes of requests wait for the teacher than it takes."""
-
-
 @dataclass(eq=False)
-class Flight:
+class PendingClip:
     """A clip on its way through the teacher. It belongs to the batcher: whoever waits for it may leave."""
 
     clip_digest: bytes
     clip: Buffer
-    run: str
-    """The student run that brought it."""
+    share: Share
+    """Of whom brought it."""
     queued_s: float
     """When it came, on the event loop's clock."""
     num_waiting: int = 0
@@ -74,15 +70,12 @@ class Batcher:
         batch_size: int,
         batch_wait_s: float,
         memory_bytes: int,
-        max_pending_bytes: int,
         disk: DiskTargets | None,
     ) -> None:
         self._teacher, self._batch_size, self._batch_wait_s = teacher, batch_size, batch_wait_s
-        self._max_pending_bytes = max_pending_bytes
-        self._pending_bytes: Counter[str] = Counter()
-        self._queue: FairQueue[Flight] = FairQueue()
+        self._queue: FairQueue[PendingClip] = FairQueue()
         self._queued = asyncio.Event()
-        self._flights: dict[bytes, Flight] = {}
+        self._pending: dict[bytes, PendingClip] = {}
         self._deliveries: set[asyncio.Task[None]] = set()
         self._forward_thread = ThreadPoolExecutor(
             1, thread_name_prefix="teacher"
@@ -90,7 +83,7 @@ class Batcher:
         self._encode_thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._disk = disk
         self.memory = TargetMemory(memory_bytes)
-        self.counters = Counters()
+        self.counters = ServiceMetrics()
 
     async def run(self) -> None:
         """Takes batches from the queue until it is cancelled; closes the threads then."""
@@ -99,10 +92,10 @@ class Batcher:
             while True:
                 batch = await self._next_batch()
                 started = loop.time()
-                for flight in batch:
-                    self.counters.queue_wait.observe(started - flight.queued_s)
+                for pending in batch:
+                    self.counters.queue_wait.observe(started - pending.queued_s)
                 forward = loop.run_in_executor(
-                    self._forward_thread, self._forward, [flight.clip for flight in batch]
+                    self._forward_thread, self._forward, [pending.clip for pending in batch]
                 )
                 delivery = asyncio.create_task(
                     self._deliver(batch, forward)
@@ -121,68 +114,40 @@ class Batcher:
         clip = bytes(math.prod(self._teacher.spec.clip_shape))
         await asyncio.get_running_loop().run_in_executor(self._forward_thread, self._forward, [clip])
 
-    @contextmanager
-    def admit(self, run: str, num_bytes: int) -> Iterator[None]:
-        """Holds room for a request until it is answered. Raises BusyError where there is none; an idle
-        teacher takes any request.
-
-        A run that has requests here already may hold as much as leaves every other such run, and one that is
-        still to come, the same.
-        """
-        total, own = self._pending_bytes.total(), self._pending_bytes[run]
-        others = len(+self._pending_bytes) - (own > 0)
-        if total and total + num_bytes > self._max_pending_bytes:
-            self.counters.busy += 1
-            raise BusyError(
-                f"{total} bytes of requests wait for the teacher, at most {self._max_pending_bytes} may"
-            )
-        if own and own + num_bytes > (share := self._max_pending_bytes // (others + 2)):
-            self.counters.busy += 1
-            raise BusyError(
-                f"{own} bytes of run {run} wait for the teacher, at most {share} may beside {others} other"
-                " runs"
-            )
-        self._pending_bytes[run] += num_bytes
-        try:
-            yield
-        finally:
-            self._pending_bytes[run] -= num_bytes
-            self._pending_bytes = +self._pending_bytes  # runs that have nothing here are forgotten
-
-    def flight(self, clip_digest: bytes) -> Flight | None:
+    def pending_clip(self, clip_digest: bytes) -> PendingClip | None:
         """The clip, where it is on its way."""
-        return self._flights.get(clip_digest)
+        return self._pending.get(clip_digest)
 
-    def submit(self, clip_digest: bytes, clip: Buffer, run: str) -> Flight:
+    def submit(self, clip_digest: bytes, clip: Buffer, share: Share) -> PendingClip:
         """Puts a clip on its way. Its digest has been checked."""
-        assert clip_digest not in self._flights, "a clip is on its way once"
-        flight = Flight(
-            clip_digest=clip_digest, clip=clip, run=run, queued_s=asyncio.get_running_loop().time()
+        assert clip_digest not in self._pending, "a clip is on its way once"
+        pending = PendingClip(
+            clip_digest=clip_digest, clip=clip, share=share, queued_s=asyncio.get_running_loop().time()
         )
-        self._flights[clip_digest] = flight
-        self._queue.put(flight)
+        self._pending[clip_digest] = pending
+        self._queue.put(pending)
         self._queued.set()
-        return flight
+        return pending
 
     @contextmanager
-    def waiting(self, flight: Flight) -> Iterator[None]:
+    def waiting(self, pending: PendingClip) -> Iterator[None]:
         """Holds a place in line for a clip on its way. Whoever leaves, leaves it to the others; if there are
         none it costs no forward."""
-        flight.num_waiting += 1
+        pending.num_waiting += 1
         try:
             yield
         finally:
-            flight.num_waiting -= 1
-            if flight.num_waiting == 0 and self._queue.drop(flight):
+            pending.num_waiting -= 1
+            if pending.num_waiting == 0 and self._queue.drop(pending):
                 self.counters.abandoned += 1
-                del self._flights[flight.clip_digest]
+                del self._pending[pending.clip_digest]
 
     @property
     def queued_clips(self) -> int:
         """Clips that wait for a forward."""
         return len(self._queue)
 
-    async def _next_batch(self) -> list[Flight]:
+    async def _next_batch(self) -> list[PendingClip]:
         while True:
             while not self._queue:
                 self._queued.clear()
@@ -201,7 +166,7 @@ class Batcher:
             np.stack([np.frombuffer(memoryview(clip), dtype=np.uint8).reshape(shape) for clip in clips])
         )
 
-    async def _deliver(self, batch: list[Flight], forward: asyncio.Future[Tensor]) -> None:
+    async def _deliver(self, batch: list[PendingClip], forward: asyncio.Future[Tensor]) -> None:
         try:
             targets = await forward
             self.counters.forwards += 1
@@ -210,15 +175,17 @@ class Batcher:
                 self.counters.forwards * self._batch_size
             )
             # While one rounding is encoded another may be asked for. No await stands between the last look
-            # and the end of the flights.
+            # and the end of the pending clips.
             while (dtype := _missing(batch)) is not None:
                 await self._encode(batch, targets, dtype)
         finally:
-            for flight in batch:
-                del self._flights[flight.clip_digest]
+            for pending in batch:
+                del self._pending[pending.clip_digest]
 
-    async def _encode(self, batch: list[Flight], targets: Float[Tensor, "b n d"], dtype: TargetDtype) -> None:
-        rows = [row for row, flight in enumerate(batch) if flight.waits_for(dtype)]
+    async def _encode(
+        self, batch: list[PendingClip], targets: Float[Tensor, "b n d"], dtype: TargetDtype
+    ) -> None:
+        rows = [row for row, pending in enumerate(batch) if pending.waits_for(dtype)]
         encoded = await asyncio.get_running_loop().run_in_executor(
             self._encode_thread, codec.encode, targets[rows], dtype
         )
@@ -230,20 +197,22 @@ class Batcher:
                 dtype, {batch[row].clip_digest: target for row, target in zip(rows, encoded, strict=True)}
             )
 
-    def _delivered(self, batch: list[Flight], delivery: asyncio.Task[None]) -> None:
+    def _delivered(self, batch: list[PendingClip], delivery: asyncio.Task[None]) -> None:
         """Tells those who wait that the teacher failed, where it did."""
         self._deliveries.discard(delivery)
         error = None if delivery.cancelled() else delivery.exception()
-        for result in (result for flight in batch for result in flight.results.values() if not result.done()):
+        for result in (
+            result for pending in batch for result in pending.results.values() if not result.done()
+        ):
             if error is None:
                 result.cancel()
             else:
                 result.set_exception(error)
 
 
-def _missing(batch: list[Flight]) -> TargetDtype | None:
+def _missing(batch: list[PendingClip]) -> TargetDtype | None:
     """A rounding that somebody still waits for."""
     for dtype in codec.TARGET_DTYPES:
-        if any(flight.waits_for(dtype) for flight in batch):
+        if any(pending.waits_for(dtype) for pending in batch):
             return dtype
     return None

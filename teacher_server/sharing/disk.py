@@ -12,7 +12,7 @@ from salt_distill.common.targets.codec import CorruptTargetError, EncodedTarget
 from salt_distill.common.targets.growing_cache import GrowingCache
 from salt_distill.common.targets.manifest import CacheSpec
 
-log = logging.getLogger("salt.server")
+log = logging.getLogger(__name__)
 
 
 class DiskTargets:
@@ -26,11 +26,15 @@ class DiskTargets:
         self._waiting_bytes, self._max_waiting_bytes = 0, 2 * segment_bytes
         self.not_written = 0
         """Targets that the disk was too slow for, or failed at."""
-        self.corrupt = 0
-        """Targets whose bytes on disk were damaged; they were computed again."""
+        self._corrupt = 0
 
     def __len__(self) -> int:
         return len(self._store)
+
+    @property
+    def corrupt(self) -> int:
+        """Targets whose bytes on disk were damaged, and those of damaged files; they are computed again."""
+        return self._corrupt + self._store.num_left_out
 
     async def find(self, clip_digests: Iterable[bytes]) -> dict[bytes, EncodedTarget]:
         """The targets that are there."""
@@ -55,17 +59,17 @@ class DiskTargets:
         self._thread.shutdown(wait=True)
 
     def _find(self, clip_digests: list[bytes]) -> dict[bytes, EncodedTarget]:
-        found = {}
+        targets = {}
         for digest in clip_digests:
             try:
                 encoded = self._store.find(digest)
             except CorruptTargetError as error:
-                self.corrupt += 1
+                self._corrupt += 1
                 log.warning("the target cache is damaged, and the target is computed again: %s", error)
             else:
                 if encoded is not None:
-                    found[digest] = encoded
-        return found
+                    targets[digest] = encoded
+        return targets
 
     def _add(self, targets: Mapping[bytes, EncodedTarget]) -> None:
         at_stake = self._store.num_open + len(targets)

@@ -1,10 +1,13 @@
-"""The rows of one request against what the service has, computes and waits for: memory, disk, flights,
-leases, other replicas."""
+"""The rows of one request against what the service has, computes and waits for: memory, disk, clips on their
+way, leases, other replicas."""
 
 import asyncio
 import logging
+import math
+import urllib.parse
 from collections.abc import Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,41 +18,49 @@ from salt_distill.common.protocol import Header, RowStatus
 from salt_distill.common.targets.codec import EncodedTarget
 from salt_distill.common.targets.wire import Request, RequestRow, ResponseRow
 from salt_distill.teacher_server.board.board import Board
-from salt_distill.teacher_server.sharing import peers
+from salt_distill.teacher_server.board.link import BoardAwayError
 from salt_distill.teacher_server.sharing.batching import Batcher
 from salt_distill.teacher_server.sharing.disk import DiskTargets
 from salt_distill.teacher_server.sharing.leases import LeaseEnd, Leases
-from salt_distill.teacher_server.sharing.peers import PeerSecret
+from salt_distill.teacher_server.sharing.peers import PeerLostError, Peers
+from salt_distill.teacher_server.sharing.room import Share
 
 T = TypeVar("T")
 
-log = logging.getLogger("salt.server")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asker:
+class RequestContext:
     """Who sends a request."""
 
-    run: str
-    """The student run."""
+    share: Share
+    """Whose clips and bytes it is."""
     request: str
     """The request's id."""
-    passed: bool = False
+    is_passed_on: bool = False
     """Another replica passes it on, since the rows are this one's."""
     deadline_s: float | None = None
     """When nobody reads the answer any more, on the event loop's clock."""
 
     def headers(self) -> dict[str, str]:
         """Said to the replica that rows are passed on to."""
-        deadline = {} if self.deadline_s is None else {Header.DEADLINE_MS: peers.deadline_ms(self.deadline_s)}
-        return {Header.RUN: self.run, Header.REQUEST: self.request, **deadline}
+        headers: dict[str, str] = {Header.RUN: self.share.run, Header.REQUEST: self.request}
+        if self.share.token is not None:
+            headers[Header.SHARE] = urllib.parse.quote(self.share.token)
+        if self.deadline_s is not None:
+            left_s = self.deadline_s - asyncio.get_running_loop().time()
+            headers[Header.DEADLINE_MS] = str(max(1, math.ceil(1000 * left_s)))
+        return headers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """One row for each row of a request, in its order."""
 
+    target_dtype: TargetDtype
     rows: list[ResponseRow]
+    """Each target whole, whatever tokens were asked for."""
     leased: tuple[int, ...]
     """Rows whose need_clip means: the clip is on its way, ask again without bytes."""
     num_computed: int
@@ -61,10 +72,10 @@ class _Ask:
     """One request while it is answered."""
 
     dtype: TargetDtype
-    asker: Asker
+    context: RequestContext
     granted: "asyncio.Future[None]"
     """Done when this request is to upload clips, and so waits for no other asker. See Note [leases]."""
-    found: dict[bytes, EncodedTarget]
+    on_disk: dict[bytes, EncodedTarget]
     """What the disk has of it."""
     num_computed: int = 0
 
@@ -107,17 +118,17 @@ class Exchange:
     replica: str = ""
     """The URL at which other replicas reach this one; empty where there are none."""
     disk: DiskTargets | None = None
-    secret: PeerSecret = field(default_factory=PeerSecret)
-    """Said to the other replicas."""
+    peers: Peers = field(default_factory=Peers)
+    """The other replicas."""
 
-    async def answer(self, request: Request, asker: Asker) -> Answer:
+    async def answer(self, request: Request, context: RequestContext) -> Answer:
         """The answer, when the rows with bytes are computed, and the others too unless the client is to
         upload some."""
         refused = await asyncio.to_thread(self._refusals, request.rows)
         asked = [row for row, status in zip(request.rows, refused, strict=True) if status is None]
         ask = _Ask(
             request.target_dtype,
-            asker,
+            context,
             asyncio.get_running_loop().create_future(),
             await self._on_disk(request, asked),
         )
@@ -129,7 +140,9 @@ class Exchange:
         ]
         self.batcher.counters.refused += sum(status is not None for status in refused)
         leased = tuple(number for number, outcome in enumerate(outcomes) if outcome.leased)
-        return Answer(rows=rows, leased=leased, num_computed=ask.num_computed)
+        return Answer(
+            target_dtype=request.target_dtype, rows=rows, leased=leased, num_computed=ask.num_computed
+        )
 
     async def _answer_rows(self, rows: list[RequestRow], ask: _Ask) -> list[_Outcome]:
         """Each row's outcome. Rows go to their owners at once, those without bytes apart, since they may have
@@ -152,15 +165,21 @@ class Exchange:
         """The replica that each row is a matter of; this one where it has the clip."""
         owners = [self.replica] * len(rows)
         unknown = [number for number, row in enumerate(rows) if not self._is_here(row, ask)]
-        if unknown and self.replica and not ask.asker.passed:
-            claimed = await self.board.claim(self.replica, [rows[number].clip_digest for number in unknown])
+        if unknown and self.replica and not ask.context.is_passed_on:
+            try:
+                claimed = await self.board.claim(
+                    self.replica, [rows[number].clip_digest for number in unknown]
+                )
+            except BoardAwayError as error:
+                log.warning("%s; clips that nobody here has are computed here", error)
+                return owners
             for number, owner in zip(unknown, claimed, strict=True):
                 owners[number] = owner
         return owners
 
     def _is_here(self, row: RequestRow, ask: _Ask) -> bool:
-        has = (row.clip_digest, ask.dtype) in self.batcher.memory or row.clip_digest in ask.found
-        return has or self.batcher.flight(row.clip_digest) is not None
+        has = (row.clip_digest, ask.dtype) in self.batcher.memory or row.clip_digest in ask.on_disk
+        return has or self.batcher.pending_clip(row.clip_digest) is not None
 
     async def _on_disk(self, request: Request, rows: Sequence[RequestRow]) -> dict[bytes, EncodedTarget]:
         if self.disk is None or request.target_dtype != self.disk.dtype:
@@ -169,7 +188,8 @@ class Exchange:
         wanted = [
             digest
             for digest in digests
-            if (digest, self.disk.dtype) not in self.batcher.memory and self.batcher.flight(digest) is None
+            if (digest, self.disk.dtype) not in self.batcher.memory
+            and self.batcher.pending_clip(digest) is None
         ]
         return await self.disk.find(wanted) if wanted else {}
 
@@ -185,18 +205,18 @@ class Exchange:
         """The outcomes that the owner of the rows says, or this replica's where it is lost. See Note
         [owners]."""
         self.batcher.counters.passed_on += len(rows)
-        asking = asyncio.create_task(
-            peers.ask(owner, self.secret.value or "", ask.dtype, rows, ask.asker.headers())
-        )
+        whole = [replace(row, token_idx=None) for row in rows]  # cut once, where the answer leaves
+        asking = asyncio.create_task(self.peers.ask(owner, ask.dtype, whole, ask.context.headers()))
         try:
             if rows[0].clip is None:
                 await asyncio.wait([asking, ask.granted], return_when=asyncio.FIRST_COMPLETED)
                 if not asking.done():
                     return [_LEASED] * len(rows)
             header, answered = await asking
-        except peers.PeerLostError as error:
+        except PeerLostError as error:
             log.warning("%s; its clips are computed here", error)
-            await self.board.lost(owner)
+            with suppress(BoardAwayError):
+                await self.board.lost(owner)
             return await self._answer_rows(rows, ask)
         finally:
             asking.cancel()
@@ -224,45 +244,45 @@ class Exchange:
         assert row.clip is not None
         if (encoded := self._remember(row, ask)) is not None:
             return _Outcome("ok", encoded)
-        flight = self.batcher.flight(row.clip_digest)
-        if flight is None:
-            flight = self.batcher.submit(row.clip_digest, row.clip, ask.asker.run)
-            self.leases.fulfil(row.clip_digest)
+        pending = self.batcher.pending_clip(row.clip_digest)
+        if pending is None:
+            pending = self.batcher.submit(row.clip_digest, row.clip, ask.context.share)
+            self.leases.fulfil(row.clip_digest, ask.context.share)
             ask.num_computed += 1
         else:
             self.batcher.counters.coalesced += 1
-        with self.batcher.waiting(flight):
-            return _Outcome("ok", await asyncio.shield(flight.result(ask.dtype)))
+        with self.batcher.waiting(pending):
+            return _Outcome("ok", await asyncio.shield(pending.result(ask.dtype)))
 
     async def _ask(self, row: RequestRow, ask: _Ask) -> _Outcome:
         """The target of a row without bytes, or need_clip. See Note [leases]."""
         while True:
             if (encoded := self._remember(row, ask)) is not None:
                 return _Outcome("ok", encoded)
-            flight = self.batcher.flight(row.clip_digest)
-            if flight is not None:
-                with self.batcher.waiting(flight):
-                    result = flight.result(ask.dtype)
+            pending = self.batcher.pending_clip(row.clip_digest)
+            if pending is not None:
+                with self.batcher.waiting(pending):
+                    result = pending.result(ask.dtype)
                     await asyncio.wait([result, ask.granted], return_when=asyncio.FIRST_COMPLETED)
                 if not result.done():
                     return _LEASED
                 self.batcher.counters.coalesced += 1
                 return _Outcome("ok", result.result())
-            end = await self._lease_end(row.clip_digest, ask.granted)
+            end = await self._lease_end(row.clip_digest, ask)
             if end is None:
                 return _LEASED
             if end is LeaseEnd.YOURS:
                 ask.grant()
                 return _Outcome("need_clip")
 
-    async def _lease_end(self, digest: bytes, granted: "asyncio.Future[None]") -> LeaseEnd | None:
+    async def _lease_end(self, digest: bytes, ask: _Ask) -> LeaseEnd | None:
         """How the wait for a clip's lease ends; None if this request is to upload other clips first."""
         if digest not in self.leases:
-            self.leases.grant(digest)
+            self.leases.grant(digest, ask.context.share)
             return LeaseEnd.YOURS
-        waiter = self.leases.wait(digest)
+        waiter = self.leases.wait(digest, ask.context.share)
         try:
-            await asyncio.wait([waiter, granted], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([waiter, ask.granted], return_when=asyncio.FIRST_COMPLETED)
             return waiter.result() if waiter.done() else None
         finally:
             waiter.cancel()  # whoever left is not given the lease
@@ -271,7 +291,7 @@ class Exchange:
         encoded = self.batcher.memory.get(row.clip_digest, ask.dtype)
         if encoded is not None:
             self.batcher.counters.from_memory += 1
-        elif (encoded := ask.found.get(row.clip_digest)) is not None:
+        elif (encoded := ask.on_disk.get(row.clip_digest)) is not None:
             self.batcher.counters.from_disk += 1
             self.batcher.memory.put(row.clip_digest, ask.dtype, encoded)
         return encoded

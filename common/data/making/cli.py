@@ -1,6 +1,6 @@
 """The command line ``salt-data``."""
 
-from salt_distill.common.command import add_command, console, new_app, run_app
+from salt_distill.common.command import add_command, new_app, run_app
 from salt_distill.common.config import InspectConfig, MixConfig, PackConfig, ScenesConfig, SynthConfig
 
 app = new_app(
@@ -9,41 +9,11 @@ app = new_app(
 )
 
 
-def _synth(config: SynthConfig) -> None:
-    from salt_distill.common.data.making.synth import synthesise
-
-    synthesise(config)
-
-
-def _scenes(config: ScenesConfig) -> None:
-    from salt_distill.common.data.making.scenes import make_scenes
-
-    make_scenes(config)
-
-
-def _pack(config: PackConfig) -> None:
-    from salt_distill.common.data.making.pack import pack
-
-    pack(config, console)
-
-
-def _mix(config: MixConfig) -> None:
-    from salt_distill.common.data.making.mix import mix
-
-    mix(config)
-
-
-def _inspect(config: InspectConfig) -> None:
-    from salt_distill.common.data.making.inspect import inspect
-
-    inspect(config)
-
-
 add_command(
     app,
     "synth",
     SynthConfig,
-    _synth,
+    "salt_distill.common.data.making.synth:synthesise",
     positional=("out",),
     help=(
         "Write labelled videos: handwritten digits (label `digit`) that drift in one of eight directions"
@@ -54,7 +24,7 @@ add_command(
     app,
     "scenes",
     ScenesConfig,
-    _scenes,
+    "salt_distill.common.data.making.scenes:make_scenes",
     positional=("out",),
     help=(
         "Write pairs of possible and impossible videos, in IntPhys's folders, for `salt-eval"
@@ -65,7 +35,7 @@ add_command(
     app,
     "pack",
     PackConfig,
-    _pack,
+    "salt_distill.common.data.making.pack:pack",
     positional=("src", "out"),
     help=(
         "Pack videos, frame folders or images into WebDataset shards with an index; unreadable files are"
@@ -76,7 +46,7 @@ add_command(
     app,
     "mix",
     MixConfig,
-    _mix,
+    "salt_distill.common.data.making.mix:mix",
     positional=("recipe", "out"),
     help=(
         "Select from several packed data sets: counts, durations, no duplicates, no validation samples."
@@ -88,7 +58,7 @@ add_command(
     app,
     "inspect",
     InspectConfig,
-    _inspect,
+    "salt_distill.common.data.making.inspect:inspect",
     positional=("data",),
     default_preset="vit-l",
     help=(

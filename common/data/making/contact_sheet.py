@@ -45,8 +45,8 @@ def _masked(
 ) -> list[tuple[str, UInt8[np.ndarray, "t h w 3"]]]:
     """The first clip under each mask set, with a caption."""
     grid = token_grid(config.view, config.encoder)
-    # A whole mask group, since its smallest member decides how many tokens are dropped.
-    group = mask_group(config.mask, grid, seed=config.seed, step=0, group=0, batch_size=MASK_GROUP_SIZE)
+    # A run's first step is 1. A whole group, since its smallest member decides how many tokens are dropped.
+    group = mask_group(config.mask, grid, seed=config.seed, step=1, group=0, batch_size=MASK_GROUP_SIZE)
     rows = []
     for mask_set, mask in zip(config.mask.sets, group.sets, strict=True):
         roles = token_roles(mask, 0, grid.num_tokens)

@@ -32,7 +32,7 @@ def inspect(config: InspectConfig) -> None:
         from salt_distill.common.pictures import png_bytes
 
         Path(config.sheet).write_bytes(png_bytes(contact_sheet(config)))
-    if config.format == "json":
+    if config.json_:
         print(json.dumps(found, indent=1, ensure_ascii=False))
     else:
         Console().print(_report(found, config))

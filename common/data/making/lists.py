@@ -1,14 +1,35 @@
 """Lists of videos: a CSV file with a header, or V-JEPA's lines of a path and a class number."""
 
+import codecs
 import csv
+import io
+import posixpath
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from salt_distill.common.data.sample import CLASS, MAX_CLASSES
 from salt_distill.common.data.skipped import printable
+from salt_distill.common.data.video import VIDEO_SUFFIXES
 
-CLASS = "class"
-"""Name of a label that comes without one, as WebDataset's ``.cls`` and V-JEPA's lists do."""
-_MAX_CLASSES = 1_000_000
+_SPLIT_WORDS = frozenset(
+    [
+        "train",
+        "training",
+        "val",
+        "valid",
+        "validation",
+        "validate",
+        "dev",
+        "test",
+        "testing",
+        "eval",
+        "holdout",
+    ]
+)
+_SPLIT_COLUMNS = frozenset(["subset", "partition", "fold", "phase"])
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_WHOLE_NUMBER = re.compile(r"([+-]?[0-9]+)(\.0*)?")
 
 
 @dataclass(frozen=True)
@@ -23,38 +44,61 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The video's name in keys."""
-        return self.path.lstrip("/")
+        """The video's name in keys: the path, the same for all ways to write it."""
+        return posixpath.normpath(self.path).lstrip("/")
 
 
 def read_list(path: Path) -> tuple[list[Row], dict[str, list[str]]]:
     """The rows of a list, and label -> class names. Raises ValueError with the line that is wrong."""
-    # A byte order mark is Excel's; a path on disk may have bytes that are no UTF-8.
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        header = next(csv.reader(file), [])
-        file.seek(0)
-        rows, class_names = (
-            _from_csv(path, csv.DictReader(file))
-            if "path" in header
-            else _from_lines(path, file.read().splitlines())
-        )
+    text = read_text(path)
+    header = [_plain(cell) for cell in next(csv.reader(text.splitlines()[:1]), [])]
+    if "path" in header:
+        rows, class_names = _from_csv(path, text)
+    else:
+        rows, class_names = _from_lines(path, text.splitlines())
     if not rows:
         raise ValueError(f"{path}: got no rows, expected a video per line")
-    seen: set[str] = set()
+    paths: dict[str, str] = {}
     for row in rows:
-        if row.name in seen:
-            raise ValueError(f"{path}: two rows have the path {row.path!r}, expected each video once")
-        seen.add(row.name)
+        if row.name in paths:
+            raise ValueError(
+                f"{path}: two rows have the path {row.path!r}, expected each video once"
+                if row.path == paths[row.name]
+                else f"{path}: two rows have the path {row.path!r}, once as {paths[row.name]!r}, expected"
+                " each video once"
+            )
+        paths[row.name] = row.path
     return rows, class_names
+
+
+def read_text(path: Path) -> str:
+    """The text of a list. A byte order mark is Excel's; a path on disk may have bytes that are no UTF-8."""
+    content = path.read_bytes()
+    if content.startswith(_UTF16) or b"\0" in content[:100]:
+        raise ValueError(f"{path}: line 1: got a list in UTF-16, expected UTF-8: save it as CSV in UTF-8")
+    return content.decode("utf-8-sig", "surrogateescape")
 
 
 def class_names_of(values: set[str]) -> list[str]:
     """Numbers in their order, else names in theirs; a label's value is its position in the list."""
-    return sorted(values, key=int) if all(value.isdecimal() for value in values) else sorted(values)
+    try:
+        return sorted(values, key=lambda value: (float(value), value))
+    except ValueError:
+        return sorted(values)
 
 
-def _from_csv(path: Path, reader: "csv.DictReader[str]") -> tuple[list[Row], dict[str, list[str]]]:
-    columns = reader.fieldnames or []
+def _plain(cell: str) -> str:
+    return cell.strip().casefold()
+
+
+def _from_csv(path: Path, text: str) -> tuple[list[Row], dict[str, list[str]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    columns = [cell.strip() for cell in reader.fieldnames or []]
+    columns = [_plain(cell) if _plain(cell) in ("path", "split") else cell for cell in columns]
+    for column in columns:
+        if columns.count(column) > 1:
+            raise ValueError(f"{path}: line 1: got two columns {column!r}, expected a name for each")
+    reader.fieldnames = columns
     labels = [column for column in columns if column not in ("path", "split")]
     rows = []
     for cells in reader:
@@ -68,16 +112,35 @@ def _from_csv(path: Path, reader: "csv.DictReader[str]") -> tuple[list[Row], dic
                 f"{path}: line {reader.line_num}: got a label that is not UTF-8, expected the list to be"
                 " saved as UTF-8"
             )
+        if not cells["path"].strip():
+            raise ValueError(f"{path}: line {reader.line_num}: got no path, expected a video per line")
+        classes = {label: cells[label].strip() for label in labels}
         rows.append(
             Row(
                 cells["path"],
-                {label: cells[label] for label in labels if cells[label]},
-                cells.get("split") or None,
+                {label: name for label, name in classes.items() if name},
+                (cells.get("split") or "").strip() or None,
             )
         )
-    return rows, {
-        label: class_names_of({row.labels[label] for row in rows if label in row.labels}) for label in labels
-    }
+    values = {label: {row.labels[label] for row in rows if label in row.labels} for label in labels}
+    for label in labels:
+        _require_no_split(path, label, values[label])
+    return rows, {label: class_names_of(values[label]) for label in labels}
+
+
+def _require_no_split(path: Path, label: str, values: set[str]) -> None:
+    """Raises ValueError where a label's column looks like the split: validation rows would become
+    training."""
+    plain = _plain(label)
+    if (
+        "split" in plain
+        or plain in _SPLIT_COLUMNS
+        or (values and {_plain(value) for value in values} <= _SPLIT_WORDS)
+    ):
+        raise ValueError(
+            f"{path}: line 1: got the column {label!r}, which looks like the split of a video, expected it as"
+            " `split`: rename it, or take it away"
+        )
 
 
 def _from_lines(path: Path, lines: list[str]) -> tuple[list[Row], dict[str, list[str]]]:
@@ -91,14 +154,31 @@ def _from_lines(path: Path, lines: list[str]) -> tuple[list[Row], dict[str, list
         video = video.strip()
         if len(video) > 1 and video[0] == video[-1] == '"':
             video = video[1:-1]
-        if not video or not label.isdecimal() or int(label) >= _MAX_CLASSES:
+        whole = _WHOLE_NUMBER.fullmatch(label.strip())
+        if not video or whole is None or not 0 <= int(whole[1]) < MAX_CLASSES:
             raise ValueError(
-                f"{path}: line {number}: got {line[:80]!r}, expected V-JEPA's `path label` or `path::label`"
-                " with the label a class number, or a CSV file whose first line names its columns: `path`,"
-                " one per label, maybe `split`"
+                f"{path}: line {number}: got {_what_is_wrong(number, line.strip(), video, whole)}"
             )
-        rows.append(Row(video, {CLASS: str(int(label))}, None))
+        rows.append(Row(video, {CLASS: str(int(whole[1]))}, None))
     num_classes = 1 + max((int(row.labels[CLASS]) for row in rows), default=0)
     return rows, {
         CLASS: [str(number) for number in range(num_classes)]
     }  # its numbers mean the same in every list of the data set
+
+
+def _what_is_wrong(number: int, line: str, video: str, label: re.Match[str] | None) -> str:
+    """What stands in a line that is none of V-JEPA's."""
+    if video and label is not None:
+        return f"the class number {label[0]}, expected one from 0 to {MAX_CLASSES - 1:,}"
+    for name, separator in (("tabs", "\t"), ("semicolons", ";")):
+        if separator in line:
+            return f"{line[:80]!r}, columns with {name} between them, expected commas: save it as CSV"
+    known = (
+        "V-JEPA's `path label` or `path::label` with the label a class number, or a CSV file whose first line"
+        " names its columns: `path`, one per label, maybe `split`"
+    )
+    if number == 1 and posixpath.splitext(line)[1].lower() in VIDEO_SUFFIXES and "," not in line:
+        return (
+            f"{line[:80]!r}, a path without a label, expected the line `path` before such a list, or {known}"
+        )
+    return f"{line[:80]!r}, expected {known}"

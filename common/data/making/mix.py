@@ -16,15 +16,15 @@ from rich.table import Table
 
 from salt_distill.common.config import MixConfig, MixRecipe, MixSource, explain, load_yaml
 from salt_distill.common.data.index import SCHEMA, load_index, write_dataset
-from salt_distill.common.data.making.exclusions import Exclusion
+from salt_distill.common.data.making.exclusions import Exclusion, identities_of
 from salt_distill.common.draws import words
 
-REASONS = ("other splits", "excluded", "out of range", "duplicates", "not drawn")
+REASONS = ("other splits", "excluded", "out of range", "duplicates", "same identity", "not drawn")
 """Why a sample is not in the mixture, in the order in which it is asked."""
 _OURS = {"index.parquet", "dataset.json"}
 
 
-class Source:
+class RecipeSource:
     """A data set and what the recipe says about it."""
 
     def __init__(self, config: MixSource, folder: Path) -> None:
@@ -63,7 +63,7 @@ def mix(config: MixConfig) -> None:
             f"got OUT {out}, which holds something else than a mixture, expected a new folder or one that"
             " this command wrote"
         )
-    sources = [Source(source, recipe_path.parent) for source in recipe.sources]
+    sources = [RecipeSource(source, recipe_path.parent) for source in recipe.sources]
     name, count = Counter(source.name for source in sources).most_common(1)[0]
     if count > 1:
         raise ValueError(
@@ -99,9 +99,9 @@ def mix(config: MixConfig) -> None:
     _report(recipe, sources, selections, exclusions, index)
 
 
-def select(source: Source, exclusions: Sequence[Exclusion], taken: set[str], seed: int) -> Selection:
-    """The samples of a source that the recipe asks for; ``taken`` holds the content that the mixture has
-    already, and gets theirs."""
+def select(source: RecipeSource, exclusions: Sequence[Exclusion], taken: set[str], seed: int) -> Selection:
+    """The samples of a source that the recipe asks for; ``taken`` holds the contents and identities that the
+    mixture has already, and gets theirs."""
     config, index = source.config, source.index
     rows, removed = np.arange(len(index)), {}
 
@@ -118,7 +118,10 @@ def select(source: Source, exclusions: Sequence[Exclusion], taken: set[str], see
         )
     keep("other splits", (splits == config.split) | (config.split == "all"))
     keys = _keys(source, rows)
-    keep("excluded", ~_any([exclusion.mask(keys, hashes[rows]) for exclusion in exclusions], len(rows)))
+    identities = identities_of(config.identity, keys, f"sources: {config.path}")
+    masks = [exclusion.mask(keys, hashes[rows], identities) for exclusion in exclusions]
+    identity_of = dict(zip(rows.tolist(), identities, strict=True))
+    keep("excluded", ~_any(masks, len(rows)))
     last = np.inf if config.max_duration_s is None else config.max_duration_s
     keep("out of range", (seconds[rows] >= config.min_duration_s) & (seconds[rows] <= last))
     mask = np.ones(len(rows), bool)
@@ -127,6 +130,7 @@ def select(source: Source, exclusions: Sequence[Exclusion], taken: set[str], see
         mask[place] = content not in taken and content not in own
         own.add(content)
     keep("duplicates", mask)
+    keep("same identity", np.array([identity_of[row] not in taken for row in rows.tolist()], bool))
     keep("not drawn", _drawn(config, seconds[rows], hashes[rows], seed))
     if not len(rows):
         what = ", ".join(f"{count} {reason}" for reason, count in removed.items() if count)
@@ -135,6 +139,7 @@ def select(source: Source, exclusions: Sequence[Exclusion], taken: set[str], see
             f" samples: {what}"
         )
     taken.update(hashes[rows])
+    taken.update(identity for row in rows.tolist() if (identity := identity_of[row]) is not None)
     return Selection(rows=rows, removed=removed)
 
 
@@ -170,14 +175,14 @@ def _any(masks: Sequence[np.ndarray], length: int) -> np.ndarray:
     return np.logical_or.reduce([np.zeros(length, bool), *masks])
 
 
-def _keys(source: Source, rows: np.ndarray) -> list[str]:
+def _keys(source: RecipeSource, rows: np.ndarray) -> list[str]:
     """``source/name`` in the mixture."""
     chosen = source.index.select(["key", "source"]).take(rows)
     pairs = zip(chosen["key"].to_pylist(), chosen["source"].to_pylist(), strict=True)
     return [f"{source.name}/{key.removeprefix(own + '/')}" for key, own in pairs]
 
 
-def _rows(source: Source, selection: Selection, labels: dict[str, str], out: Path) -> pa.Table:
+def _rows(source: RecipeSource, selection: Selection, labels: dict[str, str], out: Path) -> pa.Table:
     """Rows of the mixture's index."""
     rows = source.index.take(selection.rows)
     tar_of = {tar: _relative(source.path / tar, out) for tar in set(rows["tar"].to_pylist())}
@@ -199,7 +204,7 @@ def _relative(path: Path, out: Path) -> str:
     return Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
 
 
-def _common_labels(sources: Sequence[Source]) -> tuple[list[dict[str, str]], dict[str, list[str]]]:
+def _common_labels(sources: Sequence[RecipeSource]) -> tuple[list[dict[str, str]], dict[str, list[str]]]:
     """For each source its labels' names in the mixture, and the class names; one name with other classes
     becomes ``SOURCE.LABEL``."""
     classes: dict[str, set[tuple[str, ...]]] = {}
@@ -219,7 +224,7 @@ def _common_labels(sources: Sequence[Source]) -> tuple[list[dict[str, str]], dic
 
 def _report(
     recipe: MixRecipe,
-    sources: Sequence[Source],
+    sources: Sequence[RecipeSource],
     selections: Sequence[Selection],
     exclusions: Sequence[Exclusion],
     index: pa.Table,
@@ -230,7 +235,8 @@ def _report(
     console.print(_table(recipe, sources, selections, index))
     for exclusion in exclusions:
         console.print(
-            f"excluded by {exclusion.path}: {exclusion.num_found} samples; it names {exclusion.num_named}",
+            f"excluded by {exclusion.path}: {exclusion.num_found} samples{_by_identity(exclusion)}; it names"
+            f" {exclusion.num_named}",
             highlight=False,
         )
     for source, selection in zip(sources, selections, strict=True):
@@ -241,8 +247,12 @@ def _report(
             )
 
 
+def _by_identity(exclusion: Exclusion) -> str:
+    return f", {exclusion.num_by_identity} of them by their identity" if exclusion.num_by_identity else ""
+
+
 def _table(
-    recipe: MixRecipe, sources: Sequence[Source], selections: Sequence[Selection], index: pa.Table
+    recipe: MixRecipe, sources: Sequence[RecipeSource], selections: Sequence[Selection], index: pa.Table
 ) -> Table:
     reasons = [reason for reason in REASONS if any(selection.removed[reason] for selection in selections)]
     weighted = recipe.sources[0].weight is not None

@@ -17,10 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from salt_distill.common.clip import BadVideoError
 from salt_distill.common.config import PackConfig
+from salt_distill.common.console import console
 from salt_distill.common.data.index import write_index
 from salt_distill.common.data.making.partial import Finished, PartialFolder
 from salt_distill.common.data.making.prepare import Prepared, prepare_all
-from salt_distill.common.data.making.sources import Listing, Source, list_sources
+from salt_distill.common.data.making.sources import Listing, UnpackedVideo, list_sources
 from salt_distill.common.data.sample import describe, sidecar
 from salt_distill.common.data.skipped import FILE_NAME, printable, write_skipped
 from salt_distill.common.data.stills import padded_size
@@ -29,7 +30,7 @@ _OURS = {"index.parquet", "dataset.json", FILE_NAME}
 """What a packed folder holds beside its tars."""
 
 
-def pack(config: PackConfig, console: rich.console.Console) -> None:
+def pack(config: PackConfig, console: rich.console.Console = console) -> None:
     """Writes the shards, then the index; bad files are named in ``skipped.csv``. Continues what a killed run
     of the same command left.
 
@@ -189,7 +190,7 @@ class _Shards:
 def _plan(config: PackConfig, listing: Listing) -> str:
     """Hash of all that decides the shards, but the content of the files."""
     options = config.model_dump(
-        include={"max_shard_bytes", "max_video_bytes", "short_side", "fps", "timeout_s"}
+        include={"max_shard_bytes", "max_video_bytes", "short_side", "copies", "fps", "timeout_s"}
     )
     hasher = hashlib.sha256(json.dumps([listing.name, options, listing.class_names]).encode())
     for source in listing.sources:
@@ -197,7 +198,7 @@ def _plan(config: PackConfig, listing: Listing) -> str:
     return hasher.hexdigest()
 
 
-def _stamp(sources: Sequence[Source]) -> str:
+def _stamp(sources: Sequence[UnpackedVideo]) -> str:
     """Hash of sizes and times of change: whether files are still those that were packed."""
     hasher = hashlib.sha256()
     for source in sources:

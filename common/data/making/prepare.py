@@ -2,12 +2,12 @@
 
 import contextlib
 import os
-import re
 import stat
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -15,10 +15,11 @@ import numpy as np
 
 from salt_distill.common.clip import BadVideoError
 from salt_distill.common.config import PackConfig
-from salt_distill.common.data.encode import encode_mp4
+from salt_distill.common.data.encode import FAST_DECODING, encode_mp4
 from salt_distill.common.data.facts import VideoFacts
+from salt_distill.common.data.making.frame_folder import frame_names
+from salt_distill.common.data.making.sources import is_of_the_kernel
 from salt_distill.common.data.pool import DecodePool
-from salt_distill.common.data.skipped import printable
 from salt_distill.common.data.stills import (
     IMAGE_SUFFIXES,
     content_hash,
@@ -27,12 +28,12 @@ from salt_distill.common.data.stills import (
     shrink_still,
     stills_in,
 )
-from salt_distill.common.data.video import VIDEO_SUFFIXES, probe, upright_frames
+from salt_distill.common.data.usable import MIN_SIDE, require_usable
+from salt_distill.common.data.video import VIDEO_SUFFIXES, probe, timed_frames
 
-MIN_FRAMES = 2
-MIN_SIDE = 8
-"""Pixels. Smaller videos show nothing that an encoder could learn from."""
 _REENCODE_CRF = 18
+_TICK_S = Fraction(1, 1_000_000)
+"""Of the clock of smaller copies."""
 _READ_AHEAD = 64
 _READ_AHEAD_BYTES = 500_000_000
 """What workers have read and the tar does not hold yet: its order is fixed, so one long video holds back
@@ -45,11 +46,13 @@ _SUFFIX_OF = {"mpo": ".jpg", "jpeg": ".jpg"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class PackingJob:
     """A source, and the options that change what is made of it."""
 
     path: Path
     short_side: int | None
+    copies: str
+    """``fast`` or ``small``, as in PackConfig."""
     max_video_bytes: int
     fps: float | None
 
@@ -72,7 +75,13 @@ class Prepared:
 def prepare_all(paths: Sequence[Path], config: PackConfig) -> Generator[Prepared | BadVideoError, None, None]:
     """``prepare`` of each path, in order; a bounded number of bytes ahead of the one that is written."""
     jobs = (
-        Job(path=path, short_side=config.short_side, max_video_bytes=config.max_video_bytes, fps=config.fps)
+        PackingJob(
+            path=path,
+            short_side=config.short_side,
+            copies=config.copies,
+            max_video_bytes=config.max_video_bytes,
+            fps=config.fps,
+        )
         for path in paths
     )
     with contextlib.closing(
@@ -98,35 +107,23 @@ def _bytes_in(ahead: Iterable[Future[Prepared]]) -> int:
     return sum(future.result().num_bytes for future in ahead if future.done() and future.exception() is None)
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(job: PackingJob) -> Prepared:
     """The sample that a file or a folder of frames becomes. Raises BadVideoError."""
     try:
         kind = stat.S_IFMT(os.stat(job.path).st_mode)
         prepared = _folder(job) if kind == stat.S_IFDIR else _file(job)
     except OSError as error:
         raise BadVideoError(error.strerror or str(error)) from error
-    facts = prepared.facts
-    if min(facts.width, facts.height) < MIN_SIDE:
-        raise BadVideoError(
-            f"it has {facts.width}x{facts.height} pixels, expected at least {MIN_SIDE}x{MIN_SIDE}"
-        )
-    return (
-        prepared
-        if job.short_side is None or min(facts.width, facts.height) <= job.short_side
-        else _shrunk(prepared, job.short_side)
-    )
+    if job.short_side is None or min(prepared.facts.width, prepared.facts.height) <= job.short_side:
+        return prepared
+    return _shrunk(prepared, job.short_side, FAST_DECODING if job.copies == "fast" else {})
 
 
-def _file(job: Job) -> Prepared:
+def _file(job: PackingJob) -> Prepared:
     data = _read(job.path, job.max_video_bytes)
     suffix, images = job.path.suffix.lower(), stills_in(data)
-    if suffix in VIDEO_SUFFIXES and images is not None:
-        raise BadVideoError("it is an image, although it is named as a video")
-    if suffix in IMAGE_SUFFIXES and images is None:
-        raise BadVideoError("it is no image, although it is named as one")
     facts = probe(data)
-    if images is None:
-        _require_motion(facts)
+    require_usable(facts, suffix, is_image=images is not None)
     if suffix not in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
         suffix = (
             ".mp4" if images is None else _SUFFIX_OF.get(facts.codec, "." + facts.codec)
@@ -134,34 +131,19 @@ def _file(job: Job) -> Prepared:
     return Prepared(members=[(suffix, data)], facts=facts, sha256=content_hash(images or [data]))
 
 
-def _folder(job: Job) -> Prepared:
-    names = [name for name in os.listdir(job.path) if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-    if not names:
-        raise BadVideoError("it is a folder without images, expected a file or a folder of frames")
+def _folder(job: PackingJob) -> Prepared:
+    names = frame_names(os.listdir(job.path))
     if job.fps is None:
         raise BadVideoError("it is a folder of images, expected --fps for their rate")
-    numbered: dict[int, str] = {}
-    for name in sorted(names):
-        digits = re.findall(r"\d+", Path(name).stem)
-        if not digits:
-            raise BadVideoError(
-                f"its image {printable(name)} has no number, expected all of them to be numbered frames"
-            )
-        if int(digits[-1]) in numbered:
-            raise BadVideoError(
-                f"its images {printable(numbered[int(digits[-1])])} and {printable(name)} have the same"
-                " number"
-            )
-        numbered[int(digits[-1])] = name
     members: list[tuple[str, bytes]] = []
     room = job.max_video_bytes
-    for place, number in enumerate(sorted(numbered)):
-        data = _read(job.path / numbered[number], room)
-        members.append((f".{place:06d}{Path(numbered[number]).suffix.lower()}", data))
+    for place, name in enumerate(names):
+        data = _read(job.path / name, room)
+        members.append((f".{place:06d}{Path(name).suffix.lower()}", data))
         room -= len(data)
     images = [memoryview(data) for _, data in members]
     facts = replace(probe_stills(images), fps=job.fps, duration_s=len(images) / job.fps)
-    _require_motion(facts)
+    require_usable(facts, "", is_image=False)
     return Prepared(members=members, facts=facts, sha256=content_hash(images))
 
 
@@ -172,45 +154,52 @@ def _read(path: Path, max_bytes: int) -> bytes:
         raise BadVideoError(
             f"it is {_KINDS.get(stat.S_IFMT(status.st_mode), 'a folder')}, expected a regular file"
         )
+    if is_of_the_kernel(path):
+        raise BadVideoError(f"it is a link to {os.path.realpath(path)}, which is on no disk")
     if status.st_size > max_bytes:
         raise BadVideoError(f"it has more than the {max_bytes} bytes that --max-video-bytes allows")
     return path.read_bytes()
 
 
-def _require_motion(facts: VideoFacts) -> None:
-    if facts.num_frames < MIN_FRAMES:
-        raise BadVideoError(f"it has {facts.num_frames} frame, expected at least {MIN_FRAMES}")
-
-
-def _shrunk(prepared: Prepared, short_side: int) -> Prepared:
-    """A smaller copy: a video or frame folder as an mp4 of every frame, an image as a JPEG."""
+def _shrunk(prepared: Prepared, short_side: int, options: Mapping[str, str]) -> Prepared:
+    """A smaller copy: a video or frame folder as an mp4 of every frame at its own time, an image as a
+    JPEG."""
     facts, contents = prepared.facts, [content for _, content in prepared.members]
     images = [memoryview(content) for content in contents] if len(contents) > 1 else stills_in(contents[0])
     if images is not None and len(images) == 1:
-        data, suffix = shrink_still(images[0], short_side), ".jpg"
-    else:
-        scale = short_side / min(facts.width, facts.height)
-        width, height = (
-            max(MIN_SIDE, 2 * round(side * scale / 2)) for side in (facts.width, facts.height)
-        )  # even, as 4:2:0 needs them
-        frames = (
-            upright_frames(contents[0])
-            if images is None
-            else (decode_stills(images, [i])[0] for i in range(len(images)))
+        data = shrink_still(images[0], short_side)
+        return Prepared(members=[(".jpg", data)], facts=probe(data), sha256=content_hash([data]))
+    scale = short_side / min(facts.width, facts.height)
+    width, height = (
+        max(MIN_SIDE, 2 * round(side * scale / 2)) for side in (facts.width, facts.height)
+    )  # even, as 4:2:0 needs them
+    has_times = images is None and facts.seekable
+    frames = (
+        (_small(frame, time, width, height) for frame, time in timed_frames(contents[0]))
+        if images is None
+        else (_small(decode_stills(images, [i])[0], None, width, height) for i in range(len(images)))
+    )
+    data = encode_mp4(
+        frames,
+        width=width,
+        height=height,
+        fps=facts.fps,
+        crf=_REENCODE_CRF,
+        tick_s=_TICK_S if has_times else None,
+        options=options,
+    )
+    copy = probe(data)
+    if copy.num_frames != facts.num_frames:
+        raise BadVideoError(
+            f"its smaller copy has {copy.num_frames} of its {facts.num_frames} frames: pack it without"
+            " --short-side"
         )
-        data, suffix = (
-            encode_mp4(
-                (_small(frame, width, height) for frame in frames),
-                width=width,
-                height=height,
-                fps=facts.fps,
-                crf=_REENCODE_CRF,
-            ),
-            ".mp4",
-        )
-    return Prepared(members=[(suffix, data)], facts=probe(data), sha256=content_hash([data]))
+    return Prepared(members=[(".mp4", data)], facts=copy, sha256=content_hash([data]))
 
 
-def _small(frame: np.ndarray, width: int, height: int) -> av.VideoFrame:
+def _small(frame: np.ndarray, time_s: Fraction | None, width: int, height: int) -> av.VideoFrame:
     image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-    return image.reformat(width=width, height=height, interpolation="AREA")
+    image = image.reformat(width=width, height=height, interpolation="AREA")
+    if time_s is not None:
+        image.pts = round(time_s / _TICK_S)
+    return image

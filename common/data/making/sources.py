@@ -15,7 +15,7 @@ from salt_distill.common.data.video import VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)
-class Source:
+class UnpackedVideo:
     """One video before it is packed: a file, or a folder of frames."""
 
     path: Path
@@ -32,7 +32,7 @@ class Listing:
     name: str
     """Of the source, in keys and file names."""
     class_names: dict[str, list[str]]
-    sources: list[Source]
+    sources: list[UnpackedVideo]
     """In the order in which they are packed."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """(path, reason) of what cannot even be tried."""
@@ -40,6 +40,11 @@ class Listing:
     """Files that are not named as what was asked for."""
     left_out: str = ""
     """The first of them."""
+
+
+def is_of_the_kernel(path: Path) -> bool:
+    """Whether a path leads, by links too, to what the kernel shows as files: processes, devices."""
+    return Path(os.path.realpath(path)).parts[:2] in (("/", "proc"), ("/", "sys"))
 
 
 def list_sources(config: PackConfig) -> Listing:
@@ -50,6 +55,7 @@ def list_sources(config: PackConfig) -> Listing:
     """
     src = Path(config.src)
     table = src / "labels.csv" if src.is_dir() else src
+    _require_no_video(src)
     if table.is_file():
         if config.images is not None:
             raise ValueError(
@@ -93,8 +99,16 @@ def list_sources(config: PackConfig) -> Listing:
     for name in sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest()):
         path, row = found[name][0], named[name]
         labels = {label: value_of[label][class_name] for label, class_name in row.labels.items()}
-        listing.sources.append(Source(path, name, labels, row.split or config.split))
+        listing.sources.append(UnpackedVideo(path, name, labels, row.split or config.split))
     return listing
+
+
+def _require_no_video(src: Path) -> None:
+    if src.is_file() and src.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
+        raise ValueError(
+            f"got SRC {src}, one video or image, expected a folder of them, a quoted glob or a list: give the"
+            f" folder {src.parent}"
+        )
 
 
 def _placed(config: PackConfig, name: str, row: Row) -> Row:
@@ -152,7 +166,7 @@ class _Tree:
                 continue
             for parent, folders, files in os.walk(root, onerror=self._unreadable, followlinks=True):
                 here = Path(parent)
-                folders[:] = [folder for folder in folders if not self._is_loop(here / folder)]
+                folders[:] = [folder for folder in folders if not self._is_no_way(here / folder)]
                 named_as_videos += [
                     here / folder for folder in folders if Path(folder).suffix.lower() in VIDEO_SUFFIXES
                 ]
@@ -180,8 +194,11 @@ class _Tree:
         num_images = 0
         for file in files:
             suffix = Path(file).suffix.lower()
-            num_images += suffix in IMAGE_SUFFIXES
-            if suffix in VIDEO_SUFFIXES or (suffix in IMAGE_SUFFIXES and self._images == "each"):
+            num_images += suffix in IMAGE_SUFFIXES and not file.startswith("._")
+            if file.startswith("._"):  # what macOS writes beside files
+                self.num_left_out += 1
+                self.left_out = self.left_out or printable(folder / file)
+            elif suffix in VIDEO_SUFFIXES or (suffix in IMAGE_SUFFIXES and self._images == "each"):
                 self._add(folder / file)
             elif suffix not in IMAGE_SUFFIXES or self._images is None:
                 self.num_left_out += 1
@@ -198,11 +215,15 @@ class _Tree:
     def _unreadable(self, error: OSError) -> None:
         self.skipped.append((printable(error.filename), error.strerror or str(error)))
 
-    def _is_loop(self, folder: Path) -> bool:
-        """Whether a folder is a link to one that it lies in; walking on would never end."""
+    def _is_no_way(self, folder: Path) -> bool:
+        """Whether a folder is a link to one that it lies in, or to what the kernel shows as files; walking on
+        would never end."""
         if not folder.is_symlink():
             return False
         target = os.path.realpath(folder)
+        if is_of_the_kernel(folder):
+            self.skipped.append((printable(folder), f"it is a link to {target}, which is on no disk"))
+            return True
         loop = any(os.path.realpath(parent) == target for parent in Path(os.path.abspath(folder)).parents)
         if loop:
             self.skipped.append((printable(folder), "it is a link to a folder that it lies in"))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from salt_distill.common.command import console
 from salt_distill.common.config import FidelityConfig, FlopsConfig, preset_layer
+from salt_distill.common.console import console
 from salt_distill.student_trainer.evaluation.fidelity import crops, masks, models, probes, text, training
 from salt_distill.student_trainer.evaluation.fidelity.oracle import Oracle
 from salt_distill.student_trainer.evaluation.fidelity.paper_flops import tables

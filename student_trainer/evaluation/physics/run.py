@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import track
 
 from salt_distill.common.clip import BadVideoError
-from salt_distill.common.command import console
 from salt_distill.common.config import PhysicsConfig
+from salt_distill.common.console import console
 from salt_distill.common.model.checkpoint import read_config
 from salt_distill.student_trainer.evaluation.physics.benchmarks import (
     FRAME_STEP,

@@ -14,8 +14,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from salt_distill.common.command import console
 from salt_distill.common.config import LoaderConfig, ViewConfig
+from salt_distill.common.console import console
 from salt_distill.common.data.reader import Reader
 from salt_distill.common.data.sample import Sample
 from salt_distill.common.data.segments import SegmentCut

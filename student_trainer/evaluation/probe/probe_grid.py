@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,6 +35,20 @@ class ProbeSetting(NamedTuple):
     """That a cosine takes to 0."""
     weight_decay: float
     """Of AdamW."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExaminedProbe:
+    """What a probe says of the clips of a split."""
+
+    counts: Int[Tensor, "classes classes"]
+    """Clips of each class, a row, taken for each, a column."""
+    numbers: Int[np.ndarray, " k"]
+    """Of the clips, among those that have tokens; ascending."""
+    predicted: Int[Tensor, " k"]
+    """Class of each."""
+    probability: Float[Tensor, " k"]
+    """That the probe gives this class."""
 
 
 class ProbeIdentity(Record):
@@ -163,29 +178,56 @@ class ProbeGrid:
             weight.grad = mean.view_as(weight)
 
     @torch.no_grad()
-    def confusions(
+    def examine(
         self, tokens: TokenSource, labels: Mapping[str, Int[np.ndarray, " k"]], batch_size: int
-    ) -> dict[tuple[str, ProbeSetting], Int[Tensor, "classes classes"]]:
-        """For each probe how many clips of each class, a row, it took for each, a column; the probabilities
-        of a clip's views are averaged."""
-        counts = {
-            name: torch.zeros(2 * (self._num_classes[name[0]],), dtype=torch.int64, device=self._device)
-            for name in self.probes
+    ) -> dict[tuple[str, ProbeSetting], ExaminedProbe]:
+        """What each probe says of every clip, the same on all ranks; the probabilities of a clip's views are
+        averaged."""
+        answers: dict[tuple[str, ProbeSetting], list[tuple[Tensor, Tensor]]] = {
+            name: [] for name in self.probes
         }
-        classes = {name: torch.from_numpy(label).to(self._device) for name, label in labels.items()}
+        asked: list[Int[np.ndarray, " b"]] = []
         share = tokens.share(np.arange(int(tokens.kept.sum())))
         for numbers, batch in tokens.batches(in_batches(share, batch_size), 0):
             if len(numbers) == 0:
                 continue
-            views = batch.flatten(0, 1)
-            for (label, setting), probe in self.probes.items():
+            asked.append(numbers)
+            for name, probe in self.probes.items():
                 with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
-                    logits = probe(views)
-                predicted = vote(logits.unflatten(0, batch.shape[:2]))
-                counts[label, setting] += confusion(
-                    predicted, classes[label][numbers], self._num_classes[label]
-                )
-        return {name: self._worker.sum(count).cpu() for name, count in counts.items()}
+                    logits = probe(batch.flatten(0, 1)).unflatten(0, batch.shape[:2])
+                predicted, probability = vote(logits)
+                answers[name].append((predicted.cpu(), probability.cpu()))
+        numbers = np.concatenate(
+            self._worker.ranks.all_values(np.concatenate([np.zeros(0, np.int64), *asked]))
+        )
+        return {
+            name: self._examined(name[0], numbers, self._gathered(parts), labels[name[0]])
+            for name, parts in answers.items()
+        }
+
+    def _gathered(self, parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The classes and probabilities of all ranks, one after the other."""
+        empty = (torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+        together = tuple(torch.cat(column) for column in zip(empty, *parts, strict=True))
+        ranks = self._worker.ranks.all_values(together)
+        return torch.cat([classes for classes, _ in ranks]), torch.cat([shares for _, shares in ranks])
+
+    def _examined(
+        self,
+        label: str,
+        numbers: Int[np.ndarray, " k"],
+        answers: tuple[Tensor, Tensor],
+        classes: Int[np.ndarray, " k"],
+    ) -> ExaminedProbe:
+        order = np.argsort(numbers)
+        predicted, probability = (part[order] for part in answers)
+        actual = torch.from_numpy(classes[numbers[order]])
+        return ExaminedProbe(
+            counts=confusion(predicted, actual, self._num_classes[label]),
+            numbers=numbers[order],
+            predicted=predicted,
+            probability=probability,
+        )
 
     def save(self, path: Path, identity: ProbeIdentity) -> None:
         """Writes what ``load`` continues from, on rank 0; it appears whole."""

@@ -24,11 +24,27 @@ class LabelResult:
     """Its score on the split that the setting was chosen on; None where there was one setting."""
     counts: Int[Tensor, "classes classes"]
     """Clips of the split that is reported on: of each class, a row, taken for each, a column."""
+    predictions: Sequence["ClipPrediction"]
+    """Of these clips."""
+    weights: dict[str, Tensor]
+    """Of the probe, in the host's memory."""
 
     @property
     def score(self) -> Score:
         """Of all clips."""
         return score_of(self.counts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipPrediction:
+    """What a probe says of a clip."""
+
+    key: str
+    actual: int
+    """Its class."""
+    predicted: int
+    probability: float
+    """That the probe gives the predicted class."""
 
 
 class LabelFacts(Record):

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from salt_distill.common.command import console
 from salt_distill.common.config import ProbeConfig
+from salt_distill.common.console import console
 from salt_distill.common.model.frozen import FrozenEncoder
 from salt_distill.student_trainer.evaluation.candidates import open_candidates, with_fresh_weights
 from salt_distill.student_trainer.evaluation.probe.features import common_labels, labelled_samples
+from salt_distill.student_trainer.evaluation.probe.kept import save_predictions, save_probes
 from salt_distill.student_trainer.evaluation.probe.output import table, write
 from salt_distill.student_trainer.evaluation.probe.results import (
     TEST,
@@ -47,7 +48,12 @@ def run(config: ProbeConfig) -> None:
     outcome = _outcome(config, task, candidates, state)
     names = dict(zip(outcome.results, (candidate.name for candidate in candidates), strict=True))
     results = _results(config, outcome, names, task.split)  # workers know other paths
-    write(out, results, {names[name]: row for name, row in outcome.results.items()})
+    label_results = {names[name]: row for name, row in outcome.results.items()}
+    write(out, results, label_results)
+    places = [None] * (len(candidates) - len(config.ckpt)) + [str(path) for path in config.absolute().ckpt]
+    by_name = {encoder.name: (encoder, ckpt) for encoder, ckpt in zip(candidates, places, strict=True)}
+    save_probes(out.with_suffix(".safetensors"), config, by_name, results, label_results)
+    save_predictions(out.with_name(f"{out.stem}.predictions.csv"), results, label_results)
     shutil.rmtree(state, ignore_errors=True)
     caption = f"{results.protocol}; {time.monotonic() - started:.0f} s"
     Console().print(table(results, caption))

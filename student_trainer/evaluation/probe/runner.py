@@ -12,18 +12,16 @@ from jaxtyping import Bool, Int
 from rich.progress import Progress
 from torch import nn
 
-from salt_distill.common.command import console
 from salt_distill.common.config import ProbeConfig, ViewConfig
+from salt_distill.common.console import console
 from salt_distill.common.data.reader import Reader, require_few_bad
 from salt_distill.common.data.sample import Sample
-from salt_distill.common.data.segments import SegmentCut
 from salt_distill.common.data.shards import open_dataset
-from salt_distill.common.data.views import draw
-from salt_distill.common.draws import words
 from salt_distill.common.model.compute import uses_bfloat16
 from salt_distill.common.model.frozen import FrozenEncoder
 from salt_distill.common.model.teacher import device_kind, fingerprint
-from salt_distill.student_trainer.evaluation.probe.augment import AugmentedVideoCut, ImageCut
+from salt_distill.student_trainer.evaluation.probe.augment import ImageCut
+from salt_distill.student_trainer.evaluation.probe.cuts import cuts, drawn
 from salt_distill.student_trainer.evaluation.probe.feature_files import (
     FeatureFacts,
     TokensOnDisk,
@@ -39,7 +37,13 @@ from salt_distill.student_trainer.evaluation.probe.features import (
     part_of,
 )
 from salt_distill.student_trainer.evaluation.probe.probe_grid import ProbeGrid, ProbeIdentity, ProbeSetting
-from salt_distill.student_trainer.evaluation.probe.results import TRAIN, VAL, LabelFacts, LabelResult
+from salt_distill.student_trainer.evaluation.probe.results import (
+    TRAIN,
+    VAL,
+    ClipPrediction,
+    LabelFacts,
+    LabelResult,
+)
 from salt_distill.student_trainer.evaluation.probe.score import score_of
 from salt_distill.student_trainer.evaluation.records import EncoderIdentity
 from salt_distill.student_trainer.ranks import Worker
@@ -64,28 +68,6 @@ class ProbeOutcome:
     """For each encoder and label."""
     encoders: dict[str, EncoderIdentity]
     labels: dict[str, LabelFacts]
-
-
-def cuts(config: ProbeConfig, view: ViewConfig, split: str, *, num_views: int) -> SegmentCut | None:
-    """What is taken of every video of a split; None where that is drawn anew for each of them."""
-    if split == TRAIN and config.augment:
-        return None
-    kind = ImageCut if config.augment_with == "images" else SegmentCut
-    return kind(view, config.segments, 1 if split == TRAIN else num_views, config.square)
-
-
-def drawn(config: ProbeConfig, view: ViewConfig, sample: Sample, epoch: int) -> SegmentCut:
-    """What is taken of a training video in an epoch: V-JEPA's crops, one for each segment, without a flip but
-    for images, and what else the protocol does to clips."""
-    view = view.model_copy(update={"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": False})
-    names = [f"probe {number} {sample.key}" for number in range(config.segments)]
-    draws = tuple(draw(config.seed, name, epoch) for name in names)
-    if config.augment_with == "crops":
-        return SegmentCut(view, config.segments, 1, 1.0, draws)
-    seeds = tuple(int(words(config.seed, f"{name} change", epoch, 1)[0]) for name in names)
-    if config.augment_with == "images":
-        return ImageCut(view, config.segments, 1, 1.0, draws, seeds[0])
-    return AugmentedVideoCut(view, config.segments, 1, 1.0, draws, seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,21 +272,37 @@ class ProbeRunner:
     ) -> dict[str, LabelResult]:
         """For each label what its best probe does."""
         size = self._config.micro_batch_size or self._config.batch_size
-        reported = grid.confusions(tokens[self._split], labels[self._split], size)
-        if len(self._settings) == 1:
-            return {
-                label: LabelResult(setting=setting, chosen_by=None, counts=counts)
-                for (label, setting), counts in reported.items()
-            }
-        by_val = reported if self._split == VAL else grid.confusions(tokens[VAL], labels[VAL], size)
-        scores = {name: score_of(counts) for name, counts in by_val.items()}
+        reported = grid.examine(tokens[self._split], labels[self._split], size)
+        by_val = None
+        if len(self._settings) > 1:
+            by_val = reported if self._split == VAL else grid.examine(tokens[VAL], labels[VAL], size)
+        kept = np.flatnonzero(tokens[self._split].kept).tolist()
         results = {}
         for label in self._class_names:
-            best = max(
-                self._settings, key=lambda setting: scores[label, setting].num_correct
-            )  # the first of the grid, of equals
+            best, chosen_by = self._settings[0], None
+            if by_val is not None:
+                scores = {setting: score_of(by_val[label, setting].counts) for setting in self._settings}
+                best = max(scores, key=lambda setting: scores[setting].num_correct)  # the first, of equals
+                chosen_by = scores[best]
+            examined = reported[label, best]
             results[label] = LabelResult(
-                setting=best, chosen_by=scores[label, best], counts=reported[label, best]
+                setting=best,
+                chosen_by=chosen_by,
+                counts=examined.counts,
+                predictions=[
+                    ClipPrediction(
+                        key=self._samples[self._split][kept[int(number)]].key,
+                        actual=int(labels[self._split][label][number]),
+                        predicted=int(predicted),
+                        probability=float(probability),
+                    )
+                    for number, predicted, probability in zip(
+                        examined.numbers, examined.predicted, examined.probability, strict=True
+                    )
+                ],
+                weights={
+                    name: weight.cpu() for name, weight in grid.probes[label, best].state_dict().items()
+                },
             )
         return results
 

@@ -43,6 +43,7 @@ def score_of(counts: Int[Tensor, "classes classes"]) -> Score:
     return Score(num_correct=int(counts.trace()), num_clips=int(counts.sum()))
 
 
-def vote(logits: Float[Tensor, "b v classes"]) -> Int[Tensor, " b"]:
-    """The class with the highest probability, averaged over a clip's views."""
-    return logits.float().softmax(-1).mean(1).argmax(-1)
+def vote(logits: Float[Tensor, "b v classes"]) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"]]:
+    """The class with the highest probability, averaged over a clip's views, and that probability."""
+    probability, predicted = logits.float().softmax(-1).mean(1).max(-1)
+    return predicted, probability

@@ -1,0 +1,35 @@
+"""The start of a run of `salt-train teacher`, `student` or `vjepa`, in this process or in workers of Ray."""
+
+from pathlib import Path
+
+import torch
+
+from salt_distill.common.config import TrainConfig
+from salt_distill.common.console import console, say
+from salt_distill.student_trainer import estimate
+from salt_distill.student_trainer.job import run_job
+from salt_distill.student_trainer.loop import Worker, opened, train_on
+from salt_distill.student_trainer.progress import show_progress
+from salt_distill.student_trainer.run_directory import check_run, claimed
+
+
+def start(config: TrainConfig) -> None:
+    """Trains to the last step; with ``estimate`` says what that would take instead."""
+    if config.estimate:
+        estimate.run(config)
+        return
+    check_run(config)
+    with show_progress(Path(config.out), config.steps, console):
+        if config.workers == 0:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            worker = Worker(rank=0, world_size=1, device=device)
+            with claimed(config) as checkpoint, opened(config, worker) as (reader, source):
+                train_on(reader, source, config, worker, checkpoint)
+        else:
+            run_job(config)
+    # With a storage, the first worker may have had its run directory on another machine.
+    pointer = Path(config.out) / "checkpoint"
+    if pointer.exists():
+        say(f"{config.out}: done, the newest checkpoint is {pointer.read_text().strip()}")
+    else:
+        say(f"{config.storage}: done")

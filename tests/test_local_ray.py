@@ -1,0 +1,169 @@
+"""The Ray that a command joins or starts: what is refused, what others see of it, and how all of it ends."""
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from command_tools import salt
+from serve_tools import SALT_SERVE, alive, descendants, start
+from teacher_tools import save_teacher
+
+from salt_distill.common import local_ray, private_ray
+from salt_distill.common.local_ray import ray_to_join
+
+
+@pytest.fixture
+def server():
+    """A server that answers what it is told, or nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
+
+
+def answering(listener, data):
+    def answer():
+        connection, _ = listener.accept()
+        connection.sendall(data)
+        connection.recv(100)
+        connection.close()
+
+    threading.Thread(target=answer, daemon=True).start()
+
+
+def test_an_address_where_no_ray_answers_is_named(server, monkeypatch):
+    monkeypatch.setattr(local_ray, "_ANSWER_S", 0.3)
+    address = f"127.0.0.1:{server.getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        free = f"127.0.0.1:{other.getsockname()[1]}"
+    for dead, reason in ((free, "Connection refused"), (address, "timed out"), ("no.such.invalid:1", "")):
+        with pytest.raises(ConnectionError, match=rf"got --address {dead}, where no Ray answers: .*{reason}"):
+            ray_to_join(dead).__enter__()
+    monkeypatch.setenv("RAY_ADDRESS", free)
+    with pytest.raises(ConnectionError, match=f"got RAY_ADDRESS={free}, where no Ray answers"):
+        ray_to_join(None).__enter__()
+    server.accept()  # of the one that timed out
+    answering(server, b"HTTP/1.1 400 Bad Request")
+    with pytest.raises(ConnectionError, match="where something else than a Ray answers"):
+        ray_to_join(address).__enter__()
+    with pytest.raises(ValueError, match="expected HOST:PORT"):
+        ray_to_join("nonsense").__enter__()
+
+
+def test_a_path_without_bash_is_named(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    with pytest.raises(ValueError, match="without bash, with which Ray starts its workers"):
+        ray_to_join(None).__enter__()
+
+
+def test_what_a_killed_private_ray_left_is_removed_and_what_lives_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(local_ray, "_PLACE", tmp_path)
+    left, living, new, open_to_all = (tmp_path / f"salt-{name}" for name in ("left", "living", "new", "open"))
+    for folder in (left, living, new, open_to_all):
+        folder.mkdir(mode=0o700)
+    open_to_all.chmod(0o755)
+    (tmp_path / "salt-link").symlink_to(tmp_path / "elsewhere")
+    owner = subprocess.Popen(
+        ["bash", "-c", "sleep 100 & echo $!; wait"], start_new_session=True, stdout=subprocess.PIPE, text=True
+    )
+    agent = int(owner.stdout.readline())
+    for folder in (left, living, open_to_all):
+        (folder / "session").write_text(str(owner.pid))
+    owner.kill()
+    owner.wait()
+    assert alive({agent})
+    lock = os.open(living, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    local_ray._remove_what_is_left()
+    os.close(lock)
+    assert not alive({agent})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "salt-link",
+        "salt-living",
+        "salt-new",
+        "salt-open",
+    ]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("part", ["raylet", "gcs_server"])
+def test_a_service_whose_ray_is_lost_ends_with_a_sentence_and_leaves_nothing(part, tmp_path):
+    process, url = start(save_teacher(tmp_path / "teacher"))
+    family = descendants(process.pid)
+    [lost] = [
+        pid
+        for pid in family
+        if f"/{part}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+    ]
+    os.kill(lost, signal.SIGKILL)
+    began = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    print(f"{part} lost: the command ended after {time.monotonic() - began:.1f} s")
+    assert process.returncode != 0
+    assert f"error: the {part} of this command's private Ray has ended with code -9" in said
+    assert "Traceback" not in said
+    assert not alive(family)
+    with socket.create_server(("127.0.0.1", int(url.rsplit(":", 1)[1]))):
+        pass  # nobody holds its port
+
+
+@pytest.mark.faults
+def test_a_command_and_its_ray_that_were_killed_leave_nothing_to_the_next(tmp_path):
+    ckpt = save_teacher(tmp_path / "teacher")
+    process, _ = start(ckpt)
+    family = descendants(process.pid)
+    folders = {
+        Path(line[-2].decode())
+        for pid in family
+        if (line := Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"))[-3:-2]
+        == [private_ray.__name__.encode()]
+    }
+    names = ("private_ray", "gcs_server", "raylet/raylet", "salt_distill.teacher_server")
+    for pid in family:
+        if any(name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()[:500] for name in names):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+    with ray_to_join(None):
+        assert not alive(family)
+        assert not any(folder.exists() for folder in folders)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_ends_at_every_moment_of_its_start(number, tmp_path):
+    ckpt = save_teacher(tmp_path / "teacher")
+    for moment_s in (0.5, 1.5, 3, 5, 8, 12):
+        process = subprocess.Popen(
+            [*SALT_SERVE, "teacher", "--ckpt", str(ckpt), "--port", "0", "--cpus", "0.5"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(moment_s)
+        family = descendants(process.pid)
+        process.send_signal(number)
+        began = time.monotonic()
+        process.communicate(timeout=60)
+        print(f"{number.name} after {moment_s} s: ended {time.monotonic() - began:.1f} s later")
+        while alive(family) and time.monotonic() < began + 60:
+            time.sleep(0.2)
+        assert not alive(family)
+
+
+@pytest.mark.faults
+def test_workers_import_nothing_of_the_working_directory(tmp_path, shards, monkeypatch):
+    ckpt = save_teacher(tmp_path / "teacher")
+    (tmp_path / "common").mkdir()
+    for name in ("click.py", "common/__init__.py", "grpc.py", "numpy.py", "yaml.py"):
+        (tmp_path / name).write_text("raise RuntimeError('of the working directory')")
+    monkeypatch.chdir(tmp_path)
+    at = ["--ckpt", ckpt, "--data", shards, "--views", 1, "--out", tmp_path / "targets"]
+    done = salt("salt-serve", "precompute", *at, "--workers", 1)
+    assert "targets of teacher" in done.stderr

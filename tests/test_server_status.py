@@ -1,0 +1,59 @@
+"""What the commands for a running service trust of who answers them."""
+
+import contextlib
+import http.server
+import json
+import threading
+
+import pytest
+
+from salt_distill.common.config import StatusConfig
+from salt_distill.common.protocol import Route
+from salt_distill.teacher_server.status import call
+
+
+@contextlib.contextmanager
+def answering(status, headers, body=b""):
+    """The URL of a server that answers every request so, and the headers of those that it had."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(dict(self.headers))
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_token_follows_a_redirect(status, tmp_path):
+    (tmp_path / "token").write_text("0123456789abcdef")
+    with (
+        answering(200, {}, json.dumps([]).encode()) as (elsewhere, asked_elsewhere),
+        answering(status, {"Location": f"{elsewhere}/v1/runs"}) as (url, asked),
+        pytest.raises(ValueError, match=f"sends GET /v1/runs elsewhere, to {elsewhere}/v1/runs"),
+    ):
+        call(StatusConfig(url=url, token_file=str(tmp_path / "token")), Route.RUNS)
+    assert [headers["Authorization"] for headers in asked] == ["Bearer 0123456789abcdef"]
+    assert asked_elsewhere == []
+
+
+def test_an_answer_that_is_nested_without_end_is_a_sentence():
+    with (
+        answering(200, {}, b"[" * 200_000) as (url, _),
+        pytest.raises(ConnectionError, match="does not answer GET /v1/teacher"),
+    ):
+        call(StatusConfig(url=url), Route.TEACHER)
