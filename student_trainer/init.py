@@ -10,7 +10,7 @@ from salt_distill.common.model.checkpoint import (
     open_encoder,
     read_config,
 )
-from salt_distill.common.model.foreign import hf_model_type
+from salt_distill.common.model.hugging_face import hf_model_type
 from salt_distill.common.model.pixels import IMAGENET_MEAN, IMAGENET_STD
 from salt_distill.common.model.teacher import fingerprint
 from salt_distill.student_trainer.objective import Objective
