@@ -16,6 +16,7 @@ from salt_distill.common.model.compute import prepare, set_up, uses_bfloat16
 from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.student_trainer.batches import Batch, Batches
+from salt_distill.student_trainer.init import initialised
 from salt_distill.student_trainer.metrics import Update
 from salt_distill.student_trainer.objective import new_objective
 from salt_distill.student_trainer.optim import new_optimizer, set_schedule
@@ -41,6 +42,7 @@ def train_on(
     ``reader`` and, in stage 2, targets from ``source``; every rank calls it."""
     torch.set_num_threads(config.num_threads)
     objective, checkpoint_config = new_objective(config, None if source is None else source.spec)
+    checkpoint_config = initialised(checkpoint_config, objective, config, worker, checkpoint)
     set_up(objective, config.compute, worker.device)
     model = spread(objective, config.compute.sharding, worker)
     optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)

@@ -117,7 +117,7 @@ class TrainConfig(Config):
     """What every training run has. The top level holds the flags of ``salt-train``; the rest is reached by
     ``--set``."""
 
-    paths = ("data", "out", "storage")
+    paths = ("data", "out", "storage", "init")
     objective: ClassVar[str]
     """What checkpoints and summaries call it."""
 
@@ -161,6 +161,10 @@ class TrainConfig(Config):
     command."""
     num_threads: PositiveInt = 1
     """CPU threads of a worker's forward and backward."""
+    init: str | None = None
+    """Checkpoint whose encoder the run starts from, whoever trained it: ours or V-JEPA 2's, of the run's
+    encoder sizes; clips may be other ones. A checkpoint of ours gives the predictor too, where it fits. None:
+    random weights."""
     init_std: Annotated[PositiveFloat, Shown()] = 0.02
     """Standard deviation of the initial weights (V-JEPA 2's 0.02). Narrow models start faster from more: 0.02
     * sqrt(1024 / width)."""

@@ -80,6 +80,8 @@ class CheckpointConfig(Config):
     """Divides RGB in [0, 1] after the mean."""
     teacher_fingerprint: str | None = None
     """The frozen teacher that it learned from, if one."""
+    init_fingerprint: str | None = None
+    """The encoder that it started from, if one (`--init`)."""
 
     @property
     def grid(self) -> TokenGrid:
