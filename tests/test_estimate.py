@@ -108,7 +108,7 @@ def test_a_served_teacher_takes_no_time_here(tmp_path):
     with serving(load_teacher(tmp_path)) as (url, service):
         config = StudentRun.model_validate(RUN | {"teacher_url": url})
         found = estimate(config, CPU)
-        assert service.counters()["clips_computed"] == 0
+        assert service.metrics().clips_computed == 0
     check_estimate(found, config, "salt")
     assert found["teacher"]["where"] == "service"
     assert (found["teacher"]["step_s"], found["exact"]) == (0, None)

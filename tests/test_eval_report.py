@@ -259,7 +259,7 @@ def test_a_selection_without_a_line_is_a_table(demo):
     (demo / "select.json").write_text(json.dumps({"r2": None}))
     with pytest.raises(
         ValueError,
-        match="got by: Field required; expected what `salt-eval select` of this version writes: run it again",
+        match="got by is required; expected what `salt-eval select` of this version writes: run it again",
     ):
         run(ReportConfig(runs=str(demo)))
 
