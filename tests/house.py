@@ -15,7 +15,6 @@ PAGES = ("README.md", "CONTRIBUTING.md")
 BEGIN, END = "<!-- map: made by `python tests/house.py map` -->", "<!-- end of the map -->"
 REST = {
     "salt_distill": "The one name when installed: links to the folders above, and the public Python names.",
-    "recipes": "Configuration files for one GPU, eight, and a cluster.",
     "deploy": "The demo, clusters, containers, dashboards.",
     "docs": "Pages for users.",
     "benchmarks": "Measurements that the pages quote; the study.",

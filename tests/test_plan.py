@@ -25,9 +25,9 @@ from salt_distill.common.model.checkpoint import save_checkpoint
 from salt_distill.common.model.flops import encoder_forward, exact_flops, kept_tokens
 from salt_distill.common.model.grid import TokenGrid
 from salt_distill.common.plan.arithmetic import (
+    PlannedTeacher,
     Site,
     Student,
-    Teacher,
     Work,
     best,
     cache,
@@ -48,7 +48,7 @@ PAPER_CLIPS, STAGE_2_CLIPS = 3_626_089, 160_000 * 3072
 FAST = Site(
     link_bytes_per_s=1e12, decode_clips_per_s=1e6, disk_bytes_per_s=1e12, gpu_hour_price=3, tb_month_price=23
 )
-SMALL = Teacher(clips_per_s=100, target_bytes=1000, clip_bytes=500)
+SMALL = PlannedTeacher(clips_per_s=100, target_bytes=1000, clip_bytes=500)
 
 
 def facts(teacher="vit-l", *, tflops=400, **values):

@@ -10,7 +10,7 @@ HOURS_PER_MONTH = 730.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teacher:
+class PlannedTeacher:
     """A frozen teacher on one GPU."""
 
     clips_per_s: float
@@ -118,7 +118,7 @@ class Choice:
 
 
 def serve(
-    teacher: Teacher, students: Sequence[Student], work: Work, site: Site, *, replicas: int | None
+    teacher: PlannedTeacher, students: Sequence[Student], work: Work, site: Site, *, replicas: int | None
 ) -> Choice:
     """One teacher for all: each clip is uploaded and computed once, and every student gets its target.
 
@@ -162,7 +162,7 @@ def serve(
     )
 
 
-def serve_by_size(teacher: Teacher, students: Sequence[Student], work: Work, site: Site) -> Choice:
+def serve_by_size(teacher: PlannedTeacher, students: Sequence[Student], work: Work, site: Site) -> Choice:
     """A group, and teacher replicas, for each size: a clip is computed once per size, and nobody waits for a
     larger student."""
     groups = [serve(teacher, [student], work, site, replicas=None) for student in students]
@@ -180,7 +180,7 @@ def serve_by_size(teacher: Teacher, students: Sequence[Student], work: Work, sit
     )
 
 
-def cache(teacher: Teacher, students: Sequence[Student], work: Work, site: Site) -> Choice:
+def cache(teacher: PlannedTeacher, students: Sequence[Student], work: Work, site: Site) -> Choice:
     """Targets on disk first, computed on the students' GPUs; then students without a teacher, each at its own
     pace."""
     wanted, disk = _num_gpus(students), site.disk_bytes_per_s / teacher.target_bytes
@@ -216,7 +216,7 @@ def cache(teacher: Teacher, students: Sequence[Student], work: Work, site: Site)
     )
 
 
-def in_process(teacher: Teacher, students: Sequence[Student], work: Work, site: Site) -> Choice:
+def in_process(teacher: PlannedTeacher, students: Sequence[Student], work: Work, site: Site) -> Choice:
     """A teacher in every student's own GPUs: the two take turns there, and every run computes every clip."""
     wanted = _num_gpus(students)
     seconds = [1 / student.clips_per_s + 1 / teacher.clips_per_s for student in students]
@@ -255,7 +255,7 @@ def sharing_gain(teacher_share: float, num_students: int) -> float:
     return teacher_share * (1 - 1 / num_students)
 
 
-def passes_per_month(teacher: Teacher, site: Site) -> float:
+def passes_per_month(teacher: PlannedTeacher, site: Site) -> float:
     """Passes a month from which on keeping a target costs less than computing it again."""
     forward_price = site.gpu_hour_price / 3600 / teacher.clips_per_s
     return (

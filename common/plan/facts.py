@@ -17,7 +17,7 @@ from salt_distill.common.model.flops import (
     six_n_d,
 )
 from salt_distill.common.model.grid import TokenGrid, token_grid
-from salt_distill.common.plan.arithmetic import Site, Student, Teacher, Work
+from salt_distill.common.plan.arithmetic import PlannedTeacher, Site, Student, Work
 from salt_distill.common.targets import codec
 
 PEAK_TFLOPS: dict[GpuName, float] = {"a100": 312.0, "h100": 989.4, "h200": 989.4, "b200": 2250.0}
@@ -37,7 +37,7 @@ class Speed(NamedTuple):
 class Facts:
     """A plan's inputs, resolved."""
 
-    teacher: Teacher
+    teacher: PlannedTeacher
     teacher_speed: Speed
     teacher_flops: float
     """Of one forward of one clip, all matrix products."""
@@ -77,7 +77,7 @@ def gather(config: PlanConfig) -> Facts:
         speeds.append(speed)
         shares.append(clip.teacher / clip.total)
     return Facts(
-        teacher=Teacher(
+        teacher=PlannedTeacher(
             clips_per_s=teacher_speed.clips_per_s,
             target_bytes=codec.num_bytes(config.target_dtype, grid.num_tokens, sizes.encoder.width),
             clip_bytes=math.prod(sizes.view.clip_shape),
