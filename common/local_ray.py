@@ -27,9 +27,9 @@ from typing import Any
 from salt_distill.common import private_ray
 
 _PLACE = Path("/tmp")  # short: Ray puts sockets below it, whose paths have at most 107 characters
-_PREFIX = "salt-"
+_PREFIX = "salt-ray-"
 _SESSION = "session"
-"""File in the folder of a private Ray: the session that its processes are in."""
+"""File in the folder of a private Ray: the session that its processes are in, and where its number holds."""
 _ANSWER_S = 5.0
 """How long a Ray may take to say that it is there."""
 _UNWIND_S = 10.0
@@ -88,15 +88,17 @@ def _answering(given: str | None) -> str:
         raise ValueError(
             f"got {shown}, expected HOST:PORT or `auto`: leave it out for a Ray of the command's own"
         )
+    speaks_tls = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")  # as Ray reads it
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S) as connection:
+            if speaks_tls:
+                return address  # a greeting in the clear gets no answer there
             connection.sendall(_HELLO)
             answer = connection.recv(9)
     except OSError as error:
         raise ConnectionError(
             f"got {shown}, where no Ray answers: {error}: start that Ray, give another address, or leave it"
-            " out for"
-            " a Ray of the command's own"
+            " out for a Ray of the command's own"
         ) from error
     if answer[3:4] != b"\x04":
         raise ConnectionError(f"got {shown}, where something else than a Ray answers: give its own address")
@@ -110,8 +112,7 @@ def _private_ray(environment: Mapping[str, str]) -> Iterator[str]:
     if shutil.which("bash") is None:
         raise ValueError(
             f"got PATH={os.environ.get('PATH', '')} without bash, with which Ray starts its workers: add"
-            " its folder,"
-            " such as /bin"
+            " its folder, such as /bin"
         )
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_PLACE))  # closed to others
     lock = os.open(folder, os.O_RDONLY)
@@ -124,8 +125,27 @@ def _private_ray(environment: Mapping[str, str]) -> Iterator[str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         **{name: value.format(folder=folder) for name, value in environment.items()},
     }
+    with contextlib.ExitStack() as after:
+        after.callback(os.close, lock)
+        after.callback(shutil.rmtree, folder, ignore_errors=True)
+        after.enter_context(_variables(added))
+        yield from _owned_ray(folder, lock)
+
+
+@contextmanager
+def _variables(added: Mapping[str, str]) -> Iterator[None]:
+    """These environment variables inside the block, and what there was after it."""
     before = {name: os.environ.get(name) for name in added}
     os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _owned_ray(folder: Path, lock: int) -> Iterator[str]:
+    """The address of a Ray whose owner, a process of its own, ends with this generator."""
     owner = subprocess.Popen(
         [sys.executable, "-P", "-m", private_ray.__name__, str(folder)],
         stdin=subprocess.PIPE,
@@ -138,7 +158,7 @@ def _private_ray(environment: Mapping[str, str]) -> Iterator[str]:
     assert owner.stdin is not None and owner.stdout is not None  # noqa: PT018
     ends = threading.Event()
     try:
-        (folder / _SESSION).write_text(str(owner.pid))
+        (folder / _SESSION).write_text(_session_line(owner.pid))
         address = owner.stdout.readline().strip()
         if not address:
             raise RuntimeError(f"the private Ray did not start: {_last_lines(folder / private_ray.LOG)}")
@@ -154,10 +174,6 @@ def _private_ray(environment: Mapping[str, str]) -> Iterator[str]:
         owner.stdin.close()
         if owner.wait() != 0:
             private_ray.end_session(owner.pid, 0)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 class _Watch:
@@ -220,13 +236,25 @@ def _remove_what_is_left() -> None:
 def _remove_left(folder: Path, age_s: float) -> None:
     session_file = folder / _SESSION
     if session_file.exists():
-        session = session_file.read_text()
-        # Where it lives it is another process: a number is given again only when no session has it
-        if session.isdecimal() and not Path(f"/proc/{session}").exists():
-            private_ray.end_session(int(session), 0)
+        number, _, _ = session_file.read_text().partition(" ")
+        if not number.isdecimal():
+            return  # nothing that a command writes
+        # Numbers are given again after a restart of the machine and in another container; in this one only
+        # when no process has the number and no session is named by it.
+        same_numbers = session_file.read_text() == _session_line(int(number))
+        if same_numbers and not private_ray.is_alive(int(number)):
+            private_ray.end_session(int(number), 0)
+            if private_ray.session_members(int(number)):
+                return  # in a call that not even a kill ends; the next command looks again
     elif age_s < _NEW_S or not (folder / private_ray.LOG).exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _session_line(number: int) -> str:
+    """A session's number, this boot of the machine, and the namespace of its numbers."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{number} {boot} {os.readlink('/proc/self/ns/pid')}"
 
 
 def _last_lines(path: Path) -> str:

@@ -90,9 +90,12 @@ def _say_end(folder: Path, sentence: str, stderr: int) -> None:
 
 
 def end_session(session: int, patience_s: float) -> None:
-    """Waits for every process of a session but this one, and kills what stays."""
+    """Waits for every process of a session but this one, and kills what stays. One that sleeps in a driver or
+    on a lost file server is not waited for longer than ``_END_S``: no kill ends it."""
     deadline = time.monotonic() + patience_s
     while pids := session_members(session):
+        if time.monotonic() > deadline + _END_S:
+            return
         if time.monotonic() > deadline:
             for pid in pids:
                 try:
@@ -113,6 +116,14 @@ def session_members(session: int) -> list[int]:
         if int(of_process) == session and int(stat.parent.name) != os.getpid() and state != "Z":
             members.append(int(stat.parent.name))
     return members
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; the dead that nobody waited for do not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _ignore_signals() -> None:

@@ -2,7 +2,6 @@
 takes on it at least; from fake tensors, nothing of it measured."""
 
 import json
-from collections import Counter
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from salt_distill.common.model.flops import (
 )
 from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.masking import group_idx
-from salt_distill.common.model.roofline import BEST, GPUS, WORST, Gpu, Kernel, Reached
+from salt_distill.common.model.roofline import BEST, GPUS, WORST, Gpu, seconds
 from salt_distill.common.targets import codec
 from salt_distill.student_trainer.run_flops import NAMES
 from salt_distill.student_trainer.step_count import StepCount, TeacherCount, count_step, count_teacher
@@ -126,14 +125,12 @@ def estimate_on(config: TrainConfig, name: GpuName) -> GpuEstimate:
     needed = _memory(step, config.compute.sharding, workers, others)
     fits = needed <= gpu.memory_bytes
     reached = (BEST, WORST)
-    student_s = [
-        num_groups * _seconds(step.group, gpu, r) + _seconds(step.optimizer, gpu, r) for r in reached
-    ]
+    student_s = [num_groups * seconds(step.group, gpu, r) + seconds(step.optimizer, gpu, r) for r in reached]
     teacher_s = [0.0, 0.0]
     if teacher is not None:
         batches = -(-num_clips // teacher.batch_size)
-        teacher_s = [batches * _seconds(teacher.forward, gpu, r) for r in reached]
-    seconds = [of_student + of_teacher for of_student, of_teacher in zip(student_s, teacher_s, strict=True)]
+        teacher_s = [batches * seconds(teacher.forward, gpu, r) for r in reached]
+    step_s = [of_student + of_teacher for of_student, of_teacher in zip(student_s, teacher_s, strict=True)]
     flops = _paper_flops(config, out_width, teacher) * (config.steps * config.batch_size)
     return GpuEstimate(
         objective=config.objective,
@@ -156,8 +153,8 @@ def estimate_on(config: TrainConfig, name: GpuName) -> GpuEstimate:
         gpu_memory_bytes=gpu.memory_bytes,
         fits=fits,
         would_fit=() if fits else _ways(config, step, out_width, gpu, others),
-        step_s=(seconds[0], seconds[1]),
-        run_s=(config.steps * seconds[0], config.steps * seconds[1]),
+        step_s=(step_s[0], step_s[1]),
+        run_s=(config.steps * step_s[0], config.steps * step_s[1]),
         flops=float(sum(number * kernel.flops for kernel, number in step.group.items()) * num_groups),
     )
 
@@ -185,9 +182,9 @@ def _computing(config: TrainConfig, **compute: str | bool) -> TrainConfig:
     return config.model_copy(update={"compute": config.compute.model_copy(update=compute)})
 
 
-def _memory(count: StepCount, sharding: str, workers: int, others: float, share: float = 1.0) -> float:
-    """Bytes of a GPU. ``others``: what is there beside the step. ``share``: of a whole mask group's clips."""
-    state, activations = float(count.state_bytes), share * (count.peak_bytes - count.state_bytes)
+def _memory(count: StepCount, sharding: str, workers: int, others: float) -> float:
+    """Bytes of a GPU. ``others``: what is there beside the step."""
+    state, activations = float(count.state_bytes), count.peak_bytes - count.state_bytes
     if workers > 1 and sharding == "fsdp":  # two blocks are whole: one computes, the next one comes
         state = state / workers + 2 * count.largest_block_bytes
     elif workers > 1:  # gradients are exchanged in buckets
@@ -200,26 +197,14 @@ def _ways(config: TrainConfig, step: StepCount, out_width: int, gpu: Gpu, others
     if not config.compute.activation_checkpointing:
         step = count_step(_computing(config, activation_checkpointing=True), out_width)
     workers, sharding = max(config.most_workers, 1), config.compute.sharding
-    few = 12 / min(MASK_GROUP_SIZE, config.batch_size)
-    tried = [
-        (sharding, workers, 1.0),
-        ("fsdp", 2, 1.0),
-        ("fsdp", 8, 1.0),
-        ("fsdp", 32, 1.0),
-        ("fsdp", 32, few),
-    ]
+    most_workers = -(-config.batch_size // MASK_GROUP_SIZE)  # a worker takes whole mask groups
     ways = []
-    for kind, number, share in tried:
-        memory_bytes = _memory(step, kind, number, others, share)
-        if number >= workers and share <= 1 and memory_bytes <= gpu.memory_bytes:
-            clips = "" if share == 1 else f", {MASK_GROUP_SIZE // 2} clips of a worker"
-            settings = f"activation checkpointing, {kind} on {number} workers{clips}"
+    for kind, number in dict.fromkeys([(sharding, workers), ("fsdp", 2), ("fsdp", 8), ("fsdp", 32)]):
+        memory_bytes = _memory(step, kind, number, others)
+        if workers <= number <= most_workers and memory_bytes <= gpu.memory_bytes:
+            settings = f"activation checkpointing, {kind} on {number} workers"
             ways.append(Way(settings=settings, memory_bytes=memory_bytes))
     return tuple(ways)
-
-
-def _seconds(kernels: Counter[Kernel], gpu: Gpu, reached: Reached) -> float:
-    return sum(number * kernel.seconds(gpu, reached) for kernel, number in kernels.items())
 
 
 def _paper_flops(config: TrainConfig, out_width: int, teacher: TeacherCount | None) -> Flops:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from salt_distill.common.config import EncoderConfig, FrozenConfig, TrainConfig
 from salt_distill.common.model.checkpoint import (
+    POINTER,
     CheckpointConfig,
+    find_checkpoint,
     load_predictor,
     on_this_machine,
     open_encoder,
@@ -16,6 +18,7 @@ from salt_distill.common.model.teacher import fingerprint
 from salt_distill.student_trainer.objective import Objective
 from salt_distill.student_trainer.ranks import Worker
 from salt_distill.student_trainer.vjepa import VJepa
+from salt_distill.student_trainer.vpixel import VPixel
 
 
 def initialised(
@@ -40,6 +43,8 @@ def start_from(init: str, objective: Objective, config: TrainConfig, worker: Wor
     """Fills the encoder of ``objective`` from what ``--ckpt`` commands read, its predictor too where the
     checkpoint is ours and has one of these shapes; the fingerprint of the encoder. Raises ValueError where
     the encoder is another: clips may differ, since positions are rotations, but no width."""
+    if (Path(init) / POINTER).exists():  # of a run that may still train: encoder and predictor of one step
+        init = str(find_checkpoint(init))
     frozen = open_encoder(FrozenConfig(ckpt=init))
     if not isinstance(frozen.config, EncoderConfig):
         raise ValueError(
@@ -63,17 +68,22 @@ def start_from(init: str, objective: Objective, config: TrainConfig, worker: Wor
     objective.encoder.load_state_dict(weights.state_dict())
     if isinstance(objective, VJepa):
         objective.target_encoder.load_state_dict(weights.state_dict())
-    reason = _fill_predictor(init, objective)
+    reason = _fill_predictor(init, objective, config)
     identity = fingerprint(frozen, weights)
     worker.say(f"starting from {init}, fingerprint {identity[:12]}; the predictor {reason}")
     return identity
 
 
-def _fill_predictor(init: str, objective: Objective) -> str:
-    """What became of the predictor, in words."""
+def _fill_predictor(init: str, objective: Objective, config: TrainConfig) -> str:
+    """What became of the predictor, in words. It is taken where it is the same network for the same kind of
+    target: pixels and latents may have equally many channels."""
     path = on_this_machine(init)
     if path.is_file() or hf_model_type(path) is not None:
         return "starts afresh: only a checkpoint of ours is read for one"
+    if (read_config(path).objective == "vpixel") != isinstance(objective, VPixel):
+        return "starts afresh: the checkpoint's predicts another kind of target"
+    if read_config(path).predictor != config.predictor:
+        return "starts afresh: the checkpoint's is of another size"
     predictor = load_predictor(init).state_dict()
     shapes = {name: tensor.shape for name, tensor in objective.predictor.state_dict().items()}
     if shapes != {name: tensor.shape for name, tensor in predictor.items()}:

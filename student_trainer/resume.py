@@ -86,8 +86,9 @@ def continued(before: dict[str, Any], now: TrainConfig, out: Path) -> TrainConfi
             " it with the command that started it, or choose another directory"
         ) from error
     free = {key for key, _ in marked(type(now), OnResume)}
-    values_then = dict(_fixed(started, free))
-    for key, value in _fixed(now, free):
+    # Workers write the paths as they mean them everywhere; a command is given them as it likes.
+    values_then = dict(_fixed(started.absolute(), free))
+    for key, value in _fixed(now.absolute(), free):
         if values_then[key] != value:
             raise ValueError(
                 f"--resume: {out} was started with {key}={values_then[key]!r}, got {key}={value!r}: use the"

@@ -75,8 +75,10 @@ def _write_config(config: TrainConfig, step: int) -> None:
     """``config.yaml``, in place of one that the run goes on from after ``step``: also a start of the same
     command that lost its workers goes on."""
     path = Path(config.out) / "config.yaml"
-    if path.exists():
-        before = continued(load_yaml(path), config, path.parent)
+    stored = None if config.storage is None or path.exists() else stored_config(config.storage)
+    if path.exists() or stored is not None:
+        values = load_yaml(path) if stored is None else yaml.safe_load(stored)
+        before = continued(values, config, path.parent)
         if not config.resume and before != config:
             raise ValueError(
                 f"got --out {path.parent}, in which another command began a run just now: choose another"

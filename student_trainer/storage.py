@@ -28,18 +28,22 @@ class Uploads:
         self._folder = None if address is None else Folder(address)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._newest: Future[None] = _done()
-        self._checkpoint: Path | None = None
+        self._copies: list[tuple[Path, Future[None]]] = []
+        """Of checkpoints, those that are not done."""
 
     def add(self, checkpoint: Path) -> None:
         """Copies a whole checkpoint soon. One that still waits for its turn is left out: this one is
         newer."""
         if self._folder is not None and (self._newest.cancel() or not self._failed()):
-            self._checkpoint = checkpoint
             self._newest = self._thread.submit(self._copy, self._folder, checkpoint)
+            self._copies = [*self._pending(), (checkpoint, self._newest)]
 
-    def under_way(self) -> Path | None:
-        """The checkpoint that is being copied, or soon will be."""
-        return None if self._newest.done() else self._checkpoint
+    def under_way(self) -> set[Path]:
+        """The checkpoints that are being copied, or soon will be."""
+        return {checkpoint for checkpoint, _ in self._pending()}
+
+    def _pending(self) -> list[tuple[Path, Future[None]]]:
+        return [(checkpoint, copy) for checkpoint, copy in self._copies if not copy.done()]
 
     def failure(self) -> Future[None]:
         """Done at once, with the error of a copy that failed."""
@@ -89,10 +93,10 @@ class Uploads:
                 folder.write(file, self._run / file)
 
 
-def remove_old(run: Path, num_newest: int, *, but: Path | None) -> None:
+def remove_old(run: Path, num_newest: int, *, but: set[Path]) -> None:
     """Removes the checkpoints of a run that are older than its newest, but for ``but`` and the one that the
     run goes on from."""
-    needed = {but, run / (run / POINTER).read_text().strip()}
+    needed = {*but, run / (run / POINTER).read_text().strip()}
     folder = run / "checkpoints"
     for path in sorted(folder.glob("step-*"), key=lambda path: _step(path.name))[:-num_newest]:
         if path not in needed:

@@ -9,10 +9,10 @@ import urllib.request
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from salt_distill.common.config import DrainConfig, OfServiceConfig, RunsConfig, StatusConfig
+from salt_distill.common.console import new_results
 from salt_distill.common.credentials import access_token, authorization, trusted
 from salt_distill.common.protocol import BoardRun, Route, TeacherFacts
 
@@ -29,7 +29,7 @@ def show_status(config: StatusConfig) -> None:
         known = {**facts.model_dump(mode="json"), "runs": [run.model_dump(mode="json") for run in runs]}
         print(json.dumps(known, indent=2))
         return
-    console = _stdout()
+    console = new_results()
     console.print(_teacher_table(facts))
     console.print(_counters_table(facts))
     console.print(_runs_table(runs))
@@ -41,7 +41,7 @@ def show_runs(config: RunsConfig) -> None:
     if config.json_:
         print(json.dumps([run.model_dump(mode="json") for run in runs], indent=2))
     else:
-        _stdout().print(_runs_table(runs))
+        new_results().print(_runs_table(runs))
 
 
 def stop(config: DrainConfig) -> None:
@@ -59,13 +59,15 @@ def drain(config: DrainConfig, *, stop: bool = False) -> None:
     while True:
         try:
             counters = _facts(config).counters
-        except (ConnectionError, ValueError):  # gone, or what stands before it says that
-            if stop:
+        except (ConnectionError, ValueError) as error:
+            if not stop:
+                raise
+            if _is_gone(error):
                 break
-            raise
-        open_requests = counters.open_requests
-        if not stop and counters.draining >= counters.replicas and not open_requests:
-            break
+        else:
+            open_requests = counters.open_requests
+            if not stop and counters.draining >= counters.replicas and not open_requests:
+                break
         if time.monotonic() > deadline:
             what = "has not ended" if stop else "has not answered everything"
             raise ConnectionError(
@@ -77,7 +79,17 @@ def drain(config: DrainConfig, *, stop: bool = False) -> None:
         print(json.dumps({"url": url, "ending": "stop" if stop else "drain", "open_requests": 0}))
     else:
         done = "has ended" if stop else "takes no new requests; end it with `salt-serve stop`"
-        _stdout().print(f"{url} has answered what it had begun, and {done}", soft_wrap=True)
+        new_results().print(f"{url} has answered what it had begun, and {done}", soft_wrap=True)
+
+
+def _is_gone(error: Exception) -> bool:
+    """Whether nobody listens any more, or what stands before a service knows none. A service that is slow or
+    refuses is still there."""
+    cause = error.__cause__
+    if isinstance(cause, urllib.error.HTTPError):
+        return cause.code in (404, 503)
+    reason = cause.reason if isinstance(cause, urllib.error.URLError) else cause
+    return isinstance(reason, ConnectionRefusedError)
 
 
 def call(service: OfServiceConfig, path: str, method: str = "GET") -> Any:
@@ -97,8 +109,7 @@ def call(service: OfServiceConfig, path: str, method: str = "GET") -> Any:
         if error.code in range(300, 400):
             raise ValueError(
                 f"{url} sends {method} {path} elsewhere, to {error.headers.get('Location')}, where its"
-                " token does"
-                " not go: give the URL of the service itself"
+                " token does not go: give the URL of the service itself"
             ) from error
         raise ValueError(
             f"{url} refused {method} {path}: {error.code} {error.read(500).decode(errors='replace')}"
@@ -123,13 +134,6 @@ def _facts(service: OfServiceConfig) -> TeacherFacts:
 
 def _runs(service: OfServiceConfig) -> list[BoardRun]:
     return [BoardRun.model_validate(run) for run in call(service, Route.RUNS)]
-
-
-def _stdout() -> Console:
-    """Standard output, wide enough for the tables: a wide one is read by scrolling, not cut off."""
-    console = Console(highlight=False)
-    console.width = max(console.width, 110)
-    return console
 
 
 def _ready_facts(config: StatusConfig) -> TeacherFacts:

@@ -55,6 +55,16 @@ def test_an_address_where_no_ray_answers_is_named(server, monkeypatch):
         ray_to_join("nonsense").__enter__()
 
 
+def test_a_ray_that_speaks_tls_is_not_greeted_in_the_clear(server, monkeypatch):
+    address = f"127.0.0.1:{server.getsockname()[1]}"
+    answering(server, b"\x15\x03\x01\x00\x02\x02\x46")  # what a TLS port says to that: an alert
+    with pytest.raises(ConnectionError, match="where something else than a Ray answers"):
+        ray_to_join(address).__enter__()
+    monkeypatch.setenv("RAY_USE_TLS", "1")  # as deploy/node.sh sets it on every node of a cluster
+    with ray_to_join(address) as arguments:
+        assert arguments["address"] == address
+
+
 def test_a_path_without_bash_is_named(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
@@ -64,30 +74,38 @@ def test_a_path_without_bash_is_named(monkeypatch):
 
 def test_what_a_killed_private_ray_left_is_removed_and_what_lives_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(local_ray, "_PLACE", tmp_path)
-    left, living, new, open_to_all = (tmp_path / f"salt-{name}" for name in ("left", "living", "new", "open"))
-    for folder in (left, living, new, open_to_all):
+    names = ("left", "living", "new", "open", "foreign", "earlier")
+    left, living, new, open_to_all, foreign, earlier = (tmp_path / f"salt-ray-{name}" for name in names)
+    for folder in (left, living, new, open_to_all, foreign, earlier):
         folder.mkdir(mode=0o700)
     open_to_all.chmod(0o755)
-    (tmp_path / "salt-link").symlink_to(tmp_path / "elsewhere")
+    (foreign / "session").write_text("of another program")
+    (tmp_path / "salt-ray-link").symlink_to(tmp_path / "elsewhere")
     owner = subprocess.Popen(
         ["bash", "-c", "sleep 100 & echo $!; wait"], start_new_session=True, stdout=subprocess.PIPE, text=True
     )
     agent = int(owner.stdout.readline())
-    for folder in (left, living, open_to_all):
-        (folder / "session").write_text(str(owner.pid))
+    session = local_ray._session_line(owner.pid)
+    (earlier / "session").write_text(f"{owner.pid} another-boot {session.split()[2]}")
+    (living / "session").write_text(session)
     owner.kill()
     owner.wait()
     assert alive({agent})
+    local_ray._remove_left(earlier, age_s=0)  # its number is another process's now, which lives on
+    assert alive({agent})
+    for folder in (left, open_to_all):
+        (folder / "session").write_text(session)
     lock = os.open(living, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     local_ray._remove_what_is_left()
     os.close(lock)
     assert not alive({agent})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "salt-link",
-        "salt-living",
-        "salt-new",
-        "salt-open",
+    assert sorted(path.name.removeprefix("salt-ray-") for path in tmp_path.iterdir()) == [
+        "foreign",
+        "link",
+        "living",
+        "new",
+        "open",
     ]
 
 

@@ -18,6 +18,7 @@ from salt_distill.common.config import ServiceConfig
 from salt_distill.common.metrics import ServiceMetrics
 from salt_distill.common.protocol import Header, Progress, Route
 from salt_distill.common.targets import wire
+from salt_distill.common.targets.codec import EncodedTarget
 from salt_distill.teacher_server.board import groups
 from salt_distill.teacher_server.board.board import Board
 from salt_distill.teacher_server.board.file import BoardFile
@@ -102,8 +103,14 @@ def test_a_web_page_elsewhere_changes_nothing(url):
         ("teacher.pod.cluster.local", 200),
     ):
         assert caller.send("GET", "/v1/teacher", headers={"Host": host})[0] == status, host
-    with_name = ServiceConfig(hosts=("teacher.example",))
-    assert with_name.hosts == ("teacher.example",)
+    for origin in ("http://[", "http://]"):  # no URLs
+        assert post(url, "/v1/runs/a/progress", b"{}", {**JSON, "Origin": origin})[0] == 403
+
+
+def test_a_service_without_tokens_answers_to_the_names_that_it_is_given(teacher):
+    with serving(teacher, hosts=("teacher.example",)) as (url, _):
+        for host, status in (("teacher.example:80", 200), ("other.example", 403)):
+            assert Caller(url).send("GET", "/v1/teacher", headers={"Host": host})[0] == status, host
 
 
 def test_pages_load_nothing_from_elsewhere(url):
@@ -151,15 +158,32 @@ def test_bytes_that_are_only_announced_take_no_room(teacher):
 def test_room_is_shared_by_tokens_and_then_by_runs():
     room = Room(1000, ServiceMetrics())
     for number in range(16):  # as many ids as one likes are one token's share
-        held = room.enter(Share("greedy", f"run-{number}"))
-        try:
-            held.take(45)
-        except BusyError:
-            break
+        room.enter(Share("greedy", f"run-{number}")).take(45)
     modest = room.enter(Share("modest", "run"))
     modest.take(250)
     with pytest.raises(BusyError, match="of the token of greedy"):
         room.enter(Share("greedy", "another")).take(20)
+
+
+@pytest.mark.parametrize("first_to_end", [0, 1])
+def test_a_target_that_two_answers_hold_counts_until_the_last_one_ends(first_to_end):
+    async def hold_and_read() -> None:
+        room = Room(1000, ServiceMetrics())
+        target, other = (EncodedTarget(bytes(size), None, 0) for size in (700, 400))
+        ours = [
+            await room.hold_targets(Share(None, run), [target], copied_bytes=0, timeout_s=1)
+            for run in ("a", "b")
+        ]
+        ours[first_to_end].release()
+        with pytest.raises(BusyError):
+            await room.hold_targets(Share(None, "c"), [other], copied_bytes=0, timeout_s=0.05)
+        ours[1 - first_to_end].release()
+        held = await room.hold_targets(Share(None, "c"), [other], copied_bytes=0, timeout_s=1)
+        assert room._answers == {"run c": 400}
+        held.release()
+        assert (room._answers, room._held, room._held_bytes) == ({}, {}, 0)
+
+    asyncio.run(hold_and_read())
 
 
 def test_an_answer_that_is_not_read_ends_and_counts(teacher):
@@ -177,7 +201,7 @@ def test_an_answer_that_is_not_read_ends_and_counts(teacher):
             wait_until(lambda: inside.room._held)
             assert caller.counters()["open_requests"] == 1
             [held] = inside.room._held.values()  # thousands of rows are views of one target
-            assert inside.room._answers.total() == held.target.num_bytes
+            assert inside.room._held_bytes == held.target.num_bytes
             wait_until(lambda: caller.counters()["open_requests"] == 0, seconds=20)
         assert not inside.room._held
         assert caller.statuses([digest]) == ["ok"]

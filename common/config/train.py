@@ -32,8 +32,9 @@ class ComputeConfig(Config):
     gradients agree to rounding."""
 
     dtype: ComputeDtype = "auto"
-    """Precision of matrix products (autocast; weights, norms, targets and loss stay float32). `auto`:
-    bfloat16 on a GPU, float32 on a CPU."""
+    """Precision of matrix products and of what blocks hand on (weights, the encoder's last norm, targets and
+    loss stay float32; norms compute in float32 and give bfloat16). `auto`: bfloat16 on a GPU, float32 on a
+    CPU."""
     activation_checkpointing: Annotated[bool, OnResume("speed and memory; losses agree to rounding")] = False
     """Compute each block again in the backward instead of keeping what is inside it: a third more compute for
     a fraction of the memory."""
@@ -86,8 +87,8 @@ class TeacherComputeConfig(Config):
     num_threads: PositiveInt = 1
     """CPU threads of a teacher forward."""
     dtype: ComputeDtype = "auto"
-    """Precision of its matrix products, as in `compute.dtype`; norms and targets stay float32. `auto`:
-    bfloat16 on a GPU, float32 on a CPU."""
+    """Precision of its matrix products, as in `compute.dtype`; its last norm and targets stay float32.
+    `auto`: bfloat16 on a GPU, float32 on a CPU."""
     compile: Literal["auto"] | bool = "auto"
     """Compile its blocks (torch.compile): faster forwards after a slow first one, and other bits. As
     `compute.compile`."""

@@ -106,19 +106,10 @@ class Kernels(TorchDispatchMode):
         self.launches[Kernel(name, num_bytes, flops, dtype)] += 1
         return out
 
-    def seconds(self, gpu: Gpu, reached: Reached = BEST) -> float:
-        """The time that a GPU takes for all of them at least."""
-        return sum(number * kernel.seconds(gpu, reached) for kernel, number in self.launches.items())
 
-    @property
-    def num_bytes(self) -> int:
-        """Read and written."""
-        return sum(number * kernel.num_bytes for kernel, number in self.launches.items())
-
-    @property
-    def flops(self) -> int:
-        """Of matrix products."""
-        return sum(number * kernel.flops for kernel, number in self.launches.items())
+def seconds(launches: Counter[Kernel], gpu: Gpu, reached: Reached = BEST) -> float:
+    """The time that a GPU takes for all of them at least."""
+    return sum(number * kernel.seconds(gpu, reached) for kernel, number in launches.items())
 
 
 _NO_KERNEL = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "_unsafe_view"} | {
@@ -152,11 +143,6 @@ class PeakMemory(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self._hold(tensor.untyped_storage())
         return out
-
-    def hold(self, *tensors: Tensor) -> None:
-        """Counts tensors that were made before."""
-        for tensor in tensors:
-            self._hold(tensor.untyped_storage())
 
     def _hold(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata

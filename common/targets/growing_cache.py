@@ -43,6 +43,11 @@ class GrowingCache:
         self._open: dict[bytes, EncodedTarget] = {}
         self._open_bytes = 0
         self._writing = contextlib.ExitStack()
+        if not (root / MANIFEST).exists() and any(root.glob("*/view-*")):
+            raise ValueError(
+                f"got {root}, where `salt-serve precompute` has not finished: repeat that command, or give"
+                " another folder"
+            )
         if not (root / MANIFEST).exists() and root.is_dir():
             require_own_folder(str(root), (path.name for path in root.iterdir()))
         self._writing.enter_context(writer(root, alone=False, first=self._remove_partial_files))

@@ -4,10 +4,10 @@ import json
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from salt_distill.common.config import EncoderConfig, FlopsConfig, PredictorConfig, preset_layer
+from salt_distill.common.console import new_results
 from salt_distill.common.model.flops import kept_tokens
 from salt_distill.common.model.grid import token_grid
 from salt_distill.student_trainer.evaluation.fidelity.paper_flops import tables
@@ -100,8 +100,7 @@ def _print(chain: Sequence[RunFlops]) -> None:
     if len(chain) > 1:
         totals = (scientific(sum(getattr(run, name).total for run in chain)) for name in ("six_n_d", "exact"))
         table.add_row("all runs", "", "", "", *totals)
-    console = Console()
-    console.width = max(console.width, 110)  # a wide table is read by scrolling, not cut off
+    console = new_results()
     console.print(table)
     run = chain[-1]
     shares = ", ".join(f"{visible:.1%} and {hidden:.1%}" for visible, hidden in run.shares)
@@ -135,8 +134,7 @@ def _print_paper(*, as_json: bool) -> None:
         ]
         print(json.dumps(cells, indent=2))
         return
-    console = Console()
-    console.width = max(console.width, 250)
+    console = new_results(250)
     console.print(HOW_TO_READ, highlight=False, soft_wrap=True)
     for table in tables():
         drawn = Table(box=box.SIMPLE_HEAD, title=f"{table.title}, printed / ours", title_justify="left")

@@ -10,12 +10,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from salt_distill.common.config import ComputeDtype, LoaderConfig, RankConfig
-from salt_distill.common.console import console
+from salt_distill.common.console import console, new_results
 from salt_distill.common.data.reader import Reader
 from salt_distill.common.data.sample import Sample
 from salt_distill.common.data.segments import SegmentCut
@@ -128,7 +127,7 @@ def run(config: RankConfig) -> None:
         encoders=encoders,
     )
     results.write(Path(config.out))
-    Console().print(_table(results))
+    new_results().print(_table(results))
 
 
 def _ranked(

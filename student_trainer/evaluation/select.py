@@ -5,12 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from salt_distill.common.config import FrozenConfig, SelectConfig, TeacherComputeConfig
-from salt_distill.common.console import console
+from salt_distill.common.console import console, new_results
 from salt_distill.common.data.shards import open_dataset
 from salt_distill.common.model.checkpoint import CheckpointConfig, find_checkpoint, open_encoder, read_config
 from salt_distill.common.model.teacher import Teacher, fingerprint
@@ -63,7 +62,7 @@ def run(config: SelectConfig) -> None:
     if results.line is not None:
         save_accuracy_by_line(results, out.with_suffix(".png"))
     results.write(out)
-    Console().print(_table(results))
+    new_results().print(_table(results))
 
 
 def _checkpoint(

@@ -18,6 +18,7 @@ from salt_distill.common.config import (
     preset_layer,
     warmup_layer,
 )
+from salt_distill.common.config.layers import nested
 from salt_distill.common.config.marks import DecidedBySweep, marked
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -43,7 +44,7 @@ def runs_of(config: SweepConfig) -> dict[str, StudentRun]:
             raise ValueError(
                 f"{config.file}: got two runs named {full_name}, expected different values in the grid"
             )
-        runs[full_name] = _run(config, file, full_name, _nested(own), _nested(point))
+        runs[full_name] = _run(config, file, full_name, nested(own), nested(point))
     sources = {(run.teacher_url, run.targets, run.teacher_ckpt) for run in runs.values()}
     if len(sources) > 1:
         raise ValueError(
@@ -54,7 +55,7 @@ def runs_of(config: SweepConfig) -> dict[str, StudentRun]:
 
 
 def _run(config: SweepConfig, file: SweepFile, name: str, *own: dict[str, Any]) -> StudentRun:
-    values = merge(_nested(file.common), *own)
+    values = merge(nested(file.common), *own)
     if decided := [key for key, _ in marked(StudentRun, DecidedBySweep) if key in values]:
         raise ValueError(
             f"{config.file}: run {name}: got {', '.join(decided)}, expected none of it in the file: the sweep"
@@ -96,14 +97,3 @@ def _points(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:
 
 def _named(key: str, value: Any) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", f"{key.rpartition('.')[2]}-{value}")
-
-
-def _nested(values: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys as nested ones."""
-    nested: dict[str, Any] = {}
-    for key, value in values.items():
-        read = _nested(value) if isinstance(value, dict) else value
-        for part in reversed(key.split(".")):
-            read = {part: read}
-        nested = merge(nested, read)
-    return nested

@@ -214,19 +214,17 @@ class ServiceClient:
             response = connection.getresponse()
             content = _read(response, buffer[:max_bytes])
         except ssl.SSLCertVerificationError as error:
+            connection.close()
             raise ValueError(
-                f"{self.url} shows no certificate that is trusted: {error.verify_message}: give --teacher-ca"
-                " FILE"
+                f"{self.url} shows no certificate that is trusted: {error.verify_message}: give"
+                " --teacher-ca FILE"
             ) from error
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             if not was_open or not isinstance(error, ConnectionError) or self.retries.is_closed:
                 raise RetryableError(f"{type(error).__name__}: {error} (request {request_id})") from error
-            self.count(
-                "reconnects"
-                # A server closes idle connections as it likes; requests are pure, so they can be sent again
-                # at once
-            )
+            # A server closes idle connections as it likes; requests are pure, so they are sent again at once.
+            self.count("reconnects")
             return self._send(method, path, body, headers, max_bytes)
         if response.status < 300:
             return content

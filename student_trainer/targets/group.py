@@ -93,14 +93,16 @@ class GroupMember:
 
     def close(self) -> None:
         """Leaves the group, so that nobody waits for a run that has ended, and waits for the last reports."""
-        if self._posted_s > 0:
-            without_group = Progress(**self._state.model_dump(exclude={"worker"}), worker=self._rank)
-            self._posts.submit(self._client.progress, without_group)
+        with self._lock:
+            self._group = None  # nothing that is still to be posted joins it again
+        with self._turn:  # nor what is being posted
+            if self._posted_s > 0:
+                self._posts.submit(lambda: self._client.progress(self._to_post()))
         self._posts.shutdown(wait=True)
 
     def _post_until_free(self, end: int) -> None:
         since = None
-        while not self._client.retries.is_closed:
+        while self._group is not None and not self._client.retries.is_closed:
             report = self._to_post()
             standing = self._client.progress(report)
             self._posted_s = time.monotonic()
@@ -138,7 +140,7 @@ class GroupMember:
             if self._config is not None and time.monotonic() - self._config_s >= _CONFIG_EVERY_S:
                 self._config_s, config = time.monotonic(), self._config
             values = self._state.model_dump(exclude={"slot", "group", "worker"})
-            if self._group is None:
-                return Progress(**values, slot=self._state.slot, config=config)
-            slot = min(self._lacking, default=self._asked_end)
+            slot = self._state.slot
+            if self._group is not None:
+                slot = min(self._lacking, default=self._asked_end)
             return Progress(**values, slot=slot, group=self._group, worker=self._rank, config=config)

@@ -93,7 +93,10 @@ class Retries:
             before_sleep=lambda state: self._count_retry(state, clock),
             retry_error_callback=self._give_up,
         )
-        return retrying(lambda: self._try(attempt))
+        try:
+            return retrying(lambda: self._try(attempt))
+        finally:
+            self._thread.tried = 0  # what this thread sends next repeats nothing
 
     def _try(self, attempt: Callable[[], T]) -> T:
         if self._closing.is_set():

@@ -244,6 +244,8 @@ class ServiceTargets:
                 f"got {header.target_dtype} targets of {header.shape}, expected {self.dtype} of"
                 f" {(self.spec.num_tokens, self.spec.width)}"
             )
+        if not all(0 <= number < len(answered) for number in header.leased):
+            raise RetryableError(f"got leases of rows {header.leased}, expected some of {len(answered)}")
         if sorted(row.clip_digest for row in answered) != sorted(asked):
             raise RetryableError(
                 f"got answers for {len(answered)} clips that are not the {len(asked)} asked for"

@@ -1,14 +1,11 @@
 """The board as a replica reaches it: an answer in time, or none."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from salt_distill.teacher_server.board.board import Board
-
-log = logging.getLogger("salt.server")
 
 _ANSWER_S = 2.0
 """Longest wait for the board."""

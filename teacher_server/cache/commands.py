@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from salt_distill.common.config import CacheGcConfig, CacheStatsConfig, CacheVerifyConfig, PrecomputeConfig
-from salt_distill.common.console import console
+from salt_distill.common.console import console, new_results
 from salt_distill.common.targets.cache_file import CacheFile, file_path, spec_of, write_file
 from salt_distill.common.targets.codec import CorruptTargetError
 from salt_distill.common.targets.locks import writer
@@ -100,7 +100,7 @@ def show_stats(config: CacheStatsConfig) -> None:
     for name, value in facts.items():
         cell = decimal(value) if name.endswith("bytes") else "-" if value is None else str(value)
         table.add_row(name.replace("_", " "), rich.markup.escape(cell))
-    rich.console.Console().print(table)
+    new_results().print(table)
 
 
 def collect_garbage(config: CacheGcConfig, console: rich.console.Console = console) -> None:
@@ -290,11 +290,12 @@ def _repair_segments(root: Path, spec: CacheSpec, damaged: Container[str]) -> in
             file = CacheFile(path, spec)
             whole, _ = file.check()
         except ValueError:
-            whole = []  # it was named as damaged
+            whole = []
         if not whole:
-            lost.add(name)
-            continue
-        if name in damaged:
+            if name in damaged:
+                lost.add(name)
+            continue  # what was not named as damaged stays: `gc` names what the manifest does not list
+        if len(whole) != len(file) or name in damaged:
             write_file(path, spec, file.rows(whole))
         listings[name] = FileListing.of(path, len(whole))
     Manifest(spec=spec, files=listings).write(root)

@@ -145,7 +145,7 @@ class Front:
         """
         host = headers.get("host", "")
         origin = headers.get("origin")
-        if origin is not None and urllib.parse.urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _netloc(origin) != host.lower():
             raise ApiError(
                 HttpStatus.FORBIDDEN,
                 "a page of another site asks",
@@ -233,6 +233,14 @@ class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = getattr(record, "line", None) or {"event": "message", "message": record.getMessage()}
         return json.dumps({"time_s": round(record.created, 3), "level": record.levelname.lower(), **line})
+
+
+def _netloc(url: str) -> str | None:
+    """Host and port of a URL, None where it is none."""
+    try:
+        return urllib.parse.urlsplit(url).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _path(scope: Scope) -> str:

@@ -116,6 +116,7 @@ class TeacherService:
             listening, tls = self._context.front
             front = Listener(app, listening, header_timeout_s=head_s, drain_s=drain_s, tls=tls)
             serving = asyncio.create_task(front.serve())
+            self._tasks.append(serving)  # a clients' port that has ended is no readiness
         try:
             yield
         finally:

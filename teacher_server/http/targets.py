@@ -61,6 +61,8 @@ class TargetsRoute:
                 retry_after_s=self._config.retry_after_s,
             ) from error
         except TimeoutError as error:
+            if context.deadline_s is None:
+                raise
             self._counters.expired += 1
             raise ApiError(
                 HttpStatus.EXPIRED,
@@ -80,7 +82,7 @@ class TargetsRoute:
         body = await read_body(
             request, max_bytes=max_bytes, timeout_s=self._config.body_timeout_s, take=held.take
         )
-        parsed = await asyncio.to_thread(self._parse, body, max_clips)
+        parsed, copied_bytes = await asyncio.to_thread(self._parse, body, max_clips)
         record.asks([row.clip_digest for row in parsed.rows], len(body))
         await self._require_rate(record.token, len(parsed.rows))
         if not context.is_passed_on:  # counted where it arrived
@@ -90,12 +92,13 @@ class TargetsRoute:
         asked = [replace(row, clip=None) for row in parsed.rows]
         del parsed, body  # the targets are what is held from here on
         held.release()
-        targets = await self._room.hold_targets(
+        holding = self._room.hold_targets(
             context.share,
             [row.encoded for row in answer.rows if row.encoded is not None],
-            copied_bytes=self._copied_bytes(asked, answer),
+            copied_bytes=copied_bytes,
             timeout_s=self._config.body_timeout_s,
         )
+        targets = await unless_left(request, holding)
         try:
             started = time.perf_counter()
             pieces = await asyncio.to_thread(self._serialise, asked, answer)
@@ -124,9 +127,10 @@ class TargetsRoute:
             )
         require_type(request, ARROW_TYPE, hint="send an Arrow IPC stream")
 
-    def _parse(self, body: bytearray, max_clips: int) -> wire.Request:
+    def _parse(self, body: bytearray, max_clips: int) -> tuple[wire.Request, int]:
+        """The request, and how many bytes its answer copies."""
         try:
-            return wire.read_request(body, max_rows=max_clips, num_tokens=self._spec.num_tokens)
+            parsed = wire.read_request(body, max_rows=max_clips, num_tokens=self._spec.num_tokens)
         except wire.TooManyRowsError as error:
             raise too_large(
                 "the request has too many clips", str(error), f"at most {max_clips} clips"
@@ -139,6 +143,7 @@ class TargetsRoute:
                 got="a malformed one",
                 hint="the columns and their types are those of protocol version 1",
             ) from error
+        return parsed, self._copied_bytes(parsed)
 
     async def _require_rate(self, token: Token, num_clips: int) -> None:
         """Raises ApiError where a token asks for more clips than it may. While the board is away nobody
@@ -159,14 +164,14 @@ class TargetsRoute:
                 retry_after_s=math.ceil(1000 * wait_s) / 1000,
             )
 
-    def _copied_bytes(self, asked: Sequence[wire.RequestRow], answer: Answer) -> int:
+    def _copied_bytes(self, request: wire.Request) -> int:
         """Of the rows that are cut. Raises ApiError where it is more than there is room for."""
         num_tokens = {
             (row.clip_digest, row.token_idx.tobytes()): len(row.token_idx)
-            for row in asked
+            for row in request.rows
             if row.token_idx is not None
         }
-        whole = codec.num_bytes(answer.target_dtype, self._spec.num_tokens, self._spec.width)
+        whole = codec.num_bytes(request.target_dtype, self._spec.num_tokens, self._spec.width)
         copied = sum(num_tokens.values()) * whole // self._spec.num_tokens
         if copied > self._config.max_pending_bytes:
             raise too_large(
@@ -230,9 +235,11 @@ class AnswerInPieces(Response):
                         await self._before_the_last
                     await send({"type": "http.response.body", "body": piece, "more_body": not is_last})
         except TimeoutError:  # its client reads too slowly, or not at all
-            if ABORT in scope.get("extensions", {}):
-                scope["extensions"][ABORT]()
-            raise ClientDisconnect from None
+            if ABORT not in scope.get("extensions", {}):
+                raise ClientDisconnect from None
+            scope["extensions"][ABORT]()
+            while (await receive())["type"] != "http.disconnect":
+                continue
         finally:
             self._targets.release()
 

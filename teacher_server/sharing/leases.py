@@ -63,19 +63,19 @@ class Leases:
     def grant(self, clip_digest: bytes, share: Share) -> None:
         """The asker is to upload the clip; others wait for it, unless it has let a lease lapse."""
         assert clip_digest not in self._leases, "a clip has one lease"
-        asker = _asker(share)
+        asker = share.owner
         if asker not in self._lapsed:
             self._leases[clip_digest] = _Lease(asker, self._timer(clip_digest))
 
     def wait(self, clip_digest: bytes, share: Share) -> "asyncio.Future[LeaseEnd]":
         """How the lease of a clip ends. Cancel it to stop waiting."""
         end: asyncio.Future[LeaseEnd] = asyncio.get_running_loop().create_future()
-        self._leases[clip_digest].waiters.append(_Waiter(_asker(share), end))
+        self._leases[clip_digest].waiters.append(_Waiter(share.owner, end))
         return end
 
     def fulfil(self, clip_digest: bytes, share: Share) -> None:
         """The bytes of a clip have arrived from an asker: its lease, if there is one, has ended."""
-        self._lapsed.pop(_asker(share), None)
+        self._lapsed.pop(share.owner, None)
         lease = self._leases.pop(clip_digest, None)
         if lease is not None:
             lease.timer.cancel()
@@ -107,7 +107,3 @@ class Leases:
 
     def _timer(self, clip_digest: bytes) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(self._lease_s, self.expire, clip_digest)
-
-
-def _asker(share: Share) -> str:
-    return f"run {share.run}" if share.token is None else f"token {share.token}"

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -27,6 +27,11 @@ class Share:
     """None where the service has no tokens: runs alone are told apart."""
     run: str
 
+    @property
+    def owner(self) -> str:
+        """Who answers for it: the token, or without tokens the run."""
+        return f"run {self.run}" if self.token is None else f"token {self.token}"
+
 
 class Room:
     """What a replica may hold, at most ``max_bytes`` of requests and as much of answers.
@@ -41,8 +46,10 @@ class Room:
         self._max_bytes, self._counters = max_bytes, counters
         self._requests: Counter[Share] = Counter()
         self._answers: Counter[str] = Counter()
+        """Bytes that each owner's answers hold: a target counts once for each owner."""
         self._held: dict[int, _HeldTarget] = {}
-        self._copied_bytes = 0
+        self._held_bytes = 0
+        """Of all of them, each target once, and of what was copied."""
         self._freed = asyncio.Event()
 
     def enter(self, share: Share) -> "HeldBytes":
@@ -56,7 +63,7 @@ class Room:
         if others and total + num_bytes > self._max_bytes:
             self._refuse(f"{total} bytes of requests wait for the teacher, at most {self._max_bytes} may")
         token_bytes = sum(count for other, count in self._requests.items() if other.token == share.token)
-        token_limit = self._token_limit(share, {other.token for other in self._requests} - {share.token})
+        token_limit = self._token_limit(share, len({other.token for other in self._requests} - {share.token}))
         if token_bytes > held.num_bytes and token_bytes + num_bytes > token_limit:
             self._refuse(
                 f"{token_bytes} bytes of the token of {share.token} wait for the teacher, at most"
@@ -82,47 +89,63 @@ class Room:
         bytes that are its own. Waits for room; an idle replica takes any answer. Raises BusyError after
         ``timeout_s``."""
         distinct = {id(target): target for target in targets}
-        owner = share.run if share.token is None else f"token {share.token}"
+        owner = share.owner
         try:
             async with asyncio.timeout(timeout_s):
-                while True:
-                    more = sum(target.num_bytes for key, target in distinct.items() if key not in self._held)
-                    if self._fits(owner, more + copied_bytes, apart=share.token is not None):
-                        break
+                while not self._fits(share, distinct, copied_bytes):
                     self._freed.clear()
                     await self._freed.wait()
         except TimeoutError:
             self._refuse(f"answers that are not read fill the room of {self._max_bytes} bytes")
         for key, target in distinct.items():
-            self._held.setdefault(key, _HeldTarget(target)).num_answers += 1
-        self._answers[owner] += more + copied_bytes
-        self._copied_bytes += copied_bytes
-        return HeldTargets(self, owner, more + copied_bytes, copied_bytes, list(distinct))
+            if key not in self._held:
+                self._held[key] = _HeldTarget(target)
+                self._held_bytes += target.num_bytes
+            held = self._held[key]
+            if not held.answers[owner]:
+                self._answers[owner] += target.num_bytes
+            held.answers[owner] += 1
+        self._answers[owner] += copied_bytes
+        self._held_bytes += copied_bytes
+        return HeldTargets(self, owner, copied_bytes, list(distinct))
 
-    def let_go(self, held: "HeldTargets") -> None:
+    def let_go(self, ended: "HeldTargets") -> None:
         """Forgets the targets of an answer that has ended."""
-        for key in held.keys:
-            self._held[key].num_answers -= 1
-            if not self._held[key].num_answers:
+        owner = ended.owner
+        for key in ended.keys:
+            held = self._held[key]
+            held.answers[owner] -= 1
+            if not held.answers[owner]:
+                self._answers[owner] -= held.target.num_bytes
+                del held.answers[owner]
+            if not held.answers:
+                self._held_bytes -= held.target.num_bytes
                 del self._held[key]
-        self._answers[held.owner] -= held.num_bytes
-        self._copied_bytes -= held.copied_bytes
+        self._answers[owner] -= ended.copied_bytes
+        self._held_bytes -= ended.copied_bytes
         self._answers = +self._answers
         self._freed.set()
 
-    def _fits(self, owner: str, num_bytes: int, *, apart: bool) -> bool:
-        total = self._copied_bytes + sum(held.target.num_bytes for held in self._held.values())
-        owned, others = self._answers[owner], len(self._answers) - (self._answers[owner] > 0)
-        limit = self._max_bytes - self._max_bytes // _KEPT_FREE if apart else self._max_bytes
-        return not num_bytes or (
-            (not total or total + num_bytes <= self._max_bytes)
-            and (not owned or owned + num_bytes <= limit // (others + 1))
+    def _fits(self, share: Share, targets: Mapping[int, EncodedTarget], copied_bytes: int) -> bool:
+        """Whether an answer may be held: in all the room what nobody holds yet, in its owner's share what
+        that one does not."""
+        owner = share.owner
+        new = copied_bytes + sum(target.num_bytes for key, target in targets.items() if key not in self._held)
+        new_to_owner = copied_bytes + sum(
+            target.num_bytes
+            for key, target in targets.items()
+            if key not in self._held or not self._held[key].answers[owner]
+        )
+        owned, others = self._answers[owner], len(self._answers.keys() - {owner})
+        limit = self._token_limit(share, others) if share.token else self._max_bytes // (others + 2)
+        return (not new or not self._held_bytes or self._held_bytes + new <= self._max_bytes) and (
+            not owned or not new_to_owner or owned + new_to_owner <= limit
         )
 
-    def _token_limit(self, share: Share, others: set[str | None]) -> int:
+    def _token_limit(self, share: Share, num_others: int) -> int:
         if share.token is None:
             return self._max_bytes
-        return (self._max_bytes - self._max_bytes // _KEPT_FREE) // (len(others) + 1)
+        return (self._max_bytes - self._max_bytes // _KEPT_FREE) // (num_others + 1)
 
     def _refuse(self, sentence: str) -> NoReturn:
         self._counters.busy += 1
@@ -154,7 +177,8 @@ class HeldBytes:
 @dataclass
 class _HeldTarget:
     target: EncodedTarget
-    num_answers: int = 0
+    answers: Counter[str] = field(default_factory=Counter)
+    """How many answers of each owner hold it."""
 
 
 @dataclass
@@ -163,12 +187,11 @@ class HeldTargets:
 
     room: Room
     owner: str
-    num_bytes: int
-    """Of the targets that no other answer held, and those that are the answer's own."""
     copied_bytes: int
+    """The answer's own, beside its targets."""
     keys: list[int] = field(default_factory=list)
 
     def release(self) -> None:
         """The answer has ended; may be called again."""
         self.room.let_go(self)
-        self.keys, self.num_bytes, self.copied_bytes = [], 0, 0
+        self.keys, self.copied_bytes = [], 0

@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 from rich.box import SIMPLE_HEAD
 from rich.columns import Columns
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 
 from salt_distill.common.config import InspectConfig
+from salt_distill.common.console import new_results
 from salt_distill.common.data.index import load_index
 from salt_distill.common.data.skipped import FILE_NAME, read_skipped
 from salt_distill.common.data.views import clip_span
@@ -35,7 +36,7 @@ def inspect(config: InspectConfig) -> None:
     if config.json_:
         print(json.dumps(found, indent=1, ensure_ascii=False))
     else:
-        Console().print(_report(found, config))
+        new_results().print(_report(found, config))
 
 
 def facts(config: InspectConfig) -> dict[str, Any]:

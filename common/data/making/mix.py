@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pydantic
-from rich.console import Console
 from rich.table import Table
 
 from salt_distill.common.config import MixConfig, MixRecipe, MixSource, explain, load_yaml
+from salt_distill.common.console import new_results
 from salt_distill.common.data.index import SCHEMA, load_index, write_dataset
 from salt_distill.common.data.making.exclusions import Exclusion, identities_of
 from salt_distill.common.draws import words
@@ -231,7 +231,7 @@ def _report(
 ) -> None:
     """The table of arXiv:2509.24317, Table 2, with what was left out, and what the recipe asked for in
     vain."""
-    console = Console()
+    console = new_results()
     console.print(_table(recipe, sources, selections, index))
     for exclusion in exclusions:
         console.print(

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import track
 
 from salt_distill.common.clip import BadVideoError
 from salt_distill.common.config import PhysicsConfig
-from salt_distill.common.console import console
+from salt_distill.common.console import console, new_results
 from salt_distill.common.model.checkpoint import read_config
 from salt_distill.student_trainer.evaluation.physics.benchmarks import (
     FRAME_STEP,
@@ -83,7 +82,7 @@ def run(config: PhysicsConfig) -> None:
         protocol=protocol,
         skipped=skipped,
     ).write(Path(config.out))
-    Console().print(table(accuracies(judged, contexts), protocol))
+    new_results().print(table(accuracies(judged, contexts), protocol))
 
 
 def context_lengths(window: int, tubelet_size: int) -> list[int]:

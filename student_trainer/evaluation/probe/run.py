@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from salt_distill.common.config import ProbeConfig
-from salt_distill.common.console import console
+from salt_distill.common.console import console, new_results
 from salt_distill.common.model.frozen import FrozenEncoder
 from salt_distill.student_trainer.evaluation.candidates import open_candidates, with_fresh_weights
 from salt_distill.student_trainer.evaluation.probe.features import common_labels, labelled_samples
@@ -56,7 +55,7 @@ def run(config: ProbeConfig) -> None:
     save_predictions(out.with_name(f"{out.stem}.predictions.csv"), results, label_results)
     shutil.rmtree(state, ignore_errors=True)
     caption = f"{results.protocol}; {time.monotonic() - started:.0f} s"
-    Console().print(table(results, caption))
+    new_results().print(table(results, caption))
 
 
 def _results(

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from salt_distill.common.config import ReportConfig
+from salt_distill.common.console import new_results
 from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.evaluation.finished_runs import (
     FinishedRun,
@@ -157,7 +157,7 @@ def _seconds(seconds: dict[str, float]) -> Section:
 
 
 def _print(report: ReportInput, missing: Sequence[str], out: Path) -> None:
-    console = Console()
+    console = new_results()
     header, rows = headline(report.runs, report.probed)
     table = Table(box=box.SIMPLE_HEAD)
     columns = [number for number, name in enumerate(header) if name not in PAGE_ONLY]
