@@ -25,6 +25,7 @@ from salt_distill.common.data.encode import encode_mp4
 from salt_distill.common.data.index import SCHEMA, write_dataset
 from salt_distill.common.data.making.pack import pack
 from salt_distill.common.data.reader import Reader
+from salt_distill.common.data.sample import Sample
 from salt_distill.common.data.video import VIDEO_SUFFIXES, open_video, probe
 
 VIEW = ViewConfig()
@@ -143,8 +144,7 @@ def reading(shards: str, arguments):
     encoded = [readers["reader, in this process"].dataset.read(sample) for sample in samples]
     draws = [views.draw(0, sample.key, number) for sample, number in zip(samples, numbers, strict=True)]
     wanted = [
-        wanted_of(data, sample.num_frames, draw)
-        for data, sample, draw in zip(encoded, samples, draws, strict=True)
+        wanted_of(data, sample, draw) for data, sample, draw in zip(encoded, samples, draws, strict=True)
     ]
     for reader in readers.values():
         reader.clips(range(2 * arguments.processes))  # starts the processes
@@ -199,10 +199,10 @@ def frames_of(path: Path) -> int:
         return 0
 
 
-def wanted_of(data: bytes, num_frames: int, draw: views.Draw):
+def wanted_of(data: bytes, sample: Sample, draw: views.Draw):
     """The frames of a clip, and the times of all frames where the file tells them."""
-    with open_video(data, num_frames) as video:
-        return views.frame_idx(VIEW, num_frames, draw.start, video.times), video.times
+    with open_video(data, sample.num_frames, seekable=sample.seekable) as video:
+        return views.frame_idx(VIEW, sample.num_frames, draw.start, video.times), video.times
 
 
 def from_the_start(data: bytes, frame_idx: list[int], times) -> np.ndarray:
@@ -253,6 +253,7 @@ def opening(num_samples: int):
         "key": [f"source/videos/{number:012d}.mp4" for number in numbers],
         "sha256": [f"{number:064x}" for number in numbers],
     }
+    values |= {"seekable": [True] * num_samples}
     values |= {"tar": [f"made-{number // 1000:06d}.tar" for number in numbers]}
     with tempfile.TemporaryDirectory() as scratch:
         for tar in set(values["tar"]):
@@ -314,7 +315,7 @@ def stages(encoded, samples, draws):
     spent = dict.fromkeys(("read packets", "decode and convert", "crop and resize", "digest"), 0.0)
     for data, sample, draw in zip(encoded, samples, draws, strict=True):
         marks = [time.process_time()]
-        with open_video(data, sample.num_frames) as video:
+        with open_video(data, sample.num_frames, seekable=sample.seekable) as video:
             marks.append(time.process_time())
             frames = video.frames(views.frame_idx(VIEW, sample.num_frames, draw.start, video.times))
             marks.append(time.process_time())

@@ -21,6 +21,7 @@ from salt_distill.common.config import (
     ProbeConfig,
     SimilarConfig,
 )
+from salt_distill.common.config.embed import VideosConfig
 from salt_distill.common.data.encode import encode_mp4
 from salt_distill.common.data.video import decode
 from salt_distill.common.model.checkpoint import load_encoder
@@ -28,13 +29,13 @@ from salt_distill.common.model.pixels import normalise
 from salt_distill.student_trainer.evaluation.embed import run as embedding
 from salt_distill.student_trainer.evaluation.embed import similar
 from salt_distill.student_trainer.evaluation.embed.files import read_features
-from salt_distill.student_trainer.evaluation.embed.windows import windows_of
+from salt_distill.student_trainer.evaluation.embed.windows import WindowsCut, windows_of
 from salt_distill.student_trainer.evaluation.probe import classifier_export as exporting
 from salt_distill.student_trainer.evaluation.probe import predict
 from salt_distill.student_trainer.evaluation.probe import run as probing
 from salt_distill.student_trainer.evaluation.probe.kept import open_probe
 
-LOADER = LoaderConfig(decode_processes=0)
+LOADER = VideosConfig(decode_processes=0)
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +99,18 @@ def test_windows_follow_each_other(tmp_path, videos, ckpt):
         (4, 8),
         (6, 10),
     ]
-    assert windows_of(80, 8, CONFIG.view, 4, None)[1].frames == (36, 44, 52, 60)
-    assert windows_of(8, 8, CONFIG.view, 4, None)[0].frames == (1, 3, 5, 7), "a short video has one"
+
+    def frames_of(num_frames, number, times=None):
+        window = windows_of(num_frames, 8, CONFIG.view, 4, None)[number]
+        return WindowsCut(CONFIG.view, (window,), num_frames / 8).frame_idx(num_frames, times)
+
+    assert frames_of(80, 1) == frames_of(80, 1, 50 * np.arange(80)) == [36, 44, 52, 60]
+    assert frames_of(8, 0) == [1, 3, 5, 7], "a short video has one"
+    # 2 s at 8 frames a second, a pause of 6 s, 2 s more: seconds 4 to 8 show the frame before the pause
+    paused = 125 * np.arange(32)
+    paused[16:] += 6000
+    window = windows_of(32, 32 / 10, CONFIG.view, 4, None)[1]
+    assert WindowsCut(CONFIG.view, (window,), 10.0).frame_idx(32, paused) == [15, 15, 15, 15]
     _, steps = embed(tmp_path / "steps.arrow", videos / "light", ckpt, window=1.0, tokens="step")
     assert steps["window"].to_pylist() == [0, 1, 2] * 10
     _, tokens = embed(tmp_path / "all.arrow", videos / "light", ckpt, window=1.0, tokens="all", batch_size=2)
@@ -125,6 +136,10 @@ def test_it_goes_on_where_it_was_left(tmp_path, videos, ckpt, monkeypatch):
         embed(tmp_path / "again.arrow", videos, ckpt)
     with pytest.raises(ValueError, match="got parts of another `salt-eval embed`"):
         embed(tmp_path / "again.arrow", videos, ckpt, tokens="all")
+    (videos / "another.mp4").write_bytes(b"it moves every later video to another place")
+    with pytest.raises(ValueError, match="got parts of another `salt-eval embed`"):
+        embed(tmp_path / "again.arrow", videos, ckpt)
+    (videos / "another.mp4").unlink()
     groups.append(-1)
     _, again = embed(tmp_path / "again.arrow", videos, ckpt)
     assert groups == [0, -1, 1]
@@ -160,7 +175,8 @@ def probed(tmp_path_factory):
     run = make_run(folder / "ours", data)
     probing.run(
         ProbeConfig(
-            ckpt=(str(run),), data=str(data), out=str(folder / "probe.json"), loader=LOADER,
+            ckpt=(str(run),), data=str(data), out=str(folder / "probe.json"),
+            loader=LoaderConfig(decode_processes=0),
             random_init=True, epochs=10, batch_size=8, lr=(5e-3,), views=3, depth=2,
         )
     )  # fmt: skip

@@ -169,7 +169,7 @@ def test_room_is_shared_by_tokens_and_then_by_runs():
 def test_a_target_that_two_answers_hold_counts_until_the_last_one_ends(first_to_end):
     async def hold_and_read() -> None:
         room = Room(1000, ServiceMetrics())
-        target, other = (EncodedTarget(bytes(size), None, 0) for size in (700, 400))
+        target, other = (EncodedTarget(target=bytes(size), scale=None, checksum=0) for size in (700, 400))
         ours = [
             await room.hold_targets(Share(None, run), [target], copied_bytes=0, timeout_s=1)
             for run in ("a", "b")

@@ -22,7 +22,7 @@ from salt_distill.teacher_server.board.board import Board
 from salt_distill.teacher_server.http.listener import Tls, tls_socket
 from salt_distill.teacher_server.http.replica import ReplicaContext
 from salt_distill.teacher_server.http.service import board_arguments
-from salt_distill.teacher_server.status import _answer
+from salt_distill.teacher_server.status import call
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_a_student_over_tls(teacher, tokens, certificate, monkeypatch):
             )
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
         monkeypatch.setenv("SALT_TOKEN", OPERATOR)
-        assert _answer(StatusConfig(url=url), "/v1/teacher")["fingerprint"] == teacher.spec.fingerprint
+        assert call(StatusConfig(url=url), "/v1/teacher")["fingerprint"] == teacher.spec.fingerprint
 
 
 def test_an_answer_over_tls_is_given_before_the_end(teacher, certificate):

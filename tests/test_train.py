@@ -1,5 +1,6 @@
 """Training through the real commands: sources of targets agree to the bit, with one worker and with two."""
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -134,7 +135,11 @@ def test_checkpoints_load_strictly(teacher, tmp_path):
     tensors["norm.wrong"] = tensors.pop("norm.bias")
     save_file(tensors, damaged / "model.safetensors")
     manifest = json.loads((damaged / "manifest.json").read_text())
-    manifest["files"]["model.safetensors"]["bytes"] = (damaged / "model.safetensors").stat().st_size
+    stored = (damaged / "model.safetensors").read_bytes()
+    manifest["files"]["model.safetensors"] = {
+        "bytes": len(stored),
+        "sha256": hashlib.sha256(stored).hexdigest(),
+    }
     (damaged / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"norm\.bias is missing.*norm\.wrong is not expected"):
         load_encoder(damaged)

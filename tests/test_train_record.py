@@ -1,6 +1,7 @@
 """What a run may not lie about: its checkpoints' bytes, its clips, its steps, what others wrote."""
 
 import json
+import time
 from pathlib import Path
 
 import filelock
@@ -140,6 +141,7 @@ def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path):
     config = run_of(tmp_path / "run", steps=5, keep_every=2)
     with pytest.raises(StoppedError):
         train(config, ClipsUntil(config, 3))
+    time.sleep(1.1)  # event files are read by the second in their names, and a real restart takes longer
     train(run_of(tmp_path / "run", steps=5, keep_every=2, resume=True))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5]

@@ -111,6 +111,10 @@ class PackConfig(Config):
             )
         if self.split_from_folder and self.split != "train":
             raise ValueError(f"got --split {self.split} with --split-from-folder, expected one of them")
+        if self.copies != "fast" and self.short_side is None:
+            raise ValueError(
+                f"got --copies {self.copies} without --short-side, expected both: only copies have a kind"
+            )
         return self
 
 

@@ -1,11 +1,23 @@
 """Features of videos, and what kept probes say of them: ``salt-eval embed``, ``similar``, ``predict``."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from salt_distill.common.config.base import Config
-from salt_distill.common.config.train import ComputeDtype, LoaderConfig
+from salt_distill.common.config.train import ComputeDtype
+
+
+class VideosConfig(Config):
+    """How videos are decoded that nobody has packed."""
+
+    decode_processes: NonNegativeInt = 2
+    """Processes that decode; 0 decodes in the command's own process, which a broken video may then take
+    along."""
+    decode_timeout_s: PositiveFloat = 600.0
+    """Longest that one video may take to decode as a whole, in seconds; a longer one is left out."""
+    max_bad_fraction: float = Field(default=0.5, ge=0, le=1)
+    """Share of videos that may be unreadable; of more than that the command makes no file."""
 
 
 class EmbedConfig(Config):
@@ -49,7 +61,19 @@ class EmbedConfig(Config):
     command."""
     num_threads: PositiveInt = 1
     """CPU threads of the encoder, on each worker."""
-    loader: LoaderConfig = LoaderConfig()
+    loader: VideosConfig = VideosConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.stride is not None and self.window is None:
+            raise ValueError("got --stride without --window, expected both: without it a video has one clip")
+        if self.frame_step is not None and self.window is not None:
+            raise ValueError(
+                "got --frame-step with --window, expected one: a window's frames are spread over it"
+            )
+        if not self.out.endswith((".parquet", ".arrow")):
+            raise ValueError(f"got --out {self.out}, expected a name that ends in .parquet or .arrow")
+        return self
 
     @property
     def extras(self) -> tuple[str, ...]:
@@ -102,4 +126,4 @@ class PredictConfig(Config):
     """Precision of matrix products, as in `compute.dtype`. `auto`: bfloat16 on a GPU, float32 on a CPU."""
     num_threads: PositiveInt = 1
     """CPU threads of the models."""
-    loader: LoaderConfig = LoaderConfig()
+    loader: VideosConfig = VideosConfig()

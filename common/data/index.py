@@ -26,7 +26,9 @@ logger = logging.getLogger(__name__)
 _PROBE_TIMEOUT_S = 600.0
 """Longest that a video in a tar that others packed may take to decode."""
 _MOST_WARNINGS = 20
-_COMPRESSED = ("*.tar.*", "*.tgz", "*.tbz", "*.txz")
+_COMPRESSED = [f"*.tar.{kind}" for kind in ("gz", "bz2", "xz", "zst", "lz4", "Z")] + [
+    *("*.tgz", "*.tbz", "*.tbz2", "*.txz", "*.tzst"),
+]
 
 
 def write_index(folder: Path, *, name: str, kind: Kind, class_names: dict[str, list[str]]) -> None:
@@ -187,10 +189,8 @@ def load_index(data: str | Path | Folder) -> tuple[dict[str, Any], pa.Table]:
             ) from None
         write_index(folder.local, name=folder.local.resolve().name, kind="indexed", class_names={})
         info = json.loads(folder.read("dataset.json"))
-    if info["kind"] == "indexed" and folder.local is not None and info.get("tars") != _stamps(folder.local):
-        logger.warning("%s: its tars are not those of its index any more: it is made anew", folder.address)
-        write_index(folder.local, name=info["name"], kind="indexed", class_names={})
-        info = json.loads(folder.read("dataset.json"))
+    if info["kind"] == "indexed" and folder.local is not None:
+        info = _index_anew_where_tars_changed(folder.local, info)
     index = pq.read_table(pa.BufferReader(folder.read("index.parquet")))
     if "seekable" not in index.column_names:  # of an older version
         index = index.append_column("seekable", pa.nulls(len(index), pa.bool_()))
@@ -209,6 +209,28 @@ def load_index(data: str | Path | Folder) -> tuple[dict[str, Any], pa.Table]:
     for selection in info["selections"] if info["kind"] == "mixture" else ():
         _require_same(folder, selection)
     return info, index
+
+
+def _index_anew_where_tars_changed(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
+    """``dataset.json`` of a folder's tars as they are now. A copy that nobody may write to, whose tars have
+    other times and the sizes that are known, is read by the index that came with it."""
+    indexed, now = info.get("tars", {}), _stamps(folder)
+    if indexed == now:
+        return info
+    if not os.access(folder, os.W_OK) and _sizes(indexed) == _sizes(now):
+        logger.warning(
+            "%s: its tars have other times than its index knows, and the same sizes; nothing can be written"
+            " there, so the index is used as it is",
+            folder,
+        )
+        return info
+    logger.warning("%s: its tars are not those of its index any more: it is made anew", folder)
+    write_index(folder, name=info["name"], kind="indexed", class_names={})
+    return json.loads((folder / "dataset.json").read_bytes())
+
+
+def _sizes(stamps: dict[str, list[int]]) -> dict[str, int]:
+    return {name: size for name, (size, _) in stamps.items()}
 
 
 def _require_same(folder: Folder, selection: dict[str, Any]) -> None:

@@ -198,7 +198,7 @@ class Reader:
             encoded = self._pool.submit(
                 encoded
             ).result()  # a disk may not answer: that holds up a process which can be replaced, no thread
-        _require_sha256(encoded, sample)
+        require_sha256(encoded, sample)
         if self._videos is not None:
             self._videos.put(sample.sha256, encoded)
         return encoded
@@ -232,7 +232,8 @@ def _num_bytes(sample: Sample) -> int:
     return sample.num_frames * sample.height * sample.width * 3
 
 
-def _require_sha256(data: bytes, sample: Sample) -> None:
+def require_sha256(data: bytes, sample: Sample) -> None:
+    """Raises BadVideoError unless these are the bytes of a sample that were indexed."""
     if sha256_of(data) != sample.sha256:
         raise BadVideoError(
             f"its bytes in {sample.tar} are not those that were indexed, so the tar was replaced since"

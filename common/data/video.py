@@ -1,6 +1,5 @@
 """Encoded video -> frames."""
 
-import contextlib
 import functools
 import importlib.util
 import io
@@ -267,14 +266,15 @@ def _pick(named: Iterable[tuple[int | None, av.VideoFrame]], names: Sequence[int
 
 
 def _leads_to_the_frames(data: bytes, packets: Packets) -> bool:
-    """Whether the decoder gives frames at the times of the packets, in their order; up to the first frame
-    that is damaged, which whoever asks for it will hear of."""
+    """Whether the decoder gives frames at the times of the packets, in their order. Of a damaged video nobody
+    knows, so it does not: it is read from its start, up to the damage."""
     assert packets.times is not None
-    times = []
-    with contextlib.suppress(BadVideoError), _open(data) as (_, stream):
-        for frame in _decoded(stream, packets):
-            times.append(frame.pts)
-    return times == packets.times[: len(times)].tolist()
+    try:
+        with _open(data) as (_, stream):
+            times = [frame.pts for frame in _decoded(stream, packets)]
+    except BadVideoError:
+        return False
+    return bool(times) and times == packets.times[: len(times)].tolist()
 
 
 def _reason(error: FFmpegError) -> str:

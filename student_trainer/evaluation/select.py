@@ -8,7 +8,7 @@ import torch
 from rich.progress import track
 from rich.table import Table
 
-from salt_distill.common.config import FrozenConfig, SelectConfig, TeacherComputeConfig
+from salt_distill.common.config import FrozenConfig, SelectConfig, TeacherComputeConfig, ViewConfig
 from salt_distill.common.console import console, new_results
 from salt_distill.common.data.shards import open_dataset
 from salt_distill.common.model.checkpoint import CheckpointConfig, find_checkpoint, open_encoder, read_config
@@ -134,7 +134,8 @@ def _require_comparable(
         )
     first = configs[runs[0].name]
     for run in runs:
-        if (configs[run.name].view.clip_shape, configs[run.name].mask) != (first.view.clip_shape, first.mask):
+        config_of_run = configs[run.name]
+        if (_clips_of(config_of_run.view), config_of_run.mask) != (_clips_of(first.view), first.mask):
             raise ValueError(
                 f"got {run.name} with other clips or masks than {runs[0].name}, expected the same: its task"
                 " would be another"
@@ -190,6 +191,11 @@ def _student_ranks(
         todo, description="RankMe", console=console, transient=True, disable=not console.is_terminal
     ):
         yield run, path, _rank_of(config, str(path))
+
+
+def _clips_of(view: ViewConfig) -> tuple[object, ...]:
+    """What decides which pixels of a held-out video a run is measured on."""
+    return view.clip_shape, view.frame_step, view.sampling
 
 
 def _rank_of(config: SelectConfig, ckpt: str) -> float:

@@ -42,6 +42,7 @@ class GroupMember:
         self._config_s = -math.inf
         self._posts = ThreadPoolExecutor(1, thread_name_prefix="progress")
         self._lock = threading.Lock()
+        self._has_left = False
         self._state = RunState(step=0, slot=0)
         self._lacking: collections.Counter[int] = collections.Counter()
         self._asked_end = 0
@@ -75,7 +76,7 @@ class GroupMember:
 
     def hold(self, end: int) -> None:
         """Returns when the run may ask for clips up to slot ``end``: at once without a group."""
-        if self._group is None:
+        if self._group is None or self._has_left:
             return
         with self._turn:
             if end > self._window_end or time.monotonic() - self._posted_s >= _POLL_S:
@@ -94,7 +95,7 @@ class GroupMember:
     def close(self) -> None:
         """Leaves the group, so that nobody waits for a run that has ended, and waits for the last reports."""
         with self._lock:
-            self._group = None  # nothing that is still to be posted joins it again
+            self._has_left = True  # nothing that is still to be posted joins it again
         with self._turn:  # nor what is being posted
             if self._posted_s > 0:
                 self._posts.submit(lambda: self._client.progress(self._to_post()))
@@ -102,7 +103,7 @@ class GroupMember:
 
     def _post_until_free(self, end: int) -> None:
         since = None
-        while self._group is not None and not self._client.retries.is_closed:
+        while not self._has_left and not self._client.retries.is_closed:
             report = self._to_post()
             standing = self._client.progress(report)
             self._posted_s = time.monotonic()
@@ -141,6 +142,7 @@ class GroupMember:
                 self._config_s, config = time.monotonic(), self._config
             values = self._state.model_dump(exclude={"slot", "group", "worker"})
             slot = self._state.slot
-            if self._group is not None:
+            group = None if self._has_left else self._group
+            if group is not None:
                 slot = min(self._lacking, default=self._asked_end)
-            return Progress(**values, slot=slot, group=self._group, worker=self._rank, config=config)
+            return Progress(**values, slot=slot, group=group, worker=self._rank, config=config)

@@ -28,6 +28,7 @@ _SPLIT_WORDS = frozenset(
     ]
 )
 _SPLIT_COLUMNS = frozenset(["subset", "partition", "fold", "phase"])
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _WHOLE_NUMBER = re.compile(r"([+-]?[0-9]+)(\.0*)?")
 
@@ -81,10 +82,9 @@ def read_text(path: Path) -> str:
 
 def class_names_of(values: set[str]) -> list[str]:
     """Numbers in their order, else names in theirs; a label's value is its position in the list."""
-    try:
+    if all(_NUMBER.fullmatch(value) for value in values):
         return sorted(values, key=lambda value: (float(value), value))
-    except ValueError:
-        return sorted(values)
+    return sorted(values)
 
 
 def _plain(cell: str) -> str:

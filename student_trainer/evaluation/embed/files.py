@@ -28,6 +28,8 @@ class FeatureTable(Record):
     decoder: str
     videos: str
     """What was embedded: the folder, file or address as it was given."""
+    videos_identity: str
+    """sha256 of the videos' names and sizes, or the packed data set's index hash."""
     tokens: Literal["clip", "step", "all"]
     window_s: float | None
     stride_s: float | None

@@ -36,7 +36,6 @@ VIDEOS_PER_PART = 16
 
 def run(config: EmbedConfig) -> None:
     """Embeds what is not there yet, and joins the parts."""
-    _require_sense(config)
     out = Path(config.out)
     if out.exists():
         raise ValueError(f"got --out {out}, which is there already: give another name, or delete it")
@@ -55,22 +54,12 @@ def run(config: EmbedConfig) -> None:
         for path in sorted(parts.glob("*.skipped.json"))
         for name, reason in json.loads(path.read_text()).items()
     }
-    report_skipped(skipped, num_videos)
+    report_skipped(skipped, num_videos, config.loader.max_bad_fraction)
     num_rows = join_parts(out, sorted(parts.glob("*.arrow")))
     shutil.rmtree(parts)
     console.print(
         f"{out}: {num_rows:,} clips of {num_videos - len(skipped):,} videos", highlight=False, soft_wrap=True
     )
-
-
-def _require_sense(config: EmbedConfig) -> None:
-    """Raises ValueError where an option would do nothing, or the file has no format."""
-    if config.stride is not None and config.window is None:
-        raise ValueError("got --stride without --window, expected both: without it a video has one clip")
-    if config.frame_step is not None and config.window is not None:
-        raise ValueError("got --frame-step with --window, expected one: a window's frames are spread over it")
-    if not config.out.endswith((".parquet", ".arrow")):
-        raise ValueError(f"got --out {config.out}, expected a name that ends in .parquet or .arrow")
 
 
 def _embed_in_worker(worker: Worker, values: dict[str, Any]) -> int:
@@ -83,12 +72,13 @@ def embed(config: EmbedConfig, parts: Path, worker: Worker) -> int:
     [candidate] = open_candidates([config.ckpt], config.num_frames, config.crop_size, config.frame_step)
     module = candidate.load()
     bfloat16 = uses_bfloat16(config.dtype, worker.device)
-    about = _about(config, candidate, fingerprint(candidate, module), worker.device, bfloat16)
-    _require_same(parts / "about.json", about, worker)
     encoder = EncoderOnDevice(
         candidate, module, worker.device, batch_size=config.batch_size, bfloat16=bfloat16
     )
     with open_videos(config.videos, config.loader) as videos:
+        identity = fingerprint(candidate, module)
+        about = _about(config, candidate, identity, videos.identity, worker.device, bfloat16)
+        _require_same(parts / "about.json", about, worker)
         groups = range(-(-len(videos.names) // VIDEOS_PER_PART))
         own_groups = [group for group in groups if group % worker.world_size == worker.rank]
         todo = [group for group in own_groups if not (parts / f"{group:08d}.skipped.json").exists()]
@@ -138,12 +128,20 @@ def _features(
     encoder: EncoderOnDevice,
     about: FeatureTable,
 ) -> Iterator[Float16[np.ndarray, "b ..."]]:
-    """Of a batch of windows at a time."""
+    """Of a batch of windows at a time; the next one is decoded meanwhile."""
     view = about.encoder.view
     grid_steps = about.shape[0] if config.tokens == "step" else 1
-    for first in range(0, len(windows), config.batch_size):
-        cut = WindowsCut(view, tuple(windows[first : first + config.batch_size]))
-        pixels = rearrange(videos.decode(video, cut), "(b t) h w rgb -> b 1 t h w rgb", t=view.num_frames)
+    duration_s, is_spread = video.num_frames / video.fps, config.window is not None
+    cuts = [
+        WindowsCut(view, tuple(windows[first : first + config.batch_size]), duration_s, is_spread)
+        for first in range(0, len(windows), config.batch_size)
+    ]
+    coming = videos.decode(video, cuts[0])
+    for following in [*cuts[1:], None]:
+        frames, _ = coming.result()
+        if following is not None:
+            coming = videos.decode(video, following)
+        pixels = rearrange(frames, "(b t) h w rgb -> b 1 t h w rgb", t=view.num_frames)
         tokens = encoder.tokens(pixels, 1).squeeze(1)
         pooled = _pooled(tokens, config.tokens, grid_steps).half().cpu().numpy()
         if not np.isfinite(pooled).all():
@@ -162,7 +160,12 @@ def _pooled(tokens: Float[Tensor, "b n e"], kind: str, grid_steps: int) -> Float
 
 
 def _about(
-    config: EmbedConfig, candidate: FrozenEncoder, identity: str, device: torch.device, bfloat16: bool
+    config: EmbedConfig,
+    candidate: FrozenEncoder,
+    identity: str,
+    videos_identity: str,
+    device: torch.device,
+    bfloat16: bool,
 ) -> FeatureTable:
     grid: TokenGrid = candidate.grid
     width = candidate.config.width
@@ -177,6 +180,7 @@ def _about(
         compute=compute | candidate.libraries,
         decoder=decoder_name(),
         videos=config.videos,
+        videos_identity=videos_identity,
         tokens=config.tokens,
         window_s=config.window,
         stride_s=config.stride or config.window,

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
-from salt_distill.common.config import LoaderConfig, SimilarConfig, ViewConfig
+from salt_distill.common.config import SimilarConfig, ViewConfig
+from salt_distill.common.config.embed import VideosConfig
 from salt_distill.common.pictures import png_bytes
 from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.evaluation.embed.files import matrix, read_features
@@ -110,7 +111,7 @@ def _sheet(shown: list[tuple[EmbeddedClip, float]], source: str) -> UInt8[np.nda
     page = Image.new("RGB", (COLUMNS * TILE, rows * height), "white")
     draw = ImageDraw.Draw(page)
     view = ViewConfig(num_frames=1, crop_size=TILE)
-    with open_videos(source, LoaderConfig(decode_processes=0)) as videos:
+    with open_videos(source, VideosConfig(decode_processes=0)) as videos:
         numbers = {name: number for number, name in enumerate(videos.names)}
         for position, (clip, cosine) in enumerate(shown):
             if clip.path not in numbers:
@@ -118,10 +119,10 @@ def _sheet(shown: list[tuple[EmbeddedClip, float]], source: str) -> UInt8[np.nda
                     f"got --videos {source} without {clip.path}, expected the videos that were embedded"
                 )
             video = videos.find(numbers[clip.path])
-            middle = min(int((clip.start_s + clip.end_s) / 2 * video.fps), video.num_frames - 1)
-            cut = WindowsCut(view, (Window(clip.start_s, clip.end_s, (middle,)),))
+            cut = WindowsCut(view, (Window(clip.start_s, clip.end_s),), video.num_frames / video.fps)
+            frames, _ = videos.decode(video, cut).result()
             left, top = position % COLUMNS * TILE, position // COLUMNS * height
-            page.paste(Image.fromarray(videos.decode(video, cut)[0]), (left, top))
+            page.paste(Image.fromarray(frames[0]), (left, top))
             name = clip.path if len(clip.path) <= 30 else f"...{clip.path[-27:]}"
             draw.text(
                 (left + 4, top + TILE + 2), f"{name}\n{clip.start_s:.1f} s, cosine {cosine:.3f}", fill="black"

@@ -1,6 +1,7 @@
 """Pairs of a possible and an impossible video, from the folders of IntPhys, GRASP and InfLevel."""
 
 import csv
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from salt_distill.common.clip import BadVideoError
+from salt_distill.common.data.facts import VideoFacts
 from salt_distill.common.data.segments import square_box
 from salt_distill.common.data.stills import decode_stills
 from salt_distill.common.data.video import decode, probe
@@ -28,7 +30,11 @@ class PairVideo:
 
     def num_frames(self) -> int:
         """All of its frames. Raises BadVideoError."""
-        return len(self._images()) if self.path.is_dir() else probe(self.path.read_bytes()).num_frames
+        return len(self._images()) if self.path.is_dir() else self._facts.num_frames
+
+    @functools.cached_property
+    def _facts(self) -> VideoFacts:
+        return probe(self.path.read_bytes())
 
     def frames(self, idx: Sequence[int], num_frames: int) -> Sequence[UInt8[np.ndarray, "h w 3"]]:
         """The frames asked for. Raises BadVideoError."""
@@ -37,7 +43,7 @@ class PairVideo:
             return list(
                 decode_stills([memoryview(images[number].read_bytes()) for number in idx], range(len(idx)))
             )
-        return list(decode(self.path.read_bytes(), idx, num_frames))
+        return list(decode(self.path.read_bytes(), idx, num_frames, seekable=self._facts.seekable))
 
     def _images(self) -> list[Path]:
         found = sorted(self.path.glob("scene_*.png")) or sorted(self.path.glob("*.png"))

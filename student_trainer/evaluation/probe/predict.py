@@ -51,7 +51,7 @@ def run(config: PredictConfig) -> None:
             disable=not console.is_terminal,
         ):
             try:
-                frames = videos.decode(future.result(), cut)
+                frames, _ = videos.decode(future.result(), cut).result()
             except BadVideoError as error:
                 skipped[videos.names[number]] = str(error)
                 continue
@@ -66,7 +66,7 @@ def run(config: PredictConfig) -> None:
                 for answer in _answers(probabilities, about.labels[label].class_names):
                     rows.writerow([videos.names[number], label, *answer])
         num_videos = len(videos.names)
-    report_skipped(skipped, num_videos)
+    report_skipped(skipped, num_videos, config.loader.max_bad_fraction)
     write_whole(Path(config.out), text.getvalue())
     console.print(
         f"{config.out}: {num_videos - len(skipped):,} videos, {', '.join(probes)}",
