@@ -37,6 +37,7 @@ from salt_distill.common.config.layers import (
 from salt_distill.common.console import console
 from salt_distill.common.extras import missing_module, require_extra
 from salt_distill.common.flags import argument_or_flag, parameter
+from salt_distill.common.signals import ended_by_signals
 
 C = TypeVar("C", bound=Config)
 
@@ -142,7 +143,9 @@ def add_command(
             return
         for extra in config.extras:
             require_extra(extra)
-        load(run)(config)
+        function = load(run)  # until here a signal may end the process at once, as ``programs`` has it
+        with ended_by_signals():
+            function(config)
 
     parameters = [
         argument_or_flag(field_name, field, positional=field_name in positional)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_tools import salt
-from serve_tools import SALT_SERVE, alive, descendants, start
+from serve_tools import alive, descendants, start
 from teacher_tools import save_teacher
 
 from salt_distill.common import local_ray, private_ray
@@ -150,29 +150,6 @@ def test_a_command_and_its_ray_that_were_killed_leave_nothing_to_the_next(tmp_pa
     with ray_to_join(None):
         assert not alive(family)
         assert not any(folder.exists() for folder in folders)
-
-
-@pytest.mark.faults
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_command_ends_at_every_moment_of_its_start(number, tmp_path):
-    ckpt = save_teacher(tmp_path / "teacher")
-    for moment_s in (0.5, 1.5, 3, 5, 8, 12):
-        process = subprocess.Popen(
-            [*SALT_SERVE, "teacher", "--ckpt", str(ckpt), "--port", "0", "--cpus", "0.5"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        time.sleep(moment_s)
-        family = descendants(process.pid)
-        process.send_signal(number)
-        began = time.monotonic()
-        process.communicate(timeout=60)
-        print(f"{number.name} after {moment_s} s: ended {time.monotonic() - began:.1f} s later")
-        while alive(family) and time.monotonic() < began + 60:
-            time.sleep(0.2)
-        assert not alive(family)
 
 
 @pytest.mark.faults
