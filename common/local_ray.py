@@ -50,7 +50,7 @@ def ray_to_join(
 
     ``environment``: variables for this process and those of a private Ray; ``{folder}`` in them is that Ray's
     own folder. Import Ray inside the block. Raises ConnectionError where no Ray answers at the address, or
-    where the private one ends before the block does.
+    where the private one does not start, or ends before the block does.
     """
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not is_private(address):
@@ -167,7 +167,7 @@ def _owned_ray(folder: Path, lock: int) -> Iterator[str]:
             owner.kill()
             raise
         if not address:
-            raise RuntimeError(f"the private Ray did not start: {_last_lines(folder / private_ray.LOG)}")
+            raise ConnectionError(f"the private Ray did not start: {_last_lines(folder / private_ray.LOG)}")
         watch = _Watch(owner, folder, ends)
         try:
             yield address

@@ -72,12 +72,27 @@ def test_a_path_without_bash_is_named(monkeypatch):
         ray_to_join(None).__enter__()
 
 
+def test_a_private_ray_that_does_not_start_says_why(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(local_ray, "_PLACE", tmp_path)
+    (tmp_path / "ray.py").write_text("raise MemoryError('no shared memory is left')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with pytest.raises(ConnectionError, match=r"did not start: .*no shared memory is left"):
+        ray_to_join(None, environment={"PYTHONPATH": path}).__enter__()
+    assert [path.name for path in tmp_path.glob("salt-ray-*")] == []
+
+
 def test_what_a_killed_private_ray_left_is_removed_and_what_lives_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(local_ray, "_PLACE", tmp_path)
-    names = ("left", "living", "new", "open", "foreign", "earlier")
-    left, living, new, open_to_all, foreign, earlier = (tmp_path / f"salt-ray-{name}" for name in names)
-    for folder in (left, living, new, open_to_all, foreign, earlier):
+    names = ("left", "living", "new", "open", "foreign", "earlier", "unborn", "bare")
+    folders = [tmp_path / f"salt-ray-{name}" for name in names]
+    left, living, new, open_to_all, foreign, earlier, unborn, bare = folders
+    for folder in folders:
         folder.mkdir(mode=0o700)
+    for folder in (new, unborn):  # whose command was killed before it could name a session
+        (folder / private_ray.LOG).write_text("")
+    for folder in (unborn, bare):
+        os.utime(folder, (0, time.time() - local_ray._NEW_S - 5))
     open_to_all.chmod(0o755)
     (foreign / "session").write_text("of another program")
     (tmp_path / "salt-ray-link").symlink_to(tmp_path / "elsewhere")
@@ -101,6 +116,7 @@ def test_what_a_killed_private_ray_left_is_removed_and_what_lives_stays(tmp_path
     os.close(lock)
     assert not alive({agent})
     assert sorted(path.name.removeprefix("salt-ray-") for path in tmp_path.iterdir()) == [
+        "bare",
         "foreign",
         "link",
         "living",
