@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from salt_distill.common.config import EmbedConfig, ProbeConfig, StudentRun, TeacherRun, TrainConfig, VJepaRun
 from salt_distill.common.local_ray import join, ray_to_join
-from salt_distill.common.signals import exit_by
+from salt_distill.common.termination import exit_by
 
 if TYPE_CHECKING:
     from salt_distill.student_trainer.ranks import Worker

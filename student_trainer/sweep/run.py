@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from salt_distill.common.config import StudentRun, SweepConfig, dump_yaml, load_yaml
 from salt_distill.common.console import console
 from salt_distill.common.local_ray import join, ray_to_join
+from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.job import ENVIRONMENT
 from salt_distill.student_trainer.resume import continued
 from salt_distill.student_trainer.sweep.file import runs_of
@@ -48,7 +49,7 @@ def run(config: SweepConfig, console: rich.console.Console = console) -> None:
         if to_do:
             failed = _train(to_do, config, console)
         summary = summarise(runs, failed, shared)
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     if config.json_:
         print(json.dumps(summary, indent=2))
     else:

@@ -56,7 +56,7 @@ def run(config: SimilarConfig) -> None:
     Console().print(shown)
     if config.sheet is not None and config.videos is not None:
         sheet = _sheet([(clips[query], 1.0), *found], config.videos)
-        Path(config.sheet).write_bytes(png_bytes(sheet))
+        write_whole(Path(config.sheet), png_bytes(sheet))
 
 
 def nearest(
