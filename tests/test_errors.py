@@ -177,7 +177,7 @@ def test_a_ray_that_is_not_there_is_named_in_every_command(said, shards, done, t
         free = f"127.0.0.1:{other.getsockname()[1]}"
     out = ("--out", tmp_path / "out")
     for app, *line in (
-        (train_app, *RUN[:-12], "--workers", 1, "--data", shards, *out),
+        (train_app, *RUN, "--workers", 1, "--data", shards, *out),
         (train_app, "sweep", tmp_path / "sweep.yaml", *out),
         (eval_app, "probe", "--ckpt", done, "--data", shards, "--workers", 1, *out),
         (eval_app, "embed", "--ckpt", done, tmp_path, "--workers", 1, "--out", tmp_path / "out.parquet"),
