@@ -144,10 +144,11 @@ class PhysicsConfig(Config):
     """`salt-eval physics`: how surprised a model is by impossible videos (arXiv:2509.24317, Appendix D)."""
 
     ckpt: str
-    """Run directory or checkpoint of a student (SALT), or of the baseline: its encoder and its predictor."""
+    """What predicts: the run directory or checkpoint of a student (SALT), of the baseline or of a stage 1, or
+    the directory of a VideoMAE with its decoder. The last two predict normalised pixels."""
     teacher: str | None = None
-    """The frozen teacher that the student learned from, whatever `salt-serve teacher --ckpt` takes. The
-    baseline's is in its checkpoint."""
+    """The frozen teacher that a student learned from, whatever `salt-serve teacher --ckpt` takes. The
+    baseline's is in its checkpoint, and what predicts pixels has none."""
     data: str
     """Folder of the benchmark, as it is distributed; of InfLevel with the lists of pairs, `continuity.csv`,
     `gravity.csv` and `solidity.csv`."""
@@ -157,7 +158,7 @@ class PhysicsConfig(Config):
     """JSON file of the accuracies and of each video's surprise."""
     window: PositiveInt | None = None
     """Frames of a window, context and future; none: those of a clip of the checkpoint, twice as many for
-    InfLevel."""
+    InfLevel unless its positions are absolute (VideoMAE)."""
     context: tuple[PositiveInt, ...] = ()
     """Frames of a window that the student sees; none: 1/8, 2/8, 3/8, 4/8 and 5/8 of it."""
     stride: PositiveInt = 2
