@@ -23,6 +23,7 @@ from salt_distill.common.config.evaluate import (
     RankConfig,
     ReportConfig,
     SelectConfig,
+    TableConfig,
 )
 from salt_distill.common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
 from salt_distill.common.config.layers import explain, merge
@@ -132,6 +133,7 @@ __all__ = [
     "SweepConfig",
     "SweepFile",
     "SynthConfig",
+    "TableConfig",
     "TargetDtype",
     "TeacherComputeConfig",
     "TeacherRun",
