@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Self
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from salt_distill.common.text_files import read_text
+
 _MAX_VALUES = 100_000
 """Of a YAML text."""
 
@@ -76,7 +78,7 @@ def _num_values(node: yaml.Node | None, counted: dict[int, float]) -> float:
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        loaded = parse_yaml(Path(path).read_text())
+        loaded = parse_yaml(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: got no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):

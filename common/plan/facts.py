@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from salt_distill.common.config import FlopsConfig, GpuName, PlanConfig, PlannedStudent, preset_layer
@@ -19,6 +18,7 @@ from salt_distill.common.model.flops import (
 from salt_distill.common.model.grid import TokenGrid, token_grid
 from salt_distill.common.plan.arithmetic import PlannedTeacher, Site, Student, Work
 from salt_distill.common.targets import codec
+from salt_distill.common.text_files import read_text
 
 PEAK_TFLOPS: dict[GpuName, float] = {"a100": 312.0, "h100": 989.4, "h200": 989.4, "b200": 2250.0}
 """Dense bfloat16 peaks of the SXM modules, without sparsity, from NVIDIA's data sheets."""
@@ -202,7 +202,7 @@ def _exact_flops(preset: str, config: PlanConfig) -> float:
 
 
 def _read_estimate(path: str) -> dict[str, Any]:
-    found = json.loads(Path(path).read_text())
+    found = json.loads(read_text(path))
     if not isinstance(found, dict) or found.get("objective") != "salt":
         raise ValueError(
             f"{path}: got no estimate of a student, expected what `salt-train student --estimate"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from salt_distill.common.model.flops import FORWARD_FLOPS
+from salt_distill.common.text_files import read_text
 from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun
 from salt_distill.student_trainer.evaluation.report.blocks import (
     Block,
@@ -60,7 +61,7 @@ class Sharing:
 
 def read_status(path: Path) -> Sharing:
     """From the file with what `salt-serve status --json` prints."""
-    return read_sharing(json.loads(path.read_text()))
+    return read_sharing(json.loads(read_text(path)))
 
 
 def read_sharing(status: dict[str, Any]) -> Sharing:
