@@ -137,6 +137,8 @@ OTHER = {
 """Values of fields for which a made-up one would not do."""
 TYPERS_OWN = {"install_completion", "show_completion"}
 REFUSED = {
+    ("salt-data pack", "copies"),  # without --short-side
+    ("salt-eval embed", "stride"),  # without --window
     ("salt-train student", "teacher_url"),  # a second source of targets
     ("salt-train student", "targets"),
     ("salt-train student", "on_teacher_loss"),  # without --teacher-url
@@ -198,6 +200,8 @@ def other_value(config_class: type[Config], name: str, value: object) -> str | b
     """Something that a field may be, and is not yet."""
     if name == "preset" and config_class is ProbeConfig:
         return "k400"
+    if name == "out" and config_class is EmbedConfig:
+        return "other.arrow"
     if name in OTHER:
         return OTHER[name]
     choices = typing.get_args(config_class.model_fields[name].annotation)
