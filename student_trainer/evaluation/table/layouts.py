@@ -17,6 +17,7 @@ BENCHMARKS = {
     "inflevel": "InfLevel",
 }
 """The paper's, by the names that the command takes."""
+PHYSICS = ("intphys", "grasp", "inflevel")
 METHODS = {"vjepa": "V-JEPA 2", "vpixel": "SALT Stage 1 (V-Pixel)", "salt": "SALT Stage 2"}
 
 
@@ -42,6 +43,8 @@ class ResultTable:
 def table_of_runs(measured: Measured) -> ResultTable:
     """A row a run."""
     names = list(dict.fromkeys(name for run in measured.runs for name in run.scores))
+    physics = [name for name in names if name in PHYSICS]
+    probed = [name for name in names if name not in PHYSICS]
     rows = [
         (
             run.run.name,
@@ -51,14 +54,18 @@ def table_of_runs(measured: Measured) -> ResultTable:
             run.data.name,
             "+".join(map(in_steps, run.steps)) if run.is_whole else f"?+{in_steps(run.run.results.steps)}",
             "" if run.flops is None else f"{run.flops:.3g}",
-            *percents(run.scores, names),
+            *percents(run.scores, probed),
+            *percents(run.scores, physics)[:-1],
         )
         for run in measured.runs
     ]
     columns = ("run", "method", "encoder", "teacher", "data", "steps", "6ND FLOPs")
     return ResultTable(
         title="Runs, accuracies in percent",
-        columns=(*columns, *(BENCHMARKS.get(name, name) for name in names), "Avg"),
+        columns=(
+            *(*columns, *(BENCHMARKS.get(name, name) for name in probed), "Avg"),
+            *(BENCHMARKS[name] for name in physics),
+        ),
         blocks=[Block(heading="", rows=rows)],
         num_texts=6,
     )

@@ -20,7 +20,7 @@ class TrainingData:
 
     name: str
     num_samples: int | None
-    """Of the whole data set; None where it is not at hand."""
+    """Of the split that was learned from; None where the data set is not at hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ def _with_scores(runs: Sequence[FinishedRun], scores: _Scores) -> list[MeasuredR
                 run=run,
                 size=_size_of(run),
                 teacher=None if teacher is None else add(teacher),
-                data=_training_data(run.settings.data),
+                data=_training_data(run.settings.data, run.settings.split),
                 flops=training_flops(run, teachers),
                 scores=scores.of(run.fingerprint),
             )
@@ -201,9 +201,10 @@ def _other_size(encoder: EncoderConfig) -> str:
     return f"{encoder.width} x {encoder.depth}"
 
 
-def _training_data(address: str) -> TrainingData:
+def _training_data(address: str, split: str) -> TrainingData:
     try:
         info = json.loads(Folder(address).read("dataset.json"))
     except (OSError, ValueError):  # moved since, or in a store that is not at hand: its name is left
         return TrainingData(name=address.rstrip("/").rpartition("/")[2], num_samples=None)
-    return TrainingData(name=info["name"], num_samples=info["num_samples"])
+    num_samples = info["num_samples"] if split == "all" else info["splits"].get(split)
+    return TrainingData(name=info["name"], num_samples=num_samples)

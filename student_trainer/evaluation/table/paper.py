@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from salt_distill.student_trainer.evaluation.table.layouts import (
     BENCHMARKS,
     METHODS,
+    PHYSICS,
     Block,
     ResultTable,
     block_of,
@@ -16,7 +17,6 @@ from salt_distill.student_trainer.evaluation.table.measured import Measured, Mea
 
 _FOUR = ("k400", "ssv2", "in1k", "coin")
 _SIX = ("in1k", "k400", "ssv2", "coin", "diving48", "jester")
-_PHYSICS = ("intphys", "grasp", "inflevel")
 _DATA = ("V-3.6M", "K710", "Panda2.8M", "SSv2", "K710 + SSv2", "ImageNet-1k")
 _BASELINE = ("V-JEPA 2 (baseline)", "-")
 _BUDGETS = {
@@ -54,9 +54,9 @@ def _physics(
     baselines: Sequence[MeasuredRun],
 ) -> ResultTable:
     others = [
-        (other.name, "", *percents(other.scores, _PHYSICS), "")
+        (other.name, "", *percents(other.scores, PHYSICS), "")
         for other in measured.others
-        if set(other.scores) & set(_PHYSICS)
+        if set(other.scores) & set(PHYSICS)
     ]
     groups = [
         ("V-JEPA 2", ("ViT-B", "ViT-L", "ViT-H"), baselines),
@@ -69,7 +69,7 @@ def _physics(
             [(size,) for size in sizes],
             runs,
             key=lambda run: (run.size,),
-            names=_PHYSICS,
+            names=PHYSICS,
             facts=lambda run: (f"{run.run.results.num_parameters.predictor / 1e6:.3g}M",),
             num_facts=1,
         )
@@ -78,7 +78,7 @@ def _physics(
     return ResultTable(
         title="Table 9: intuitive physics, pairs judged right in percent (average surprise, of each property"
         " the best context)",
-        columns=_columns("Encoder", "Predictor", names=_PHYSICS),
+        columns=_columns("Encoder", "Predictor", names=PHYSICS),
         blocks=[Block(heading="Other models (the paper: VideoMAE V2, ViT-g)", rows=others), *blocks],
         num_texts=1,
     )
