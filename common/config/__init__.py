@@ -28,6 +28,7 @@ from salt_distill.common.config.evaluate import (
 from salt_distill.common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
 from salt_distill.common.config.layers import explain, merge
 from salt_distill.common.config.learning import EmaConfig, OptimConfig
+from salt_distill.common.config.loader import LoaderConfig
 from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
     MAX_DEPTH,
@@ -61,7 +62,6 @@ from salt_distill.common.config.sweep import SweepConfig, SweepFile
 from salt_distill.common.config.train import (
     ComputeConfig,
     ComputeDtype,
-    LoaderConfig,
     OnTeacherLoss,
     ServiceClientConfig,
     Sharding,

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from salt_distill.common.config.base import Config
+from salt_distill.common.config.loader import LoaderConfig
 from salt_distill.common.config.model import (
     EncoderConfig,
     MaskConfig,
@@ -13,7 +14,7 @@ from salt_distill.common.config.model import (
     require_whole_cubes,
 )
 from salt_distill.common.config.presets import PRESETS
-from salt_distill.common.config.train import ComputeDtype, LoaderConfig
+from salt_distill.common.config.train import ComputeDtype
 
 COMMAND_ONLY = "command only"
 """Marks a field of `ProbeConfig` that does not change a probe."""

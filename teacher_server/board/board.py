@@ -124,7 +124,8 @@ class Board:
         if run is None:
             return None
         shown = self._shown(name, run, {})
-        return BoardRunDetail(**dict(shown), config=run.config, curve=run.curve.shown())
+        curves = {"curve": run.curve.shown(), "val_curve": run.val_curve.shown()}
+        return BoardRunDetail(**dict(shown), config=run.config, **curves)
 
     # Replicas
 
