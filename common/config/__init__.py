@@ -1,7 +1,7 @@
 """Every configuration value of the project: its type, its default, its unit."""
 
 from salt_distill.common.config.access import TokenConfig
-from salt_distill.common.config.base import Config, dump_yaml, load_yaml
+from salt_distill.common.config.base import Config, ConfigValues, dump_yaml, load_yaml
 from salt_distill.common.config.data import (
     InspectConfig,
     MixConfig,
@@ -87,6 +87,7 @@ __all__ = [
     "ComputeConfig",
     "ComputeDtype",
     "Config",
+    "ConfigValues",
     "DrainConfig",
     "DrawConfig",
     "EmaConfig",
