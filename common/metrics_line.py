@@ -1,6 +1,6 @@
 """A line of a run's metrics.jsonl, which TensorBoard, the terminal, a board and Prometheus show too."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict
 
@@ -49,7 +49,7 @@ class MetricsLine(BaseModel):
     group_wait_s: float | None = None
     """Seconds that the run has waited for its group so far; None without a group."""
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, int | float]:
         """What is there, by name, as plain numbers."""
         return self.model_dump(exclude_none=True)
 

@@ -1,8 +1,16 @@
 """Judging encoders and reporting on runs: ``salt-eval``."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from salt_distill.common.config.base import Config
 from salt_distill.common.config.model import (
@@ -105,7 +113,7 @@ class ProbeConfig(Config):
     """CPU threads of encoder and probe, on each worker."""
     loader: Annotated[LoaderConfig, COMMAND_ONLY] = LoaderConfig()
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, JsonValue]:
         """What decides a probe's weights, as JSON."""
         fields = type(self).model_fields.items()
         without = {name for name, field in fields if COMMAND_ONLY in field.metadata}
