@@ -10,7 +10,15 @@ from typing import Any, Self
 import pydantic
 from torch import Tensor
 
-from salt_distill.common.config import Config, StudentRun, TeacherRun, TrainConfig, VJepaRun, explain
+from salt_distill.common.config import (
+    Config,
+    ConfigValues,
+    StudentRun,
+    TeacherRun,
+    TrainConfig,
+    VJepaRun,
+    explain,
+)
 from salt_distill.common.config.marks import OnResume, marked
 from salt_distill.common.data.reader import Reader
 from salt_distill.student_trainer.schedule import learning_rate
@@ -82,7 +90,7 @@ class Position:
                 )
 
 
-def continued(before: dict[str, Any], now: TrainConfig, out: Path) -> TrainConfig:
+def continued(before: ConfigValues, now: TrainConfig, out: Path) -> TrainConfig:
     """The configuration that a run had ``before``, as its ``config.yaml`` says. Raises ValueError where
     ``now`` would learn something else."""
     try:

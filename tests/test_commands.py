@@ -133,6 +133,7 @@ OTHER = {
     "weight_decay": "7",
     "context": "4",
     "probe": "k400=probe.json",
+    "val_every": "20",
 }
 """Values of fields for which a made-up one would not do."""
 TYPERS_OWN = {"install_completion", "show_completion"}
@@ -158,6 +159,15 @@ REFUSED = {
     ("salt-train teacher", "gpu"),
     ("salt-train student", "gpu"),
     ("salt-train vjepa", "gpu"),
+    ("salt-train teacher", "val_clips"),  # without --val-every
+    ("salt-train teacher", "val_features"),
+    ("salt-train teacher", "stop_after_no_gain"),
+    ("salt-train student", "val_clips"),
+    ("salt-train student", "val_features"),
+    ("salt-train student", "stop_after_no_gain"),
+    ("salt-train vjepa", "val_clips"),
+    ("salt-train vjepa", "val_features"),
+    ("salt-train vjepa", "stop_after_no_gain"),
     ("salt-eval flops", "teacher_steps"),  # without --teacher
     ("salt-plan", "teacher_estimate"),  # a second speed
     ("salt-plan", "mfu"),  # without --gpu

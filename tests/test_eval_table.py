@@ -14,9 +14,9 @@ from salt_distill.student_trainer.evaluation.finished_runs import (
     RunSettings,
     TeacherName,
 )
-from salt_distill.student_trainer.evaluation.table.layouts import ResultTable
 from salt_distill.student_trainer.evaluation.table.measured import Measured, MeasuredRun, TrainingData
 from salt_distill.student_trainer.evaluation.table.paper import paper_tables
+from salt_distill.student_trainer.evaluation.table.rows import ResultTable
 from salt_distill.student_trainer.evaluation.table.run import run
 
 

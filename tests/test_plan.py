@@ -360,7 +360,7 @@ def test_speeds_come_from_estimates(salt_plan, tmp_path):
         "teacher": {"batch_size": 4},
     }
     config = StudentRun.model_validate({**preset_layer(StudentRun, "nano"), **run})
-    measured = estimate(config, torch.device("cpu"))
+    measured = asdict(estimate(config, torch.device("cpu")))
     file = tmp_path / "e.json"
     file.write_text(json.dumps(measured))
     code, written, error = salt_plan(
@@ -397,11 +397,12 @@ def test_speeds_come_from_estimates(salt_plan, tmp_path):
     assert found["teacher"]["clips_per_s"] == counted.teacher.clips_per_s
     assert found["students"][0]["clips_per_s"] == counted.student.clips_per_s
     assert found["students"][0]["source"] == f"{file}: h100, counted, bfloat16"
-    file.write_text(json.dumps(measured | {"objective": "vpixel"}))
-    _, _, error = salt_plan(
-        "--teacher", "nano", "--teacher-estimate", file, "--student", f"nano,estimate={file}", *WHERE
-    )
-    assert "got no estimate of a student" in error
+    for other in (measured | {"objective": "vpixel"}, {"objective": "salt"}, []):
+        file.write_text(json.dumps(other))
+        _, _, error = salt_plan(
+            "--teacher", "nano", "--teacher-estimate", file, "--student", f"nano,estimate={file}", *WHERE
+        )
+        assert "got no estimate of a student" in error
 
 
 def test_speeds_of_a_gpu_are_counted(salt_plan, tmp_path):

@@ -1,7 +1,7 @@
 """Every configuration value of the project: its type, its default, its unit."""
 
 from salt_distill.common.config.access import TokenConfig
-from salt_distill.common.config.base import Config, dump_yaml, load_yaml
+from salt_distill.common.config.base import Config, ConfigValues, dump_yaml, load_yaml
 from salt_distill.common.config.data import (
     InspectConfig,
     MixConfig,
@@ -21,9 +21,7 @@ from salt_distill.common.config.evaluate import (
     PicturesConfig,
     ProbeConfig,
     RankConfig,
-    ReportConfig,
     SelectConfig,
-    TableConfig,
 )
 from salt_distill.common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
 from salt_distill.common.config.layers import explain, merge
@@ -59,6 +57,7 @@ from salt_distill.common.config.serve import (
     StatusConfig,
 )
 from salt_distill.common.config.sweep import SweepConfig, SweepFile
+from salt_distill.common.config.tables import ReportConfig, TableConfig
 from salt_distill.common.config.train import (
     ComputeConfig,
     ComputeDtype,
@@ -88,6 +87,7 @@ __all__ = [
     "ComputeConfig",
     "ComputeDtype",
     "Config",
+    "ConfigValues",
     "DrainConfig",
     "DrawConfig",
     "EmaConfig",

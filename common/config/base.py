@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from salt_distill.common.text_files import read_text
 
+ConfigValues = dict[str, Any]
+"""Values of a configuration by key, nested as YAML gives them, before a ``Config`` has checked them."""
 _MAX_VALUES = 100_000
 """Of a YAML text."""
 
@@ -75,7 +77,7 @@ def _num_values(node: yaml.Node | None, counted: dict[int, float]) -> float:
     return counted[id(node)]
 
 
-def load_yaml(path: str | Path) -> dict[str, Any]:
+def load_yaml(path: str | Path) -> ConfigValues:
     """The mapping in a YAML file."""
     try:
         loaded = parse_yaml(read_text(path))

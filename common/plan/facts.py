@@ -1,10 +1,11 @@
 """What a plan is made of: sizes from presets, speeds from estimates or counted for a GPU."""
 
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ValidationError
 
 from salt_distill.common.config import FlopsConfig, GpuName, PlanConfig, PlannedStudent, preset_layer
 from salt_distill.common.model.flops import (
@@ -22,6 +23,38 @@ from salt_distill.common.plan.arithmetic import PlannedTeacher, Site, Student, W
 from salt_distill.common.plan.counted import slowest_clips_per_s, student_kernels, teacher_kernels
 from salt_distill.common.targets import codec
 from salt_distill.common.text_files import read_text
+
+
+class EstimatedPart(BaseModel):
+    """A student or a teacher of an estimate."""
+
+    clips_per_s: float | None
+    """None of a teacher that is elsewhere."""
+    six_n_d: float
+    """FLOPs of the whole run by the paper's rule: tells sizes apart."""
+
+
+class StudentFigures(EstimatedPart):
+    """A student of an estimate."""
+
+    clips_per_s: float
+
+
+class EstimateFile(BaseModel):
+    """What a plan takes of what `salt-train student --estimate --estimate-out FILE` writes."""
+
+    objective: Literal["salt"]
+    steps: int
+    batch_size: int
+    device: str
+    dtype: str
+    student: StudentFigures
+    teacher: EstimatedPart | None
+
+    @property
+    def source(self) -> str:
+        """Where its speeds are from: a clock, or with `--estimate --gpu` a count of kernels."""
+        return f"{self.device}, {self.dtype}"
 
 
 class Speed(NamedTuple):
@@ -128,9 +161,9 @@ def _teacher_speed(
     if config.teacher_clips_per_s is not None:
         return Speed(config.teacher_clips_per_s, "given")
     if config.teacher_estimate is not None:
-        found = _read_estimate(config.teacher_estimate)
-        part = found["teacher"]
-        if part is None or part["clips_per_s"] is None:
+        estimate = _read_estimate(config.teacher_estimate)
+        teacher = estimate.teacher
+        if teacher is None or teacher.clips_per_s is None:
             raise ValueError(
                 f"{config.teacher_estimate}: got an estimate without a teacher in it, expected one with"
                 " --teacher-ckpt"
@@ -142,8 +175,8 @@ def _teacher_speed(
             predictor_parameters=0,
             teacher_parameters=encoder_parameters(sizes.encoder),
         )
-        _check_size(config.teacher_estimate, "teacher", found, part, expected.teacher, config.teacher)
-        return Speed(part["clips_per_s"], _measured(config.teacher_estimate, found))
+        _check_size(config.teacher_estimate, estimate, "teacher", teacher, expected.teacher, config.teacher)
+        return Speed(teacher.clips_per_s, f"{config.teacher_estimate}: {estimate.source}")
     if tflops is None:
         assert config.gpu is not None, "the configuration has checked it"
         return _counted(teacher_kernels(sizes), config.gpu)
@@ -156,9 +189,9 @@ def _student_speed(
     if planned.clips_per_s is not None:
         return Speed(planned.clips_per_s, "given")
     if planned.estimate is not None:
-        found = _read_estimate(planned.estimate)
-        _check_size(planned.estimate, "student", found, found["student"], paper_flops, planned.preset)
-        return Speed(found["student"]["clips_per_s"], _measured(planned.estimate, found))
+        estimate = _read_estimate(planned.estimate)
+        _check_size(planned.estimate, estimate, "student", estimate.student, paper_flops, planned.preset)
+        return Speed(estimate.student.clips_per_s, f"{planned.estimate}: {estimate.source}")
     if tflops is None:
         assert config.gpu is not None, "the configuration has checked it"
         sizes, width = _sizes(planned.preset), _sizes(config.teacher).encoder.width
@@ -206,27 +239,22 @@ def _exact_flops(preset: str, config: PlanConfig) -> float:
     ).total
 
 
-def _read_estimate(path: str) -> dict[str, Any]:
-    found = json.loads(read_text(path))
-    if not isinstance(found, dict) or found.get("objective") != "salt":
+def _read_estimate(path: str) -> EstimateFile:
+    try:
+        return EstimateFile.model_validate_json(read_text(path))
+    except ValidationError as error:
         raise ValueError(
             f"{path}: got no estimate of a student, expected what `salt-train student --estimate"
             " --estimate-out FILE` writes"
-        )
-    return found
+        ) from error
 
 
 def _check_size(
-    path: str, role: str, found: dict[str, Any], part: dict[str, Any], expected: float, preset: str
+    path: str, estimate: EstimateFile, role: str, part: EstimatedPart, expected: float, preset: str
 ) -> None:
-    got = part["six_n_d"] / found["steps"] / found["batch_size"]
+    got = part.six_n_d / estimate.steps / estimate.batch_size
     if not math.isclose(got, expected, rel_tol=1e-6):
         raise ValueError(
             f"{path}: got a {role} of {got:.4g} FLOPs a clip by 6ND, expected {preset}'s {expected:.4g}: an"
             " estimate of another size"
         )
-
-
-def _measured(path: str, found: dict[str, Any]) -> str:
-    """Where a speed is from: a clock, or with `--estimate --gpu` a count of kernels."""
-    return f"{path}: {found['device']}, {found['dtype']}"

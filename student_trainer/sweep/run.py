@@ -49,9 +49,10 @@ def run(config: SweepConfig, console: rich.console.Console = console) -> None:
         if to_do:
             failed = _train(to_do, config, console)
         summary = summarise(runs, failed, shared)
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    text = json.dumps(summary.model_dump(), indent=2)
+    (out / "summary.json").write_text(text + "\n")
     if config.json_:
-        print(json.dumps(summary, indent=2))
+        print(text)
     else:
         print_table(summary)
     if failed:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Shaped
+from pydantic import JsonValue
 from torch import Tensor
 
 from salt_distill.common.clip import ClipBatch
@@ -61,7 +62,7 @@ class ServiceTargets:
         group: str | None = None,
         cache: str | None = None,
         rank: int = 0,
-        shown: dict[str, Any] | None = None,
+        shown: dict[str, JsonValue] | None = None,
         token: str | None = None,
         ca: str | None = None,
     ) -> None:

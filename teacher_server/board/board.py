@@ -124,8 +124,8 @@ class Board:
         if run is None:
             return None
         shown = self._shown(name, run, {})
-        curves = {"curve": run.curve.shown(), "val_curve": run.val_curve.shown()}
-        return BoardRunDetail(**dict(shown), config=run.config, **curves)
+        curve, val_curve = run.curve.shown(), run.val_curve.shown()
+        return BoardRunDetail(**dict(shown), config=run.config, curve=curve, val_curve=val_curve)
 
     # Replicas
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from salt_distill.common.config import MixConfig, MixRecipe, MixSource, explain, load_yaml
 from salt_distill.common.console import new_results
 from salt_distill.common.data.index import SCHEMA, load_index, write_dataset
+from salt_distill.common.data.index_table import MixedFolder, MixedSource
 from salt_distill.common.data.making.exclusions import Exclusion, identities_of
 from salt_distill.common.draws import words
 
@@ -30,14 +31,14 @@ class RecipeSource:
     def __init__(self, config: MixSource, folder: Path) -> None:
         self.config, self.path = config, folder / config.path
         info, self.index = load_index(self.path)
-        if info["kind"] == "mixture":
+        if info.kind == "mixture":
             raise ValueError(
                 f"sources: got the mixture {config.path}, expected a packed data set: list the sources of the"
                 " mixture instead"
             )
-        self.name: str = config.name or info["name"]
-        self.class_names: dict[str, list[str]] = info["class_names"]
-        self.index_hash: str = info["index_hash"]
+        self.name: str = config.name or info.name
+        self.class_names = info.class_names
+        self.index_hash = info.index_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,21 +82,23 @@ def mix(config: MixConfig) -> None:
             for source, selection, its_labels in zip(sources, selections, labels, strict=True)
         ]
     )
-    more = {
-        "sources": [
-            {"name": source.name, "num_samples": len(selection.rows), "weight": source.config.weight}
-            for source, selection in zip(sources, selections, strict=True)
-        ],
-        "selections": [
-            {
-                "path": _relative(source.path, out),
-                "index_hash": source.index_hash,
-                "removed": selection.removed,
-            }
-            for source, selection in zip(sources, selections, strict=True)
-        ],
-    }
-    write_dataset(out, index, name=recipe.name, kind="mixture", class_names=class_names, more=more)
+    mixed = [
+        MixedSource(name=source.name, num_samples=len(selection.rows), weight=source.config.weight)
+        for source, selection in zip(sources, selections, strict=True)
+    ]
+    folders = [
+        MixedFolder(path=_relative(source.path, out), index_hash=source.index_hash, removed=selection.removed)
+        for source, selection in zip(sources, selections, strict=True)
+    ]
+    write_dataset(
+        out,
+        index,
+        name=recipe.name,
+        kind="mixture",
+        class_names=class_names,
+        sources=mixed,
+        selections=folders,
+    )
     _report(recipe, sources, selections, exclusions, index)
 
 

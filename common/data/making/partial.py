@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -126,11 +126,11 @@ class PartialFolder:
             if path.name not in kept:
                 path.unlink()
 
-    def _append(self, entry: dict[str, Any]) -> None:
+    def _append(self, entry: Mapping[str, object]) -> None:
         self._journal.write(_line(entry))
         self._journal.flush()
         os.fsync(self._journal.fileno())
 
 
-def _line(entry: dict[str, Any]) -> bytes:
+def _line(entry: Mapping[str, object]) -> bytes:
     return json.dumps(entry).encode() + b"\n"

@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 
-from salt_distill.student_trainer.evaluation.table.layouts import (
+from salt_distill.student_trainer.evaluation.table.measured import Measured, MeasuredRun
+from salt_distill.student_trainer.evaluation.table.rows import (
     BENCHMARKS,
     METHODS,
     PHYSICS,
-    Block,
     ResultTable,
-    block_of,
+    RowGroup,
     in_steps,
     percents,
+    row_group,
     teacher_size,
 )
-from salt_distill.student_trainer.evaluation.table.measured import Measured, MeasuredRun
 
 _FOUR = ("k400", "ssv2", "in1k", "coin")
 _SIX = ("in1k", "k400", "ssv2", "coin", "diving48", "jester")
@@ -64,7 +64,7 @@ def _physics(
         ("SALT", ("ViT-B", "ViT-L", "ViT-H"), students),
     ]
     blocks = [
-        block_of(
+        row_group(
             heading,
             [(size,) for size in sizes],
             runs,
@@ -79,7 +79,7 @@ def _physics(
         title="Table 9: intuitive physics, pairs judged right in percent (average surprise, of each property"
         " the best context)",
         columns=_columns("Encoder", "Predictor", names=PHYSICS),
-        blocks=[Block(heading="Other models (the paper: VideoMAE V2, ViT-g)", rows=others), *blocks],
+        blocks=[RowGroup(heading="Other models (the paper: VideoMAE V2, ViT-g)", rows=others), *blocks],
         num_texts=1,
     )
 
@@ -100,7 +100,7 @@ def _methods(
         title="Table 12: V-JEPA 2 and SALT on the same data, Top-1 in percent",
         columns=_columns("Teacher", "Student", names=_SIX),
         blocks=[
-            block_of(heading, expected, runs, key=lambda run: (teacher_size(run), run.size), names=_SIX)
+            row_group(heading, expected, runs, key=lambda run: (teacher_size(run), run.size), names=_SIX)
             for heading, expected, runs in groups
         ],
         num_texts=2,
@@ -113,7 +113,7 @@ def _data(stage_1: Sequence[MeasuredRun], students: Sequence[MeasuredRun]) -> Re
         title="Table 13: what stage 1 learned from, Top-1 in percent",
         columns=_columns("Dataset", "# Samples", names=_FOUR),
         blocks=[
-            block_of(
+            row_group(
                 heading,
                 [(name,) for name in _DATA],
                 runs,
@@ -129,14 +129,14 @@ def _data(stage_1: Sequence[MeasuredRun], students: Sequence[MeasuredRun]) -> Re
 
 
 def _sizes(stage_1: Sequence[MeasuredRun], students: Sequence[MeasuredRun]) -> ResultTable:
-    teachers = block_of(
+    teachers = row_group(
         "Teachers",
         [(size, "-") for size in ("ViT-B", "ViT-L", "ViT-H", "ViT-G")],
         stage_1,
         key=lambda run: (run.size, "-"),
         names=_FOUR,
     )
-    of_students = block_of(
+    of_students = row_group(
         "SALT-student",
         [
             *((size, "ViT-L") for size in ("ViT-B", "ViT-L", "ViT-H", "ViT-G")),
@@ -169,7 +169,7 @@ def _budgets(students: Sequence[MeasuredRun], baselines: Sequence[MeasuredRun]) 
             *("Teacher steps", "Student steps", "Teacher FLOPs", "Student FLOPs", "Total FLOPs"), names=_FOUR
         ),
         blocks=[
-            block_of(
+            row_group(
                 f"Budget: {in_steps(total)} total steps, {size}",
                 [_BASELINE, *expected.get((total, size), [])],
                 [run for run in runs if (sum(run.steps), run.size) == (total, size)],

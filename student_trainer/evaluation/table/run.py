@@ -11,9 +11,9 @@ from rich.table import Table
 from salt_distill.common.config import TableConfig
 from salt_distill.common.console import new_results, say
 from salt_distill.common.whole import write_whole
-from salt_distill.student_trainer.evaluation.table.layouts import ResultTable, table_of_runs
 from salt_distill.student_trainer.evaluation.table.measured import measure
 from salt_distill.student_trainer.evaluation.table.paper import paper_tables
+from salt_distill.student_trainer.evaluation.table.rows import ResultTable, table_of_runs
 
 
 def run(config: TableConfig) -> None:

@@ -22,7 +22,7 @@ METHODS = {"vjepa": "V-JEPA 2", "vpixel": "SALT Stage 1 (V-Pixel)", "salt": "SAL
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class RowGroup:
     """Rows under a heading, or under none."""
 
     heading: str
@@ -35,7 +35,7 @@ class ResultTable:
 
     title: str
     columns: Sequence[str]
-    blocks: Sequence[Block]
+    blocks: Sequence[RowGroup]
     num_texts: int
     """Columns from the left that are words, not numbers."""
 
@@ -66,12 +66,12 @@ def table_of_runs(measured: Measured) -> ResultTable:
             *(*columns, *(BENCHMARKS.get(name, name) for name in probed), "Avg"),
             *(BENCHMARKS[name] for name in physics),
         ),
-        blocks=[Block(heading="", rows=rows)],
+        blocks=[RowGroup(heading="", rows=rows)],
         num_texts=6,
     )
 
 
-def block_of(
+def row_group(
     heading: str,
     expected: Sequence[tuple[str, ...]],
     runs: Sequence[MeasuredRun],
@@ -80,7 +80,7 @@ def block_of(
     names: Sequence[str],
     facts: Callable[[MeasuredRun], Sequence[str]] = lambda _: (),
     num_facts: int = 0,
-) -> Block:
+) -> RowGroup:
     """A row for each key that is ``expected``, empty where no run has it, then those of other runs: key,
     ``facts`` (``num_facts`` cells), percents of the benchmarks in ``names``, their mean, the run's name."""
     by_key: dict[tuple[str, ...], list[MeasuredRun]] = {row: [] for row in expected}
@@ -91,7 +91,7 @@ def block_of(
         rows += [(*row, *facts(run), *percents(run.scores, names), run.run.name) for run in of_row]
         if not of_row:
             rows.append((*row, *[""] * num_facts, *percents({}, names), ""))
-    return Block(heading=heading, rows=rows)
+    return RowGroup(heading=heading, rows=rows)
 
 
 def percents(scores: Mapping[str, float], names: Sequence[str]) -> list[str]:
