@@ -75,7 +75,7 @@ def estimate(config: TrainConfig, device: torch.device) -> dict[str, Any]:
         with closing(open_source(config, run="estimate")) as source:
             spec, held = source.spec, _held_bytes(device)
             teacher = _teacher(config, source, device, num_clips)
-            teacher_bytes = _peak_bytes(device) - held
+            teacher_bytes = peak_bytes(device) - held
             student = _student(
                 config, device, spec, num_clips
             )  # inside, so that the teacher's weights count among what is held
@@ -162,7 +162,7 @@ def _student(
         "exact": flops.exact.total,
         "timed_steps": len(timed),
         "timed_clips_per_step": len(clips.good),
-        "peak_bytes": _peak_bytes(device),
+        "peak_bytes": peak_bytes(device),
     }
 
 
@@ -268,7 +268,7 @@ def _held_bytes(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device)
 
 
-def _peak_bytes(device: torch.device) -> int:
+def peak_bytes(device: torch.device) -> int:
     """Most that tensors held on a GPU since ``_held_bytes``; on a CPU, most that this process ever held."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -287,9 +287,9 @@ def _print(found: dict[str, Any]) -> None:
         here = part["step_s"] > 0
         table.add_row(
             name,
-            _duration(part["step_s"]) if here else "elsewhere",
+            duration(part["step_s"]) if here else "elsewhere",
             f"{part['clips_per_s']:,.1f}" if here else "",
-            _duration(part["step_s"] * found["steps"]) if here else "",
+            duration(part["step_s"] * found["steps"]) if here else "",
             scientific(part["six_n_d"]),
             "" if part["exact"] is None else scientific(part["exact"]),
             "" if part["flops_per_s"] is None else scientific(part["flops_per_s"]),
@@ -299,9 +299,9 @@ def _print(found: dict[str, Any]) -> None:
         rate = f"{found['clips_per_worker'] / found['step_s']:,.1f}"
         table.add_row(
             "together",
-            _duration(found["step_s"]),
+            duration(found["step_s"]),
             rate,
-            _duration(found["run_s"]),
+            duration(found["run_s"]),
             scientific(found["six_n_d"]),
             exact,
         )
@@ -317,7 +317,7 @@ def _explained(found: dict[str, Any]) -> list[str]:
     sentences = [
         (
             f"{found['steps']:,} steps of {found['batch_size']:,} clips, {num_clips:,} of them on a worker:"
-            f" {_duration(found['run_s'])}; {found['worker_s'] / 3600:,.2f} hours of all workers"
+            f" {duration(found['run_s'])}; {found['worker_s'] / 3600:,.2f} hours of all workers"
             f" ({found['workers']}). Peak memory of a worker: {found['peak_memory_bytes'] / 1e9:.2f} GB."
         ),
         (
@@ -340,7 +340,7 @@ def _explained(found: dict[str, Any]) -> list[str]:
     return sentences
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 1:
         return f"{1000 * seconds:.1f} ms"
     if seconds < 100:

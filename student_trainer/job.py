@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from salt_distill.common.config import EmbedConfig, ProbeConfig, StudentRun, Tea
 from salt_distill.common.local_ray import join, ray_to_join
 
 if TYPE_CHECKING:
+    from salt_distill.student_trainer.dry_run import DryRun
     from salt_distill.student_trainer.ranks import Worker
 
 T = TypeVar("T")
@@ -38,6 +40,13 @@ def run_job(config: TrainConfig) -> None:
     place."""
     values = {"run": type(config).__name__, "config": config.absolute().model_dump(mode="json")}
     in_workers(_train, values, config, folder=Path(config.out), max_failures=config.max_failures)
+
+
+def dry_run_job(config: TrainConfig) -> "DryRun":
+    """What ``config``'s beginning comes to in Ray Train workers. Raises as ``run_job`` does."""
+    values = {"run": type(config).__name__, "config": config.absolute().model_dump(mode="json")}
+    with tempfile.TemporaryDirectory() as folder:
+        return in_workers(_try, values, config, folder=Path(folder))
 
 
 def in_workers(
@@ -159,6 +168,13 @@ def _train(worker: "Worker", values: dict[str, Any]) -> None:
         opened(config, worker) as (reader, source),
     ):
         train_on(reader, source, config, worker, checkpoint)
+
+
+def _try(worker: "Worker", values: dict[str, Any]) -> "DryRun":
+    """A worker's part of a dry run."""
+    from salt_distill.student_trainer.dry_run import begin
+
+    return begin(_RUNS[values["run"]].model_validate(values["config"]), worker)
 
 
 def _resources(config: TrainConfig | ProbeConfig | EmbedConfig) -> dict[str, float]:

@@ -153,6 +153,11 @@ REFUSED = {
     ("salt-train teacher", "gpu"),
     ("salt-train student", "gpu"),
     ("salt-train vjepa", "gpu"),
+    *(
+        (f"salt-train {run}", name)  # without --val-every
+        for run in ("teacher", "student", "vjepa")
+        for name in ("val_clips", "val_features", "stop_after_no_gain")
+    ),
     ("salt-eval flops", "teacher_steps"),  # without --teacher
     ("salt-plan", "teacher_estimate"),  # a second speed
     ("salt-plan", "mfu"),  # without --gpu
