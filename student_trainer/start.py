@@ -14,8 +14,7 @@ from salt_distill.student_trainer.run_directory import check_run, claimed
 
 
 def start(config: TrainConfig) -> None:
-    """Trains to the last step; with ``estimate`` says what that would take instead, with ``dry_run`` only tries
-    it."""
+    """Trains to the last step. With ``estimate`` says what that would take, with ``dry_run`` tries it."""
     if config.estimate:
         estimate.run(config)
         return

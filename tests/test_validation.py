@@ -1,5 +1,5 @@
-"""The loss on held-out clips while a run trains: what it is, that training does not notice, where it leads; and
-dry runs."""
+"""The loss on held-out clips while a run trains: what it is, that training does not notice, where it leads.
+Dry runs."""
 
 import json
 import re
@@ -54,6 +54,12 @@ def run_in(out, data, kind: type[TrainConfig] = VJepaRun, **values):
     return out
 
 
+def reader_of(data, **values) -> Reader:
+    config = small_run(**VALUES)
+    rest = {"view": config.view, "loader": config.loader}
+    return Reader(data, **{"data_seed": 0, "views": 1, "split": "train"} | rest | values)
+
+
 def column(run, name: str) -> dict[int, float]:
     return {line["step"]: line[name] for line in read_metrics(run) if name in line}
 
@@ -74,24 +80,13 @@ def test_training_does_not_notice_that_it_is_judged(data, tmp_path):
 
 
 def test_it_is_the_loss_of_the_checkpoint_on_clips_of_val(teacher, data):
-    """Those with the least hash of their keys, in their first view, counted out here by what `salt-eval select`
-    uses."""
+    """Those with the least hash of their keys, in their first view; as `salt-eval select` computes it."""
     losses = column(teacher, "val_loss")
     best = teacher / "checkpoints" / "best"
     step = read_config(best).step
     assert losses[step] == min(losses.values())
-    reader = Reader(
-        data,
-        data_seed=0,
-        views=1,
-        view=read_config(best).view,
-        split="val",
-        loader=small_run(**VALUES).loader,
-    )
-    held_out = Reader(
-        data, data_seed=0, views=1, view=read_config(best).view, split="train", loader=small_run(**VALUES).loader,
-        num_held_out=25,
-    ).held_out  # fmt: skip
+    reader = reader_of(data, num_held_out=25)
+    held_out = reader.held_out
     assert held_out is not None
     samples = reader.dataset.take(held_out.rows)
     assert {sample.split for sample in samples} == {"val"}
@@ -156,10 +151,7 @@ def test_without_a_split_of_its_own_training_clips_are_held_out(unsplit, tmp_pat
     config = small_run(**VALUES, data=unsplit, out=str(tmp_path / "run"), **VAL | {"val_clips": 10})
     train(config)
     assert "10 clips of split 'train', left out of training, which has 20 samples" in capsys.readouterr().out
-    readers = [
-        Reader(unsplit, data_seed=seed, views=1, view=config.view, split="train", loader=config.loader, num_held_out=10)
-        for seed in (0, 1)
-    ]  # fmt: skip
+    readers = [reader_of(unsplit, num_held_out=10, data_seed=seed) for seed in (0, 1)]
     first, second = (reader.held_out for reader in readers)
     assert first is not None
     assert second is not None
@@ -169,11 +161,9 @@ def test_without_a_split_of_its_own_training_clips_are_held_out(unsplit, tmp_pat
     assert not trained & set(readers[0].dataset.keys(first.rows))
     with pytest.raises(ValueError, match="expected at most 15: lower --val-clips"):
         run_in(tmp_path / "half", unsplit, val_every=2, val_clips=16)
-    without = small_run(
-        **VALUES, data=unsplit, out=str(tmp_path / "run"), val_clips=240, steps=12, resume=True
-    )
+    values = VALUES | {"data": unsplit, "out": str(tmp_path / "run"), "steps": 12, "resume": True}
     with pytest.raises(ValueError, match="val_clips=10, got val_clips=240"):
-        check_run(without)
+        check_run(small_run(**values))
 
 
 def test_switching_it_on_later_does_not_take_clips_that_were_learned_from(unsplit, data, tmp_path):
@@ -201,7 +191,7 @@ def test_held_out_targets_come_from_where_the_others_do(teacher, data, tmp_path)
     cached = run_in(tmp_path / "cached", data, targets=str(tmp_path / "all"), **student)
     assert column(cached, "val_loss") == column(local, "val_loss")
     assert column(cached, "loss") == column(local, "loss")
-    with pytest.raises(TargetMissError, match="lacks held-out clips of split 'val'.*precompute them too"):
+    with pytest.raises(TargetMissError, match=r"lacks held-out clips of split 'val'.*precompute them too"):
         run_in(tmp_path / "refused", data, targets=str(tmp_path / "train"), **student)
 
 
@@ -258,8 +248,15 @@ def test_a_dry_run_says_what_it_found_and_writes_nothing(teacher, data, tmp_path
     before = files_in(tmp_path.parent)
     start(config)
     said = re.sub(r"\s+", " ", capsys.readouterr().out)
-    for words in ("salt, 10 steps of 30 clips", "60 samples of split 'train', seen 5.0 times", "float32",
-                  "from in process", "0 clips could not be decoded", "at the peak", "free, nothing was"):  # fmt: skip
+    for words in (
+        "salt, 10 steps of 30 clips",
+        "60 samples of split 'train', seen 5.0 times",
+        "float32",
+        "from in process",
+        "0 clips could not be decoded",
+        "at the peak",
+        "free, nothing was",
+    ):
         assert words in said, said
     assert files_in(tmp_path.parent) == before
     assert list(tmp_path.iterdir()) == []

@@ -124,8 +124,9 @@ class Board:
         if run is None:
             return None
         shown = self._shown(name, run, {})
-        curves = {"curve": run.curve.shown(), "val_curve": run.val_curve.shown()}
-        return BoardRunDetail(**dict(shown), config=run.config, **curves)
+        return BoardRunDetail(
+            **dict(shown), config=run.config, curve=run.curve.shown(), val_curve=run.val_curve.shown()
+        )
 
     # Replicas
 
