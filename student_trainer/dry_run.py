@@ -14,7 +14,7 @@ from salt_distill.common.console import new_results
 from salt_distill.common.model.compute import set_up, uses_bfloat16, wait_for
 from salt_distill.common.model.flops import num_parameters
 from salt_distill.common.model.grid import token_grid
-from salt_distill.common.model.teacher import device_kind
+from salt_distill.common.model.teacher import TeacherSpec, device_kind
 from salt_distill.student_trainer.batches import Batches
 from salt_distill.student_trainer.estimate import duration, peak_bytes
 from salt_distill.student_trainer.init import initialised
@@ -107,7 +107,7 @@ def begin(config: TrainConfig, worker: Worker) -> DryRun:
                 "encoder": num_parameters(objective.encoder),
                 "predictor": num_parameters(objective.predictor),
             },
-            teacher=None if source is None else f"{source.spec.fingerprint[:12]}, {source.spec.compute}",
+            teacher=None if source is None else _described(source.spec),
             losses=losses,
             num_bad=sum(worker.ranks.all_values(num_bad)),
             step_s=step_s,
@@ -162,6 +162,11 @@ def _rows(config: TrainConfig, found: DryRun) -> list[tuple[str, str]]:
         ("out", _refusal(config) or f"{config.out}: free, nothing was written"),
     ]
     return rows
+
+
+def _described(teacher: TeacherSpec) -> str:
+    compute = ", ".join(f"{name} {value}" for name, value in teacher.compute.items())
+    return f"{teacher.fingerprint[:12]} of width {teacher.width}: {compute}"
 
 
 def _preset(config: TrainConfig) -> str:
