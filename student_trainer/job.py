@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from salt_distill.common.config import EmbedConfig, ProbeConfig, TrainConfig
 from salt_distill.common.local_ray import join, ray_to_join
 
 if TYPE_CHECKING:
+    from salt_distill.student_trainer.dry_run import DryRun
     from salt_distill.student_trainer.ranks import Worker
 
 T = TypeVar("T")
@@ -38,6 +40,12 @@ def run_job(config: TrainConfig) -> None:
     place."""
     work = partial(_train, config.absolute())
     in_workers(work, config, folder=Path(config.out), max_failures=config.max_failures)
+
+
+def dry_run_job(config: TrainConfig) -> "DryRun":
+    """What ``config``'s beginning comes to in Ray Train workers. Raises as ``run_job`` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        return in_workers(partial(_try, config.absolute()), config, folder=Path(folder))
 
 
 def in_workers(
@@ -155,6 +163,13 @@ def _train(config: TrainConfig, worker: "Worker") -> None:
         opened(config, worker) as (reader, source),
     ):
         train_on(reader, source, config, worker, checkpoint)
+
+
+def _try(config: TrainConfig, worker: "Worker") -> "DryRun":
+    """A worker's part of a dry run."""
+    from salt_distill.student_trainer.dry_run import begin
+
+    return begin(config, worker)
 
 
 def _resources(config: TrainConfig | ProbeConfig | EmbedConfig) -> dict[str, float]:
