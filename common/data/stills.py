@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from salt_distill.common.clip import BadVideoError
-from salt_distill.common.data.facts import VideoFacts
+from salt_distill.common.data.video_facts import VideoFacts
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"])
 """Names that are taken for images, in lower case."""

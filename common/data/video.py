@@ -22,11 +22,11 @@ from jaxtyping import Int64, UInt8
 from salt_distill.common.clip import BadVideoError
 from salt_distill.common.data.clock import rate_and_duration
 from salt_distill.common.data.encode import encode_mp4
-from salt_distill.common.data.facts import VideoFacts
 from salt_distill.common.data.packets import Packets
 from salt_distill.common.data.rgb import CONVERTIBLE_MATRICES, displayed_size, to_rgb
 from salt_distill.common.data.stills import decode_stills, probe_stills, stills_in
 from salt_distill.common.data.transport import require_all_packets
+from salt_distill.common.data.video_facts import VideoFacts
 
 logger = logging.getLogger(__name__)
 

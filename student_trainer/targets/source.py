@@ -33,7 +33,7 @@ from salt_distill.common.targets.target_cache import TargetCache
 from salt_distill.student_trainer.targets.client import TeacherMismatchError, require_same_teacher
 from salt_distill.student_trainer.targets.host_memory import new_targets
 from salt_distill.student_trainer.targets.retry import TeacherUnavailableError
-from salt_distill.student_trainer.targets.service import ServiceTargets
+from salt_distill.student_trainer.targets.service_targets import ServiceTargets
 
 
 class TargetMissError(ValueError):
@@ -82,7 +82,7 @@ class TargetSource(Protocol):
         ...
 
 
-class CachedTargets:
+class StoredTargets:
     """Targets on disk; no teacher, no network. A clip that is not there stops the run."""
 
     name = "cache"
@@ -325,7 +325,7 @@ def open_source(
             service.close()
             raise
     if config.targets is not None:
-        return CachedTargets(
+        return StoredTargets(
             config.targets,
             config.target_dtype,
             data_seed=config.data_seed,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from salt_distill.common.metrics import ServiceMetrics
 from salt_distill.common.protocol import BoardRun, BoardRunDetail, EndingName, Progress, Standing
-from salt_distill.teacher_server.board.file import BoardFile, CountersLine, Line
+from salt_distill.teacher_server.board.board_file import BoardFile, CountersLine, Line
 from salt_distill.teacher_server.board.groups import Groups
 from salt_distill.teacher_server.board.runs import Run
 
