@@ -5,7 +5,7 @@ from concurrent.futures import Future
 import numpy as np
 
 from salt_distill.common.clip import ClipBatch
-from salt_distill.student_trainer.targets.source import StoredTargets
+from salt_distill.student_trainer.targets.stored_targets import StoredTargets
 
 
 class ClipsInMemory:

@@ -24,8 +24,10 @@ from salt_distill.common.model.flops import FORWARD_FLOPS, encoder_forward
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.student_trainer.progress import PLAIN_LINES, curve, show_progress
 from salt_distill.student_trainer.run_directory import read_metrics
+from salt_distill.student_trainer.targets.reserved_targets import ReservedTargets
 from salt_distill.student_trainer.targets.service_targets import ServiceTargets
-from salt_distill.student_trainer.targets.source import ReservedTargets, StoredTargets, open_source
+from salt_distill.student_trainer.targets.source import open_source
+from salt_distill.student_trainer.targets.stored_targets import StoredTargets
 from salt_distill.student_trainer.utilisation import Utilisation
 
 NUM_TOKENS = 2 * 4 * 4

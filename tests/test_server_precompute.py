@@ -25,7 +25,9 @@ from salt_distill.common.data.shards import open_dataset
 from salt_distill.common.data.views import VIEW_VERSION
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.common.targets.target_cache import TargetCache
-from salt_distill.student_trainer.targets.source import LocalTargets, StoredTargets, views_of
+from salt_distill.student_trainer.targets.local_targets import LocalTargets
+from salt_distill.student_trainer.targets.source import views_of
+from salt_distill.student_trainer.targets.stored_targets import StoredTargets
 from salt_distill.teacher_server.precompute import precompute
 
 SHARDS, SAMPLES = 2, 6

@@ -328,8 +328,8 @@ def _decode_torchcodec(data: bytes, stream: Any, packets: Packets, frame_idx: Se
     try:
         decoder = _torchcodec()(data, stream_index=stream.index, dimension_order="NHWC", num_ffmpeg_threads=1)
         batch = decoder.get_frames_at(list(frame_idx))
-        found = batch.pts_seconds.numpy() / tick_s
-        if np.abs(found - packets.times[list(frame_idx)]).max() < 0.5:
+        times = batch.pts_seconds.numpy() / tick_s
+        if np.abs(times - packets.times[list(frame_idx)]).max() < 0.5:
             return list(batch.data.numpy())
         reason = "it finds other frames"
     except (RuntimeError, ValueError, IndexError) as error:

@@ -123,8 +123,8 @@ class Board:
         run = self._runs.get(name)
         if run is None:
             return None
-        shown = self._shown(name, run, {})
-        return BoardRunDetail(**dict(shown), config=run.config, curve=run.curve.shown())
+        listed = self._shown(name, run, {})
+        return BoardRunDetail(**dict(listed), config=run.config, curve=run.curve.shown())
 
     # Replicas
 

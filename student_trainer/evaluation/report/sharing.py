@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import BaseModel, computed_field
 
 from salt_distill.common.model.flops import FORWARD_FLOPS
 from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun
@@ -19,11 +19,7 @@ from salt_distill.student_trainer.evaluation.report.blocks import (
 from salt_distill.student_trainer.evaluation.report.render import quantity
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
-
-
-class SharingCounters(_Part):
+class SharingCounters(BaseModel, frozen=True):
     """Counters of a service that what sharing saved follows from."""
 
     clips_served: int
@@ -53,7 +49,7 @@ NOTHING = SharingCounters(
 )
 
 
-class Sharing(SharingCounters):
+class Sharing(SharingCounters, frozen=True):
     """The service's counters, and what follows from them."""
 
     clip_bytes: int
@@ -80,7 +76,7 @@ class Sharing(SharingCounters):
         return max(0, self.clips_served * self.clip_bytes - self.bytes_in)
 
 
-class ServiceStatus(_Part):
+class ServiceStatus(BaseModel, frozen=True):
     """What a report takes of what `salt-serve status --json` prints, or `GET /v1/teacher` answers."""
 
     clip_shape: tuple[int, int, int, int]
