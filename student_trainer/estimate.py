@@ -72,7 +72,7 @@ def estimate(config: TrainConfig, device: torch.device) -> RunEstimate:
         with closing(open_source(config, run="estimate")) as source:
             spec, held = source.spec, _held_bytes(device)
             teacher = _teacher(config, source, device, num_clips)
-            teacher_bytes = _peak_bytes(device) - held
+            teacher_bytes = peak_bytes(device) - held
             # Inside, so that the teacher's weights count among what is held.
             student, student_bytes = _student(config, device, spec, num_clips)
     else:
@@ -148,7 +148,7 @@ def _student(
         timed_steps=len(timed),
         timed_clips_per_step=len(clips.good),
     )
-    return measured, _peak_bytes(device)
+    return measured, peak_bytes(device)
 
 
 def _flops(config: TrainConfig, out_width: int) -> RunFlops:
@@ -263,7 +263,7 @@ def _held_bytes(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device)
 
 
-def _peak_bytes(device: torch.device) -> int:
+def peak_bytes(device: torch.device) -> int:
     """Most that tensors held on a GPU since ``_held_bytes``; on a CPU, most that this process ever held."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
