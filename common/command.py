@@ -145,6 +145,20 @@ def add_command(
             require_extra(extra)
         load(run)(config)
 
+    parameters = _parameters(config_class, default_preset, presets, positional, with_version)
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    app.command(name, help=help)(command)
+
+
+def _parameters(
+    config_class: type[Config],
+    default_preset: str | None,
+    presets: Mapping[str, ConfigValues],
+    positional: tuple[str, ...],
+    with_version: bool,
+) -> list[inspect.Parameter]:
+    """Those of a command: of the fields of its configuration, and of where values come from."""
     parameters = [
         argument_or_flag(field_name, field, positional=field_name in positional)
         for field_name, field in config_class.model_fields.items()
@@ -166,9 +180,7 @@ def add_command(
     parameters.append(parameter("print_config", bool, printing, False))
     if with_version:
         parameters.append(parameter("version", bool, _VERSION, False))
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {each.name: each.annotation for each in parameters}
-    app.command(name, help=help)(command)
+    return parameters
 
 
 def load(name: str) -> Callable[[Any], None]:

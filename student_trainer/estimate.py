@@ -133,18 +133,7 @@ def _student(
     mean_s, timed = _time(step, device)
     mean_optimizer_s = float(np.mean(optimizer_s[-len(timed) :]))
     step_s = mean_optimizer_s + (mean_s - mean_optimizer_s) * clips_per_step / len(clips.good)
-    grid = token_grid(config.view, config.encoder)
-    flops = RunFlops(
-        objective=config.objective,
-        encoder=config.encoder,
-        predictor=config.predictor,
-        out_width=checkpoint_config.predictor_out_width,
-        teacher=config.encoder if isinstance(config, VJepaRun) else None,
-        steps=config.steps,
-        batch_size=config.batch_size,
-        grid=grid,
-        kept=kept_tokens(config.mask, grid, seed=config.seed, batch_size=config.batch_size),
-    )
+    flops = _flops(config, checkpoint_config.predictor_out_width)
     of_timed = (
         replace(flops, kept=[KeptTokens.of(group) for number in timed for group in masks[number]]).exact.total
         / flops.num_clips
@@ -160,6 +149,22 @@ def _student(
         timed_clips_per_step=len(clips.good),
     )
     return measured, peak_bytes(device)
+
+
+def _flops(config: TrainConfig, out_width: int) -> RunFlops:
+    """The compute of the run, but for a teacher's that is not its own."""
+    grid = token_grid(config.view, config.encoder)
+    return RunFlops(
+        objective=config.objective,
+        encoder=config.encoder,
+        predictor=config.predictor,
+        out_width=out_width,
+        teacher=config.encoder if isinstance(config, VJepaRun) else None,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        grid=grid,
+        kept=kept_tokens(config.mask, grid, seed=config.seed, batch_size=config.batch_size),
+    )
 
 
 def _teacher(

@@ -83,9 +83,9 @@ def print_estimate(estimate: RunEstimate) -> None:
         here = part.step_s > 0
         table.add_row(
             name,
-            _duration(part.step_s) if here else "elsewhere",
+            duration(part.step_s) if here else "elsewhere",
             f"{part.clips_per_s:,.1f}" if here else "",
-            _duration(part.step_s * estimate.steps) if here else "",
+            duration(part.step_s * estimate.steps) if here else "",
             scientific(part.six_n_d),
             "" if part.exact is None else scientific(part.exact),
             "" if part.flops_per_s is None else scientific(part.flops_per_s),
@@ -95,9 +95,9 @@ def print_estimate(estimate: RunEstimate) -> None:
         rate = f"{estimate.clips_per_worker / estimate.step_s:,.1f}"
         table.add_row(
             "together",
-            _duration(estimate.step_s),
+            duration(estimate.step_s),
             rate,
-            _duration(estimate.run_s),
+            duration(estimate.run_s),
             scientific(estimate.six_n_d),
             exact,
         )
@@ -113,7 +113,7 @@ def _explained(estimate: RunEstimate) -> list[str]:
     sentences = [
         (
             f"{estimate.steps:,} steps of {estimate.batch_size:,} clips, {num_clips:,} of them on a worker:"
-            f" {_duration(estimate.run_s)}; {estimate.worker_s / 3600:,.2f} hours of all workers"
+            f" {duration(estimate.run_s)}; {estimate.worker_s / 3600:,.2f} hours of all workers"
             f" ({estimate.workers}). Peak memory of a worker: {estimate.peak_memory_bytes / 1e9:.2f} GB."
         ),
         (
@@ -136,7 +136,8 @@ def _explained(estimate: RunEstimate) -> list[str]:
     return sentences
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """For people."""
     if seconds < 1:
         return f"{1000 * seconds:.1f} ms"
     if seconds < 100:

@@ -16,6 +16,8 @@ from salt_distill.common.config import EmbedConfig, ProbeConfig, TrainConfig
 from salt_distill.common.local_ray import join, ray_to_join
 
 if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
     from salt_distill.student_trainer.dry_run import DryRun
     from salt_distill.student_trainer.ranks import Worker
 
@@ -73,12 +75,12 @@ def in_workers(
             ray.shutdown()
 
 
-def _fit(
+def _trainer(
     work: "Callable[[Worker], T]",
     config: TrainConfig | ProbeConfig | EmbedConfig,
     folder: Path,
     max_failures: int,
-) -> T:
+) -> "TorchTrainer":
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -91,8 +93,7 @@ def _fit(
                 if isinstance(error, ValueError):
                     raise error
 
-    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is said by the worker's own error
-    trainer = TorchTrainer(
+    return TorchTrainer(
         lambda: work(_worker()),
         torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
@@ -111,6 +112,16 @@ def _fit(
             callbacks=[StopAtOwnErrors()],
         ),
     )
+
+
+def _fit(
+    work: "Callable[[Worker], T]",
+    config: TrainConfig | ProbeConfig | EmbedConfig,
+    folder: Path,
+    max_failures: int,
+) -> T:
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is said by the worker's own error
+    trainer = _trainer(work, config, folder, max_failures)
     results: list[T] = []
     failures: list[BaseException] = []
 

@@ -20,9 +20,10 @@ from salt_distill.common.data.views import view_facts
 from salt_distill.common.targets import cache_file, codec
 from salt_distill.common.targets.manifest import CacheSpec, FileListing, Manifest
 from salt_distill.student_trainer.targets.client import ServiceClient, TeacherMismatchError
+from salt_distill.student_trainer.targets.local_targets import LocalTargets
 from salt_distill.student_trainer.targets.retry import TeacherUnavailableError
-from salt_distill.student_trainer.targets.service import ServiceTargets
-from salt_distill.student_trainer.targets.source import CachedTargets, LocalTargets, TargetMissError
+from salt_distill.student_trainer.targets.service_targets import ServiceTargets
+from salt_distill.student_trainer.targets.stored_targets import StoredTargets, TargetMissError
 
 CLIENT = ServiceClientConfig(request_clips=3, connections=2, timeout_s=20, retry_budget_s=20)
 IMPATIENT = ServiceClientConfig(request_clips=3, connections=2, timeout_s=2, retry_budget_s=0.5)
@@ -77,7 +78,7 @@ def write_cache(root, teacher, batch, dtype, **changes):
 
 
 def cached(path, dtype, **changes):
-    return CachedTargets(path, dtype, **{"data_seed": 0, "view": VIEW, "decoder": "decoder 1", **changes})
+    return StoredTargets(path, dtype, **{"data_seed": 0, "view": VIEW, "decoder": "decoder 1", **changes})
 
 
 @pytest.mark.parametrize("dtype", codec.TARGET_DTYPES)

@@ -13,7 +13,7 @@ from teacher_tools import batch_of, load_teacher, random_clips, serving
 from train_tools import metrics_line
 
 from salt_distill.common.config import ServiceClientConfig
-from salt_distill.student_trainer.targets.service import ServiceTargets
+from salt_distill.student_trainer.targets.service_targets import ServiceTargets
 
 EVIL = "<img src=x onerror=document.title='owned'>"
 

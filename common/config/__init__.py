@@ -1,6 +1,5 @@
 """Every configuration value of the project: its type, its default, its unit."""
 
-from salt_distill.common.config.access import TokenConfig
 from salt_distill.common.config.base import Config, ConfigValues, dump_yaml, load_yaml
 from salt_distill.common.config.data import (
     InspectConfig,
@@ -58,6 +57,7 @@ from salt_distill.common.config.serve import (
 )
 from salt_distill.common.config.sweep import SweepConfig, SweepFile
 from salt_distill.common.config.tables import ReportConfig, TableConfig
+from salt_distill.common.config.token import TokenConfig
 from salt_distill.common.config.train import (
     ComputeConfig,
     ComputeDtype,

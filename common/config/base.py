@@ -31,11 +31,11 @@ class Config(BaseModel):
 
     def absolute(self) -> Self:
         """The same for processes with another working directory, such as workers on other machines."""
-        own = {
+        paths = {
             name: _from_anywhere(value) for name in self.paths if (value := getattr(self, name)) is not None
         }
         return self.model_copy(
-            update=own | {name: value.absolute() for name, value in self if isinstance(value, Config)}
+            update=paths | {name: value.absolute() for name, value in self if isinstance(value, Config)}
         )
 
 
@@ -45,7 +45,7 @@ _WITH_SCHEME = re.compile(r"[a-z][a-z0-9+-]*:")
 
 def _from_anywhere(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
     if isinstance(value, tuple):
-        return tuple(str(_from_anywhere(one)) for one in value)
+        return tuple(str(_from_anywhere(item)) for item in value)
     return (
         value if _WITH_SCHEME.match(value) else str(Path(value).absolute())
     )  # links stay: what they lead to may change

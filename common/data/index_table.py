@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from salt_distill.common.whole import whole_file
 
@@ -39,11 +39,7 @@ SCHEMA = pa.schema(
 """Columns of ``index.parquet``: the fields of a Sample."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
-
-
-class MixedSource(_Record):
+class MixedSource(BaseModel, frozen=True):
     """A source of a mixture, which has its own order and passes."""
 
     name: str
@@ -53,7 +49,7 @@ class MixedSource(_Record):
     equally often."""
 
 
-class MixedFolder(_Record):
+class MixedFolder(BaseModel, frozen=True):
     """The data set that a mixture takes a source from."""
 
     path: str
@@ -64,7 +60,7 @@ class MixedFolder(_Record):
     """Samples that were not taken, by reason."""
 
 
-class DatasetInfo(_Record):
+class DatasetInfo(BaseModel, frozen=True):
     """``dataset.json``. What has a default stands there only where a data set has it."""
 
     format: Literal[1]

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from salt_distill.common.clip import BadVideoError
-from salt_distill.common.data.facts import VideoFacts
 from salt_distill.common.data.stills import content_hash, stills_in
+from salt_distill.common.data.video_facts import VideoFacts
 
 CLASS = "class"
 """Name of a label that comes without one, as WebDataset's ``.cls`` and V-JEPA's lists do."""

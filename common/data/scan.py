@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from salt_distill.common.clip import BadVideoError
-from salt_distill.common.data.facts import VideoFacts
 from salt_distill.common.data.pool import DecodePool
 from salt_distill.common.data.sample import (
     CLASS,
@@ -25,6 +24,7 @@ from salt_distill.common.data.skipped import printable
 from salt_distill.common.data.stills import IMAGE_SUFFIXES, padded_size, stills_in
 from salt_distill.common.data.usable import require_usable
 from salt_distill.common.data.video import VIDEO_SUFFIXES, probe
+from salt_distill.common.data.video_facts import VideoFacts
 
 _BESIDE_A_VIDEO = frozenset([
     ".json", ".cls", ".cls2", ".index", ".inx", ".id", ".txt", ".text", ".transcript", ".caption", ".srt",

@@ -20,7 +20,7 @@ from salt_distill.common.console import console
 from salt_distill.common.local_ray import join, ray_to_join
 from salt_distill.student_trainer.job import ENVIRONMENT
 from salt_distill.student_trainer.resume import continued
-from salt_distill.student_trainer.sweep.file import runs_of
+from salt_distill.student_trainer.sweep.sweep_file import runs_of
 from salt_distill.student_trainer.sweep.table import SharedWork, print_table, summarise
 
 POLL_S = 0.5

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from rich import box
 from rich.console import Console
 from rich.filesize import decimal
@@ -24,11 +24,7 @@ from salt_distill.student_trainer.targets.client import ServiceClient
 from salt_distill.student_trainer.targets.retry import TeacherUnavailableError
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
-
-
-class DoneRun(_Part):
+class DoneRun(BaseModel, frozen=True):
     """A run that came to its last step: what its ``summary.json`` says."""
 
     out: str
@@ -41,7 +37,7 @@ class DoneRun(_Part):
     step_ms: float
 
 
-class FailedRun(_Part):
+class FailedRun(BaseModel, frozen=True):
     """A run that did not."""
 
     out: str
@@ -54,7 +50,7 @@ class FailedRun(_Part):
     step_ms: None = None
 
 
-class SweepSummary(_Part):
+class SweepSummary(BaseModel, frozen=True):
     """``summary.json`` of a sweep."""
 
     runs: dict[str, DoneRun | FailedRun]

@@ -102,11 +102,12 @@ def _write_shards(
                     len(partial.finished) > num_shards and not console.is_terminal
                 ):  # a log gets a line per shard
                     num_shards = len(partial.finished)
-                    left = timedelta(seconds=round(elapsed * (total - shards.next) / (shards.next - first)))
+                    seconds = elapsed * (total - shards.next) / (shards.next - first)
+                    remaining = timedelta(seconds=round(seconds))
                     _say(
                         console,
                         f"{partial.finished[-1].shard} is finished: {shards.next} of {total} videos, {rate},"
-                        f" {left} left",
+                        f" {remaining} left",
                     )
     return shards.close()
 

@@ -121,9 +121,9 @@ class PartialFolder:
         self._journal.truncate(sum(map(len, [first, *lines[: len(self.finished)]])) if self.finished else 0)
         if not self.finished:
             self._append({"plan": self._plan})
-        kept = {entry.shard for entry in self.finished}
+        shards = {entry.shard for entry in self.finished}
         for path in self.folder.iterdir():
-            if path.name not in kept:
+            if path.name not in shards:
                 path.unlink()
 
     def _append(self, entry: Mapping[str, object]) -> None:

@@ -105,11 +105,11 @@ def _write_group(
             windows = windows_of(
                 video.num_frames, video.fps, about.encoder.view, config.window, config.stride
             )
-            found = list(_features(config, video, windows, videos, encoder, about))
+            video_features = list(_features(config, video, windows, videos, encoder, about))
         except BadVideoError as error:
             skipped[videos.names[number]] = str(error)
             continue
-        features += found
+        features += video_features
         rows += [(video.name, position, window) for position, window in enumerate(windows)]
     write_part(parts / f"{group:08d}.arrow", table_of(about, rows, np.concatenate(features)))
     write_whole(parts / f"{group:08d}.skipped.json", json.dumps(skipped))

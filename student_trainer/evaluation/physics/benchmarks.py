@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from salt_distill.common.clip import BadVideoError
-from salt_distill.common.data.facts import VideoFacts
 from salt_distill.common.data.segments import square_box
 from salt_distill.common.data.stills import decode_stills
 from salt_distill.common.data.video import decode, probe
+from salt_distill.common.data.video_facts import VideoFacts
 from salt_distill.common.data.views import resize
 from salt_distill.common.text_files import read_text
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import BaseModel, computed_field
 
 from salt_distill.common.model.flops import FORWARD_FLOPS
 from salt_distill.common.text_files import read_text
@@ -20,11 +20,7 @@ from salt_distill.student_trainer.evaluation.report.blocks import (
 from salt_distill.student_trainer.evaluation.report.render import quantity
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
-
-
-class SharingCounters(_Part):
+class SharingCounters(BaseModel, frozen=True):
     """Counters of a service that what sharing saved follows from."""
 
     clips_served: int
@@ -52,9 +48,10 @@ class SharingCounters(_Part):
 NOTHING = SharingCounters(
     clips_served=0, clips_computed=0, coalesced=0, from_memory=0, bytes_in=0, bytes_out=0, forward_s=0
 )
+"""Of a service that has done nothing yet."""
 
 
-class Sharing(SharingCounters):
+class Sharing(SharingCounters, frozen=True):
     """The service's counters, and what follows from them."""
 
     clip_bytes: int
@@ -81,7 +78,7 @@ class Sharing(SharingCounters):
         return max(0, self.clips_served * self.clip_bytes - self.bytes_in)
 
 
-class ServiceStatus(_Part):
+class ServiceStatus(BaseModel, frozen=True):
     """What a report takes of what `salt-serve status --json` prints, or `GET /v1/teacher` answers."""
 
     clip_shape: tuple[int, int, int, int]
