@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from salt_distill.common.config import EmbedConfig, ProbeConfig, TrainConfig
 from salt_distill.common.local_ray import join, ray_to_join
+from salt_distill.common.signals import exit_by
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -133,14 +134,14 @@ def _fit(
 
     # fit() turns Ctrl-C into success and waits for a placement for ever, so it runs beside the thread that
     # watches for both.
-    with _InterruptFlag() as interrupted:
+    with _Interrupted() as interrupted:
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)
         thread.start()
         placement = _Placement(config)
         while thread.is_alive():
             thread.join(0.2)
-            if interrupted.is_set():
-                raise KeyboardInterrupt
+            if interrupted.number is not None:
+                exit_by(interrupted.number)
             placement.look()
     if failures:
         raise _cause(failures[0])
@@ -252,18 +253,23 @@ class _Placement:
         )
 
 
-class _InterruptFlag(threading.Event):
-    """Set by SIGINT and SIGTERM inside the block."""
+class _Interrupted:
+    """Which of SIGINT and SIGTERM came inside the block."""
 
-    def __enter__(self) -> "_InterruptFlag":
+    number: int | None = None
+
+    def __enter__(self) -> "_Interrupted":
         self._before = {
-            number: signal.signal(number, lambda *_: self.set()) for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
         }
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.number = number
 
 
 def _cause(error: BaseException) -> BaseException:

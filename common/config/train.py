@@ -111,7 +111,8 @@ class TrainConfig(Config):
         PositiveInt,
         Shown(),
         OnResume(
-            "more, but not fewer than are done; where that changes the learning rate, both rates are said"
+            "more, but not fewer than are done; where learning rate, weight decay or the EMA's momentum jump,"
+            " both values are said"
         ),
     ]
     """Optimizer steps."""
