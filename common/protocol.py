@@ -5,7 +5,7 @@ Arrow bodies are those of ``salt_distill.common.targets.wire``."""
 
 import enum
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -207,6 +207,10 @@ class RunState(BaseModel):
     """The next slot of the data order."""
     loss: Annotated[float | None, gauge("L1")] = Field(default=None, ge=-1e30, le=1e30)
     """Loss of this step."""
+    val_loss: Annotated[float | None, gauge("L1")] = Field(default=None, ge=-1e30, le=1e30)
+    """The newest loss on held-out clips; None without one."""
+    val_step: NonNegativeInt | None = Field(default=None, le=MAX_COUNT)
+    """The step that it was measured after."""
     flops: Annotated[NonNegativeFloat | None, gauge("FLOP")] = Field(default=None, le=1e40)
     """Compute spent, teacher forward included."""
     teacher_wait_ms: Annotated[NonNegativeFloat | None, gauge("milliseconds")] = Field(default=None, le=1e15)
@@ -231,7 +235,7 @@ class Progress(RunState):
 
     @field_validator("config")
     @classmethod
-    def _can_be_said_again(cls, config: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _can_be_said_again(cls, config: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
         """What every reader of JSON can read, in a bounded size."""
         if config is None:
             return None
@@ -298,6 +302,8 @@ class BoardRunDetail(BoardRun):
     config: dict[str, JsonValue] | None
     """What the run learns and how."""
     curve: CurvePoints
+    val_curve: CurvePoints
+    """Loss on held-out clips."""
 
 
 RUN_METRICS = tuple(

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from salt_distill.common.config import StudentRun, TrainConfig
 from salt_distill.common.data.reader import Reader
 from salt_distill.common.model.compute import prepare, set_up, uses_bfloat16
-from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.student_trainer.batches import Batch, Batches
 from salt_distill.student_trainer.init import initialised
@@ -32,6 +31,7 @@ from salt_distill.student_trainer.record import RunRecord
 from salt_distill.student_trainer.resume import ClipOrder
 from salt_distill.student_trainer.targets.client import require_same_teacher
 from salt_distill.student_trainer.targets.source import TargetSource, open_source, source_order, views_of
+from salt_distill.student_trainer.validation import Validation
 from salt_distill.student_trainer.vjepa import VJepa
 
 
@@ -54,6 +54,7 @@ def train_on(
         if source is not None and start.teacher is not None:
             source.require(TeacherSpec.from_json(json.loads(start.teacher)))
         worker.say(f"resuming {config.out} after step {start.step}")
+    validation = Validation(config, worker, objective, reader, source, start=start)
     record = RunRecord(
         config,
         worker,
@@ -62,36 +63,31 @@ def train_on(
         checkpoint_config,
         reader,
         source,
+        validation,
         start=start,
         checkpoint=checkpoint,
     )
-    batches = Batches(
-        reader=reader,
-        source=source,
-        mask=config.mask,
-        grid=token_grid(config.view, config.encoder),
-        seed=config.seed,
-        batch_size=config.batch_size,
-        rank=worker.rank,
-        world_size=worker.world_size,
-        prefetch_steps=config.loader.prefetch_steps,
-    )
+    batches = Batches.of(config, reader, source, worker)
 
-    for future in batches.steps(1 if start is None else start.step + 1, config.steps):
+    done = 0 if start is None else start.step
+    for future in batches.steps(done + 1, done if validation.ends_run else config.steps):
         batch, data_wait_s = worker.ranks.result(future)
         target, teacher_wait_s = (None, 0.0) if batch.target is None else worker.ranks.result(batch.target)
         lr, weight_decay = set_schedule(optimizer, config.optim, step=batch.step, steps=config.steps)
-        done = update(model, optimizer, batch, target, config, worker)
+        updated = update(model, optimizer, batch, target, config, worker)
         if isinstance(objective, VJepa):
             objective.move_target_encoder(step=batch.step, steps=config.steps)
         record.add(
             batch,
-            done,
+            updated,
             data_wait_s=data_wait_s,
             teacher_wait_s=teacher_wait_s,
             lr=lr,
             weight_decay=weight_decay,
+            measured=validation.after(batch.step),
         )
+        if validation.ends_run:
+            break
     record.close()
 
 
@@ -160,6 +156,7 @@ def _open(
         view=config.view,
         split=config.split,
         loader=config.loader,
+        num_held_out=0 if config.val_every is None else config.val_clips,
     )
     stack.callback(reader.close)
     if not isinstance(config, StudentRun):

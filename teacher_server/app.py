@@ -46,7 +46,7 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console = console) 
     """
     from salt_distill.common.model.checkpoint import open_encoder
     from salt_distill.common.model.teacher import fingerprint
-    from salt_distill.teacher_server.board.file import BoardFile
+    from salt_distill.teacher_server.board.board_file import BoardFile
 
     encoder = open_encoder(config)  # a wrong path or clip is said now, not by a replica
     check_access(config)

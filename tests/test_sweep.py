@@ -26,8 +26,8 @@ from salt_distill.common.config import (
 from salt_distill.common.local_ray import ray_to_join
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.student_trainer.run_directory import read_metrics
-from salt_distill.student_trainer.sweep.file import runs_of
 from salt_distill.student_trainer.sweep.run import fits, needs, run
+from salt_distill.student_trainer.sweep.sweep_file import runs_of
 
 SMALL = {
     "steps": 6,

@@ -20,7 +20,7 @@ from salt_distill.common.local_ray import join, ray_to_join
 from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.job import ENVIRONMENT
 from salt_distill.student_trainer.resume import continued
-from salt_distill.student_trainer.sweep.file import runs_of
+from salt_distill.student_trainer.sweep.sweep_file import runs_of
 from salt_distill.student_trainer.sweep.table import SharedWork, print_table, summarise
 
 POLL_S = 0.5
@@ -49,9 +49,10 @@ def run(config: SweepConfig, console: rich.console.Console = console) -> None:
         if to_do:
             failed = _train(to_do, config, console)
         summary = summarise(runs, failed, shared)
-    write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    text = json.dumps(summary.model_dump(), indent=2)
+    write_whole(out / "summary.json", text + "\n")
     if config.json_:
-        print(json.dumps(summary, indent=2))
+        print(text)
     else:
         print_table(summary)
     if failed:

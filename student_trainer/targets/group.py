@@ -6,7 +6,8 @@ import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+
+from pydantic import JsonValue
 
 from salt_distill.common.metrics_line import MetricsLine
 from salt_distill.common.protocol import Progress, RunState
@@ -35,7 +36,7 @@ class GroupMember:
     """
 
     def __init__(
-        self, client: ServiceClient, group: str | None, rank: int, config: dict[str, Any] | None = None
+        self, client: ServiceClient, group: str | None, rank: int, config: dict[str, JsonValue] | None = None
     ) -> None:
         """``config``: what the board shows of the run's configuration."""
         self._client, self._group, self._rank, self._config = client, group, rank, config
@@ -54,8 +55,14 @@ class GroupMember:
     def report(self, line: MetricsLine) -> None:
         """Posts a line of metrics, in the background; one that no board takes, as a diverged run's, is
         counted."""
+        val = {"val_loss": self._state.val_loss, "val_step": self._state.val_step}
+        if line.val_loss is not None:
+            val = {
+                "val_loss": line.val_loss,
+                "val_step": line.step,
+            }  # in every report, since some are left out
         try:
-            state = RunState(**line.model_dump(include=set(_REPORTED)))
+            state = RunState(**line.model_dump(include=set(_REPORTED)) | val)
         except ValueError as error:
             self._client.progress_failed(error)
             return
