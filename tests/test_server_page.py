@@ -115,7 +115,7 @@ def test_the_page_of_two_replicas_and_three_live_runs(browser, tmp_path):
         until(lambda: ask(browser, dashed) == ["run-0"])
         val = "[...document.querySelectorAll('tr.row')].map(row => row.cells[3].textContent)"
         until(lambda: ask(browser, val)[0].startswith("0."))
-        assert ask(browser, val)[1:] == ["–", "–"]
+        assert not any("." in text for text in ask(browser, val)[1:])
         # It is live: steps grow without a reload.
         step = "Number(document.querySelector('tr.row').cells[1].textContent.replaceAll(',', ''))"
         before = ask(browser, step)
