@@ -180,19 +180,19 @@ def test_switching_it_on_later_does_not_judge_by_clips_that_were_learned_from(un
 
 def test_held_out_targets_come_from_where_the_others_do(teacher, data, tmp_path):
     """Of a teacher in this process, and of a cache that has them or not."""
-    student = {"kind": StudentRun, "steps": 4, "optim": {"warmup_steps": 1}, **VAL}
-    local = run_in(tmp_path / "local", data, teacher_ckpt=str(teacher), **student)
+    short = {"steps": 4, "optim": {"warmup_steps": 1}, **VAL}
+    local = run_in(tmp_path / "local", data, StudentRun, teacher_ckpt=str(teacher), **short)
     for split in ("train", "all"):
         made = PrecomputeConfig(
             ckpt=str(teacher), data=data, out=str(tmp_path / split), views=2, workers=0, split=split,
             loader=LOADER,
         )  # fmt: skip
         precompute(made, Console(quiet=True))
-    cached = run_in(tmp_path / "cached", data, targets=str(tmp_path / "all"), **student)
+    cached = run_in(tmp_path / "cached", data, StudentRun, targets=str(tmp_path / "all"), **short)
     assert column(cached, "val_loss") == column(local, "val_loss")
     assert column(cached, "loss") == column(local, "loss")
     with pytest.raises(TargetMissError, match=r"lacks held-out clips of split 'val'.*precompute them too"):
-        run_in(tmp_path / "refused", data, targets=str(tmp_path / "train"), **student)
+        run_in(tmp_path / "refused", data, StudentRun, targets=str(tmp_path / "train"), **short)
 
 
 def test_features_are_judged_where_that_is_asked_for(data, tmp_path, capsys):
