@@ -39,8 +39,8 @@ from salt_distill.student_trainer.loop import update
 from salt_distill.student_trainer.objective import modules_of, new_objective
 from salt_distill.student_trainer.optim import new_optimizer, set_schedule
 from salt_distill.student_trainer.ranks import Worker
-from salt_distill.student_trainer.targets.service import ServiceTargets
-from salt_distill.student_trainer.targets.source import LocalTargets
+from salt_distill.student_trainer.targets.local_targets import LocalTargets
+from salt_distill.student_trainer.targets.service_targets import ServiceTargets
 from salt_distill.student_trainer.utilisation import Utilisation
 from salt_distill.student_trainer.vjepa import VJepa
 from salt_distill.teacher_server.http.service import build_app

@@ -5,7 +5,7 @@ from concurrent.futures import Future
 import numpy as np
 
 from salt_distill.common.clip import ClipBatch
-from salt_distill.student_trainer.targets.source import CachedTargets
+from salt_distill.student_trainer.targets.stored_targets import StoredTargets
 
 
 class ClipsInMemory:
@@ -31,7 +31,7 @@ class ClipsInMemory:
         )
 
 
-class TargetsInMemory(CachedTargets):
+class TargetsInMemory(StoredTargets):
     """The same targets, decoded before the run: a step asks for rows of one tensor."""
 
     name = "in memory"

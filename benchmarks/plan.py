@@ -103,7 +103,7 @@ def measure():
         {**preset, "data": "shards", "out": "none", "teacher_ckpt": "teacher", "workers": 0}
     )
     salt_distill.student_trainer.estimate.time = SimpleNamespace(perf_counter=time.process_time)
-    found = salt_distill.student_trainer.estimate.estimate(config, torch.device("cpu"))
+    measured = salt_distill.student_trainer.estimate.estimate(config, torch.device("cpu"))
     loader = LoaderConfig.model_validate(preset["loader"])
     with contextlib.closing(
         Reader("shards", data_seed=0, views=1, view=config.view, split="train", loader=loader)
@@ -113,8 +113,8 @@ def measure():
         reader.clips(range(NUM_VIDEOS, 3 * NUM_VIDEOS))
         reader_rate = 2 * NUM_VIDEOS / (time.process_time() - started)
     return {
-        "teacher": found["teacher"]["clips_per_s"],
-        "student": found["student"]["clips_per_s"],
+        "teacher": measured.teacher.clips_per_s,
+        "student": measured.student.clips_per_s,
         "reader": reader_rate,
     }
 

@@ -18,8 +18,8 @@ from transport import PEERS, transport_rates
 from salt_distill.common.config import MaskConfig, ServiceClientConfig
 from salt_distill.common.model.grid import TokenGrid
 from salt_distill.common.model.masking import mask_group
-from salt_distill.student_trainer.targets.service import ServiceTargets
-from salt_distill.student_trainer.targets.source import LocalTargets
+from salt_distill.student_trainer.targets.local_targets import LocalTargets
+from salt_distill.student_trainer.targets.service_targets import ServiceTargets
 from salt_distill.teacher_server.ray_serve.ingress import haproxy_environment
 
 

@@ -18,7 +18,7 @@ from salt_distill.common.model.teacher import Teacher
 from salt_distill.common.targets import codec
 from salt_distill.student_trainer.loop import Worker, train_on
 from salt_distill.student_trainer.run_directory import read_metrics
-from salt_distill.student_trainer.targets.source import LocalTargets
+from salt_distill.student_trainer.targets.local_targets import LocalTargets
 
 LAST_STEPS = 50
 """Whose losses are averaged."""

@@ -34,7 +34,7 @@ from salt_distill.student_trainer.loop import Worker, train_on, update
 from salt_distill.student_trainer.objective import new_objective
 from salt_distill.student_trainer.optim import new_optimizer, set_schedule
 from salt_distill.student_trainer.run_directory import read_metrics
-from salt_distill.student_trainer.targets.source import CachedTargets
+from salt_distill.student_trainer.targets.stored_targets import StoredTargets
 from salt_distill.student_trainer.utilisation import Utilisation
 
 
@@ -349,7 +349,7 @@ def clips_and_targets(arguments, config, folder):
     return ClipsInMemory(clips), open_cache(root, config, TargetsInMemory).hold(clips), root
 
 
-def open_cache(root, config, kind=CachedTargets):
+def open_cache(root, config, kind=StoredTargets):
     return kind(root, "float16", data_seed=0, view=config.view, decoder="none")
 
 

@@ -19,6 +19,7 @@ from salt_distill.common.config import (
     MASKS,
     PRESETS,
     Config,
+    ConfigValues,
     dump_yaml,
     mask_layer,
     preset_layer,
@@ -37,6 +38,7 @@ from salt_distill.common.config.layers import (
 from salt_distill.common.console import console
 from salt_distill.common.extras import missing_module, require_extra
 from salt_distill.common.flags import argument_or_flag, parameter
+from salt_distill.common.signals import ended_by_signals
 
 C = TypeVar("C", bound=Config)
 
@@ -109,7 +111,7 @@ def add_command(
     *,
     help: str,
     default_preset: str | None = None,
-    presets: Mapping[str, dict[str, Any]] = {},
+    presets: Mapping[str, ConfigValues] = {},
     positional: tuple[str, ...] = (),
     with_version: bool = False,
 ) -> None:
@@ -142,8 +144,24 @@ def add_command(
             return
         for extra in config.extras:
             require_extra(extra)
-        load(run)(config)
+        function = load(run)  # until here a signal may end the process at once, as ``programs`` has it
+        with ended_by_signals():
+            function(config)
 
+    parameters = _parameters(config_class, default_preset, presets, positional, with_version)
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    app.command(name, help=help)(command)
+
+
+def _parameters(
+    config_class: type[Config],
+    default_preset: str | None,
+    presets: Mapping[str, ConfigValues],
+    positional: tuple[str, ...],
+    with_version: bool,
+) -> list[inspect.Parameter]:
+    """Those of a command: of the fields of its configuration, and of where values come from."""
     parameters = [
         argument_or_flag(field_name, field, positional=field_name in positional)
         for field_name, field in config_class.model_fields.items()
@@ -165,9 +183,7 @@ def add_command(
     parameters.append(parameter("print_config", bool, printing, False))
     if with_version:
         parameters.append(parameter("version", bool, _VERSION, False))
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {each.name: each.annotation for each in parameters}
-    app.command(name, help=help)(command)
+    return parameters
 
 
 def load(name: str) -> Callable[[Any], None]:
@@ -180,7 +196,7 @@ def resolve(
     config_class: type[C],
     *,
     default_preset: str | None = None,
-    presets: Mapping[str, dict[str, Any]] = {},
+    presets: Mapping[str, ConfigValues] = {},
     positional: tuple[str, ...] = (),
     fill: bool = False,
     preset: str | None = None,
@@ -199,7 +215,7 @@ def resolve(
             preset = preset or in_file
         if isinstance(strategy := file.values.get("mask"), str):
             file.values["mask"] = mask_layer(strategy)["mask"]
-    preset_values: dict[str, Any] = {}
+    preset_values: ConfigValues = {}
     if preset := preset or default_preset:
         preset_values = preset_layer(config_class, preset, presets)
         layers.append(_layer(preset_values, f"--preset {preset}"))
@@ -249,11 +265,11 @@ def _of_configuration(
     )
 
 
-def _layer(values: dict[str, Any], origin: str) -> Layer:
+def _layer(values: ConfigValues, origin: str) -> Layer:
     return Layer(values, lambda key: f"{origin}: {key}")
 
 
-def _shorter_warmup(config_class: type[Config], preset: dict[str, Any], typed: list[Layer]) -> list[Layer]:
+def _shorter_warmup(config_class: type[Config], preset: ConfigValues, typed: list[Layer]) -> list[Layer]:
     """A warm-up that fits the run, where that of the preset does not and nobody typed one; it is said."""
     values, sentence = warmup_layer(config_class, preset, merge(*(layer.values for layer in typed)))
     if sentence is None:
@@ -262,7 +278,7 @@ def _shorter_warmup(config_class: type[Config], preset: dict[str, Any], typed: l
     return [_layer(values, "--steps")]
 
 
-def _placeholders(config_class: type[Config], values: dict[str, Any]) -> dict[str, str]:
+def _placeholders(config_class: type[Config], values: ConfigValues) -> dict[str, str]:
     return {
         name: name.upper()
         for name, field in config_class.model_fields.items()

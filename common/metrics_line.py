@@ -1,6 +1,6 @@
 """A line of a run's metrics.jsonl, which TensorBoard, the terminal, a board and Prometheus show too."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict
 
@@ -58,7 +58,7 @@ class MetricsLine(BaseModel):
     val_ms: float | None = None
     """What the measurement on held-out clips took, in milliseconds, beside the steps."""
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, int | float]:
         """What is there, by name, as plain numbers."""
         return self.model_dump(exclude_none=True)
 

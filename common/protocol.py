@@ -5,7 +5,7 @@ Arrow bodies are those of ``salt_distill.common.targets.wire``."""
 
 import enum
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -235,7 +235,7 @@ class Progress(RunState):
 
     @field_validator("config")
     @classmethod
-    def _can_be_said_again(cls, config: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _can_be_said_again(cls, config: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
         """What every reader of JSON can read, in a bounded size."""
         if config is None:
             return None

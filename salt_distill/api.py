@@ -30,7 +30,7 @@ from salt_distill.common.model.grid import TokenGrid
 from salt_distill.common.model.masking import MaskGroup, mask_group
 from salt_distill.common.targets import codec
 from salt_distill.common.targets.target_cache import TargetCache
-from salt_distill.student_trainer.targets.service import ServiceTargets
+from salt_distill.student_trainer.targets.service_targets import ServiceTargets
 
 
 def load_encoder(path: str | Path) -> nn.Module:

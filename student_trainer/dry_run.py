@@ -16,7 +16,8 @@ from salt_distill.common.model.flops import num_parameters
 from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.teacher import TeacherSpec, device_kind
 from salt_distill.student_trainer.batches import Batches
-from salt_distill.student_trainer.estimate import duration, peak_bytes
+from salt_distill.student_trainer.estimate import peak_bytes
+from salt_distill.student_trainer.estimate_table import duration
 from salt_distill.student_trainer.init import initialised
 from salt_distill.student_trainer.job import dry_run_job
 from salt_distill.student_trainer.loop import opened, update

@@ -8,15 +8,11 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from salt_distill.common.clip import ClipBatch, clip_digest
 from salt_distill.common.config import StudentRun, TrainConfig, VJepaRun
@@ -28,10 +24,16 @@ from salt_distill.common.model.teacher import TeacherSpec, device_kind
 from salt_distill.common.targets import codec
 from salt_distill.student_trainer import gpu_estimate
 from salt_distill.student_trainer.batches import Batch
+from salt_distill.student_trainer.estimate_table import (
+    RunEstimate,
+    StudentEstimate,
+    TeacherEstimate,
+    print_estimate,
+)
 from salt_distill.student_trainer.loop import Worker, update
 from salt_distill.student_trainer.objective import new_objective
 from salt_distill.student_trainer.optim import new_optimizer, set_schedule
-from salt_distill.student_trainer.run_flops import NAMES, RunFlops, scientific, teacher_architecture
+from salt_distill.student_trainer.run_flops import RunFlops, teacher_architecture
 from salt_distill.student_trainer.targets.source import TargetSource, open_source
 from salt_distill.student_trainer.vjepa import VJepa
 
@@ -51,19 +53,14 @@ def run(config: TrainConfig) -> None:
         return
     if config.most_workers > 0 and config.gpus_per_worker == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as Ray does for such a worker
-    found = estimate(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    measured = estimate(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if config.estimate_out is not None:
-        Path(config.estimate_out).write_text(json.dumps(found, indent=2) + "\n")
-    _print(found)
+        Path(config.estimate_out).write_text(json.dumps(asdict(measured), indent=2) + "\n")
+    print_estimate(measured)
 
 
-def estimate(config: TrainConfig, device: torch.device) -> dict[str, Any]:
-    """Seconds, FLOPs and bytes of the whole run.
-
-    ``student`` and ``teacher`` hold the time of one worker, the one with the most clips, and the FLOPs of all
-    workers (``six_n_d`` and ``exact``; null where a teacher's architecture is not known here). A teacher that
-    is served or cached takes no time here.
-    """
+def estimate(config: TrainConfig, device: torch.device) -> RunEstimate:
+    """The whole run, from steps that are timed here."""
     torch.set_num_threads(config.num_threads)
     num_workers = max(config.most_workers, 1)
     ranks = [
@@ -76,38 +73,37 @@ def estimate(config: TrainConfig, device: torch.device) -> dict[str, Any]:
             spec, held = source.spec, _held_bytes(device)
             teacher = _teacher(config, source, device, num_clips)
             teacher_bytes = peak_bytes(device) - held
-            student = _student(
-                config, device, spec, num_clips
-            )  # inside, so that the teacher's weights count among what is held
+            # Inside, so that the teacher's weights count among what is held.
+            student, student_bytes = _student(config, device, spec, num_clips)
     else:
-        student = _student(config, device, None, num_clips)
+        student, student_bytes = _student(config, device, None, num_clips)
     parts = [student] if teacher is None else [student, teacher]
-    exact = [part["exact"] for part in parts]
-    step_s = sum(part["step_s"] for part in parts)
-    return {
-        "objective": config.objective,
-        "steps": config.steps,
-        "batch_size": config.batch_size,
-        "workers": num_workers,
-        "clips_per_worker": num_clips,
-        "device": device_kind(device),
-        "num_threads": config.num_threads,
-        "dtype": "bfloat16" if uses_bfloat16(config.compute.dtype, device) else "float32",
-        "student": student,
-        "teacher": teacher,
-        "step_s": step_s,
-        "run_s": config.steps * step_s,
-        "worker_s": num_workers * config.steps * step_s,
-        "six_n_d": sum(part["six_n_d"] for part in parts),
-        "exact": None if None in exact else sum(exact),
-        "peak_memory_bytes": student.pop("peak_bytes") + (teacher_bytes if device.type == "cuda" else 0),
-    }
+    exact = [part.exact for part in parts if part.exact is not None]
+    step_s = sum(part.step_s for part in parts)
+    return RunEstimate(
+        objective=config.objective,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        workers=num_workers,
+        clips_per_worker=num_clips,
+        device=device_kind(device),
+        num_threads=config.num_threads,
+        dtype="bfloat16" if uses_bfloat16(config.compute.dtype, device) else "float32",
+        student=student,
+        teacher=teacher,
+        step_s=step_s,
+        run_s=config.steps * step_s,
+        worker_s=num_workers * config.steps * step_s,
+        six_n_d=sum(part.six_n_d for part in parts),
+        exact=sum(exact) if len(exact) == len(parts) else None,
+        peak_memory_bytes=student_bytes + (teacher_bytes if device.type == "cuda" else 0),
+    )
 
 
 def _student(
     config: TrainConfig, device: torch.device, spec: TeacherSpec | None, clips_per_step: int
-) -> dict[str, Any]:
-    """Everything of a step but targets from outside."""
+) -> tuple[StudentEstimate, int]:
+    """Everything of a step but targets from outside, and the most memory that it took, in bytes."""
     _held_bytes(device)
     objective, checkpoint_config = new_objective(config, spec)
     objective.to(device)
@@ -137,64 +133,63 @@ def _student(
     mean_s, timed = _time(step, device)
     mean_optimizer_s = float(np.mean(optimizer_s[-len(timed) :]))
     step_s = mean_optimizer_s + (mean_s - mean_optimizer_s) * clips_per_step / len(clips.good)
+    flops = _flops(config, checkpoint_config.predictor_out_width)
+    of_timed = (
+        replace(flops, kept=[KeptTokens.of(group) for number in timed for group in masks[number]]).exact.total
+        / flops.num_clips
+    )
+    measured = StudentEstimate(
+        step_s=step_s,
+        optimizer_s=mean_optimizer_s,
+        clips_per_s=clips_per_step / step_s,
+        flops_per_s=of_timed * clips_per_step / step_s,
+        six_n_d=flops.six_n_d.total,
+        exact=flops.exact.total,
+        timed_steps=len(timed),
+        timed_clips_per_step=len(clips.good),
+    )
+    return measured, peak_bytes(device)
+
+
+def _flops(config: TrainConfig, out_width: int) -> RunFlops:
+    """The compute of the run, but for a teacher's that is not its own."""
     grid = token_grid(config.view, config.encoder)
-    flops = RunFlops(
+    return RunFlops(
         objective=config.objective,
         encoder=config.encoder,
         predictor=config.predictor,
-        out_width=checkpoint_config.predictor_out_width,
+        out_width=out_width,
         teacher=config.encoder if isinstance(config, VJepaRun) else None,
         steps=config.steps,
         batch_size=config.batch_size,
         grid=grid,
         kept=kept_tokens(config.mask, grid, seed=config.seed, batch_size=config.batch_size),
     )
-    of_timed = (
-        replace(flops, kept=[KeptTokens.of(group) for number in timed for group in masks[number]]).exact.total
-        / flops.num_clips
-    )
-    return {
-        "step_s": step_s,
-        "optimizer_s": mean_optimizer_s,
-        "clips_per_s": clips_per_step / step_s,
-        "flops_per_s": of_timed * clips_per_step / step_s,
-        "six_n_d": flops.six_n_d.total,
-        "exact": flops.exact.total,
-        "timed_steps": len(timed),
-        "timed_clips_per_step": len(clips.good),
-        "peak_bytes": peak_bytes(device),
-    }
 
 
 def _teacher(
     config: StudentRun, source: TargetSource, device: torch.device, clips_per_step: int
-) -> dict[str, Any]:
+) -> TeacherEstimate:
     """The targets from outside; in this process as a step gets them: forward, rounding, and back to the
     host."""
     num_clips = config.steps * config.batch_size
     spec = source.spec
     six_n_d = FORWARD_FLOPS * spec.num_parameters * spec.num_tokens * num_clips
-    found = {
-        "where": source.name,
-        "step_s": 0.0,
-        "clips_per_s": None,
-        "flops_per_s": None,
-        "six_n_d": six_n_d,
-        "exact": None,
-    }
     if config.teacher_ckpt is None:
-        return found
+        return TeacherEstimate(where=source.name, six_n_d=six_n_d)
     clips = random_clips(config, config.teacher.batch_size)
     mean_s, _ = _time(lambda _: source.request(clips).result(), device)
     clip_s = mean_s / len(clips.good)
     encoder = teacher_architecture(config.teacher_ckpt)
     flops = None if encoder is None else encoder_forward(encoder, spec.num_tokens).total
-    return found | {
-        "step_s": clips_per_step * clip_s,
-        "clips_per_s": 1 / clip_s,
-        "flops_per_s": None if flops is None else flops / clip_s,
-        "exact": None if flops is None else flops * num_clips,
-    }
+    return TeacherEstimate(
+        where=source.name,
+        step_s=clips_per_step * clip_s,
+        clips_per_s=1 / clip_s,
+        flops_per_s=None if flops is None else flops / clip_s,
+        six_n_d=six_n_d,
+        exact=None if flops is None else flops * num_clips,
+    )
 
 
 def _masks(config: TrainConfig, step: int, groups: range) -> list[MaskGroup]:
@@ -273,76 +268,3 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _print(found: dict[str, Any]) -> None:
-    student, teacher = found["student"], found["teacher"]
-    rows = [(NAMES[found["objective"]], student)] + (
-        [(f"teacher, {teacher['where']}", teacher)] if teacher else []
-    )
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("", "step", "clips/s", "whole run", "FLOPs, 6ND", "FLOPs, exact", "FLOP/s"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for name, part in rows:
-        here = part["step_s"] > 0
-        table.add_row(
-            name,
-            duration(part["step_s"]) if here else "elsewhere",
-            f"{part['clips_per_s']:,.1f}" if here else "",
-            duration(part["step_s"] * found["steps"]) if here else "",
-            scientific(part["six_n_d"]),
-            "" if part["exact"] is None else scientific(part["exact"]),
-            "" if part["flops_per_s"] is None else scientific(part["flops_per_s"]),
-        )
-    if teacher is not None:
-        exact = "" if found["exact"] is None else scientific(found["exact"])
-        rate = f"{found['clips_per_worker'] / found['step_s']:,.1f}"
-        table.add_row(
-            "together",
-            duration(found["step_s"]),
-            rate,
-            duration(found["run_s"]),
-            scientific(found["six_n_d"]),
-            exact,
-        )
-    console = Console()
-    console.width = max(console.width, 110)  # a wide table is read by scrolling, not cut off
-    console.print(table)
-    for sentence in _explained(found):
-        console.print(sentence, highlight=False, soft_wrap=True)
-
-
-def _explained(found: dict[str, Any]) -> list[str]:
-    student, num_clips = found["student"], found["clips_per_worker"]
-    sentences = [
-        (
-            f"{found['steps']:,} steps of {found['batch_size']:,} clips, {num_clips:,} of them on a worker:"
-            f" {duration(found['run_s'])}; {found['worker_s'] / 3600:,.2f} hours of all workers"
-            f" ({found['workers']}). Peak memory of a worker: {found['peak_memory_bytes'] / 1e9:.2f} GB."
-        ),
-        (
-            f"Times and clips/s are one worker's, FLOPs the whole run's. Timed on {found['device']},"
-            f" {found['dtype']}: {student['timed_steps']} steps of {student['timed_clips_per_step']} random"
-            " clips, with the run's masks."
-        ),
-        "Not in it: reading, decoding, what workers exchange, and the held-out loss (--val-every).",
-    ]
-    if student["timed_clips_per_step"] != num_clips:
-        sentences.append(
-            "A worker's other mask groups are taken to cost what the timed ones do; the optimizer's step is"
-            " counted once."
-        )
-    if found["teacher"] is not None and found["teacher"]["step_s"] > 0:
-        sentences.append(
-            "Student and teacher are added up: they share the device. Where a CPU has cores for both they"
-            " overlap."
-        )
-    return sentences
-
-
-def duration(seconds: float) -> str:
-    if seconds < 1:
-        return f"{1000 * seconds:.1f} ms"
-    if seconds < 100:
-        return f"{seconds:.2f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"

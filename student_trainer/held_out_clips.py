@@ -19,7 +19,8 @@ from salt_distill.student_trainer.batches import Batch
 from salt_distill.student_trainer.evaluation.held_out import held_out_masks
 from salt_distill.student_trainer.evaluation.probe.features import common_labels
 from salt_distill.student_trainer.ranks import Worker
-from salt_distill.student_trainer.targets.source import TargetMissError, TargetSource
+from salt_distill.student_trainer.targets.source import TargetSource
+from salt_distill.student_trainer.targets.stored_targets import TargetMissError
 
 _VIEW = 0
 """The view of each clip: the first of those that runs pin, which a target cache has too."""

@@ -8,20 +8,23 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from salt_distill.common.config import EmbedConfig, ProbeConfig, StudentRun, TeacherRun, TrainConfig, VJepaRun
+from salt_distill.common.config import EmbedConfig, ProbeConfig, TrainConfig
 from salt_distill.common.local_ray import join, ray_to_join
+from salt_distill.common.signals import exit_by
 
 if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
     from salt_distill.student_trainer.dry_run import DryRun
     from salt_distill.student_trainer.ranks import Worker
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-_RUNS = {run.__name__: run for run in (TeacherRun, StudentRun, VJepaRun)}
 _SAY_PENDING_S = 30.0
 """A placement that pends this long says what is missing (DESIGN section 4, Ray)."""
 ENVIRONMENT = {
@@ -38,27 +41,25 @@ for a place that is no longer there; only when that took too long does it ask fo
 def run_job(config: TrainConfig) -> None:
     """Trains in Ray Train workers. Raises what a worker raised, or ValueError where the workers find no
     place."""
-    values = {"run": type(config).__name__, "config": config.absolute().model_dump(mode="json")}
-    in_workers(_train, values, config, folder=Path(config.out), max_failures=config.max_failures)
+    work = partial(_train, config.absolute())
+    in_workers(work, config, folder=Path(config.out), max_failures=config.max_failures)
 
 
 def dry_run_job(config: TrainConfig) -> "DryRun":
     """What ``config``'s beginning comes to in Ray Train workers. Raises as ``run_job`` does."""
-    values = {"run": type(config).__name__, "config": config.absolute().model_dump(mode="json")}
     with tempfile.TemporaryDirectory() as folder:
-        return in_workers(_try, values, config, folder=Path(folder))
+        return in_workers(partial(_try, config.absolute()), config, folder=Path(folder))
 
 
 def in_workers(
-    work: "Callable[[Worker, dict[str, Any]], T]",
-    values: dict[str, Any],
+    work: "Callable[[Worker], T]",
     config: TrainConfig | ProbeConfig | EmbedConfig,
     *,
     folder: Path,
     max_failures: int = 0,
 ) -> T:
-    """What ``work`` of ``values`` comes to on rank 0, when it is done on all ranks: as many Ray Train workers
-    as ``config`` asks for.
+    """What ``work`` comes to on rank 0, when it is done on all ranks: as many Ray Train workers as ``config``
+    asks for.
 
     ``folder``: where Ray Train keeps its own files. ``max_failures``: times that lost workers are replaced,
     and the work begun again. Raises as ``run_job`` does.
@@ -70,18 +71,17 @@ def in_workers(
 
         join(ray_arguments)
         try:
-            return _fit(work, values, config, folder, max_failures)
+            return _fit(work, config, folder, max_failures)
         finally:
             ray.shutdown()
 
 
-def _fit(
-    work: "Callable[[Worker, dict[str, Any]], T]",
-    values: dict[str, Any],
+def _trainer(
+    work: "Callable[[Worker], T]",
     config: TrainConfig | ProbeConfig | EmbedConfig,
     folder: Path,
     max_failures: int,
-) -> T:
+) -> "TorchTrainer":
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -94,10 +94,8 @@ def _fit(
                 if isinstance(error, ValueError):
                     raise error
 
-    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is said by the worker's own error
-    trainer = TorchTrainer(
-        lambda values: work(_worker(), values),
-        train_loop_config=values,
+    return TorchTrainer(
+        lambda: work(_worker()),
         torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(
@@ -115,29 +113,39 @@ def _fit(
             callbacks=[StopAtOwnErrors()],
         ),
     )
-    found: list[T] = []
+
+
+def _fit(
+    work: "Callable[[Worker], T]",
+    config: TrainConfig | ProbeConfig | EmbedConfig,
+    folder: Path,
+    max_failures: int,
+) -> T:
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is said by the worker's own error
+    trainer = _trainer(work, config, folder, max_failures)
+    results: list[T] = []
     failures: list[BaseException] = []
 
     def fit() -> None:
         try:
-            found.append(trainer.fit().return_value)  # type: ignore[arg-type]
+            results.append(trainer.fit().return_value)  # type: ignore[arg-type]
         except BaseException as error:  # noqa: BLE001 - handed to the command's thread, which raises it
             failures.append(error)
 
     # fit() turns Ctrl-C into success and waits for a placement for ever, so it runs beside the thread that
     # watches for both.
-    with _InterruptFlag() as interrupted:
+    with _Interrupted() as interrupted:
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)
         thread.start()
         placement = _Placement(config)
         while thread.is_alive():
             thread.join(0.2)
-            if interrupted.is_set():
-                raise KeyboardInterrupt
+            if interrupted.number is not None:
+                exit_by(interrupted.number)
             placement.look()
     if failures:
         raise _cause(failures[0])
-    return found[0]
+    return results[0]
 
 
 def _worker() -> "Worker":
@@ -156,13 +164,12 @@ def _worker() -> "Worker":
     return Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
 
 
-def _train(worker: "Worker", values: dict[str, Any]) -> None:
+def _train(config: TrainConfig, worker: "Worker") -> None:
     """A worker's whole training, each time that Ray starts it: from the newest checkpoint that there is by
     then."""
     from salt_distill.student_trainer.loop import opened, train_on
     from salt_distill.student_trainer.run_directory import claimed
 
-    config = _RUNS[values["run"]].model_validate(values["config"])
     with (
         claimed(config) if worker.rank == 0 else nullcontext() as checkpoint,
         opened(config, worker) as (reader, source),
@@ -170,11 +177,11 @@ def _train(worker: "Worker", values: dict[str, Any]) -> None:
         train_on(reader, source, config, worker, checkpoint)
 
 
-def _try(worker: "Worker", values: dict[str, Any]) -> "DryRun":
+def _try(config: TrainConfig, worker: "Worker") -> "DryRun":
     """A worker's part of a dry run."""
     from salt_distill.student_trainer.dry_run import begin
 
-    return begin(_RUNS[values["run"]].model_validate(values["config"]), worker)
+    return begin(config, worker)
 
 
 def _resources(config: TrainConfig | ProbeConfig | EmbedConfig) -> dict[str, float]:
@@ -246,18 +253,23 @@ class _Placement:
         )
 
 
-class _InterruptFlag(threading.Event):
-    """Set by SIGINT and SIGTERM inside the block."""
+class _Interrupted:
+    """Which of SIGINT and SIGTERM came inside the block."""
 
-    def __enter__(self) -> "_InterruptFlag":
+    number: int | None = None
+
+    def __enter__(self) -> "_Interrupted":
         self._before = {
-            number: signal.signal(number, lambda *_: self.set()) for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
         }
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.number = number
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -13,10 +13,10 @@ def new_optimizer(modules: list[nn.Module], optim: OptimConfig) -> torch.optim.A
     groups = []
     for module in modules:
         decayed = [p for name, p in module.named_parameters() if not (name.endswith("bias") or p.ndim == 1)]
-        kept = [p for name, p in module.named_parameters() if name.endswith("bias") or p.ndim == 1]
+        not_decayed = [p for name, p in module.named_parameters() if name.endswith("bias") or p.ndim == 1]
         groups += [
             {"params": decayed, "decays": True},
-            {"params": kept, "decays": False, "weight_decay": 0.0},
+            {"params": not_decayed, "decays": False, "weight_decay": 0.0},
         ]
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 

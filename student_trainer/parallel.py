@@ -135,17 +135,17 @@ def restore(
     if position is None:
         return None
     for file, module in modules_of(objective).items():
-        for name, own in module.state_dict().items():
-            _fill(own, None if state is None else state.modules[file][name], worker)
+        for name, part in module.state_dict().items():
+            _fill(part, None if state is None else state.modules[file][name], worker)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     filled: dict[int, dict[str, Tensor]] = {}
     for idx, of_parameter in shapes.items():
         filled[idx] = {}
         for name, shape in of_parameter.items():
             like = parameters[idx]
-            own = torch.zeros_like(like) if shape == like.shape else torch.zeros(shape, device=like.device)
-            _fill(own, None if state is None else state.optimizer["state"][idx][name], worker)
-            filled[idx][name] = own
+            part = torch.zeros_like(like) if shape == like.shape else torch.zeros(shape, device=like.device)
+            _fill(part, None if state is None else state.optimizer["state"][idx][name], worker)
+            filled[idx][name] = part
     optimizer.load_state_dict({"state": filled, "param_groups": groups})
     return position
 
@@ -163,19 +163,19 @@ def _read(checkpoint: Path | None, objective: Objective) -> tuple[State | None, 
 
 
 @torch.no_grad()
-def _fill(own: Tensor, full: Tensor | None, worker: Worker) -> None:
+def _fill(part: Tensor, full: Tensor | None, worker: Worker) -> None:
     """Puts rank 0's whole tensor into what each rank holds of it."""
-    if isinstance(own, DTensor):
+    if isinstance(part, DTensor):
         source = (
-            torch.empty(own.shape, dtype=own.dtype, device=worker.device)
+            torch.empty(part.shape, dtype=part.dtype, device=worker.device)
             if full is None
             else full.to(worker.device)
         )
-        own.copy_(
-            distribute_tensor(source, own.device_mesh, own.placements)
+        part.copy_(
+            distribute_tensor(source, part.device_mesh, part.placements)
         )  # it is rank 0's that is scattered
         return
     if full is not None:
-        own.copy_(full)
+        part.copy_(full)
     if worker.world_size > 1:
-        dist.broadcast(own, 0)
+        dist.broadcast(part, 0)

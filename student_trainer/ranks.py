@@ -69,9 +69,11 @@ class Ranks:
         return largest.tolist()
 
     def _first_error(self, future: Future[T]) -> BaseException:
-        own = future.exception() if future.done() else None
+        own_error = future.exception() if future.done() else None
         return next(
-            error for error in self.all_values(None if own is None else _portable(own)) if error is not None
+            error
+            for error in self.all_values(None if own_error is None else _portable(own_error))
+            if error is not None
         )
 
 

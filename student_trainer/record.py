@@ -19,7 +19,7 @@ from salt_distill.common.model.checkpoint import CheckpointConfig, point_to, sav
 from salt_distill.common.model.compute import matrix_peak, uses_bfloat16
 from salt_distill.common.model.flops import num_parameters, step_flops
 from salt_distill.common.model.grid import token_grid
-from salt_distill.common.model.teacher import device_kind
+from salt_distill.common.model.teacher import TeacherSpec, device_kind
 from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.batches import Batch
 from salt_distill.student_trainer.best_checkpoint import best_of, point_to_best
@@ -124,8 +124,8 @@ class Summary(BaseModel):
     step_ms: float
     num_parameters: dict[str, int]
     """Of encoder and predictor."""
-    teacher: dict[str, Any] | None
-    """TeacherSpec of the frozen teacher."""
+    teacher: TeacherSpec | None
+    """The frozen teacher."""
     target_source: dict[str, int | float] | None
     """What the source of targets counted."""
     decoder: str
@@ -304,7 +304,7 @@ class RunRecord:
                 "encoder": num_parameters(self._objective.encoder),
                 "predictor": num_parameters(self._objective.predictor),
             },
-            teacher=None if source is None else source.spec.to_json(),
+            teacher=None if source is None else source.spec,
             target_source=None if source is None else source.counters(),
             decoder=self._reader.decoder,
             reader=counters,

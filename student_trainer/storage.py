@@ -119,8 +119,8 @@ def fetch_newer(address: str, run: Path) -> None:
     """Brings the newest checkpoint, with metrics, from an address into ``run``, if it is newer than the
     newest there. Raises ValueError where it is damaged."""
     folder = Folder(address)
-    name, own = _pointer(folder), run / POINTER
-    if name is None or (own.exists() and _step(own.read_text().strip()) >= _step(name)):
+    name, pointer = _pointer(folder), run / POINTER
+    if name is None or (pointer.exists() and _step(pointer.read_text().strip()) >= _step(name)):
         return
     logger.warning("%s: fetching %s from %s", run, name, address)
     manifest = folder.read(f"{name}/manifest.json")

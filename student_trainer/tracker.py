@@ -37,7 +37,8 @@ class Tracker:
     def show(self, line: MetricsLine) -> None:
         """Adds a line of metrics at its step."""
         values = line.values()
-        self._run.log(values, step=values.pop("step"))
+        del values["step"]
+        self._run.log(values, step=line.step)
 
     def close(self) -> None:
         """Sends what is left."""

@@ -28,7 +28,6 @@ from salt_distill.teacher_server.ray_serve.deployment import ALONE, NAMESPACE, Q
 from salt_distill.teacher_server.ray_serve.ingress import free_port, haproxy_environment
 from salt_distill.teacher_server.ray_serve.placement import SAY_PENDING_S, check_fits, what_is_missing
 from salt_distill.teacher_server.ray_serve.signals import (
-    catch_signals,
     count_signals,
     ended_by_signals,
     ignore_signals,
@@ -47,7 +46,7 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console = console) 
     """
     from salt_distill.common.model.checkpoint import open_encoder
     from salt_distill.common.model.teacher import fingerprint
-    from salt_distill.teacher_server.board.file import BoardFile
+    from salt_distill.teacher_server.board.board_file import BoardFile
 
     encoder = open_encoder(config)  # a wrong path or clip is said now, not by a replica
     check_access(config)
@@ -69,7 +68,6 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console = console) 
 
         join({**ray_arguments, "log_to_driver": True})
         try:
-            catch_signals()  # ray.init has set its own
             least, most = config.replica_range
             if is_private(config.address):
                 each = {"cpus": least * config.cpus, "gpus": least * config.gpus}

@@ -20,7 +20,7 @@ from salt_distill.common.targets import codec
 from salt_distill.common.targets.cache_file import file_path
 from salt_distill.common.targets.codec import CorruptTargetError
 from salt_distill.common.targets.manifest import MANIFEST, CacheSpec, FileListing, Manifest
-from salt_distill.teacher_server.cache.folder import CacheFolder
+from salt_distill.teacher_server.cache.cache_folder import CacheFolder
 from salt_distill.teacher_server.cache.target_files import FileDone, FileTask, TargetMaker
 from salt_distill.teacher_server.ray_serve.placement import SAY_PENDING_S, check_fits, what_is_missing
 

@@ -22,7 +22,7 @@ from salt_distill.common.config import (
 )
 from salt_distill.common.data.encode import encode_mp4
 from salt_distill.common.data.index import write_index
-from salt_distill.common.data.sample import describe, sha256_of, sidecar
+from salt_distill.common.data.sample import sha256_of, sidecar_of
 from salt_distill.common.data.video import probe
 from salt_distill.common.model.checkpoint import CheckpointConfig, new_predictor, point_to, save_checkpoint
 from salt_distill.common.model.vit import Encoder, init_weights
@@ -99,7 +99,7 @@ def make_dataset(
                 fps=8,
                 crf=10,
             )
-            facts = describe(
+            sidecar = sidecar_of(
                 f"toy/{number:03d}",
                 sha256_of(video),
                 probe(video),
@@ -107,7 +107,7 @@ def make_dataset(
                 split=splits[number // 3 % 3] if len(splits) == 3 else splits[number // 3 % 3 == 2],
                 source="toy",
             )
-            for suffix, data in ((".mp4", video), (".json", sidecar(facts))):
+            for suffix, data in ((".mp4", video), (".json", sidecar.to_json())):
                 member = tarfile.TarInfo(f"{number:03d}{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))

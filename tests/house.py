@@ -45,8 +45,9 @@ def with_map(page: str, root: Path = ROOT) -> str:
 
 @functools.cache
 def trees(root: Path = ROOT) -> dict[str, ast.Module]:
-    """The modules of the three packages, by their paths."""
-    paths = (path for room in ROOMS for path in sorted((root / room).rglob("*.py")))
+    """The modules of the three packages, and of the public names, by their paths."""
+    paths = [path for room in ROOMS for path in sorted((root / room).rglob("*.py"))]
+    paths += sorted((root / "salt_distill").glob("*.py"))  # below it are links to the rooms
     return {str(path.relative_to(root)): ast.parse(path.read_text()) for path in paths}
 
 

@@ -7,8 +7,9 @@ from teacher_tools import batch_of, load_teacher, random_clips, serving
 from salt_distill.common.config import ServiceClientConfig, StudentRun
 from salt_distill.common.targets import codec
 from salt_distill.common.targets.target_cache import TargetCache
-from salt_distill.student_trainer.targets.service import ServiceTargets
-from salt_distill.student_trainer.targets.source import LocalTargets, source_order
+from salt_distill.student_trainer.targets.local_targets import LocalTargets
+from salt_distill.student_trainer.targets.service_targets import ServiceTargets
+from salt_distill.student_trainer.targets.source import source_order
 
 CLIENT = ServiceClientConfig(request_clips=3, connections=2, timeout_s=20, retry_budget_s=20)
 

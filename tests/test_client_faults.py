@@ -22,8 +22,9 @@ from salt_distill.common.config import ServiceClientConfig, StudentRun
 from salt_distill.student_trainer.loop import Worker, train_on
 from salt_distill.student_trainer.ranks import Ranks
 from salt_distill.student_trainer.targets.client import ServiceClient, TeacherMismatchError
+from salt_distill.student_trainer.targets.local_targets import LocalTargets
 from salt_distill.student_trainer.targets.retry import RetryableError, TeacherUnavailableError
-from salt_distill.student_trainer.targets.source import LocalTargets, open_source
+from salt_distill.student_trainer.targets.source import open_source
 
 
 @pytest.fixture(scope="module")

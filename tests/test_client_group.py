@@ -15,8 +15,9 @@ from salt_distill.common.config import ServiceClientConfig, StudentRun
 from salt_distill.common.targets import wire
 from salt_distill.student_trainer.loop import train_on
 from salt_distill.student_trainer.run_directory import read_metrics
-from salt_distill.student_trainer.targets.service import ServiceTargets
-from salt_distill.student_trainer.targets.source import LocalTargets, open_source
+from salt_distill.student_trainer.targets.local_targets import LocalTargets
+from salt_distill.student_trainer.targets.service_targets import ServiceTargets
+from salt_distill.student_trainer.targets.source import open_source
 
 CLIENT = ServiceClientConfig(request_clips=3, connections=2, timeout_s=20, retry_budget_s=20)
 LINE = {

@@ -223,7 +223,7 @@ def test_weights_are_kept_for_the_reader(sources, tmp_path, capsys):
         tmp_path / "mix",
         {"sources": [{"path": "k400", "weight": 0.25}, {"path": "panda", "weight": 0.75}]},
     )
-    assert [source["weight"] for source in load_index(out)[0]["sources"]] == [0.25, 0.75]
+    assert [source.weight for source in load_index(out)[0].sources] == [0.25, 0.75]
     assert "weight" in capsys.readouterr().out
 
 
@@ -299,7 +299,7 @@ def test_one_video_of_other_bytes_is_taken_once(tmp_path, capsys):
         "k400/abcdefghij1_000001_000011.mp4",
         "k700/abcdefghij-_000004_000014.mp4",
     ]
-    assert load_index(out)[0]["selections"][1]["removed"]["same identity"] == 1
+    assert load_index(out)[0].selections[1].removed["same identity"] == 1
     assert "excluded by val: 1 samples, 1 of them by their identity" in capsys.readouterr().out
     with pytest.raises(ValueError, match="which is in no key, such as 'k400/"):
         mixed(

@@ -15,7 +15,7 @@ from salt_distill.student_trainer.loop import Worker, train_on, update
 from salt_distill.student_trainer.metrics import DivergedError
 from salt_distill.student_trainer.objective import new_objective
 from salt_distill.student_trainer.optim import new_optimizer
-from salt_distill.student_trainer.targets.source import LocalTargets
+from salt_distill.student_trainer.targets.local_targets import LocalTargets
 
 POISONED_SLOT = 2 * 30 + 25  # of the third step: the second rank's, where there are two
 

@@ -27,6 +27,7 @@ from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.roofline import GPUS
 from salt_distill.common.model.vit import Encoder
 from salt_distill.student_trainer.estimate import estimate
+from salt_distill.student_trainer.estimate_table import RunEstimate
 from salt_distill.student_trainer.evaluation.flops_table import runs_of
 from salt_distill.student_trainer.gpu_estimate import CONTEXT_BYTES
 from salt_distill.student_trainer.objective import new_objective
@@ -48,22 +49,22 @@ RUN = {
 CPU = torch.device("cpu")
 
 
-def check_estimate(found: dict, config, objective: str) -> None:
+def check_estimate(found: RunEstimate, config, objective: str) -> None:
     clips = config.steps * config.batch_size
-    student = found["student"]
-    assert (found["objective"], found["steps"], found["batch_size"]) == (
+    student = found.student
+    assert (found.objective, found.steps, found.batch_size) == (
         objective,
         config.steps,
         config.batch_size,
     )
-    assert student["timed_steps"] == 20
-    assert 0 < student["optimizer_s"] < student["step_s"]
-    assert student["clips_per_s"] == pytest.approx(found["clips_per_worker"] / student["step_s"])
-    assert student["flops_per_s"] == pytest.approx(
-        student["exact"] / clips * student["clips_per_s"], rel=0.1
+    assert student.timed_steps == 20
+    assert 0 < student.optimizer_s < student.step_s
+    assert student.clips_per_s == pytest.approx(found.clips_per_worker / student.step_s)
+    assert student.flops_per_s == pytest.approx(
+        student.exact / clips * student.clips_per_s, rel=0.1
     )  # of the timed steps' masks
-    assert found["run_s"] == pytest.approx(config.steps * found["step_s"])
-    assert 50e6 < found["peak_memory_bytes"] < 100e9
+    assert found.run_s == pytest.approx(config.steps * found.step_s)
+    assert 50e6 < found.peak_memory_bytes < 100e9
 
 
 @pytest.mark.parametrize("objective", ["vpixel", "vjepa"])
@@ -71,14 +72,14 @@ def test_an_estimate_times_real_steps_and_counts_the_whole_run(objective):
     config = {"vpixel": TeacherRun, "vjepa": VJepaRun}[objective].model_validate(RUN)
     found = estimate(config, CPU)
     check_estimate(found, config, objective)
-    assert found["teacher"] is None
+    assert found.teacher is None
     teacher = {"vpixel": None, "vjepa": "ema"}[objective]
     values = {
         name: getattr(config, name)
         for name in ("steps", "batch_size", "seed", "encoder", "predictor", "view", "mask")
     }
     counted = runs_of(FlopsConfig(teacher=teacher, **values))[0]
-    assert (found["six_n_d"], found["exact"]) == (counted.six_n_d.total, counted.exact.total)
+    assert (found.six_n_d, found.exact) == (counted.six_n_d.total, counted.exact.total)
 
 
 def test_a_large_batch_is_extrapolated_to_the_worker_with_most_clips():
@@ -87,21 +88,22 @@ def test_a_large_batch_is_extrapolated_to_the_worker_with_most_clips():
     )  # six mask groups: two workers take three each
     found = estimate(config, CPU)
     check_estimate(found, config, "vpixel")
-    assert (found["clips_per_worker"], found["student"]["timed_clips_per_step"]) == (72, 48)
-    assert found["worker_s"] == pytest.approx(2 * found["run_s"])
+    assert (found.clips_per_worker, found.student.timed_clips_per_step) == (72, 48)
+    assert found.worker_s == pytest.approx(2 * found.run_s)
 
 
 def test_a_teacher_in_process_is_timed_apart(tmp_path):
     config = StudentRun.model_validate(RUN | {"teacher_ckpt": str(save_teacher(tmp_path / "teacher"))})
     found = estimate(config, CPU)
     check_estimate(found, config, "salt")
-    teacher = found["teacher"]
-    assert teacher["where"] == "in-process"
-    assert teacher["step_s"] == pytest.approx(config.batch_size / teacher["clips_per_s"])
-    assert found["step_s"] == pytest.approx(found["student"]["step_s"] + teacher["step_s"])
+    teacher = found.teacher
+    assert teacher is not None
+    assert teacher.where == "in-process"
+    assert teacher.step_s == pytest.approx(config.batch_size / teacher.clips_per_s)
+    assert found.step_s == pytest.approx(found.student.step_s + teacher.step_s)
     tokens = token_grid(VIEW, TEACHER).num_tokens
-    assert teacher["exact"] == encoder_forward(TEACHER, tokens).total * config.steps * config.batch_size
-    assert found["exact"] == found["student"]["exact"] + teacher["exact"]
+    assert teacher.exact == encoder_forward(TEACHER, tokens).total * config.steps * config.batch_size
+    assert found.exact == found.student.exact + teacher.exact
 
 
 def test_a_served_teacher_takes_no_time_here(tmp_path):
@@ -110,12 +112,13 @@ def test_a_served_teacher_takes_no_time_here(tmp_path):
         found = estimate(config, CPU)
         assert service.metrics().clips_computed == 0
     check_estimate(found, config, "salt")
-    assert found["teacher"]["where"] == "service"
-    assert (found["teacher"]["step_s"], found["exact"]) == (0, None)
-    assert found["step_s"] == found["student"]["step_s"]
+    assert found.teacher is not None
+    assert found.teacher.where == "service"
+    assert (found.teacher.step_s, found.exact) == (0, None)
+    assert found.step_s == found.student.step_s
     parameters = sum(parameter.numel() for parameter in Encoder(TEACHER).parameters())
     assert (
-        found["teacher"]["six_n_d"]
+        found.teacher.six_n_d
         == 2 * parameters * token_grid(VIEW, TEACHER).num_tokens * config.steps * config.batch_size
     )
 

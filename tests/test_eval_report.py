@@ -29,7 +29,7 @@ from salt_distill.student_trainer.evaluation.report.blocks import (
 from salt_distill.student_trainer.evaluation.report.build import run
 from salt_distill.student_trainer.evaluation.report.figures import LossCurve, loss_curves
 from salt_distill.student_trainer.evaluation.report.render import html_of
-from salt_distill.student_trainer.evaluation.report.sharing import read_sharing
+from salt_distill.student_trainer.evaluation.report.sharing import ServiceStatus
 from salt_distill.student_trainer.evaluation.selection import MeasuredCheckpoint, SelectResults
 
 STATUS = {
@@ -265,7 +265,7 @@ def test_a_selection_without_a_line_is_a_table(demo):
 
 
 def test_what_sharing_saved():
-    shared = read_sharing(STATUS)
+    shared = ServiceStatus.model_validate(STATUS).sharing()
     assert shared.forwards_avoided == 15
     assert shared.flops_saved == 15 * 2 * 1000 * 32
     assert shared.bytes_not_uploaded == 30 * 4 * 32 * 32 * 3 - 200_000

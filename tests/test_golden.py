@@ -16,7 +16,7 @@ from salt_distill.common.model.checkpoint import save_checkpoint
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.student_trainer.loop import train_on
 from salt_distill.student_trainer.objective import new_objective
-from salt_distill.student_trainer.targets.source import LocalTargets
+from salt_distill.student_trainer.targets.local_targets import LocalTargets
 
 GOLDEN = Path(__file__).parent / "golden"
 RUN = {

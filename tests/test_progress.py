@@ -24,8 +24,10 @@ from salt_distill.common.model.flops import FORWARD_FLOPS, encoder_forward
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.student_trainer.progress import PLAIN_LINES, curve, show_progress
 from salt_distill.student_trainer.run_directory import read_metrics
-from salt_distill.student_trainer.targets.service import ServiceTargets
-from salt_distill.student_trainer.targets.source import CachedTargets, ReservedTargets, open_source
+from salt_distill.student_trainer.targets.reserved_targets import ReservedTargets
+from salt_distill.student_trainer.targets.service_targets import ServiceTargets
+from salt_distill.student_trainer.targets.source import open_source
+from salt_distill.student_trainer.targets.stored_targets import StoredTargets
 from salt_distill.student_trainer.utilisation import Utilisation
 
 NUM_TOKENS = 2 * 4 * 4
@@ -117,7 +119,7 @@ def test_a_teacher_counts_where_it_runs_in_the_workers(out):
     served = clip_flops(StudentRun, teacher_url="http://127.0.0.1:1")
     assert clip_flops(StudentRun, source.clip_flops, teacher_ckpt=str(out)) - served == pytest.approx(forward)
     assert clip_flops(VJepaRun) - served == pytest.approx(forward)
-    assert ServiceTargets.clip_flops == CachedTargets.clip_flops == ReservedTargets.clip_flops == 0, (
+    assert ServiceTargets.clip_flops == StoredTargets.clip_flops == ReservedTargets.clip_flops == 0, (
         "computed elsewhere"
     )
 

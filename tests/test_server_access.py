@@ -22,7 +22,7 @@ from salt_distill.common.protocol import Header
 from salt_distill.common.targets import wire
 from salt_distill.student_trainer.loop import train_on
 from salt_distill.student_trainer.run_directory import claimed
-from salt_distill.student_trainer.targets.service import ServiceTargets
+from salt_distill.student_trainer.targets.service_targets import ServiceTargets
 from salt_distill.student_trainer.targets.source import open_source
 from salt_distill.teacher_server.board.board import Board, Rates
 from salt_distill.teacher_server.http.access import Tokens, read_tokens

@@ -16,7 +16,7 @@ from salt_distill.common.config import StudentRun, TeacherRun, VJepaRun, shown_c
 from salt_distill.common.metrics import ServiceMetrics
 from salt_distill.common.protocol import MAX_CONFIG_BYTES, Progress
 from salt_distill.student_trainer.targets.source import open_source
-from salt_distill.teacher_server.board import file as board_file
+from salt_distill.teacher_server.board import board_file
 from salt_distill.teacher_server.board.board import Board, Ending
 from salt_distill.teacher_server.board.runs import MAX_POINTS, Curve
 from salt_distill.teacher_server.http.replica import ReplicaContext

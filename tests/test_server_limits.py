@@ -21,7 +21,7 @@ from salt_distill.common.targets import wire
 from salt_distill.common.targets.codec import EncodedTarget
 from salt_distill.teacher_server.board import groups
 from salt_distill.teacher_server.board.board import Board
-from salt_distill.teacher_server.board.file import BoardFile
+from salt_distill.teacher_server.board.board_file import BoardFile
 from salt_distill.teacher_server.http.listener import MAX_HEAD_BYTES
 from salt_distill.teacher_server.http.replica import ReplicaContext
 from salt_distill.teacher_server.http.service import board_arguments

@@ -25,7 +25,9 @@ from salt_distill.common.data.shards import open_dataset
 from salt_distill.common.data.views import VIEW_VERSION
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.common.targets.target_cache import TargetCache
-from salt_distill.student_trainer.targets.source import CachedTargets, LocalTargets, views_of
+from salt_distill.student_trainer.targets.local_targets import LocalTargets
+from salt_distill.student_trainer.targets.source import views_of
+from salt_distill.student_trainer.targets.stored_targets import StoredTargets
 from salt_distill.teacher_server.precompute import precompute
 
 SHARDS, SAMPLES = 2, 6
@@ -92,7 +94,7 @@ def test_a_student_finds_every_clip_and_the_same_bits(data, ckpt, tmp_path):
     batch = reader.clips(range(3 * SHARDS * SAMPLES))  # three passes over two views
     teacher = Teacher.load(ckpt, TeacherComputeConfig(batch_size=BATCH_SIZE), torch.device("cpu"))
     local = LocalTargets(teacher, "float16")
-    cached = CachedTargets(tmp_path / "targets", "float16", data_seed=5, view=VIEW, decoder=reader.decoder)
+    cached = StoredTargets(tmp_path / "targets", "float16", data_seed=5, view=VIEW, decoder=reader.decoder)
     assert cached.spec == teacher.spec
     results = [source.request(batch).result(timeout=60) for source in (local, cached)]
     assert torch.equal(*results)
@@ -134,7 +136,7 @@ def test_layout_and_manifest(data, ckpt, tmp_path):
 def test_a_killed_command_goes_on_and_ends_with_the_same_bytes(data, ckpt, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(data, ckpt, whole)
-    start = "from salt_distill.teacher_server.cli import main; main()"
+    start = "from salt_distill.programs import serve; serve()"
     command = [
         sys.executable,
         "-c",

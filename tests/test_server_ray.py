@@ -23,8 +23,8 @@ from salt_distill.common.config import FrozenConfig, ServiceClientConfig, Teache
 from salt_distill.common.model.checkpoint import open_encoder
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.common.targets.target_cache import TargetCache
-from salt_distill.student_trainer.targets.service import ServiceTargets
-from salt_distill.student_trainer.targets.source import LocalTargets
+from salt_distill.student_trainer.targets.local_targets import LocalTargets
+from salt_distill.student_trainer.targets.service_targets import ServiceTargets
 
 
 @pytest.fixture(scope="module")

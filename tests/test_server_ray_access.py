@@ -16,8 +16,8 @@ from teacher_tools import batch_of, load_teacher, new_certificate, random_clips
 
 from salt_distill.common.config import ServiceClientConfig
 from salt_distill.common.credentials import trusted
-from salt_distill.student_trainer.targets.service import ServiceTargets
-from salt_distill.student_trainer.targets.source import LocalTargets
+from salt_distill.student_trainer.targets.local_targets import LocalTargets
+from salt_distill.student_trainer.targets.service_targets import ServiceTargets
 
 TOKEN = "alice-" + 32 * "a"
 

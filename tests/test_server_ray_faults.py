@@ -16,8 +16,8 @@ from teacher_tools import batch_of, load_teacher, random_clips, save_teacher
 
 from salt_distill.common.config import ServiceClientConfig
 from salt_distill.common.local_ray import ray_to_join
-from salt_distill.student_trainer.targets.service import ServiceTargets
-from salt_distill.student_trainer.targets.source import LocalTargets
+from salt_distill.student_trainer.targets.local_targets import LocalTargets
+from salt_distill.student_trainer.targets.service_targets import ServiceTargets
 from salt_distill.teacher_server.ray_serve.ingress import haproxy_environment
 
 pytestmark = pytest.mark.faults

@@ -17,7 +17,7 @@ from salt_distill.common.config import ServiceClientConfig, ServiceConfig, Statu
 from salt_distill.common.credentials import trusted
 from salt_distill.common.targets import codec, wire
 from salt_distill.student_trainer.targets.retry import TeacherUnavailableError
-from salt_distill.student_trainer.targets.service import ServiceTargets
+from salt_distill.student_trainer.targets.service_targets import ServiceTargets
 from salt_distill.teacher_server.board.board import Board
 from salt_distill.teacher_server.http.listener import Tls, tls_socket
 from salt_distill.teacher_server.http.replica import ReplicaContext

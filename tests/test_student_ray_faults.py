@@ -23,7 +23,8 @@ from train_tools import RandomClips
 from salt_distill.common.local_ray import ray_to_join
 from salt_distill.common.targets import codec, wire
 from salt_distill.student_trainer.targets.client import TeacherMismatchError
-from salt_distill.student_trainer.targets.source import LocalTargets, open_source
+from salt_distill.student_trainer.targets.local_targets import LocalTargets
+from salt_distill.student_trainer.targets.source import open_source
 from salt_distill.teacher_server.ray_serve.ingress import haproxy_environment
 
 pytestmark = pytest.mark.faults

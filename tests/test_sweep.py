@@ -26,8 +26,8 @@ from salt_distill.common.config import (
 from salt_distill.common.local_ray import ray_to_join
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.student_trainer.run_directory import read_metrics
-from salt_distill.student_trainer.sweep.file import runs_of
 from salt_distill.student_trainer.sweep.run import fits, needs, run
+from salt_distill.student_trainer.sweep.sweep_file import runs_of
 
 SMALL = {
     "steps": 6,
@@ -229,7 +229,7 @@ def test_a_sweep_that_is_ended_takes_its_runs_and_its_ray_along(shards, tmp_path
     program = [
         sys.executable,
         "-c",
-        "from salt_distill.student_trainer.cli import main; main()",
+        "from salt_distill.programs import train; train()",
         "sweep",
         tmp_path / "sweep.yaml",
         "--out",

@@ -1,7 +1,6 @@
 """Every configuration value of the project: its type, its default, its unit."""
 
-from salt_distill.common.config.access import TokenConfig
-from salt_distill.common.config.base import Config, dump_yaml, load_yaml
+from salt_distill.common.config.base import Config, ConfigValues, dump_yaml, load_yaml
 from salt_distill.common.config.data import (
     InspectConfig,
     MixConfig,
@@ -21,7 +20,6 @@ from salt_distill.common.config.evaluate import (
     PicturesConfig,
     ProbeConfig,
     RankConfig,
-    ReportConfig,
     SelectConfig,
 )
 from salt_distill.common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
@@ -58,6 +56,8 @@ from salt_distill.common.config.serve import (
     StatusConfig,
 )
 from salt_distill.common.config.sweep import SweepConfig, SweepFile
+from salt_distill.common.config.tables import ReportConfig, TableConfig
+from salt_distill.common.config.token import TokenConfig
 from salt_distill.common.config.train import (
     ComputeConfig,
     ComputeDtype,
@@ -87,6 +87,7 @@ __all__ = [
     "ComputeConfig",
     "ComputeDtype",
     "Config",
+    "ConfigValues",
     "DrainConfig",
     "DrawConfig",
     "EmaConfig",
@@ -132,6 +133,7 @@ __all__ = [
     "SweepConfig",
     "SweepFile",
     "SynthConfig",
+    "TableConfig",
     "TargetDtype",
     "TeacherComputeConfig",
     "TeacherRun",

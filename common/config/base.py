@@ -7,6 +7,10 @@ from typing import Any, ClassVar, Self
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from salt_distill.common.text_files import read_text
+
+ConfigValues = dict[str, Any]
+"""Values of a configuration by key, nested as YAML gives them, before a ``Config`` has checked them."""
 _MAX_VALUES = 100_000
 """Of a YAML text."""
 
@@ -27,11 +31,11 @@ class Config(BaseModel):
 
     def absolute(self) -> Self:
         """The same for processes with another working directory, such as workers on other machines."""
-        own = {
+        paths = {
             name: _from_anywhere(value) for name in self.paths if (value := getattr(self, name)) is not None
         }
         return self.model_copy(
-            update=own | {name: value.absolute() for name, value in self if isinstance(value, Config)}
+            update=paths | {name: value.absolute() for name, value in self if isinstance(value, Config)}
         )
 
 
@@ -41,7 +45,7 @@ _WITH_SCHEME = re.compile(r"[a-z][a-z0-9+-]*:")
 
 def _from_anywhere(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
     if isinstance(value, tuple):
-        return tuple(str(_from_anywhere(one)) for one in value)
+        return tuple(str(_from_anywhere(item)) for item in value)
     return (
         value if _WITH_SCHEME.match(value) else str(Path(value).absolute())
     )  # links stay: what they lead to may change
@@ -73,10 +77,10 @@ def _num_values(node: yaml.Node | None, counted: dict[int, float]) -> float:
     return counted[id(node)]
 
 
-def load_yaml(path: str | Path) -> dict[str, Any]:
+def load_yaml(path: str | Path) -> ConfigValues:
     """The mapping in a YAML file."""
     try:
-        loaded = parse_yaml(Path(path).read_text())
+        loaded = parse_yaml(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: got no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):

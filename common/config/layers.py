@@ -11,7 +11,8 @@ from typing import Any
 import pydantic
 import yaml
 
-from salt_distill.common.config.base import Config, parse_yaml
+from salt_distill.common.config.base import Config, ConfigValues, parse_yaml
+from salt_distill.common.text_files import read_text
 
 _MEMBER = re.compile(r"[A-Z]\w*|int|str|float|bool|.*[\[-].*")
 """What pydantic calls a class, a plain type, ``literal['fresh']`` and ``function-after[...]``."""
@@ -23,7 +24,7 @@ Place = Callable[[str], str]
 class Layer:
     """Values of one place, nested as the configuration is."""
 
-    values: dict[str, Any]
+    values: ConfigValues
     place: Place
     """What an error calls a key of it, such as ``run.yaml, line 3: optim.lr``."""
     is_file: bool = False
@@ -32,7 +33,7 @@ class Layer:
 
 def read_layer(path: str | Path) -> Layer:
     """The keys of a YAML file, nested or dotted. Raises ValueError with the line where it is no YAML."""
-    text = Path(path).read_text()
+    text = read_text(path)
     try:
         loaded, root = parse_yaml(text), yaml.compose(text)
     except yaml.YAMLError as error:
@@ -51,7 +52,7 @@ def read_layer(path: str | Path) -> Layer:
     return Layer(nested(loaded), lambda key: f"{place(key)}: {key}", is_file=True)
 
 
-def nested(values: dict[str, Any]) -> dict[str, Any]:
+def nested(values: ConfigValues) -> ConfigValues:
     """The same with dotted keys taken apart: ``optim.lr: 1`` is ``optim: {lr: 1}``."""
     layers = []
     for key, value in values.items():
@@ -62,9 +63,9 @@ def nested(values: dict[str, Any]) -> dict[str, Any]:
     return merge(*layers)
 
 
-def merge(*layers: dict[str, Any]) -> dict[str, Any]:
+def merge(*layers: ConfigValues) -> ConfigValues:
     """Nested dictionaries in one; later layers win."""
-    merged: dict[str, Any] = {}
+    merged: ConfigValues = {}
     for layer in layers:
         for key, value in layer.items():
             below = merged.get(key)

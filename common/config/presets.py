@@ -4,18 +4,18 @@ are ours, for CPUs and small GPUs."""
 from collections.abc import Mapping
 from typing import Any
 
-from salt_distill.common.config.base import Config
+from salt_distill.common.config.base import Config, ConfigValues
 from salt_distill.common.config.layers import merge
 from salt_distill.common.config.model import MaskConfig
 
 _PAPER_STEPS = {"TeacherRun": 80_000, "StudentRun": 160_000, "VJepaRun": 240_000}
 
 
-def _vit(width: int, depth: int, num_heads: int, mlp_width: int) -> dict[str, Any]:
+def _vit(width: int, depth: int, num_heads: int, mlp_width: int) -> ConfigValues:
     return {"encoder": {"width": width, "depth": depth, "num_heads": num_heads, "mlp_width": mlp_width}}
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, ConfigValues] = {
     "vit-b": _vit(768, 12, 12, 3072),
     "vit-l": _vit(1024, 24, 16, 4096),
     "vit-h": _vit(1280, 32, 16, 5120),
@@ -52,7 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 _BLOCKS = [mask_set.model_dump() for mask_set in MaskConfig().sets]
-MASKS: dict[str, list[dict[str, Any]]] = {
+MASKS: dict[str, list[ConfigValues]] = {
     "multi-block": _BLOCKS,
     # V-JEPA's causal multi-block [12]: the last 4 of 16 frames are always hidden. Its [6] is
     # max_temporal_keep 0.375.
@@ -68,8 +68,8 @@ MASKS: dict[str, list[dict[str, Any]]] = {
 
 
 def preset_layer(
-    config_class: type[Config], preset: str, presets: Mapping[str, dict[str, Any]] = PRESETS
-) -> dict[str, Any]:
+    config_class: type[Config], preset: str, presets: Mapping[str, ConfigValues] = PRESETS
+) -> ConfigValues:
     """The values that a preset sets for a kind of run: of those that it has."""
     if preset not in presets:
         raise ValueError(f"got preset {preset!r}, expected one of {', '.join(presets)}")
@@ -81,7 +81,7 @@ def preset_layer(
 
 def warmup_layer(
     config_class: type[Config], preset: Mapping[str, Any], typed: Mapping[str, Any]
-) -> tuple[dict[str, Any], str | None]:
+) -> tuple[ConfigValues, str | None]:
     """The values that shorten a preset's warm-up where it is longer than the run, and a sentence about it;
     none, and None, where it fits, or where somebody typed it."""
     steps = str(typed.get("steps", preset.get("steps")))
@@ -98,7 +98,7 @@ def warmup_layer(
     )
 
 
-def mask_layer(mask: str) -> dict[str, Any]:
+def mask_layer(mask: str) -> ConfigValues:
     """The values that a masking strategy sets."""
     if mask not in MASKS:
         raise ValueError(f"got mask {mask!r}, expected one of {', '.join(MASKS)}")

@@ -1,6 +1,6 @@
 """Probes by name: arXiv:2509.24317, Appendix D, Tables 6 to 8."""
 
-from typing import Any
+from salt_distill.common.config.base import ConfigValues
 
 _CLIPS = {"num_frames": 16, "crop_size": 224}
 # Table 6's "classifier heads" are the pairs of learning rate and weight decay; the attention has 16 heads
@@ -33,7 +33,7 @@ _FAST = (
     }
 )
 
-PROTOCOLS: dict[str, dict[str, Any]] = {
+PROTOCOLS: dict[str, ConfigValues] = {
     "k400": _FULL | _GRID | {"segments": 8, "views": 3, "frame_step": 4, "batch_size": 256},
     "ssv2": _FULL | _GRID | {"segments": 2, "views": 3, "frame_step": 4, "batch_size": 256},
     "coin": _FULL | _ONE | {"segments": 8, "views": 3, "frame_step": 4, "batch_size": 256},

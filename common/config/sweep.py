@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
-from salt_distill.common.config.base import Config
+from salt_distill.common.config.base import Config, ConfigValues
 
 
 class SweepConfig(Config):
@@ -33,9 +33,9 @@ class SweepFile(Config):
 
     preset: str = "vit-l"
     """Preset of all runs; a run may have another."""
-    common: dict[str, Any] = Field(default_factory=dict)
+    common: ConfigValues = Field(default_factory=dict)
     """Values of all runs."""
-    runs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    runs: dict[str, ConfigValues] = Field(default_factory=dict)
     """Name of a run -> what it has otherwise; `preset` and `mask` are names here too."""
     grid: dict[str, list[Any]] = Field(default_factory=dict)
     """Key -> values: each run once with each combination, named after it."""

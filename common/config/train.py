@@ -1,9 +1,16 @@
 """Training runs: ``salt-train``."""
 
 from pathlib import PurePosixPath
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from salt_distill.common.config.base import Config
 from salt_distill.common.config.learning import EmaConfig, OptimConfig
@@ -104,7 +111,8 @@ class TrainConfig(Config):
         PositiveInt,
         Shown(),
         OnResume(
-            "more, but not fewer than are done; where that changes the learning rate, both rates are said"
+            "more, but not fewer than are done; where learning rate, weight decay or the EMA's momentum jump,"
+            " both values are said"
         ),
     ]
     """Optimizer steps."""
@@ -384,7 +392,7 @@ class VJepaRun(TrainConfig):
     ema: Annotated[EmaConfig, Shown()] = EmaConfig()
 
 
-def shown_config(config: TrainConfig) -> dict[str, Any]:
+def shown_config(config: TrainConfig) -> dict[str, JsonValue]:
     """What a board, or a tracker, shows of a run's configuration; of its data the folder's name."""
     shown = {key for key, _ in marked(type(config), Shown)}
     return {"data": PurePosixPath(config.data).name, **config.model_dump(mode="json", include=shown)}

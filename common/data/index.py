@@ -1,20 +1,27 @@
 """The index of a data set: read, and written from the tars themselves."""
 
 import contextlib
-import json
 import logging
 import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pydantic
 
-from salt_distill.common.data.index_table import SCHEMA, Kind, index_hash, write_dataset
+from salt_distill.common.config import explain
+from salt_distill.common.data.index_table import (
+    SCHEMA,
+    DatasetInfo,
+    Kind,
+    MixedFolder,
+    index_hash,
+    write_dataset,
+)
 from salt_distill.common.data.pool import DecodePool
 from salt_distill.common.data.sample import CLASS
 from salt_distill.common.data.scan import Scanned, Skipped, probe_place, scan
@@ -77,8 +84,8 @@ def write_index(folder: Path, *, name: str, kind: Kind, class_names: dict[str, l
     if kind == "indexed":
         write_skipped(folder, skipped)
     names = _all_class_names({**classes.names, **class_names}, index)
-    more = {"tars": stamps} if kind == "indexed" else {}
-    write_dataset(folder, index, name=name, kind=kind, class_names=names, more=more)
+    tars = stamps if kind == "indexed" else None
+    write_dataset(folder, index, name=name, kind=kind, class_names=names, tars=tars)
 
 
 def _is_new(entry: Scanned, keys: set[str], skipped: Skipped) -> bool:
@@ -162,7 +169,7 @@ def _stamps(folder: Path) -> dict[str, list[int]]:
     return {name: [entry.st_size, entry.st_mtime_ns] for name, entry in status.items()}
 
 
-def load_index(data: str | Path | Folder) -> tuple[dict[str, Any], pa.Table]:
+def load_index(data: str | Path | Folder) -> tuple[DatasetInfo, pa.Table]:
     """``dataset.json`` and ``index.parquet`` of a folder of shards; tars that others packed get them here, on
     first use.
 
@@ -170,7 +177,7 @@ def load_index(data: str | Path | Folder) -> tuple[dict[str, Any], pa.Table]:
     """
     folder = data if isinstance(data, Folder) else Folder(data)
     try:
-        info = json.loads(folder.read("dataset.json"))
+        info = _info(folder)
     except FileNotFoundError:
         if folder.local is None:
             raise FileNotFoundError(
@@ -188,8 +195,8 @@ def load_index(data: str | Path | Folder) -> tuple[dict[str, Any], pa.Table]:
                 " pack` wrote"
             ) from None
         write_index(folder.local, name=folder.local.resolve().name, kind="indexed", class_names={})
-        info = json.loads(folder.read("dataset.json"))
-    if info["kind"] == "indexed" and folder.local is not None:
+        info = _info(folder)
+    if info.kind == "indexed" and folder.local is not None:
         info = _index_anew_where_tars_changed(folder.local, info)
     index = pq.read_table(pa.BufferReader(folder.read("index.parquet")))
     if "seekable" not in index.column_names:  # of an older version
@@ -201,20 +208,31 @@ def load_index(data: str | Path | Folder) -> tuple[dict[str, Any], pa.Table]:
             " twice: pack it again to read it faster",
             folder.address,
         )
-    if index_hash(index) != info["index_hash"]:
+    if index_hash(index) != info.index_hash:
         raise ValueError(
             f"{folder.address}: index.parquet is not the one that dataset.json describes: delete both to have"
             " them made anew"
         )
-    for selection in info["selections"] if info["kind"] == "mixture" else ():
+    for selection in info.selections:
         _require_same(folder, selection)
     return info, index
 
 
-def _index_anew_where_tars_changed(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
+def _info(folder: Folder, name: str = "dataset.json") -> DatasetInfo:
+    """That of a data set; ``name``: of its file, relative to the folder."""
+    try:
+        return DatasetInfo.model_validate_json(folder.read(name))
+    except pydantic.ValidationError as error:
+        raise ValueError(
+            f"{folder.path(name)}: got a damaged file, expected what `salt-data` writes: delete it and"
+            f" index.parquet to have them made anew ({explain(error)})"
+        ) from error
+
+
+def _index_anew_where_tars_changed(folder: Path, info: DatasetInfo) -> DatasetInfo:
     """``dataset.json`` of a folder's tars as they are now. A copy that nobody may write to, whose tars have
     other times and the sizes that are known, is read by the index that came with it."""
-    indexed, now = info.get("tars", {}), _stamps(folder)
+    indexed, now = info.tars, _stamps(folder)
     if indexed == now:
         return info
     if not os.access(folder, os.W_OK) and _sizes(indexed) == _sizes(now):
@@ -225,25 +243,25 @@ def _index_anew_where_tars_changed(folder: Path, info: dict[str, Any]) -> dict[s
         )
         return info
     logger.warning("%s: its tars are not those of its index any more: it is made anew", folder)
-    write_index(folder, name=info["name"], kind="indexed", class_names={})
-    return json.loads((folder / "dataset.json").read_bytes())
+    write_index(folder, name=info.name, kind="indexed", class_names={})
+    return _info(Folder(folder))
 
 
 def _sizes(stamps: dict[str, list[int]]) -> dict[str, int]:
     return {name: size for name, (size, _) in stamps.items()}
 
 
-def _require_same(folder: Folder, selection: dict[str, Any]) -> None:
+def _require_same(folder: Folder, selection: MixedFolder) -> None:
     """A mixture points into the tars of its sources, so they must be those that it was made of."""
-    source = folder.path(selection["path"])
+    source = folder.path(selection.path)
     try:
-        found = json.loads(folder.read(f"{selection['path']}/dataset.json"))["index_hash"]
+        now = _info(folder, f"{selection.path}/dataset.json")
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{folder.address} is a mixture of {source}, which is not there: move sources and mixture"
             " together"
         ) from None
-    if found != selection["index_hash"]:
+    if now.index_hash != selection.index_hash:
         raise ValueError(
             f"{folder.address} is a mixture of {source}, which was packed anew since: run `salt-data mix`"
             " again"

@@ -3,12 +3,14 @@
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from salt_distill.common.whole import whole_file
 
@@ -37,6 +39,48 @@ SCHEMA = pa.schema(
 """Columns of ``index.parquet``: the fields of a Sample."""
 
 
+class MixedSource(BaseModel, frozen=True):
+    """A source of a mixture, which has its own order and passes."""
+
+    name: str
+    num_samples: int
+    weight: float | None
+    """Share in what is read, relative to the other weights; None for all sources: every sample is read
+    equally often."""
+
+
+class MixedFolder(BaseModel, frozen=True):
+    """The data set that a mixture takes a source from."""
+
+    path: str
+    """Relative to the mixture."""
+    index_hash: str
+    """Of its index when the mixture was made."""
+    removed: dict[str, int]
+    """Samples that were not taken, by reason."""
+
+
+class DatasetInfo(BaseModel, frozen=True):
+    """``dataset.json``. What has a default stands there only where a data set has it."""
+
+    format: Literal[1]
+    name: str
+    kind: Kind
+    num_samples: int
+    num_shards: int
+    splits: dict[str, int]
+    """Name -> samples."""
+    class_names: dict[str, list[str]]
+    """Label -> names of its classes; a label's value is a position in the list."""
+    tars: dict[str, list[int]] = {}
+    """Of tars that others packed: size and time of change, in nanoseconds, when they were indexed."""
+    sources: tuple[MixedSource, ...] = ()
+    """Of a mixture, and ``selections``."""
+    selections: tuple[MixedFolder, ...] = ()
+    index_hash: str
+    """sha256 of the index's content, hex."""
+
+
 def write_dataset(
     folder: Path,
     index: pa.Table,
@@ -44,10 +88,11 @@ def write_dataset(
     name: str,
     kind: Kind,
     class_names: dict[str, list[str]],
-    more: dict[str, Any],
+    tars: dict[str, list[int]] | None = None,
+    sources: Sequence[MixedSource] = (),
+    selections: Sequence[MixedFolder] = (),
 ) -> None:
-    """Writes ``index.parquet``, then ``dataset.json`` with ``more`` in it. Raises ValueError where a key is
-    not unique."""
+    """Writes ``index.parquet``, then ``dataset.json``. Raises ValueError where a key is not unique."""
     seen: set[str] = set()
     for key in index["key"].to_pylist():
         if key in seen:
@@ -55,21 +100,24 @@ def write_dataset(
                 f"{folder}: two samples have the key {key!r}, expected a data set whose keys are unique"
             )
         seen.add(key)
-    info = {
-        "format": 1,
-        "name": name,
-        "kind": kind,
-        "num_samples": len(index),
-        "num_shards": len(set(index["tar"].to_pylist())),
-        "splits": dict(sorted(Counter(index["split"].to_pylist()).items())),
-        "class_names": class_names,
-        **more,
-        "index_hash": index_hash(index),
-    }
+    info = DatasetInfo(
+        format=1,
+        name=name,
+        kind=kind,
+        num_samples=len(index),
+        num_shards=len(set(index["tar"].to_pylist())),
+        splits=dict(sorted(Counter(index["split"].to_pylist()).items())),
+        class_names=class_names,
+        tars=tars or {},
+        sources=tuple(sources),
+        selections=tuple(selections),
+        index_hash=index_hash(index),
+    )
     with whole_file(folder / "index.parquet", synced=False, many_writers=True) as partial:
         pq.write_table(index, partial, compression="zstd")
     with whole_file(folder / "dataset.json", synced=False, many_writers=True) as partial:
-        partial.write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(info.model_dump(exclude_defaults=True), indent=1, ensure_ascii=False)
+        partial.write_text(text + "\n")
 
 
 def index_hash(index: pa.Table) -> str:

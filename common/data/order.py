@@ -96,17 +96,17 @@ class Mixture:
         for shard, source in enumerate(shard_sources):
             members[source].append(shard)
         sizes = [[shard_sizes[shard] for shard in shards] for shards in members]
-        self._shares = [sum(its) for its in sizes] if weights is None else shares_of(weights)
+        self._shares = [sum(of_source) for of_source in sizes] if weights is None else shares_of(weights)
         """How many of every ``sum(shares)`` slots a source takes."""
-        empty = [name for name, its in zip(names, sizes, strict=True) if not sum(its)]
+        empty = [name for name, of_source in zip(names, sizes, strict=True) if not sum(of_source)]
         if len(empty) == len(names) or (empty and weights is not None):
             raise ValueError(
                 f"got {len(shard_sizes)} shards without a sample{f' of {empty[0]}' if empty[0] else ''} in"
                 " this split, expected at least one: choose another --split"
             )
         self._sources = [
-            (Order(its, data_seed, shuffle_shards, name), shards) if sum(its) else None
-            for its, shards, name in zip(sizes, members, names, strict=True)
+            (Order(of_source, data_seed, shuffle_shards, name), shards) if sum(of_source) else None
+            for of_source, shards, name in zip(sizes, members, names, strict=True)
         ]
         self.num_samples = sum(map(sum, sizes))
 
@@ -128,13 +128,13 @@ def interleave(shares: Sequence[int], slot: int) -> tuple[int, int]:
     numbered anew and divided among the others in the same way. So after any number of slots a source is off
     its exact share by less than the number of sources.
     """
-    left = sum(shares)
+    remaining = sum(shares)
     for source, share in enumerate(shares):
-        taken = slot * share // left
-        if (slot + 1) * share // left > taken:
+        taken = slot * share // remaining
+        if (slot + 1) * share // remaining > taken:
             return source, taken
         slot -= taken
-        left -= share
+        remaining -= share
     raise AssertionError("the last source takes every slot that the others leave")
 
 

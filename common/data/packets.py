@@ -61,11 +61,11 @@ class Packets:
     def _times(self, num_frames: int | None) -> Int64[np.ndarray, " n"] | None:
         if any(packet.pts is None for packet in self._packets):
             return None
-        shown = [
+        ticks = [
             packet.pts for packet in self._packets if not packet.is_discard
         ]  # the rest is outside of the edit list of an mp4
-        times = np.unique(np.array(shown, np.int64))
-        return times if len(times) == len(shown) == num_frames else None
+        times = np.unique(np.array(ticks, np.int64))
+        return times if len(times) == len(ticks) == num_frames else None
 
     def _entries(self, packets: list[av.Packet]) -> list[int]:
         """The places of the packets from which a decoder gives what is shown after them without what comes
@@ -73,16 +73,16 @@ class Packets:
         entries = []
         parameters: set[bytes] = set()
         for number, packet in enumerate(packets[: self._first_change]):
-            own = self._units.parameter_sets(packet)
+            packet_parameters = self._units.parameter_sets(packet)
             # Parameter sets may stand beside the pictures: a decoder that starts here has to know those that
             # came before.
             if (
                 packet.is_keyframe
                 and self._units.starts_afresh(packet)
-                and all(self._units.is_known(unit, own) for unit in parameters)
+                and all(self._units.is_known(unit, packet_parameters) for unit in parameters)
             ):
                 entries.append(number)
-            parameters |= own
+            parameters |= packet_parameters
         return entries
 
 
@@ -123,9 +123,9 @@ class _Units:
             return {bytes(unit) for unit in self._split(packet) if 32 <= unit[0] >> 1 & 63 <= 34}
         return set()
 
-    def is_known(self, unit: bytes, own: set[bytes]) -> bool:
+    def is_known(self, unit: bytes, packet_parameters: set[bytes]) -> bool:
         """Whether a decoder that starts at a packet with these parameter sets knows another one."""
-        return unit in own or unit in self._extradata
+        return unit in packet_parameters or unit in self._extradata
 
     def _split(self, packet: av.Packet) -> Iterator[memoryview]:
         """The units, none of them empty."""

@@ -231,12 +231,16 @@ class Reader:
             require_few_bad(clips, bad, self.skipped, self._max_bad_fraction)
 
 
+def too_many_bad(num_clips: int, num_bad: int, max_bad_fraction: float) -> bool:
+    """Whether more than a share of the clips, counted as at least 100, were bad."""
+    return num_bad > max_bad_fraction * max(num_clips, 100)
+
+
 def require_few_bad(
     num_clips: int, num_bad: int, skipped: Mapping[str, str], max_bad_fraction: float
 ) -> None:
-    """Raises ValueError where more than a share of the clips, counted as at least 100, were bad. ``skipped``:
-    key -> reason."""
-    if num_bad > max_bad_fraction * max(num_clips, 100):
+    """Raises ValueError where too many clips were bad. ``skipped``: key -> reason."""
+    if too_many_bad(num_clips, num_bad, max_bad_fraction):
         key, reason = next(iter(skipped.items()))
         raise ValueError(
             f"got {num_bad} clips that cannot be decoded among {num_clips}, expected at most"

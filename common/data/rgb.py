@@ -23,16 +23,14 @@ def to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> UInt8[np.ndar
     if frame.colorspace not in CONVERTIBLE_MATRICES:
         frame.colorspace = _BT2020 if frame.colorspace == _BT2020_CONSTANT else _UNSPECIFIED
     try:
-        shown = reformatter.reformat(frame, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
+        picture = reformatter.reformat(frame, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
     except FFmpegError as error:
         raise BadVideoError(
             f"its frames (pixels {frame.format.name}, colour matrix {int(frame.colorspace)}) cannot be made"
             f" RGB ({error.strerror or type(error).__name__})"
         ) from error
-    plane = shown.planes[0]
-    image = np.ndarray(
-        (shown.height, shown.width, 3), np.uint8, buffer=memoryview(plane), strides=(plane.line_size, 3, 1)
-    )
+    plane, shape = picture.planes[0], (picture.height, picture.width, 3)
+    image = np.ndarray(shape, np.uint8, buffer=memoryview(plane), strides=(plane.line_size, 3, 1))
     transpose, mirror_x, mirror_y = _orientation(frame)
     if transpose:
         image = image.transpose(1, 0, 2)

@@ -1,12 +1,13 @@
 """One video of a data set, and the JSON beside it in its tar (DESIGN section 4, Shards)."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from salt_distill.common.clip import BadVideoError
-from salt_distill.common.data.facts import VideoFacts
 from salt_distill.common.data.stills import content_hash, stills_in
+from salt_distill.common.data.video_facts import VideoFacts
 
 CLASS = "class"
 """Name of a label that comes without one, as WebDataset's ``.cls`` and V-JEPA's lists do."""
@@ -17,8 +18,8 @@ _MOST = 2**40
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One video of a data set."""
+class Sidecar:
+    """What the JSON beside a video in a tar holds (DESIGN section 4, Shards)."""
 
     key: str
     """``source/name``, unique over the data set."""
@@ -36,6 +37,16 @@ class Sample:
     source: str
     seekable: bool | None
     """As in ``VideoFacts``; None where whoever packed it did not look."""
+
+    def to_json(self) -> bytes:
+        """As it stands in a tar."""
+        return json.dumps(asdict(self), ensure_ascii=False).encode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Sidecar):
+    """One video of a data set."""
+
     tar: str
     """Relative to the data set's folder."""
     offset: int
@@ -46,23 +57,14 @@ class Sample:
 
 _ADDED_LATER = frozenset(["seekable"])
 """Fields that older sidecars do not have."""
-SIDECAR_FIELDS = tuple(field.name for field in fields(Sample) if field.name not in ("tar", "offset", "size"))
-"""What the JSON beside a video in a tar holds (DESIGN section 4, Shards)."""
+SIDECAR_FIELDS = tuple(field.name for field in fields(Sidecar))
 
 
-def describe(
+def sidecar_of(
     key: str, sha256: str, facts: VideoFacts, *, labels: dict[str, int], split: str, source: str
-) -> dict[str, Any]:
-    """The fields of a sidecar."""
-    values = {
-        "key": key,
-        "labels": labels,
-        "split": split,
-        **asdict(facts),
-        "sha256": sha256,
-        "source": source,
-    }
-    return {name: values[name] for name in SIDECAR_FIELDS}
+) -> Sidecar:
+    """That of a video that was probed."""
+    return Sidecar(key=key, labels=labels, split=split, **asdict(facts), sha256=sha256, source=source)
 
 
 def is_sidecar(facts: Any) -> bool:
@@ -70,7 +72,7 @@ def is_sidecar(facts: Any) -> bool:
     return isinstance(facts, dict) and set(facts) | _ADDED_LATER == set(SIDECAR_FIELDS)
 
 
-def require_sidecar(facts: dict[str, Any]) -> dict[str, Any]:
+def require_sidecar(facts: Mapping[str, Any]) -> Sidecar:
     """A sidecar whose values are what they should be. Raises BadVideoError."""
     facts = {"seekable": None, **facts}
     texts = ("key", "split", "codec", "sha256", "source")
@@ -89,7 +91,7 @@ def require_sidecar(facts: dict[str, Any]) -> dict[str, Any]:
             raise BadVideoError(
                 f"its .json gives {name} as {str(facts[name])[:60]!r}, expected what `salt-data pack` writes"
             )
-    return facts
+    return Sidecar(**facts)
 
 
 def _are_labels(value: Any) -> bool:
@@ -111,9 +113,3 @@ def _is_positive(value: Any) -> bool:
 def sha256_of(data: bytes) -> str:
     """A sample's ``sha256``."""
     return content_hash(stills_in(data) or [data])
-
-
-def sidecar(sample_facts: dict[str, Any]) -> bytes:
-    """The JSON beside a video in a tar."""
-    assert tuple(sample_facts) == SIDECAR_FIELDS, f"got {tuple(sample_facts)}"
-    return json.dumps(sample_facts, ensure_ascii=False).encode()

@@ -10,21 +10,21 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from salt_distill.common.clip import BadVideoError
-from salt_distill.common.data.facts import VideoFacts
 from salt_distill.common.data.pool import DecodePool
 from salt_distill.common.data.sample import (
     CLASS,
     MAX_CLASSES,
     Sample,
-    describe,
     is_sidecar,
     require_sidecar,
     sha256_of,
+    sidecar_of,
 )
 from salt_distill.common.data.skipped import printable
 from salt_distill.common.data.stills import IMAGE_SUFFIXES, padded_size, stills_in
 from salt_distill.common.data.usable import require_usable
 from salt_distill.common.data.video import VIDEO_SUFFIXES, probe
+from salt_distill.common.data.video_facts import VideoFacts
 
 _BESIDE_A_VIDEO = frozenset([
     ".json", ".cls", ".cls2", ".index", ".inx", ".id", ".txt", ".text", ".transcript", ".caption", ".srt",
@@ -176,7 +176,7 @@ def _described(
     if ".json" in members:
         facts = _json(archive, members[".json"])
         if is_sidecar(facts):
-            sample = Sample(**require_sidecar(facts), tar=tar, offset=offset, size=size)
+            sample = Sample(**vars(require_sidecar(facts)), tar=tar, offset=offset, size=size)
             return lambda: Scanned(sample, None)
     if is_run:
         raise BadVideoError(
@@ -189,8 +189,8 @@ def _described(
 
     def scanned() -> Scanned:
         sha256, facts = probed.result()
-        described = describe(key, sha256, facts, labels=labels, split="train", source=source)
-        sample = Sample(**described, tar=tar, offset=offset, size=size)
+        sidecar = sidecar_of(key, sha256, facts, labels=labels, split="train", source=source)
+        sample = Sample(**vars(sidecar), tar=tar, offset=offset, size=size)
         return Scanned(sample, class_of if isinstance(class_of, str) else None)
 
     return scanned

@@ -73,13 +73,13 @@ class ShardCache:
                 elif _NAME.fullmatch(entry.name):
                     status = entry.stat()
                     videos.append((status.st_mtime, status.st_size, entry.path))
-        left = sum(size for _, size, _ in videos)
+        num_bytes = sum(size for _, size, _ in videos)
         for _, size, path in sorted(videos):
-            if left + room <= max(_FILL * self._max_bytes, room):
+            if num_bytes + room <= max(_FILL * self._max_bytes, room):
                 break
             os.remove(path)
-            left -= size
-        return left
+            num_bytes -= size
+        return num_bytes
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator["_Total"]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 from jaxtyping import Int32
 
 from salt_distill.common.data.index import load_index
+from salt_distill.common.data.index_table import DatasetInfo
 from salt_distill.common.data.sample import Sample
 from salt_distill.common.folders.folder import Folder
 from salt_distill.common.folders.slice import Slice
@@ -32,23 +33,21 @@ class SourceWeight:
 class Dataset:
     """Samples found by their place, and their encoded bytes. ``open_dataset`` makes one."""
 
-    def __init__(self, folder: Folder, info: dict[str, Any], index: pa.Table) -> None:
+    def __init__(self, folder: Folder, info: DatasetInfo, index: pa.Table) -> None:
         """``index``: as ``_compact`` makes it."""
         self.folder = folder
-        self.name: str = info["name"]
-        self.class_names: dict[str, list[str]] = info["class_names"]
+        self.name = info.name
+        self.class_names = info.class_names
         """Label -> names of its classes; a label's value is a position in the list."""
-        self.index_hash: str = info["index_hash"]
+        self.index_hash = info.index_hash
         """sha256 of the index's content, hex: equal for equal data sets, whatever wrote the files."""
         self.sources = [SourceWeight(name="", weight=None)]
-        if info["kind"] == "mixture":
-            self.sources = [
-                SourceWeight(name=source["name"], weight=source["weight"]) for source in info["sources"]
-            ]
+        if info.kind == "mixture":
+            self.sources = [SourceWeight(name=source.name, weight=source.weight) for source in info.sources]
         self._index = index
         tars = index["tar"].chunk(0)
         of_source = np.zeros(len(index), np.int64)
-        if info["kind"] == "mixture":
+        if info.kind == "mixture":
             place = {source.name: place for place, source in enumerate(self.sources)}
             named = index["source"].chunk(0)
             of_source = np.array([place[name] for name in named.dictionary.to_pylist()])[

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from salt_distill.common.clip import BadVideoError
-from salt_distill.common.data.facts import VideoFacts
+from salt_distill.common.data.video_facts import VideoFacts
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"])
 """Names that are taken for images, in lower case."""
@@ -49,10 +49,10 @@ def probe_stills(images: Sequence[memoryview]) -> VideoFacts:
     BadVideoError unless all decode."""
     shape, codec = (0, 0, 0), ""
     for number, image in enumerate(images):
-        shown, format = _open(image, number)
-        if number and shown.shape != shape:
+        pixels, format = _open(image, number)
+        if number and pixels.shape != shape:
             raise BadVideoError(f"frame {number} has another size than the frames before it")
-        shape, codec = shown.shape, codec or format
+        shape, codec = pixels.shape, codec or format
     return VideoFacts(
         num_frames=len(images),
         fps=1.0,
@@ -76,10 +76,10 @@ def decode_stills(images: Sequence[memoryview], frame_idx: Iterable[int]) -> UIn
 
 def shrink_still(image: memoryview, short_side: int) -> bytes:
     """The image as a JPEG whose shorter side has at most this many pixels."""
-    shown = Image.fromarray(_open(image, 0)[0])
-    scale = min(1.0, short_side / min(shown.size))
-    small = shown.resize(
-        (max(1, round(shown.width * scale)), max(1, round(shown.height * scale))), Image.Resampling.BOX
+    picture = Image.fromarray(_open(image, 0)[0])
+    scale = min(1.0, short_side / min(picture.size))
+    small = picture.resize(
+        (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.BOX
     )
     file = io.BytesIO()
     small.save(file, "JPEG", quality=_JPEG_QUALITY)
@@ -122,10 +122,10 @@ def _jpeg_end(data: bytes) -> int:
             return start + 2
         start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
         if marker == 0xDA:  # what follows is pixels, until a marker that is no part of them
-            found = _JPEG_MARKER.search(data, start)
-            if found is None:
+            match = _JPEG_MARKER.search(data, start)
+            if match is None:
                 break
-            start = found.start()
+            start = match.start()
     return len(data)
 
 

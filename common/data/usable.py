@@ -1,9 +1,9 @@
 """What a data set takes: the rules of `salt-data pack`, for tars that others packed too."""
 
 from salt_distill.common.clip import BadVideoError
-from salt_distill.common.data.facts import VideoFacts
 from salt_distill.common.data.stills import IMAGE_SUFFIXES
 from salt_distill.common.data.video import VIDEO_SUFFIXES
+from salt_distill.common.data.video_facts import VideoFacts
 
 MIN_FRAMES = 2
 MIN_SIDE = 8

@@ -22,11 +22,11 @@ from jaxtyping import Int64, UInt8
 from salt_distill.common.clip import BadVideoError
 from salt_distill.common.data.clock import rate_and_duration
 from salt_distill.common.data.encode import encode_mp4
-from salt_distill.common.data.facts import VideoFacts
 from salt_distill.common.data.packets import Packets
 from salt_distill.common.data.rgb import CONVERTIBLE_MATRICES, displayed_size, to_rgb
 from salt_distill.common.data.stills import decode_stills, probe_stills, stills_in
 from salt_distill.common.data.transport import require_all_packets
+from salt_distill.common.data.video_facts import VideoFacts
 
 logger = logging.getLogger(__name__)
 
@@ -328,8 +328,8 @@ def _decode_torchcodec(data: bytes, stream: Any, packets: Packets, frame_idx: Se
     try:
         decoder = _torchcodec()(data, stream_index=stream.index, dimension_order="NHWC", num_ffmpeg_threads=1)
         batch = decoder.get_frames_at(list(frame_idx))
-        found = batch.pts_seconds.numpy() / tick_s
-        if np.abs(found - packets.times[list(frame_idx)]).max() < 0.5:
+        times = batch.pts_seconds.numpy() / tick_s
+        if np.abs(times - packets.times[list(frame_idx)]).max() < 0.5:
             return list(batch.data.numpy())
         reason = "it finds other frames"
     except (RuntimeError, ValueError, IndexError) as error:

@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
+from pydantic import JsonValue
 
 from salt_distill.common.config import ViewConfig, Views
 from salt_distill.common.data.clock import paced
@@ -41,7 +42,7 @@ class Draw:
     """Of which the first that fits into the frame is the crop."""
 
 
-def view_facts(view: ViewConfig) -> dict[str, Any]:
+def view_facts(view: ViewConfig) -> dict[str, JsonValue]:
     """What a manifest says of views, beside their draws: the configuration, and the version."""
     return {**view.model_dump(mode="json"), "version": VIEW_VERSION}
 

@@ -1,6 +1,5 @@
 """What is read from an object store as a whole: a copy on this machine of a checkpoint or a target cache."""
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -8,6 +7,8 @@ import posixpath
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import filelock
 
 from salt_distill.common.folders.folder import Folder, is_address
 from salt_distill.common.whole import whole_file
@@ -33,23 +34,19 @@ def fetched(address: str | Path, below: str = "", *, wanted: Callable[[str], boo
     if not files:
         raise ValueError(f"got {address}, expected a folder or a file of an object store: nothing is there")
     facts = [[store.path(name), info.size, info.mtime_ns] for name, info in sorted(files.items())]
-    kept = copies() / hashlib.sha256(repr([store.place, facts]).encode()).hexdigest()[:16]
-    copy = kept / posixpath.basename(store.path(below))
-    kept.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(kept, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # the other ranks of this machine wait for the one that copies
+    folder = copies() / hashlib.sha256(repr([store.place, facts]).encode()).hexdigest()[:16]
+    copy = folder / posixpath.basename(store.path(below))
+    folder.mkdir(parents=True, exist_ok=True)
 
-        def copy_one(name: str) -> None:
-            path = copy / posixpath.relpath(name, below) if name != below else copy
-            if not path.is_file() or path.stat().st_size != files[name].size:
-                with whole_file(path, synced=False) as partial:
-                    store.fetch(name, partial)
+    def copy_one(name: str) -> None:
+        path = copy / posixpath.relpath(name, below) if name != below else copy
+        if not path.is_file() or path.stat().st_size != files[name].size:
+            with whole_file(path, synced=False) as partial:
+                store.fetch(name, partial)
 
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(copy_one, files))
-    finally:
-        os.close(descriptor)
+    # The other ranks of this machine wait for the one that copies.
+    with filelock.UnixFileLock(folder / ".lock"), ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(copy_one, files))
     return copy
 
 

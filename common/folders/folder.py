@@ -105,8 +105,8 @@ class Folder:
             ):  # fsspec, whose open files read ahead and are for one thread
                 return self._files.handler.fs.cat_file(path, start=offset, end=offset + size)
             file = self._open(path)
-            left = file.size() - offset
-            return file.read_at(min(size, left), offset) if left > 0 else b""
+            num_bytes = file.size() - offset
+            return file.read_at(min(size, num_bytes), offset) if num_bytes > 0 else b""
 
         try:
             data = self._retrying(read)
@@ -139,8 +139,8 @@ class Folder:
         if itself.is_file:
             return {below: itself}
         selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
-        found = self._retrying(lambda: self._files.get_file_info(selector))
-        return {posixpath.relpath(info.path, self._base): info for info in found if info.is_file}
+        infos = self._retrying(lambda: self._files.get_file_info(selector))
+        return {posixpath.relpath(info.path, self._base): info for info in infos if info.is_file}
 
     def close(self) -> None:
         """Ends the waits for another try, in every thread."""

@@ -185,10 +185,8 @@ def _drop_levels(tensors: dict[str, Tensor]) -> None:
         tensors["patch_embed.proj.bias"] = bias + tensors.pop("video_mod_embed").flatten()
 
 
-def _sizes(
-    tensors: Mapping[str, Tensor], family: Family, path: Path
-) -> tuple[EncoderConfig | AbsoluteConfig, ViewConfig]:
-    """What the tensors of a file without a configuration are, and its clips."""
+def _block_sizes(tensors: Mapping[str, Tensor], family: Family, path: Path) -> dict[str, int]:
+    """Sizes of blocks and patches, by their keys in a configuration."""
     patch, up = (tensors.get(name) for name in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"))
     if (
         patch is None
@@ -211,7 +209,7 @@ def _sizes(
             f" {family.value} are (width x blocks: heads) {known}. Add a key {PT_CONFIG!r} to the file"
             " with the encoder's configuration (docs/checkpoints.md)"
         )
-    sizes = {
+    return {
         "width": width,
         "depth": depth,
         "num_heads": NUM_HEADS[family][width, depth],
@@ -219,10 +217,18 @@ def _sizes(
         "patch_size": patch_size,
         "tubelet_size": tubelet_size,
     }
+
+
+def _sizes(
+    tensors: Mapping[str, Tensor], family: Family, path: Path
+) -> tuple[EncoderConfig | AbsoluteConfig, ViewConfig]:
+    """What the tensors of a file without a configuration are, and its clips."""
+    sizes = _block_sizes(tensors, family, path)
     if family in (Family.VJEPA2, Family.VJEPA21):
         rope = "vjepa2_tiled" if family is Family.VJEPA2 else "vjepa2_1"
         return EncoderConfig(rope=rope, **sizes), ViewConfig(num_frames=NUM_FRAMES)
-    steps, positions = NUM_FRAMES // tubelet_size, tensors.get("pos_embed")
+    patch_size, steps = sizes["patch_size"], NUM_FRAMES // sizes["tubelet_size"]
+    positions = tensors.get("pos_embed")
     side = 224 // patch_size if positions is None else math.isqrt(positions.shape[1] // steps)
     if positions is not None and positions.shape[1] != steps * side**2:
         raise ValueError(

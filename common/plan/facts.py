@@ -1,10 +1,11 @@
-"""What a plan is made of: sizes from presets, speeds from estimates or from a GPU's peak."""
+"""What a plan is made of: sizes from presets, speeds from estimates or counted for a GPU."""
 
-import json
 import math
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ValidationError
 
 from salt_distill.common.config import FlopsConfig, GpuName, PlanConfig, PlannedStudent, preset_layer
 from salt_distill.common.model.flops import (
@@ -17,13 +18,43 @@ from salt_distill.common.model.flops import (
     six_n_d,
 )
 from salt_distill.common.model.grid import TokenGrid, token_grid
+from salt_distill.common.model.roofline import GPUS, Kernel
 from salt_distill.common.plan.arithmetic import PlannedTeacher, Site, Student, Work
+from salt_distill.common.plan.counted import slowest_clips_per_s, student_kernels, teacher_kernels
 from salt_distill.common.targets import codec
+from salt_distill.common.text_files import read_text
 
-PEAK_TFLOPS: dict[GpuName, float] = {"a100": 312.0, "h100": 989.4, "h200": 989.4, "b200": 2250.0}
-"""Dense bfloat16 peaks of the SXM modules, without sparsity, from NVIDIA's data sheets."""
-MFU = 0.4
-"""Where `--mfu` says nothing: about 400 TFLOP/s of an H100."""
+
+class EstimatedPart(BaseModel):
+    """A student or a teacher of an estimate."""
+
+    clips_per_s: float | None
+    """None of a teacher that is elsewhere."""
+    six_n_d: float
+    """FLOPs of the whole run by the paper's rule: tells sizes apart."""
+
+
+class StudentFigures(EstimatedPart):
+    """A student of an estimate."""
+
+    clips_per_s: float
+
+
+class EstimateFile(BaseModel):
+    """What a plan takes of what `salt-train student --estimate --estimate-out FILE` writes."""
+
+    objective: Literal["salt"]
+    steps: int
+    batch_size: int
+    device: str
+    dtype: str
+    student: StudentFigures
+    teacher: EstimatedPart | None
+
+    @property
+    def source(self) -> str:
+        """Where its speeds are from: a clock, or with `--estimate --gpu` a count of kernels."""
+        return f"{self.device}, {self.dtype}"
 
 
 class Speed(NamedTuple):
@@ -111,15 +142,17 @@ def _sizes(preset: str) -> FlopsConfig:
 
 
 def _achieved_tflops(config: PlanConfig) -> Speed | None:
-    """TFLOP/s that a GPU reaches, where they are given."""
+    """TFLOP/s that a GPU reaches, where they are given; None: they are counted, or every speed is given."""
     if config.gpu_tflops is not None:
         return Speed(config.gpu_tflops, f"{config.gpu_tflops:g} TFLOP/s")
-    if config.gpu is None:
+    if config.gpu is None or config.mfu is None:
         return None
-    mfu = MFU if config.mfu is None else config.mfu
-    return Speed(
-        mfu * PEAK_TFLOPS[config.gpu], f"{mfu:g} of {config.gpu}'s {PEAK_TFLOPS[config.gpu]:g} TFLOP/s"
-    )
+    peak = GPUS[config.gpu].bfloat16_flops / 1e12
+    return Speed(config.mfu * peak, f"{config.mfu:g} of {config.gpu}'s {peak:g} TFLOP/s")
+
+
+def _counted(launches: Counter[Kernel], gpu: GpuName) -> Speed:
+    return Speed(slowest_clips_per_s(launches, gpu), f"counted for {gpu}, not measured")
 
 
 def _teacher_speed(
@@ -128,9 +161,9 @@ def _teacher_speed(
     if config.teacher_clips_per_s is not None:
         return Speed(config.teacher_clips_per_s, "given")
     if config.teacher_estimate is not None:
-        found = _read_estimate(config.teacher_estimate)
-        part = found["teacher"]
-        if part is None or part["clips_per_s"] is None:
+        estimate = _read_estimate(config.teacher_estimate)
+        teacher = estimate.teacher
+        if teacher is None or teacher.clips_per_s is None:
             raise ValueError(
                 f"{config.teacher_estimate}: got an estimate without a teacher in it, expected one with"
                 " --teacher-ckpt"
@@ -142,9 +175,11 @@ def _teacher_speed(
             predictor_parameters=0,
             teacher_parameters=encoder_parameters(sizes.encoder),
         )
-        _check_size(config.teacher_estimate, "teacher", found, part, expected.teacher, config.teacher)
-        return Speed(part["clips_per_s"], _measured(config.teacher_estimate, found))
-    assert tflops is not None  # the configuration has checked it
+        _check_size(config.teacher_estimate, estimate, "teacher", teacher, expected.teacher, config.teacher)
+        return Speed(teacher.clips_per_s, f"{config.teacher_estimate}: {estimate.source}")
+    if tflops is None:
+        assert config.gpu is not None, "the configuration has checked it"
+        return _counted(teacher_kernels(sizes), config.gpu)
     return Speed(tflops.clips_per_s * 1e12 / flops, tflops.source)
 
 
@@ -154,10 +189,13 @@ def _student_speed(
     if planned.clips_per_s is not None:
         return Speed(planned.clips_per_s, "given")
     if planned.estimate is not None:
-        found = _read_estimate(planned.estimate)
-        _check_size(planned.estimate, "student", found, found["student"], paper_flops, planned.preset)
-        return Speed(found["student"]["clips_per_s"], _measured(planned.estimate, found))
-    assert tflops is not None  # the configuration has checked it
+        estimate = _read_estimate(planned.estimate)
+        _check_size(planned.estimate, estimate, "student", estimate.student, paper_flops, planned.preset)
+        return Speed(estimate.student.clips_per_s, f"{planned.estimate}: {estimate.source}")
+    if tflops is None:
+        assert config.gpu is not None, "the configuration has checked it"
+        sizes, width = _sizes(planned.preset), _sizes(config.teacher).encoder.width
+        return _counted(student_kernels(sizes, width), config.gpu)
     return Speed(tflops.clips_per_s * 1e12 / _exact_flops(planned.preset, config), tflops.source)
 
 
@@ -201,27 +239,22 @@ def _exact_flops(preset: str, config: PlanConfig) -> float:
     ).total
 
 
-def _read_estimate(path: str) -> dict[str, Any]:
-    found = json.loads(Path(path).read_text())
-    if not isinstance(found, dict) or found.get("objective") != "salt":
+def _read_estimate(path: str) -> EstimateFile:
+    try:
+        return EstimateFile.model_validate_json(read_text(path))
+    except ValidationError as error:
         raise ValueError(
             f"{path}: got no estimate of a student, expected what `salt-train student --estimate"
             " --estimate-out FILE` writes"
-        )
-    return found
+        ) from error
 
 
 def _check_size(
-    path: str, role: str, found: dict[str, Any], part: dict[str, Any], expected: float, preset: str
+    path: str, estimate: EstimateFile, role: str, part: EstimatedPart, expected: float, preset: str
 ) -> None:
-    got = part["six_n_d"] / found["steps"] / found["batch_size"]
+    got = part.six_n_d / estimate.steps / estimate.batch_size
     if not math.isclose(got, expected, rel_tol=1e-6):
         raise ValueError(
             f"{path}: got a {role} of {got:.4g} FLOPs a clip by 6ND, expected {preset}'s {expected:.4g}: an"
             " estimate of another size"
         )
-
-
-def _measured(path: str, found: dict[str, Any]) -> str:
-    """Where a speed is from: a clock, or with `--estimate --gpu` a count of kernels."""
-    return f"{path}: {found['device']}, {found['dtype']}"

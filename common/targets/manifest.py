@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, NonNegativeInt, ValidationError
 
 from salt_distill.common.config import TargetDtype, explain
 from salt_distill.common.model.teacher import TeacherSpec
@@ -41,7 +41,7 @@ class CacheSpec(BaseModel):
     """This and what follows is None where clips came without it: targets that a service wrote through."""
     views: int | None = None
     """K: views per sample."""
-    view: dict[str, Any] | None = None
+    view: dict[str, JsonValue] | None = None
     """``view_facts``: the view configuration, and the version of the way from a draw to a clip."""
     decoder: str | None = None
     """Library and version that decoded the videos."""
@@ -190,5 +190,5 @@ def require_own_folder(place: str, names: Iterable[str]) -> None:
         )
 
 
-def _checksum(manifest: dict[str, Any]) -> str:
+def _checksum(manifest: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -260,10 +260,10 @@ def _check_fields(schema: pa.Schema, expected: Sequence[pa.Field]) -> None:
 
 
 def _metadata(schema: pa.Schema, *, required: Sequence[str]) -> dict[str, str]:
-    found = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
-    salt = {key.removeprefix("salt."): value for key, value in found.items() if key.startswith("salt.")}
+    texts = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    salt = {key.removeprefix("salt."): value for key, value in texts.items() if key.startswith("salt.")}
     if missing := [key for key in required if key not in salt]:
-        raise ValueError(f"got the schema metadata {sorted(found)}, expected also salt.{missing[0]}")
+        raise ValueError(f"got the schema metadata {sorted(texts)}, expected also salt.{missing[0]}")
     if unknown := [key for key in salt if key not in required]:
         raise ValueError(
             f"got the unknown schema metadata salt.{unknown[0]}, expected only"

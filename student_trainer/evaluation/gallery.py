@@ -95,19 +95,19 @@ def _own(
     """For each clip what only a run of ours can show: its masks, and what it predicts under them."""
     if not (path / "config.yaml").is_file():
         return ([] for _ in clips)
-    own = read_config(path)
-    if own.view.clip_shape != clips.shape[1:]:
+    about = read_config(path)
+    if about.view.clip_shape != clips.shape[1:]:
         raise ValueError(
             f"{path}: got clips {clips.shape[1:]}, expected those that it was trained on,"
-            f" {own.view.clip_shape}"
+            f" {about.view.clip_shape}"
         )
-    group = masks_of(own, seed=config.seed, step=1, batch_size=len(clips))
-    hidden = masks(name, own, group, clips)
-    if own.objective == "vpixel":
+    group = masks_of(about, seed=config.seed, step=1, batch_size=len(clips))
+    hidden = masks(name, about, group, clips)
+    if about.objective == "vpixel":
         return map(add, hidden, paintings(path, name, group, clips))
-    if own.objective == "salt" and config.teacher is not None:
+    if about.objective == "salt" and config.teacher is not None:
         return map(add, hidden, predictions(path, name, group, clips, teacher=config.teacher))
-    if own.objective == "salt":
+    if about.objective == "salt":
         console.print(f"{name}: no picture of its predictions without --teacher", highlight=False)
     return hidden
 

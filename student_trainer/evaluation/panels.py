@@ -59,17 +59,17 @@ def components(encoder: FrozenEncoder, clips: UInt8[np.ndarray, "b t h w 3"]) ->
 
 
 def masks(
-    name: str, own: CheckpointConfig, group: MaskGroup, clips: UInt8[np.ndarray, "b t h w 3"]
+    name: str, config: CheckpointConfig, group: MaskGroup, clips: UInt8[np.ndarray, "b t h w 3"]
 ) -> Iterator[list[Panel]]:
     """For each clip what a run's mask sets hide of it."""
     for row, clip in enumerate(clips):
         yield [
             _panel(
                 f"masks of {name}: {describe(mask_set)}",
-                tint_masks(clip, token_roles(mask, row, own.grid.num_tokens), own.grid),
-                own,
+                tint_masks(clip, token_roles(mask, row, config.grid.num_tokens), config.grid),
+                config,
             )
-            for mask_set, mask in zip(own.mask.sets, group.sets, strict=True)
+            for mask_set, mask in zip(config.mask.sets, group.sets, strict=True)
         ]
 
 
@@ -77,7 +77,7 @@ def paintings(
     path: Path, name: str, group: MaskGroup, clips: UInt8[np.ndarray, "b t h w 3"]
 ) -> Iterator[list[Panel]]:
     """For each clip what a run of stage 1 paints under each mask set."""
-    own = read_config(path)
+    config = read_config(path)
     encoder, predictor, pixel_norm = (
         load_vit(path),
         load_predictor(path),
@@ -94,12 +94,12 @@ def paintings(
                     set_idx,
                     encoder=encoder,
                     predictor=predictor,
-                    config=own,
+                    config=config,
                     pixel_norm=pixel_norm,
                 ).prediction,
-                own,
+                config,
             )
-            for set_idx, (mask_set, mask) in enumerate(zip(own.mask.sets, group.sets, strict=True))
+            for set_idx, (mask_set, mask) in enumerate(zip(config.mask.sets, group.sets, strict=True))
         ]
 
 
@@ -110,35 +110,35 @@ def predictions(
 
     Raises ValueError where it learned from another teacher.
     """
-    own = read_config(path)
+    config = read_config(path)
     choice = FrozenConfig(
         ckpt=teacher,
-        num_frames=own.view.num_frames,
-        crop_size=own.view.crop_size,
-        patch_size=own.encoder.patch_size,
-        tubelet_size=own.encoder.tubelet_size,
+        num_frames=config.view.num_frames,
+        crop_size=config.view.crop_size,
+        patch_size=config.encoder.patch_size,
+        tubelet_size=config.encoder.tubelet_size,
     )
     frozen = Teacher(open_encoder(choice), TeacherComputeConfig(batch_size=1), torch.device("cpu"))
-    if frozen.spec.fingerprint != own.teacher_fingerprint:
+    if frozen.spec.fingerprint != config.teacher_fingerprint:
         raise ValueError(
             f"{path}: got teacher {teacher} with fingerprint {frozen.spec.fingerprint[:12]}, expected the one"
-            f" that it learned from, {(own.teacher_fingerprint or 'none')[:12]}"
+            f" that it learned from, {(config.teacher_fingerprint or 'none')[:12]}"
         )
     encoder, predictor = load_vit(path), load_predictor(path)
     for row, clip in enumerate(clips):
         target = frozen.forward(clip[None])
-        pixels = normalise(torch.from_numpy(clip)[None], own.mean, own.std)
+        pixels = normalise(torch.from_numpy(clip)[None], config.mean, config.std)
         panels = []
-        for set_idx, (mask_set, mask) in enumerate(zip(own.mask.sets, group.sets, strict=True)):
+        for set_idx, (mask_set, mask) in enumerate(zip(config.mask.sets, group.sets, strict=True)):
             cosine = agreement(
-                pixels, target, mask, row, set_idx, encoder=encoder, predictor=predictor, grid=own.grid
+                pixels, target, mask, row, set_idx, encoder=encoder, predictor=predictor, grid=config.grid
             )
             title = (
                 f"{name} predicts, {describe(mask_set)}: cosine with the target, mean {cosine.nanmean():.2f}"
             )
-            panels.append(_panel(title, paint_agreement(cosine, clip, own.grid), own))
+            panels.append(_panel(title, paint_agreement(cosine, clip, config.grid), config))
         yield panels
 
 
-def _panel(title: str, frames: UInt8[np.ndarray, "t h w 3"], own: CheckpointConfig) -> Panel:
-    return Panel(title=title, frames=frames, tubelet_size=own.encoder.tubelet_size)
+def _panel(title: str, frames: UInt8[np.ndarray, "t h w 3"], config: CheckpointConfig) -> Panel:
+    return Panel(title=title, frames=frames, tubelet_size=config.encoder.tubelet_size)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from salt_distill.common.config.embed import VideosConfig
-from salt_distill.common.data.facts import VideoFacts
 from salt_distill.common.data.pool import DecodePool
 from salt_distill.common.data.reader import require_sha256
 from salt_distill.common.data.scan import probe_place
 from salt_distill.common.data.shards import open_dataset
 from salt_distill.common.data.tasks import Clip, Decoder, Task
 from salt_distill.common.data.video import VIDEO_SUFFIXES, decoder_name
+from salt_distill.common.data.video_facts import VideoFacts
 from salt_distill.common.folders.slice import Slice
 
 

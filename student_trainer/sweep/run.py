@@ -3,7 +3,6 @@ placed by one Ray."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from salt_distill.common.console import console
 from salt_distill.common.local_ray import join, ray_to_join
 from salt_distill.student_trainer.job import ENVIRONMENT
 from salt_distill.student_trainer.resume import continued
-from salt_distill.student_trainer.sweep.file import runs_of
+from salt_distill.student_trainer.sweep.sweep_file import runs_of
 from salt_distill.student_trainer.sweep.table import SharedWork, print_table, summarise
 
 POLL_S = 0.5
@@ -30,7 +29,7 @@ _STUDENT = [
     sys.executable,
     "-P",
     "-c",
-    "import sys; sys.argv[0] = 'salt-train'; from salt_distill.student_trainer.cli import main; main()",
+    "import sys; sys.argv[0] = 'salt-train'; from salt_distill.programs import train; train()",
     "student",
 ]
 _TAIL_BYTES = 8192
@@ -49,9 +48,10 @@ def run(config: SweepConfig, console: rich.console.Console = console) -> None:
         if to_do:
             failed = _train(to_do, config, console)
         summary = summarise(runs, failed, shared)
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    text = json.dumps(summary.model_dump(), indent=2)
+    (out / "summary.json").write_text(text + "\n")
     if config.json_:
-        print(json.dumps(summary, indent=2))
+        print(text)
     else:
         print_table(summary)
     if failed:
@@ -152,11 +152,9 @@ def _ended() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     """Processes by name; those that still run when the block is left by Ctrl-C, SIGTERM or an error are
     ended, and waited for."""
     processes: dict[str, subprocess.Popen[bytes]] = {}
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield processes
     finally:
-        signal.signal(signal.SIGTERM, before)
         for process in processes.values():
             process.terminate()
         for process in processes.values():

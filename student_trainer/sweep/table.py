@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Literal, Self
 
+from pydantic import BaseModel
 from rich import box
 from rich.console import Console
 from rich.filesize import decimal
@@ -13,21 +13,49 @@ from rich.table import Table
 
 from salt_distill.common.config import StudentRun
 from salt_distill.common.credentials import access_token
-from salt_distill.student_trainer.evaluation.report.sharing import Sharing, read_sharing
+from salt_distill.student_trainer.evaluation.report.sharing import (
+    NOTHING,
+    ServiceStatus,
+    Sharing,
+    SharingCounters,
+)
 from salt_distill.student_trainer.run_flops import scientific
 from salt_distill.student_trainer.targets.client import ServiceClient
 from salt_distill.student_trainer.targets.retry import TeacherUnavailableError
 
-_COUNTED = (
-    "clips_served",
-    "clips_computed",
-    "coalesced",
-    "from_memory",
-    "bytes_in",
-    "bytes_out",
-    "forward_s",
-)
-"""Counters of the service that what sharing saved follows from."""
+
+class DoneRun(BaseModel, frozen=True):
+    """A run that came to its last step: what its ``summary.json`` says."""
+
+    out: str
+    state: Literal["done"] = "done"
+    failure: None = None
+    loss_last: float
+    flops: float
+    teacher_wait_ms: float
+    data_wait_ms: float
+    step_ms: float
+
+
+class FailedRun(BaseModel, frozen=True):
+    """A run that did not."""
+
+    out: str
+    state: Literal["failed"] = "failed"
+    failure: str
+    loss_last: None = None
+    flops: None = None
+    teacher_wait_ms: None = None
+    data_wait_ms: None = None
+    step_ms: None = None
+
+
+class SweepSummary(BaseModel, frozen=True):
+    """``summary.json`` of a sweep."""
+
+    runs: dict[str, DoneRun | FailedRun]
+    sharing: Sharing | None
+    """What one teacher for all runs saved; None without a service that could say it."""
 
 
 class SharedWork:
@@ -44,10 +72,10 @@ class SharedWork:
                 config.teacher_url, config.client, "sweep", token=token, ca=config.teacher_ca
             )
         earlier = json.loads(summary.read_text())["sharing"] if summary.exists() else None
-        self._earlier = {name: 0 if earlier is None else earlier[name] for name in _COUNTED}
+        self._earlier = NOTHING if earlier is None else SharingCounters.model_validate(earlier)
 
     def __enter__(self) -> Self:
-        self._before = {} if self._client is None else self._client.teacher().counters.model_dump()
+        self._before = NOTHING if self._client is None else _status(self._client).counters
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,62 +87,45 @@ class SharedWork:
         if self._client is None:
             return None
         try:
-            facts = self._client.teacher().model_dump(mode="json")
+            status = _status(self._client)
         except TeacherUnavailableError:
             return None
-        now, before = facts["counters"], self._before
-        if (
-            now["clips_served"] < before["clips_served"]
-        ):  # it was started again meanwhile, and counts from zero
-            before = dict.fromkeys(before, 0)
-        return read_sharing(
-            facts | {"counters": {name: now[name] - before[name] + self._earlier[name] for name in _COUNTED}}
-        )
+        now, before = status.counters, self._before
+        if now.clips_served < before.clips_served:  # it was started again meanwhile, and counts from zero
+            before = NOTHING
+        return status.sharing(SharingCounters.total((1, now), (-1, before), (1, self._earlier)))
 
 
-def summarise(
-    runs: Mapping[str, StudentRun], failed: Mapping[str, str], shared: SharedWork
-) -> dict[str, Any]:
-    """Plain types: each run's configuration and results, and ``sharing``."""
-    sharing = shared.sharing()
-    saved = None
-    if sharing is not None:
-        own = {
-            "forwards_avoided": sharing.forwards_avoided,
-            "flops_saved": sharing.flops_saved,
-            "bytes_not_uploaded": sharing.bytes_not_uploaded,
-        }
-        saved = asdict(sharing) | own
-    return {
-        "runs": {name: _result(config, failed.get(name)) for name, config in runs.items()},
-        "sharing": saved,
-    }
+def summarise(runs: Mapping[str, StudentRun], failed: Mapping[str, str], shared: SharedWork) -> SweepSummary:
+    """What came of all runs."""
+    return SweepSummary(
+        runs={name: _result(config, failed.get(name)) for name, config in runs.items()},
+        sharing=shared.sharing(),
+    )
 
 
-def _result(config: StudentRun, failure: str | None) -> dict[str, Any]:
-    path = Path(config.out) / "summary.json"
-    result: dict[str, Any] = {
-        "out": config.out,
-        "state": "done" if failure is None else "failed",
-        "failure": failure,
-    }
-    shown = ("loss_last", "flops", "teacher_wait_ms", "data_wait_ms", "step_ms")
-    found = json.loads(path.read_text()) if failure is None else dict.fromkeys(shown)
-    return result | {name: found[name] for name in shown}
+def _status(client: ServiceClient) -> ServiceStatus:
+    return ServiceStatus.model_validate(client.teacher().model_dump())
 
 
-def print_table(summary: dict[str, Any]) -> None:
+def _result(config: StudentRun, failure: str | None) -> DoneRun | FailedRun:
+    if failure is not None:
+        return FailedRun(out=config.out, failure=failure)
+    results = json.loads((Path(config.out) / "summary.json").read_bytes())
+    return DoneRun.model_validate({**results, "out": config.out})
+
+
+def print_table(summary: SweepSummary) -> None:
     """On standard output, the lowest loss first."""
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("run", "loss", "FLOPs, 6ND", "step ms", "teacher wait ms", "data wait ms", ""):
         table.add_column(name, justify="left" if name in ("run", "") else "right", no_wrap=True)
-    done = sorted((run["loss_last"], name) for name, run in summary["runs"].items() if run["state"] == "done")
-    for loss, name in done:
-        run = summary["runs"][name]
-        waits = (f"{run[wait]:,.1f}" for wait in ("step_ms", "teacher_wait_ms", "data_wait_ms"))
-        table.add_row(name, f"{loss:.4f}", scientific(run["flops"]), *waits)
-    for name, run in summary["runs"].items():
-        if run["state"] == "failed":
+    done = {name: run for name, run in summary.runs.items() if isinstance(run, DoneRun)}
+    for name, run in sorted(done.items(), key=lambda item: (item[1].loss_last, item[0])):
+        waits = (f"{wait:,.1f}" for wait in (run.step_ms, run.teacher_wait_ms, run.data_wait_ms))
+        table.add_row(name, f"{run.loss_last:.4f}", scientific(run.flops), *waits)
+    for name, run in summary.runs.items():
+        if isinstance(run, FailedRun):
             table.add_row(name, "", "", "", "", "", "failed", style="red")
     console = Console(highlight=False)
     console.width = max(console.width, 110)  # a wide table is read by scrolling, not cut off
@@ -122,14 +133,14 @@ def print_table(summary: dict[str, Any]) -> None:
     console.print(_saved(summary), soft_wrap=True)
 
 
-def _saved(summary: dict[str, Any]) -> str:
-    sharing = summary["sharing"]
+def _saved(summary: SweepSummary) -> str:
+    sharing = summary.sharing
     if sharing is None:
         return "No teacher service that could say what sharing saved."
-    spent = sum(run["flops"] for run in summary["runs"].values() if run["state"] == "done")
-    share = f", {sharing['flops_saved'] / spent:.0%} of what the runs would have taken alone" if spent else ""
+    spent = sum(run.flops for run in summary.runs.values() if isinstance(run, DoneRun))
+    share = f", {sharing.flops_saved / spent:.0%} of what the runs would have taken alone" if spent else ""
     return (
-        f"One teacher for all: {sharing['clips_computed']:,} forwards for {sharing['clips_served']:,}"
-        f" targets, {sharing['forwards_avoided']:,} saved; {scientific(sharing['flops_saved'])} FLOPs{share};"
-        f" {decimal(sharing['bytes_not_uploaded'])} not uploaded."
+        f"One teacher for all: {sharing.clips_computed:,} forwards for {sharing.clips_served:,}"
+        f" targets, {sharing.forwards_avoided:,} saved; {scientific(sharing.flops_saved)} FLOPs{share};"
+        f" {decimal(sharing.bytes_not_uploaded)} not uploaded."
     )

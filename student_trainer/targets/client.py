@@ -3,7 +3,6 @@ targets into buffers that we already have, which the clients of the usual librar
 
 import functools
 import http.client
-import io
 import logging
 import re
 import secrets
@@ -12,12 +11,8 @@ import ssl
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
-
-from typing_extensions import Buffer
 
 from salt_distill.common.config import ServiceClientConfig
 from salt_distill.common.credentials import authorization, trusted
@@ -34,14 +29,13 @@ from salt_distill.common.protocol import (
     TeacherFacts,
 )
 from salt_distill.common.targets import wire
+from salt_distill.student_trainer.targets.deadline import TimedResponse, in_time
 from salt_distill.student_trainer.targets.retry import Retries, RetryableError
 
 log = logging.getLogger(__name__)
 
 _MAX_JSON_BYTES = 1 << 20
 """Largest answer that is no target, in bytes."""
-_READ_BYTES = 1 << 16
-"""Of the buffer that heads and small bodies are read through."""
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
@@ -200,7 +194,7 @@ class ServiceClient:
             **(headers or {}),
         }
         deadline_s = time.monotonic() + self._config.timeout_s
-        vars(connection)["response_class"] = functools.partial(_TimedResponse, deadline_s=deadline_s)
+        vars(connection)["response_class"] = functools.partial(TimedResponse, deadline_s=deadline_s)
         pieces = [body] if isinstance(body, bytes) else body
         if pieces is not None:
             sent["Content-Length"] = str(sum(map(len, pieces)))
@@ -208,7 +202,7 @@ class ServiceClient:
             connection.request(
                 method,
                 self._path + path,
-                body=None if pieces is None else _in_time(pieces, connection, deadline_s),
+                body=None if pieces is None else in_time(pieces, connection, deadline_s),
                 headers=sent,
             )
             response = connection.getresponse()
@@ -250,62 +244,6 @@ class ServiceClient:
         if buffer is None or len(buffer) < num_bytes:
             buffer = self._local.buffer = memoryview(bytearray(num_bytes))
         return buffer
-
-
-class _TimedResponse(http.client.HTTPResponse):
-    """A response that ends at a time, however slowly its bytes come: a socket's own time-out begins anew with
-    each of them."""
-
-    def __init__(self, sock: socket.socket, *, deadline_s: float, **named: Any) -> None:
-        super().__init__(sock, **named)
-        self.fp.close()
-        self.fp = io.BufferedReader(_TimedReader(sock, deadline_s), _READ_BYTES)
-
-
-class _TimedReader(io.RawIOBase):
-    """What a socket receives until a time."""
-
-    def __init__(self, sock: socket.socket, deadline_s: float) -> None:
-        self._sock, self._deadline_s = sock, deadline_s
-        self._file = sock.makefile("rb", buffering=0)  # keeps the socket while the response is read
-        self._num_bytes = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        """Raises TimeoutError past the time."""
-        try:
-            self._sock.settimeout(_left_s(self._deadline_s))
-            num_bytes = self._file.readinto(buffer)
-        except TimeoutError as error:
-            raise TimeoutError(
-                f"got {self._num_bytes} bytes in the time for a whole answer, client.timeout_s"
-            ) from error
-        self._num_bytes += num_bytes or 0
-        return num_bytes
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _in_time(
-    pieces: wire.Body | list[bytes], connection: http.client.HTTPConnection, deadline_s: float
-) -> Iterator[Buffer]:
-    """The pieces of a body, each to be taken before the time ends."""
-    for piece in pieces:
-        if connection.sock is not None:
-            connection.sock.settimeout(_left_s(deadline_s))
-        yield piece
-
-
-def _left_s(deadline_s: float) -> float:
-    """Seconds until a time. Raises TimeoutError past it."""
-    left_s = deadline_s - time.monotonic()
-    if left_s <= 0:
-        raise TimeoutError("the time for a whole answer, client.timeout_s, is over")
-    return left_s
 
 
 def _read(response: http.client.HTTPResponse, into: memoryview) -> memoryview:

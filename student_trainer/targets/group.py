@@ -6,7 +6,8 @@ import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+
+from pydantic import JsonValue
 
 from salt_distill.common.metrics_line import MetricsLine
 from salt_distill.common.protocol import Progress, RunState
@@ -35,7 +36,7 @@ class GroupMember:
     """
 
     def __init__(
-        self, client: ServiceClient, group: str | None, rank: int, config: dict[str, Any] | None = None
+        self, client: ServiceClient, group: str | None, rank: int, config: dict[str, JsonValue] | None = None
     ) -> None:
         """``config``: what the board shows of the run's configuration."""
         self._client, self._group, self._rank, self._config = client, group, rank, config

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from salt_distill.common.metrics import ServiceMetrics
 from salt_distill.common.protocol import BoardRun, BoardRunDetail, EndingName, Progress, Standing
-from salt_distill.teacher_server.board.file import BoardFile, CountersLine, Line
+from salt_distill.teacher_server.board.board_file import BoardFile, CountersLine, Line
 from salt_distill.teacher_server.board.groups import Groups
 from salt_distill.teacher_server.board.runs import Run
 
@@ -123,10 +123,8 @@ class Board:
         run = self._runs.get(name)
         if run is None:
             return None
-        shown = self._shown(name, run, {})
-        return BoardRunDetail(
-            **dict(shown), config=run.config, curve=run.curve.shown(), val_curve=run.val_curve.shown()
-        )
+        listed, curve, val_curve = self._shown(name, run, {}), run.curve.shown(), run.val_curve.shown()
+        return BoardRunDetail(**dict(listed), config=run.config, curve=curve, val_curve=val_curve)
 
     # Replicas
 

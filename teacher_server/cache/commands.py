@@ -27,7 +27,7 @@ from salt_distill.common.targets.manifest import (
     is_file_name,
     is_own_name,
 )
-from salt_distill.teacher_server.cache.folder import CacheFolder
+from salt_distill.teacher_server.cache.cache_folder import CacheFolder
 
 
 def verify(config: CacheVerifyConfig, console: rich.console.Console = console) -> None:

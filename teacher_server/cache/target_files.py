@@ -13,7 +13,7 @@ import torch
 
 from salt_distill.common.clip import BadVideoError
 from salt_distill.common.config import PrecomputeConfig
-from salt_distill.common.data.reader import Reader
+from salt_distill.common.data.reader import Reader, too_many_bad
 from salt_distill.common.data.sample import Sample
 from salt_distill.common.data.tasks import Clip
 from salt_distill.common.data.views import view_facts
@@ -23,7 +23,7 @@ from salt_distill.common.targets import codec
 from salt_distill.common.targets.cache_file import CacheFile, CacheRow, file_path, write_file
 from salt_distill.common.targets.codec import CorruptTargetError, EncodedTarget
 from salt_distill.common.targets.manifest import CacheSpec, FileListing
-from salt_distill.teacher_server.cache.folder import CacheFolder
+from salt_distill.teacher_server.cache.cache_folder import CacheFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +169,7 @@ class TargetMaker:
             skipped.update(
                 {sample.key: str(clip) for sample, clip in group if isinstance(clip, BadVideoError)}
             )
-            if len(skipped) > self._max_bad_fraction * max(len(samples), 100):
+            if too_many_bad(len(samples), len(skipped), self._max_bad_fraction):
                 key, reason = next(iter(skipped.items()))
                 raise ValueError(
                     f"got {len(skipped)} videos that do not decode in a shard of {len(samples)}, expected at"

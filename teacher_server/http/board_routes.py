@@ -18,14 +18,14 @@ from salt_distill.common.protocol import (
 from salt_distill.teacher_server.board.board import Ending
 from salt_distill.teacher_server.http.errors import ApiError, malformed
 from salt_distill.teacher_server.http.front import RequestRecord
-from salt_distill.teacher_server.http.replica import TeacherService
-from salt_distill.teacher_server.http.targets import (
+from salt_distill.teacher_server.http.incoming import (
     announced_bytes,
     read_body,
     require_type,
     run_id,
     share_of,
 )
+from salt_distill.teacher_server.http.replica import TeacherService
 
 _JSON = "application/json"
 _PROGRESS = {"requestBody": {"required": True, "content": {_JSON: {"schema": Progress.model_json_schema()}}}}

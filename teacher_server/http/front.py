@@ -211,7 +211,7 @@ class RequestLog:
 
     def write(self, method: str, route: str, status: int, seconds: float, record: RequestRecord) -> None:
         """One request."""
-        line: dict[str, Any] = {
+        line: dict[str, str | int | float | None] = {
             "event": "request",
             "request": record.request,
             "run": record.run,

@@ -97,6 +97,12 @@ def build_app(
         log=log,
     )
     add_board_routes(app, service)
+    _add_routes(app, service)
+    return app
+
+
+def _add_routes(app: FastAPI, service: TeacherService) -> None:
+    """Those of the teacher, of health and of what people see."""
     answer_targets = TargetsRoute(service)
 
     @app.get(Route.TEACHER)
@@ -135,8 +141,6 @@ def build_app(
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return docs_page(app.openapi())
-
-    return app
 
 
 class _Counted:

@@ -2,33 +2,37 @@
 
 import asyncio
 import math
-import re
 import time
 import urllib.parse
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 from typing_extensions import Buffer
 
-from salt_distill.common.protocol import ARROW_TYPE, ID_PATTERN, Header, HttpStatus
+from salt_distill.common.protocol import ARROW_TYPE, Header, HttpStatus
 from salt_distill.common.targets import codec, wire
 from salt_distill.common.targets.codec import EncodedTarget
 from salt_distill.teacher_server.board.link import BoardAwayError
-from salt_distill.teacher_server.http.access import ANYONE, PEER, Token
+from salt_distill.teacher_server.http.access import PEER, Token
 from salt_distill.teacher_server.http.errors import ApiError
 from salt_distill.teacher_server.http.front import RequestRecord
+from salt_distill.teacher_server.http.incoming import (
+    announced_bytes,
+    read_body,
+    require_type,
+    run_id,
+    share_of,
+    too_large,
+    unless_left,
+)
 from salt_distill.teacher_server.http.listener import ABORT
 from salt_distill.teacher_server.http.replica import TeacherService
 from salt_distill.teacher_server.sharing.exchange import Answer, RequestContext
 from salt_distill.teacher_server.sharing.room import BusyError, HeldBytes, HeldTargets, Share
 
-T = TypeVar("T")
-
-_RUN_ID = re.compile(rf"(?!\.{{1,2}}$){ID_PATTERN[1:-1]}")
 _SENT_TOGETHER_BYTES = 1 << 16
 """Pieces smaller than this leave together."""
 
@@ -259,97 +263,6 @@ def _together(pieces: wire.Body) -> Iterator[tuple[Buffer, bool]]:
             yield joined, False
             joined = bytearray()
         yield piece, is_last
-
-
-def run_id(run: str) -> str:
-    """A run's id, checked: it becomes a key and a label."""
-    if _RUN_ID.fullmatch(run) is None:
-        raise ApiError(
-            HttpStatus.MALFORMED,
-            "the run's id is malformed",
-            expected="1 to 64 of A-Z a-z 0-9 . _ -",
-            got=run[:100],
-            hint=f"the {Header.RUN} header, or the path of a progress report",
-        )
-    return run
-
-
-def share_of(token: Token, run: str) -> Share:
-    """Whose share of the service a request of a client counts to."""
-    return Share(None if token is ANYONE else token.name, run)
-
-
-def require_type(request: Request, expected: str, *, hint: str) -> None:
-    """Raises ApiError unless the body says to be of a type. No form of a web page can send one of ours."""
-    content_type = request.headers.get("content-type", "")
-    if content_type.split(";")[0].strip().lower() != expected:
-        raise ApiError(
-            HttpStatus.WRONG_TYPE,
-            f"the body is not {expected}",
-            expected=expected,
-            got=content_type[:100] or "no Content-Type",
-            hint=hint,
-        )
-
-
-def announced_bytes(request: Request, max_bytes: int) -> int:
-    """The length of a body; one that is not announced may be the longest. Raises ApiError."""
-    length = int(request.headers.get("content-length", max_bytes))
-    if length > max_bytes:
-        raise too_large("the body is too large", f"{length} bytes", f"at most {max_bytes} bytes")
-    return length
-
-
-async def read_body(
-    request: Request, *, max_bytes: int, timeout_s: float, take: Callable[[int], None]
-) -> bytearray:
-    """The body, whatever length it announced; ``take`` counts what comes. Raises ApiError."""
-    body = bytearray()
-    chunks, late_s = request.stream(), asyncio.get_running_loop().time() + timeout_s
-    while True:
-        try:
-            async with asyncio.timeout_at(late_s):
-                chunk = await anext(chunks, None)
-        except TimeoutError as error:
-            raise ApiError(
-                HttpStatus.TOO_SLOW,
-                "the body arrives too slowly",
-                expected=f"all of it within {timeout_s:g} s",
-                got=f"{len(body)} bytes",
-                hint="send less in a request",
-                headers={"Connection": "close"},
-            ) from error
-        if chunk is None:
-            return body
-        if len(body) + len(chunk) > max_bytes:
-            raise too_large(
-                "the body is too large", f"{len(body) + len(chunk)} bytes", f"at most {max_bytes} bytes"
-            )
-        take(len(chunk))
-        body += chunk
-
-
-async def unless_left(request: Request, answering: Coroutine[Any, Any, T]) -> T:
-    """The answer. Raises ClientDisconnect when the client leaves before; the answer then ends where it is."""
-    answer, leaving = asyncio.create_task(answering), asyncio.create_task(_leaves(request))
-    try:
-        await asyncio.wait([answer, leaving], return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return answer.result()
-        raise ClientDisconnect
-    finally:
-        answer.cancel()
-        leaving.cancel()
-
-
-def too_large(error: str, got: str, expected: str) -> ApiError:
-    """A request of more bytes or clips than it may have."""
-    return ApiError(HttpStatus.TOO_LARGE, error, expected=expected, got=got, hint="send less in a request")
-
-
-async def _leaves(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _tighter(of_token: int | None, of_service: int) -> int:

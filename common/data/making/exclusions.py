@@ -68,7 +68,7 @@ def identities_of(pattern: str | None, keys: Sequence[str], place: str) -> list[
     nothing in any key, and names the ``place`` in the recipe."""
     if pattern is None:
         return [None] * len(keys)
-    found = [re.search(pattern, key) for key in keys]
-    if keys and not any(found):
+    matches = [re.search(pattern, key) for key in keys]
+    if keys and not any(matches):
         raise ValueError(f"{place}: got the identity {pattern!r}, which is in no key, such as {keys[0]!r}")
-    return [None if match is None else f"identity {match[1]}" for match in found]
+    return [None if match is None else f"identity {match[1]}" for match in matches]

@@ -16,6 +16,7 @@ from rich.table import Table
 from salt_distill.common.config import MixConfig, MixRecipe, MixSource, explain, load_yaml
 from salt_distill.common.console import new_results
 from salt_distill.common.data.index import SCHEMA, load_index, write_dataset
+from salt_distill.common.data.index_table import MixedFolder, MixedSource
 from salt_distill.common.data.making.exclusions import Exclusion, identities_of
 from salt_distill.common.draws import words
 
@@ -30,14 +31,14 @@ class RecipeSource:
     def __init__(self, config: MixSource, folder: Path) -> None:
         self.config, self.path = config, folder / config.path
         info, self.index = load_index(self.path)
-        if info["kind"] == "mixture":
+        if info.kind == "mixture":
             raise ValueError(
                 f"sources: got the mixture {config.path}, expected a packed data set: list the sources of the"
                 " mixture instead"
             )
-        self.name: str = config.name or info["name"]
-        self.class_names: dict[str, list[str]] = info["class_names"]
-        self.index_hash: str = info["index_hash"]
+        self.name: str = config.name or info.name
+        self.class_names = info.class_names
+        self.index_hash = info.index_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,21 +82,23 @@ def mix(config: MixConfig) -> None:
             for source, selection, its_labels in zip(sources, selections, labels, strict=True)
         ]
     )
-    more = {
-        "sources": [
-            {"name": source.name, "num_samples": len(selection.rows), "weight": source.config.weight}
-            for source, selection in zip(sources, selections, strict=True)
-        ],
-        "selections": [
-            {
-                "path": _relative(source.path, out),
-                "index_hash": source.index_hash,
-                "removed": selection.removed,
-            }
-            for source, selection in zip(sources, selections, strict=True)
-        ],
-    }
-    write_dataset(out, index, name=recipe.name, kind="mixture", class_names=class_names, more=more)
+    mixed = [
+        MixedSource(name=source.name, num_samples=len(selection.rows), weight=source.config.weight)
+        for source, selection in zip(sources, selections, strict=True)
+    ]
+    folders = [
+        MixedFolder(path=_relative(source.path, out), index_hash=source.index_hash, removed=selection.removed)
+        for source, selection in zip(sources, selections, strict=True)
+    ]
+    write_dataset(
+        out,
+        index,
+        name=recipe.name,
+        kind="mixture",
+        class_names=class_names,
+        sources=mixed,
+        selections=folders,
+    )
     _report(recipe, sources, selections, exclusions, index)
 
 
@@ -125,10 +128,10 @@ def select(source: RecipeSource, exclusions: Sequence[Exclusion], taken: set[str
     last = np.inf if config.max_duration_s is None else config.max_duration_s
     keep("out of range", (seconds[rows] >= config.min_duration_s) & (seconds[rows] <= last))
     mask = np.ones(len(rows), bool)
-    own: set[str] = set()
+    seen: set[str] = set()
     for place, content in enumerate(hashes[rows]):
-        mask[place] = content not in taken and content not in own
-        own.add(content)
+        mask[place] = content not in taken and content not in seen
+        seen.add(content)
     keep("duplicates", mask)
     keep("same identity", np.array([identity_of[row] not in taken for row in rows.tolist()], bool))
     keep("not drawn", _drawn(config, seconds[rows], hashes[rows], seed))
@@ -149,10 +152,10 @@ def strata_shares(available: Sequence[int], count: int) -> list[int]:
     Equal shares; a stratum that has fewer gives all it has, and the others share what it lacks. So the
     numbers of two strata that have samples left differ by at most one.
     """
-    shares, left = [0] * len(available), count
+    shares, remaining = [0] * len(available), count
     for place, stratum in enumerate(sorted(range(len(available)), key=lambda stratum: available[stratum])):
-        shares[stratum] = min(available[stratum], left // (len(available) - place))
-        left -= shares[stratum]
+        shares[stratum] = min(available[stratum], remaining // (len(available) - place))
+        remaining -= shares[stratum]
     return shares
 
 
@@ -166,8 +169,9 @@ def _drawn(config: MixSource, seconds: np.ndarray, hashes: np.ndarray, seed: int
     stratum = np.digitize(seconds, inner_edges)  # a sample on an edge belongs to the longer ones
     luck = np.array([words(seed, f"mix {content}", 0, 1)[0] for content in hashes], np.uint64)
     members = [np.flatnonzero(stratum == number) for number in range(config.strata)]
-    for its, share in zip(members, strata_shares([len(its) for its in members], config.count), strict=True):
-        mask[its[np.argsort(luck[its], kind="stable")[share:]]] = False
+    shares = strata_shares([len(rows) for rows in members], config.count)
+    for rows, share in zip(members, shares, strict=True):
+        mask[rows[np.argsort(luck[rows], kind="stable")[share:]]] = False
     return mask
 
 
@@ -179,7 +183,7 @@ def _keys(source: RecipeSource, rows: np.ndarray) -> list[str]:
     """``source/name`` in the mixture."""
     chosen = source.index.select(["key", "source"]).take(rows)
     pairs = zip(chosen["key"].to_pylist(), chosen["source"].to_pylist(), strict=True)
-    return [f"{source.name}/{key.removeprefix(own + '/')}" for key, own in pairs]
+    return [f"{source.name}/{key.removeprefix(name + '/')}" for key, name in pairs]
 
 
 def _rows(source: RecipeSource, selection: Selection, labels: dict[str, str], out: Path) -> pa.Table:
@@ -256,19 +260,19 @@ def _table(
 ) -> Table:
     reasons = [reason for reason in REASONS if any(selection.removed[reason] for selection in selections)]
     weighted = recipe.sources[0].weight is not None
-    shown = Table()
-    shown.add_column("Dataset")
+    table = Table()
+    table.add_column("Dataset")
     for title in ("Sample count", *(["weight"] if weighted else []), *reasons):
-        shown.add_column(title, justify="right")
+        table.add_column(title, justify="right")
     for source, selection in zip(sources, selections, strict=True):
         weight = [f"{source.config.weight:g}"] if weighted else []
-        shown.add_row(
+        table.add_row(
             source.name,
             f"{len(selection.rows):,}",
             *weight,
             *(f"{selection.removed[reason]:,}" for reason in reasons),
         )
-    shown.add_section()
+    table.add_section()
     totals = (f"{sum(selection.removed[reason] for selection in selections):,}" for reason in reasons)
-    shown.add_row(f"[bold]{recipe.name}[/]", f"[bold]{len(index):,}[/]", *([""] if weighted else []), *totals)
-    return shown
+    table.add_row(f"[bold]{recipe.name}[/]", f"[bold]{len(index):,}[/]", *([""] if weighted else []), *totals)
+    return table

@@ -22,7 +22,7 @@ from salt_distill.common.data.index import write_index
 from salt_distill.common.data.making.partial import Finished, PartialFolder
 from salt_distill.common.data.making.prepare import Prepared, prepare_all
 from salt_distill.common.data.making.sources import Listing, UnpackedVideo, list_sources
-from salt_distill.common.data.sample import describe, sidecar
+from salt_distill.common.data.sample import sidecar_of
 from salt_distill.common.data.skipped import FILE_NAME, printable, write_skipped
 from salt_distill.common.data.stills import padded_size
 
@@ -102,11 +102,12 @@ def _write_shards(
                     len(partial.finished) > num_shards and not console.is_terminal
                 ):  # a log gets a line per shard
                     num_shards = len(partial.finished)
-                    left = timedelta(seconds=round(elapsed * (total - shards.next) / (shards.next - first)))
+                    seconds = elapsed * (total - shards.next) / (shards.next - first)
+                    remaining = timedelta(seconds=round(seconds))
                     _say(
                         console,
                         f"{partial.finished[-1].shard} is finished: {shards.next} of {total} videos, {rate},"
-                        f" {left} left",
+                        f" {remaining} left",
                     )
     return shards.close()
 
@@ -139,10 +140,10 @@ class _Shards:
             self._skipped.append((printable(source.path), str(prepared)))
         else:
             key = f"{name}/{source.name}"
-            facts = describe(
+            sidecar = sidecar_of(
                 key, prepared.sha256, prepared.facts, labels=source.labels, split=source.split, source=name
             )
-            self._write([*prepared.members, (".json", sidecar(facts))])
+            self._write([*prepared.members, (".json", sidecar.to_json())])
         self.next += 1
 
     def close(self) -> list[tuple[str, str]]:

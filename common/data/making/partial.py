@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -121,16 +121,16 @@ class PartialFolder:
         self._journal.truncate(sum(map(len, [first, *lines[: len(self.finished)]])) if self.finished else 0)
         if not self.finished:
             self._append({"plan": self._plan})
-        kept = {entry.shard for entry in self.finished}
+        shards = {entry.shard for entry in self.finished}
         for path in self.folder.iterdir():
-            if path.name not in kept:
+            if path.name not in shards:
                 path.unlink()
 
-    def _append(self, entry: dict[str, Any]) -> None:
+    def _append(self, entry: Mapping[str, object]) -> None:
         self._journal.write(_line(entry))
         self._journal.flush()
         os.fsync(self._journal.fileno())
 
 
-def _line(entry: dict[str, Any]) -> bytes:
+def _line(entry: Mapping[str, object]) -> bytes:
     return json.dumps(entry).encode() + b"\n"

@@ -16,7 +16,6 @@ import numpy as np
 from salt_distill.common.clip import BadVideoError
 from salt_distill.common.config import PackConfig
 from salt_distill.common.data.encode import FAST_DECODING, encode_mp4
-from salt_distill.common.data.facts import VideoFacts
 from salt_distill.common.data.making.frame_folder import frame_names
 from salt_distill.common.data.making.sources import is_of_the_kernel
 from salt_distill.common.data.pool import DecodePool
@@ -30,6 +29,7 @@ from salt_distill.common.data.stills import (
 )
 from salt_distill.common.data.usable import MIN_SIDE, require_usable
 from salt_distill.common.data.video import VIDEO_SUFFIXES, probe, timed_frames
+from salt_distill.common.data.video_facts import VideoFacts
 
 _REENCODE_CRF = 18
 _TICK_S = Fraction(1, 1_000_000)

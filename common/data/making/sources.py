@@ -13,6 +13,9 @@ from salt_distill.common.data.skipped import printable
 from salt_distill.common.data.stills import IMAGE_SUFFIXES
 from salt_distill.common.data.video import VIDEO_SUFFIXES
 
+Rows = dict[str, tuple[Path, Row]]
+"""Name -> where the video is, and what a list says of it."""
+
 
 @dataclass(frozen=True)
 class UnpackedVideo:
@@ -56,38 +59,12 @@ def list_sources(config: PackConfig) -> Listing:
     src = Path(config.src)
     table = src / "labels.csv" if src.is_dir() else src
     _require_no_video(src)
-    if table.is_file():
-        if config.images is not None:
-            raise ValueError(
-                f"got --images {config.images} with the list {table}, expected it for a folder or glob: a"
-                " list names what is packed"
-            )
-        try:
-            rows, class_names = read_list(table)
-        except ValueError as error:
-            if table is src:
-                raise
-            raise ValueError(
-                f"{error}. To pack the folder without this list, give the glob '{src}/*'"
-            ) from error
-        listing = Listing(config.name or (src.stem if src.is_file() else src.resolve().name), class_names, [])
-        found = {row.name: (table.parent / row.path, row) for row in rows}
-    elif config.fps is not None and config.images != "frames":
-        raise ValueError(
-            f"got --fps {config.fps:g} for SRC {src}, expected it with --images frames or a list: a video"
-            " states its own rate"
-        )
-    else:
-        tree = _Tree(*_roots(config.src), config.images)
-        listing = Listing(
-            config.name or tree.base.resolve().name, {}, [], tree.skipped, tree.num_left_out, tree.left_out
-        )
-        found = {name: (path, Row(name, {}, None)) for name, path in tree.paths.items()}
+    listing, sources = _from_list(config, src, table) if table.is_file() else _from_folder(config, src)
     if not listing.name:
         raise ValueError(f"got SRC {src}, which has no name, expected --name")
-    for name in [name for name in found if printable(name) != name]:
-        listing.skipped.append((printable(found.pop(name)[0]), "its name is not UTF-8"))
-    named = {name: _placed(config, name, row) for name, (_, row) in found.items()}
+    for name in [name for name in sources if printable(name) != name]:
+        listing.skipped.append((printable(sources.pop(name)[0]), "its name is not UTF-8"))
+    named = {name: _placed(config, name, row) for name, (_, row) in sources.items()}
     if config.label_from_folder is not None:
         listing.class_names[config.label_from_folder] = class_names_of(
             {row.labels[config.label_from_folder] for row in named.values()}
@@ -96,11 +73,42 @@ def list_sources(config: PackConfig) -> Listing:
         label: {name: value for value, name in enumerate(names)}
         for label, names in listing.class_names.items()
     }
-    for name in sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest()):
-        path, row = found[name][0], named[name]
+    for name in sorted(sources, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        path, row = sources[name][0], named[name]
         labels = {label: value_of[label][class_name] for label, class_name in row.labels.items()}
         listing.sources.append(UnpackedVideo(path, name, labels, row.split or config.split))
     return listing
+
+
+def _from_list(config: PackConfig, src: Path, table: Path) -> tuple[Listing, Rows]:
+    """What a list names."""
+    if config.images is not None:
+        raise ValueError(
+            f"got --images {config.images} with the list {table}, expected it for a folder or glob: a list"
+            " names what is packed"
+        )
+    try:
+        rows, class_names = read_list(table)
+    except ValueError as error:
+        if table is src:
+            raise
+        raise ValueError(f"{error}. To pack the folder without this list, give the glob '{src}/*'") from error
+    listing = Listing(config.name or (src.stem if src.is_file() else src.resolve().name), class_names, [])
+    return listing, {row.name: (table.parent / row.path, row) for row in rows}
+
+
+def _from_folder(config: PackConfig, src: Path) -> tuple[Listing, Rows]:
+    """What a folder holds, or a glob matches."""
+    if config.fps is not None and config.images != "frames":
+        raise ValueError(
+            f"got --fps {config.fps:g} for SRC {src}, expected it with --images frames or a list: a video"
+            " states its own rate"
+        )
+    tree = _Tree(*_roots(config.src), config.images)
+    listing = Listing(
+        config.name or tree.base.resolve().name, {}, [], tree.skipped, tree.num_left_out, tree.left_out
+    )
+    return listing, {name: (path, Row(name, {}, None)) for name, path in tree.paths.items()}
 
 
 def _require_no_video(src: Path) -> None:

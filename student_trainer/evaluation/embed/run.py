@@ -3,8 +3,8 @@
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -47,8 +47,7 @@ def run(config: EmbedConfig) -> None:
     else:
         from salt_distill.student_trainer.job import in_workers
 
-        values = {"config": config.absolute().model_dump(mode="json"), "parts": str(parts)}
-        num_videos = in_workers(_embed_in_worker, values, config, folder=parts)
+        num_videos = in_workers(partial(embed, config.absolute(), parts), config, folder=parts)
     skipped = {
         name: reason
         for path in sorted(parts.glob("*.skipped.json"))
@@ -60,10 +59,6 @@ def run(config: EmbedConfig) -> None:
     console.print(
         f"{out}: {num_rows:,} clips of {num_videos - len(skipped):,} videos", highlight=False, soft_wrap=True
     )
-
-
-def _embed_in_worker(worker: Worker, values: dict[str, Any]) -> int:
-    return embed(EmbedConfig.model_validate(values["config"]), Path(values["parts"]), worker)
 
 
 def embed(config: EmbedConfig, parts: Path, worker: Worker) -> int:
@@ -110,11 +105,11 @@ def _write_group(
             windows = windows_of(
                 video.num_frames, video.fps, about.encoder.view, config.window, config.stride
             )
-            found = list(_features(config, video, windows, videos, encoder, about))
+            video_features = list(_features(config, video, windows, videos, encoder, about))
         except BadVideoError as error:
             skipped[videos.names[number]] = str(error)
             continue
-        features += found
+        features += video_features
         rows += [(video.name, position, window) for position, window in enumerate(windows)]
     write_part(parts / f"{group:08d}.arrow", table_of(about, rows, np.concatenate(features)))
     write_whole(parts / f"{group:08d}.skipped.json", json.dumps(skipped))

@@ -46,16 +46,16 @@ def run(config: SimilarConfig) -> None:
     clips = [EmbeddedClip(*row) for row in zip(*columns, strict=True)]
     query = _query(clips, config.query)
     rows, cosines = nearest(matrix(table, about.shape), query, config.num)
-    found = [(clips[row], float(cosine)) for row, cosine in zip(rows, cosines, strict=True)]
-    write_whole(Path(config.out), _csv(found))
-    shown = Table(title=f"Nearest to {clips[query].path} at {clips[query].start_s:.1f} s")
+    neighbours = [(clips[row], float(cosine)) for row, cosine in zip(rows, cosines, strict=True)]
+    write_whole(Path(config.out), _csv(neighbours))
+    result = Table(title=f"Nearest to {clips[query].path} at {clips[query].start_s:.1f} s")
     for name in ("video", "from", "to", "cosine"):
-        shown.add_column(name, justify="left" if name == "video" else "right")
-    for clip, cosine in found:
-        shown.add_row(clip.path, f"{clip.start_s:.1f} s", f"{clip.end_s:.1f} s", f"{cosine:.3f}")
-    Console().print(shown)
+        result.add_column(name, justify="left" if name == "video" else "right")
+    for clip, cosine in neighbours:
+        result.add_row(clip.path, f"{clip.start_s:.1f} s", f"{clip.end_s:.1f} s", f"{cosine:.3f}")
+    Console().print(result)
     if config.sheet is not None and config.videos is not None:
-        sheet = _sheet([(clips[query], 1.0), *found], config.videos)
+        sheet = _sheet([(clips[query], 1.0), *neighbours], config.videos)
         Path(config.sheet).write_bytes(png_bytes(sheet))
 
 
@@ -95,25 +95,25 @@ def _query(clips: list[EmbeddedClip], text: str) -> int:
     return inside[0]
 
 
-def _csv(found: list[tuple[EmbeddedClip, float]]) -> str:
+def _csv(neighbours: list[tuple[EmbeddedClip, float]]) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["path", "start_s", "end_s", "cosine"])
-    for clip, cosine in found:
+    for clip, cosine in neighbours:
         rows.writerow([clip.path, f"{clip.start_s:.3f}", f"{clip.end_s:.3f}", f"{cosine:.6f}"])
     return text.getvalue()
 
 
-def _sheet(shown: list[tuple[EmbeddedClip, float]], source: str) -> UInt8[np.ndarray, "h w 3"]:
+def _sheet(neighbours: list[tuple[EmbeddedClip, float]], source: str) -> UInt8[np.ndarray, "h w 3"]:
     """The middle frame of each clip, the one that was asked for first, with its cosine."""
     height = TILE + 32
-    rows = -(-len(shown) // COLUMNS)
+    rows = -(-len(neighbours) // COLUMNS)
     page = Image.new("RGB", (COLUMNS * TILE, rows * height), "white")
     draw = ImageDraw.Draw(page)
     view = ViewConfig(num_frames=1, crop_size=TILE)
     with open_videos(source, VideosConfig(decode_processes=0)) as videos:
         numbers = {name: number for number, name in enumerate(videos.names)}
-        for position, (clip, cosine) in enumerate(shown):
+        for position, (clip, cosine) in enumerate(neighbours):
             if clip.path not in numbers:
                 raise ValueError(
                     f"got --videos {source} without {clip.path}, expected the videos that were embedded"

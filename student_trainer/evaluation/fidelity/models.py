@@ -76,9 +76,9 @@ def encoders() -> list[Oracle]:
     oracles = []
     for preset, shape in SHAPES.items():
         encoder = encoder_of(preset)
-        found = (encoder.width, encoder.depth, encoder.num_heads)
+        sizes = (encoder.width, encoder.depth, encoder.num_heads)
         oracles.append(
-            exact(f"{preset}: width, depth, heads", f"{PAPER}, Table 3", shape, lambda found=found: found)
+            exact(f"{preset}: width, depth, heads", f"{PAPER}, Table 3", shape, lambda sizes=sizes: sizes)
         )
     for preset, (table, code) in ENCODER_WEIGHTS.items():
         for source, expected in ((f"{PAPER}, Table 3", table), (VJEPA2, code)):
@@ -128,10 +128,10 @@ def predictors() -> list[Oracle]:
     for preset, (out_width, table, code) in PREDICTOR_WEIGHTS.items():
         in_width = encoder_of(preset).width
         name = f"{in_width} to {out_width}: weights"
-        found = _predictor_weights(in_width, out_width)
+        number = _predictor_weights(in_width, out_width)
         oracles += [
-            printed(name, f"{PAPER}, Table 4", table, lambda found=found: found / 1e6, unit="M"),
-            exact(f"{name}, two mask tokens", VJEPA2, code, lambda found=found: found),
+            printed(name, f"{PAPER}, Table 4", table, lambda number=number: number / 1e6, unit="M"),
+            exact(f"{name}, two mask tokens", VJEPA2, code, lambda number=number: number),
         ]
     return [
         *oracles,

@@ -38,19 +38,20 @@ def export_with_probe(choice: ExportConfig, probe: str) -> None:
         FrozenConfig(ckpt=choice.ckpt, num_frames=choice.num_frames, crop_size=choice.crop_size)
     )
     identity = fingerprint(encoder, encoder.load())
-    kept = open_probe(Path(probe), None, fingerprint=identity)
-    label = _label(choice, kept)
-    if kept.encoder.num_heads != encoder.config.num_heads:
+    probe_file = open_probe(Path(probe), None, fingerprint=identity)
+    label = _label(choice, probe_file)
+    if probe_file.encoder.num_heads != encoder.config.num_heads:
         raise ValueError(
-            f"got a probe of {kept.encoder.num_heads} heads for an encoder of {encoder.config.num_heads},"
-            " expected as many: transformers has one number for both. Train it with --num-heads"
+            f"got a probe of {probe_file.encoder.num_heads} heads for an encoder of"
+            f" {encoder.config.num_heads}, expected as many: transformers has one number for both. Train it"
+            " with --num-heads"
             f" {encoder.config.num_heads}"
         )
     partial = out.with_name(f".partial-{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         export(choice.model_copy(update={"out": str(partial), "probe": None, "label": None}))
-        _add_probe(partial, kept, label)
+        _add_probe(partial, probe_file, label)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -62,24 +63,24 @@ def export_with_probe(choice: ExportConfig, probe: str) -> None:
     )
 
 
-def _label(choice: ExportConfig, kept: OpenProbe) -> str:
-    labels = list(kept.probes)
+def _label(choice: ExportConfig, probe_file: OpenProbe) -> str:
+    labels = list(probe_file.probes)
     if choice.label not in labels and not (choice.label is None and len(labels) == 1):
         raise ValueError(f"got --label {choice.label}, expected one of {', '.join(labels)}")
     return choice.label or labels[0]
 
 
-def _add_probe(directory: Path, kept: OpenProbe, label: str) -> None:
+def _add_probe(directory: Path, probe_file: OpenProbe, label: str) -> None:
     tensors = {
         f"vjepa2.{name}": tensor for name, tensor in load_file(directory / "model.safetensors").items()
     }
-    tensors |= to_transformers(kept.probes[label])
+    tensors |= to_transformers(probe_file.probes[label])
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((directory / "config.json").read_text())
-    names = kept.about.labels[label].class_names
+    names = probe_file.about.labels[label].class_names
     config |= {
         "architectures": ["VJEPA2ForVideoClassification"],
-        "num_pooler_layers": kept.about.depth - 1,
+        "num_pooler_layers": probe_file.about.depth - 1,
         "id2label": {str(number): name for number, name in enumerate(names)},
         "label2id": {name: number for number, name in enumerate(names)},
     }

@@ -120,8 +120,8 @@ def open_probe(path: Path, encoder: str | None, *, fingerprint: str | None = Non
             first = list(about.encoders).index(name)
             probes = {}
             for label_idx, (label, facts) in enumerate(about.labels.items()):
-                kept = about.encoders[name]
-                probe = AttentiveProbe(kept.width, kept.num_heads, facts.num_classes, about.depth)
+                probed = about.encoders[name]
+                probe = AttentiveProbe(probed.width, probed.num_heads, facts.num_classes, about.depth)
                 prefix = f"{first}.{label_idx}."
                 probe.load_state_dict(
                     {

@@ -31,26 +31,26 @@ def table(results: ProbeResults, caption: str) -> Table:
     """Accuracy and 95% interval of each encoder on each label, and the share of the largest class; the clips
     of each row where they differ."""
     title = f"Frozen-backbone probe, accuracy on the {results.reported_on} split"
-    shown = Table(title=title, caption=caption)
-    shown.add_column("encoder")
+    accuracies = Table(title=title, caption=caption)
+    accuracies.add_column("encoder")
     for label, facts in results.labels.items():
-        shown.add_column(f"{label} ({facts.num_classes} classes)", justify="right")
+        accuracies.add_column(f"{label} ({facts.num_classes} classes)", justify="right")
     clips = {name: encoder.clips for name, encoder in results.encoders.items()}
     clips_differ = len(set(clips.values())) > 1
     if clips_differ:
-        shown.add_column("clips")
+        accuracies.add_column("clips")
     for name, row in results.accuracy.items():
         cells = (
             f"[bold]{row[label]:.3f}[/]  [dim]{_interval(results.interval[name][label])}[/]"
             for label in results.labels
         )
-        shown.add_row(name, *cells, *([clips[name]] if clips_differ else []))
-    shown.add_section()
-    shown.add_row(
+        accuracies.add_row(name, *cells, *([clips[name]] if clips_differ else []))
+    accuracies.add_section()
+    accuracies.add_row(
         "[dim]chance (largest class)[/]",
         *(f"[dim]{facts.chance:.3f}[/]" for facts in results.labels.values()),
     )
-    return shown
+    return accuracies
 
 
 def _classes(results: ProbeResults, label_results: Mapping[str, Mapping[str, LabelResult]]) -> str:

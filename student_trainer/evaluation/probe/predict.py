@@ -31,12 +31,12 @@ def run(config: PredictConfig) -> None:
     """Names every video, and writes the file."""
     torch.set_num_threads(config.num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kept = open_probe(Path(config.probe), config.encoder)
-    encoder = encoder_of(kept, config, device)
-    about, view = kept.about, kept.encoder.identity.view
+    probe_file = open_probe(Path(config.probe), config.encoder)
+    encoder = encoder_of(probe_file, config, device)
+    about, view = probe_file.about, probe_file.encoder.identity.view
     kind = ImageCut if about.is_image else SegmentCut
     cut = kind(view, about.segments, about.views, about.square)
-    probes = {label: probe.to(device) for label, probe in kept.probes.items()}
+    probes = {label: probe.to(device) for label, probe in probe_file.probes.items()}
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)
@@ -75,18 +75,18 @@ def run(config: PredictConfig) -> None:
     )
 
 
-def encoder_of(kept: OpenProbe, config: PredictConfig, device: torch.device) -> EncoderOnDevice:
+def encoder_of(probe_file: OpenProbe, config: PredictConfig, device: torch.device) -> EncoderOnDevice:
     """The encoder that the probes read. Raises ValueError where another is found."""
-    ckpt = config.ckpt or kept.encoder.ckpt
+    ckpt = config.ckpt or probe_file.encoder.ckpt
     assert ckpt is not None, "probes of fresh weights are not chosen"
-    view = kept.encoder.identity.view
+    view = probe_file.encoder.identity.view
     candidate = open_encoder(FrozenConfig(ckpt=ckpt, num_frames=view.num_frames, crop_size=view.crop_size))
     module = candidate.load()
-    found, expected = fingerprint(candidate, module), kept.encoder.identity.fingerprint
-    if found != expected:
+    identity, expected = fingerprint(candidate, module), probe_file.encoder.identity.fingerprint
+    if identity != expected:
         raise ValueError(
-            f"got encoder {ckpt} with fingerprint {found[:12]}, expected {expected[:12]}, which the probe was"
-            " trained on: give --ckpt"
+            f"got encoder {ckpt} with fingerprint {identity[:12]}, expected {expected[:12]}, which the probe"
+            " was trained on: give --ckpt"
         )
     return EncoderOnDevice(
         candidate,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import JsonValue
 from torch import Tensor
 
 from salt_distill.common.config import ViewConfig
@@ -61,10 +62,10 @@ class ProbeIdentity(Record):
     view: ViewConfig
     compute: dict[str, str]
     """Device kind, precision and versions of forward and probe."""
-    settings: dict[str, Any]
+    settings: dict[str, JsonValue]
     """Of `ProbeConfig`, as JSON: those that change a probe."""
 
-    def flat(self) -> dict[str, Any]:
+    def flat(self) -> dict[str, JsonValue]:
         """As plain values, each setting by its own name."""
         values = self.model_dump(mode="json")
         return values | values.pop("settings")

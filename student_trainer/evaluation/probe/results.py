@@ -103,7 +103,9 @@ class ProbeResults(Record):
         protocol: str,
     ) -> "ProbeResults":
         """From what was found for each encoder and label."""
-        scores = {name: {label: found.score for label, found in row.items()} for name, row in results.items()}
+        scores = {
+            name: {label: outcome.score for label, outcome in row.items()} for name, row in results.items()
+        }
         return cls(
             accuracy={
                 name: {key: score.accuracy for key, score in row.items()} for name, row in scores.items()

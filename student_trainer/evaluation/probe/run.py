@@ -2,8 +2,8 @@
 
 import shutil
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -84,21 +84,20 @@ def _outcome(
     from salt_distill.student_trainer.job import in_workers
 
     state.mkdir(parents=True, exist_ok=True)
-    values = {"config": config.absolute().model_dump(mode="json"), "state": str(state)}
-    sentences, outcome = in_workers(_probe_in_worker, values, config, folder=state)
+    work = partial(_probe_in_worker, config.absolute(), state)
+    sentences, outcome = in_workers(work, config, folder=state)
     for sentence in sentences:
         _say(sentence)
     return outcome
 
 
-def _probe_in_worker(worker: Worker, values: dict[str, Any]) -> tuple[list[str], ProbeOutcome]:
+def _probe_in_worker(config: ProbeConfig, state: Path, worker: Worker) -> tuple[list[str], ProbeOutcome]:
     """A worker's whole work, and what is to be said about it."""
-    config = ProbeConfig.model_validate(values["config"])
     torch.set_num_threads(config.num_threads)
     task, _ = open_task(config)
     assert task is not None, "without labels no worker starts"
     sentences: list[str] = []
-    runner = ProbeRunner(config, task, Path(values["state"]), worker, sentences.append)
+    runner = ProbeRunner(config, task, state, worker, sentences.append)
     return sentences, runner.all(list_candidates(config))
 
 

@@ -276,7 +276,7 @@ class ProbeRunner:
         by_val = None
         if len(self._settings) > 1:
             by_val = reported if self._split == VAL else grid.examine(tokens[VAL], labels[VAL], size)
-        kept = np.flatnonzero(tokens[self._split].kept).tolist()
+        rows = np.flatnonzero(tokens[self._split].kept).tolist()
         results = {}
         for label in self._class_names:
             best, chosen_by = self._settings[0], None
@@ -291,7 +291,7 @@ class ProbeRunner:
                 counts=examined.counts,
                 predictions=[
                     ClipPrediction(
-                        key=self._samples[self._split][kept[int(number)]].key,
+                        key=self._samples[self._split][rows[int(number)]].key,
                         actual=int(labels[self._split][label][number]),
                         predicted=int(predicted),
                         probability=float(probability),

@@ -79,12 +79,12 @@ def masks(run: FinishedRun, clip: ClipOfRun) -> Section:
     """The run's masks on a real clip."""
     config, pixels = clip.config, clip.pixels
     tubelet = config.encoder.tubelet_size
-    shown = []
+    pictures = []
     for mask_set, mask in zip(config.mask.sets, clip.masks.sets, strict=True):
         roles = token_roles(mask, 0, config.grid.num_tokens)
         seen, predicted, neither = (int((roles == role).sum()) for role in (CONTEXT, TARGET, DROPPED))
         caption = f"{describe(mask_set)}: {seen} tokens seen, {predicted} predicted, {neither} neither"
-        shown.append(_picture(tint_masks(pixels, roles, config.grid), tubelet, caption))
+        pictures.append(_picture(tint_masks(pixels, roles, config.grid), tubelet, caption))
     dropped = "neither: cut off so that all clips of a mask group keep equally many"
     explained = (
         f"What the run {run.name} hid of a real clip in step {config.step}. "
@@ -99,7 +99,7 @@ def masks(run: FinishedRun, clip: ClipOfRun) -> Section:
             ColourKey(
                 [(TARGET_COLOUR, "predicted (the rest, as it is, is seen)"), (DROPPED_COLOUR, dropped)]
             ),
-            Columns([[picture] for picture in shown]),
+            Columns([[picture] for picture in pictures]),
         ],
     )
 
@@ -142,10 +142,10 @@ def latents(
     teachers."""
     same = [run for run in runs if read_config(run.path).view.clip_shape == clip.pixels.shape]
     tubelet = clip.config.encoder.tubelet_size
-    shown = [_picture(clip.pixels, tubelet, f"The clip {clip.key}")]
+    pictures = [_picture(clip.pixels, tubelet, f"The clip {clip.key}")]
     for run in same:
         encoder = open_encoder(FrozenConfig(ckpt=str(run.path)))
-        shown += [_panel(panel) for panel in panels.components(encoder, clip.pixels[None])]
+        pictures += [_panel(panel) for panel in panels.components(encoder, clip.pixels[None])]
     agreements = []
     for run in same:
         teacher = teachers[run.name]
@@ -160,7 +160,7 @@ def latents(
             "The first three principal components of each encoder's tokens as colours: patterns compare"
             " between encoders, colours do not."
         ),
-        Columns([[picture] for picture in shown]),
+        Columns([[picture] for picture in pictures]),
     ]
     if agreements:
         explained = (

@@ -192,11 +192,13 @@ def _accuracy_by_line(selection: SelectResults, colours: Mapping[str, int]) -> "
     axes.fill_between(ends, low, high, color=_MUTED, alpha=0.13, linewidth=0)
     axes.plot(ends, centre, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
     runs = dict.fromkeys(point.run for point in selection.checkpoints)
-    shown = {name: _SERIES[colours[name] % len(_SERIES)] if name in colours else _MUTED for name in runs}
-    for name, colour in shown.items():
+    run_colours = {
+        name: _SERIES[colours[name] % len(_SERIES)] if name in colours else _MUTED for name in runs
+    }
+    for name, colour in run_colours.items():
         axes.plot([], [], "o", color=colour, markersize=6, label=name)
     for point in selection.checkpoints:
-        colour, (value, *interval) = shown[point.run], line.predict(point.x)
+        colour, (value, *interval) = run_colours[point.run], line.predict(point.x)
         if point.accuracy is None:
             axes.plot((point.x, point.x), interval, color=colour, linewidth=1.1)
         axes.plot(

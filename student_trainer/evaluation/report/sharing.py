@@ -1,13 +1,14 @@
 """What one teacher for many students saved, from the counters of a teacher service."""
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Self
+
+from pydantic import BaseModel, computed_field
 
 from salt_distill.common.model.flops import FORWARD_FLOPS
+from salt_distill.common.text_files import read_text
 from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun
 from salt_distill.student_trainer.evaluation.report.blocks import (
     Block,
@@ -19,9 +20,8 @@ from salt_distill.student_trainer.evaluation.report.blocks import (
 from salt_distill.student_trainer.evaluation.report.render import quantity
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sharing:
-    """The service's counters, and what follows from them."""
+class SharingCounters(BaseModel, frozen=True):
+    """Counters of a service that what sharing saved follows from."""
 
     clips_served: int
     """Targets that students got."""
@@ -37,46 +37,67 @@ class Sharing:
     """Bytes that they got."""
     forward_s: float
     """Seconds in the teacher's forward."""
+
+    @classmethod
+    def total(cls, *signed: tuple[int, "SharingCounters"]) -> Self:
+        """Of counters, each times its sign."""
+        values = [(sign, counters.model_dump(include=set(cls.model_fields))) for sign, counters in signed]
+        return cls(**{name: sum(sign * each[name] for sign, each in values) for name in cls.model_fields})
+
+
+NOTHING = SharingCounters(
+    clips_served=0, clips_computed=0, coalesced=0, from_memory=0, bytes_in=0, bytes_out=0, forward_s=0
+)
+"""Of a service that has done nothing yet."""
+
+
+class Sharing(SharingCounters, frozen=True):
+    """The service's counters, and what follows from them."""
+
     clip_bytes: int
     """Bytes of one clip's pixels."""
-    forward_flops: float
+    forward_flops: int
     """FLOPs of one clip's teacher forward: 2 N D (arXiv:2509.24317, Appendix F)."""
 
+    @computed_field
     @property
     def forwards_avoided(self) -> int:
         """Clips that a teacher in every student's own process would have computed in addition."""
         return self.clips_served - self.clips_computed
 
+    @computed_field
     @property
-    def flops_saved(self) -> float:
+    def flops_saved(self) -> int:
         """FLOPs of those forwards."""
         return self.forwards_avoided * self.forward_flops
 
+    @computed_field
     @property
     def bytes_not_uploaded(self) -> int:
         """Bytes that students would have sent more, had each of them uploaded every clip."""
         return max(0, self.clips_served * self.clip_bytes - self.bytes_in)
 
 
+class ServiceStatus(BaseModel, frozen=True):
+    """What a report takes of what `salt-serve status --json` prints, or `GET /v1/teacher` answers."""
+
+    clip_shape: tuple[int, int, int, int]
+    grid: tuple[int, int, int]
+    num_parameters: int
+    counters: SharingCounters
+
+    def sharing(self, counters: SharingCounters | None = None) -> Sharing:
+        """What sharing this teacher saved; ``counters``: of a part of what the service did, else of all."""
+        return Sharing(
+            **(counters or self.counters).model_dump(),
+            clip_bytes=math.prod(self.clip_shape),
+            forward_flops=FORWARD_FLOPS * self.num_parameters * math.prod(self.grid),
+        )
+
+
 def read_status(path: Path) -> Sharing:
     """From the file with what `salt-serve status --json` prints."""
-    return read_sharing(json.loads(path.read_text()))
-
-
-def read_sharing(status: dict[str, Any]) -> Sharing:
-    """From what `salt-serve status --json` prints."""
-    counters = status["counters"]
-    return Sharing(
-        clips_served=counters["clips_served"],
-        clips_computed=counters["clips_computed"],
-        coalesced=counters["coalesced"],
-        from_memory=counters["from_memory"],
-        bytes_in=counters["bytes_in"],
-        bytes_out=counters["bytes_out"],
-        forward_s=counters["forward_s"],
-        clip_bytes=math.prod(status["clip_shape"]),
-        forward_flops=FORWARD_FLOPS * status["num_parameters"] * math.prod(status["grid"]),
-    )
+    return ServiceStatus.model_validate_json(read_text(path)).sharing()
 
 
 def section(shared: Sharing, runs: Sequence[FinishedRun]) -> Section:

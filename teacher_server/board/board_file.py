@@ -118,14 +118,14 @@ class BoardFile:
     def _check(self, first: bytes) -> None:
         try:
             header = json.loads(first)
-            found = (header["format"], header["teacher"])
+            identity = (header["format"], header["teacher"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"got --board-file {self._path}, which is no board of a teacher service: give another path"
             ) from error
-        if found != (_FORMAT, self._teacher):
+        if identity != (_FORMAT, self._teacher):
             raise ValueError(
-                f"got --board-file {self._path} of teacher {str(found[1])[:12]} ({found[0]}), expected"
+                f"got --board-file {self._path} of teacher {str(identity[1])[:12]} ({identity[0]}), expected"
                 f" {self._teacher[:12]} ({_FORMAT}): losses under two teachers do not compare, so give this"
                 " one a file of its own"
             )

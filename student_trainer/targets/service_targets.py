@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Shaped
+from pydantic import JsonValue
 from torch import Tensor
 
 from salt_distill.common.clip import ClipBatch
@@ -61,7 +62,7 @@ class ServiceTargets:
         group: str | None = None,
         cache: str | None = None,
         rank: int = 0,
-        shown: dict[str, Any] | None = None,
+        shown: dict[str, JsonValue] | None = None,
         token: str | None = None,
         ca: str | None = None,
     ) -> None:
@@ -130,12 +131,12 @@ class ServiceTargets:
 
     def counters(self) -> dict[str, int | float]:
         """See TargetSource."""
-        kept = {} if self._kept is None else self._kept.counters()
+        cache_counters = {} if self._kept is None else self._kept.counters()
         return {
             **asdict(self._client.counters),
             **asdict(self._client.retries.counters()),
             **self._counters,
-            **kept,
+            **cache_counters,
             **self._member.metrics(),
         }
 
@@ -275,19 +276,19 @@ def _when_all(
 ) -> Future[Shaped[Tensor, "b n packed"]]:
     """A future of ``out`` when every part of it is filled, or of the first failure."""
     whole: Future[Shaped[Tensor, "b n packed"]] = Future()
-    left, lock = len(parts), threading.Lock()
+    remaining, lock = len(parts), threading.Lock()
 
     def ended(part: Future[None]) -> None:
-        nonlocal left
+        nonlocal remaining
         with lock:
-            left -= 1
+            remaining -= 1
             if whole.done():
                 return
             if part.cancelled():
                 whole.set_exception(ConnectionError("the target source was closed"))
             elif (error := part.exception()) is not None:
                 whole.set_exception(error)
-            elif left == 0:
+            elif remaining == 0:
                 whole.set_result(out)
 
     for part in parts:

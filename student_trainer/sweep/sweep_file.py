@@ -8,6 +8,7 @@ from typing import Any
 import pydantic
 
 from salt_distill.common.config import (
+    ConfigValues,
     StudentRun,
     SweepConfig,
     SweepFile,
@@ -54,7 +55,7 @@ def runs_of(config: SweepConfig) -> dict[str, StudentRun]:
     return runs
 
 
-def _run(config: SweepConfig, file: SweepFile, name: str, *own: dict[str, Any]) -> StudentRun:
+def _run(config: SweepConfig, file: SweepFile, name: str, *own: ConfigValues) -> StudentRun:
     values = merge(nested(file.common), *own)
     if decided := [key for key, _ in marked(StudentRun, DecidedBySweep) if key in values]:
         raise ValueError(
@@ -91,7 +92,7 @@ def _group(config: SweepConfig) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", Path(config.out).resolve().name)[:64]
 
 
-def _points(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:
+def _points(grid: dict[str, list[Any]]) -> list[ConfigValues]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
