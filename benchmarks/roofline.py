@@ -11,6 +11,8 @@ import argparse
 import copy
 import functools
 import json
+import sys
+import types
 from collections import Counter
 
 import torch
@@ -34,7 +36,7 @@ from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.masking import mask_group
 from salt_distill.common.model.pixels import normalise
 from salt_distill.common.model.predictor import Predictor
-from salt_distill.common.model.roofline import BEST, GPUS, Kernel, Kernels
+from salt_distill.common.model.roofline import BEST, GPUS, Kernel, Kernels, fake_tensors
 from salt_distill.common.model.vit import Block, Encoder
 from salt_distill.common.targets import codec
 from salt_distill.student_trainer.salt import Salt
@@ -47,15 +49,21 @@ def main():
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--gpu", default="h200", choices=GPUS)
     parser.add_argument("--compiled", action="store_true", help="the blocks as inductor compiles them, too")
+    parser.add_argument(
+        "--vjepa2", metavar="FOLDER", help="a clone of V-JEPA 2's repository: its own modules, ViT-L, too"
+    )
     arguments = parser.parse_args()
     sizes = FlopsConfig.model_validate(preset_layer(FlopsConfig, arguments.preset))
     teacher = FlopsConfig.model_validate(preset_layer(FlopsConfig, arguments.teacher)).encoder
-    normalise(torch.zeros(1, 1, 1, 1, 3, dtype=torch.uint8))  # its constants are kept, and must be real ones
     grid = token_grid(sizes.view, sizes.encoder)
     group = mask_group(sizes.mask, grid, seed=0, step=1, group=0, batch_size=arguments.clips)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    theirs = () if arguments.vjepa2 is None else vjepa2_models(arguments.vjepa2, len(group.sets))
+    with fake_tensors():
         for title, kernels in parts(sizes, teacher, group):
             say(arguments.gpu, title, kernels)
+        if arguments.vjepa2 is not None:
+            for title, kernels in parts_of_vjepa2(*theirs, sizes.view, group):
+                say(arguments.gpu, f"V-JEPA 2, {title}", kernels)
     if arguments.compiled:
         for title, eager, compiled in compiled_blocks(sizes, teacher, group):
             say(arguments.gpu, f"{title}, eager", eager)
@@ -87,6 +95,51 @@ def parts(sizes, teacher, group):
         with torch.autocast("cpu", enabled=False):
             loss.backward()
     yield "student and predictor, forward and backward", kernels.launches
+
+
+def vjepa2_models(folder, num_mask_sets):
+    """V-JEPA 2's own encoder and predictor at ViT-L, from a clone of its repository."""
+    sys.path.insert(0, folder)
+    layers = types.ModuleType("timm.models.layers")  # its old name, which timm has given up
+    layers.drop_path = None
+    sys.modules.setdefault("timm.models.layers", layers)
+    from src.models.predictor import vit_predictor
+    from src.models.vision_transformer import vit_large_rope
+
+    encoder = vit_large_rope(img_size=224, num_frames=16, tubelet_size=2, uniform_power=True)
+    predictor = vit_predictor(
+        img_size=(224, 224), num_frames=16, embed_dim=1024, predictor_embed_dim=384, depth=12, num_heads=12,
+        use_mask_tokens=True, num_mask_tokens=num_mask_sets, use_rope=True,
+    )  # fmt: skip
+    return encoder, predictor
+
+
+def parts_of_vjepa2(encoder, predictor, view, group):
+    """The same parts by these modules. LayerNorms compute in float32, as autocast has it on a GPU."""
+    clips = torch.empty(group.size, 3, *view.clip_shape[:3])
+    layer_norm = torch.nn.functional.layer_norm
+
+    def in_float32(x, shape, weight=None, bias=None, eps=1e-5):
+        return layer_norm(x.float(), shape, weight, bias, eps)
+
+    torch.nn.functional.layer_norm = in_float32
+    try:
+        with Kernels() as kernels, torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            tokens = encoder(clips)
+            targets = in_float32(tokens, tokens.shape[-1:])
+        yield "dense teacher forward", kernels.launches
+        with Kernels() as kernels:
+            loss = torch.zeros(())
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                for number, mask in enumerate(group.sets):
+                    visible = encoder(clips, [mask.visible_idx])
+                    hidden = predictor(visible, [mask.visible_idx], [mask.hidden_idx], mask_index=number)
+                    idx = mask.hidden_idx[..., None].expand(-1, -1, targets.shape[-1])
+                    loss = loss + (hidden - targets.gather(1, idx)).abs().mean()
+            loss.backward()
+        yield "student and predictor, forward and backward", kernels.launches
+    finally:
+        torch.nn.functional.layer_norm = layer_norm
 
 
 def compiled_blocks(sizes, teacher, group):

@@ -3,7 +3,8 @@ for the service's."""
 
 import os
 import ssl
-from pathlib import Path
+
+from salt_distill.common.text_files import read_text
 
 TOKEN_VARIABLE = "SALT_TOKEN"
 """Environment variable that holds a token, where no file is named."""
@@ -15,7 +16,7 @@ def access_token(file: str | None) -> str | None:
     if file is not None:
         where = file
         try:
-            token = Path(file).read_text()
+            token = read_text(file)
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"no access token in {file}: {error}") from None
     if token is None:

@@ -49,6 +49,15 @@ class MetricsLine(BaseModel):
     group_wait_s: float | None = None
     """Seconds that the run has waited for its group so far; None without a group."""
 
+    val_loss: Annotated[float | None, gauge("L1")] = None
+    """Loss on the held-out clips after this step; None where it was not measured."""
+    val_rankme: float | None = None
+    """RankMe of the encoder's features of the held-out clips: 1 to its channels."""
+    val_knn: float | None = None
+    """Share of the held-out clips that are named right by their nearest ones."""
+    val_ms: float | None = None
+    """What the measurement on held-out clips took, in milliseconds, beside the steps."""
+
     def values(self) -> dict[str, int | float]:
         """What is there, by name, as plain numbers."""
         return self.model_dump(exclude_none=True)

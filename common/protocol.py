@@ -207,6 +207,10 @@ class RunState(BaseModel):
     """The next slot of the data order."""
     loss: Annotated[float | None, gauge("L1")] = Field(default=None, ge=-1e30, le=1e30)
     """Loss of this step."""
+    val_loss: Annotated[float | None, gauge("L1")] = Field(default=None, ge=-1e30, le=1e30)
+    """The newest loss on held-out clips; None without one."""
+    val_step: NonNegativeInt | None = Field(default=None, le=MAX_COUNT)
+    """The step that it was measured after."""
     flops: Annotated[NonNegativeFloat | None, gauge("FLOP")] = Field(default=None, le=1e40)
     """Compute spent, teacher forward included."""
     teacher_wait_ms: Annotated[NonNegativeFloat | None, gauge("milliseconds")] = Field(default=None, le=1e15)
@@ -298,6 +302,8 @@ class BoardRunDetail(BoardRun):
     config: dict[str, JsonValue] | None
     """What the run learns and how."""
     curve: CurvePoints
+    val_curve: CurvePoints
+    """Loss on held-out clips."""
 
 
 RUN_METRICS = tuple(

@@ -22,7 +22,8 @@ class Exporter:
     def show(self, line: MetricsLine) -> None:
         """From now on the metrics are these."""
         for name, gauge in self._gauges.items():
-            gauge.set(getattr(line, name))
+            if (value := getattr(line, name)) is not None:  # what few lines have stays as it was
+                gauge.set(value)
 
     def close(self) -> None:
         """Gives the port back."""

@@ -32,6 +32,7 @@ from salt_distill.student_trainer.record import RunRecord
 from salt_distill.student_trainer.resume import ClipOrder
 from salt_distill.student_trainer.targets.client import require_same_teacher
 from salt_distill.student_trainer.targets.source import TargetSource, open_source, source_order, views_of
+from salt_distill.student_trainer.validation import Validation
 from salt_distill.student_trainer.vjepa import VJepa
 
 
@@ -54,6 +55,7 @@ def train_on(
         if source is not None and start.teacher is not None:
             source.require(TeacherSpec.from_json(json.loads(start.teacher)))
         worker.say(f"resuming {config.out} after step {start.step}")
+    validation = Validation(config, worker, objective, reader, source, start=start)
     record = RunRecord(
         config,
         worker,
@@ -62,6 +64,7 @@ def train_on(
         checkpoint_config,
         reader,
         source,
+        validation,
         start=start,
         checkpoint=checkpoint,
     )
@@ -77,21 +80,25 @@ def train_on(
         prefetch_steps=config.loader.prefetch_steps,
     )
 
-    for future in batches.steps(1 if start is None else start.step + 1, config.steps):
+    done = 0 if start is None else start.step
+    for future in batches.steps(done + 1, done if validation.ends_run else config.steps):
         batch, data_wait_s = worker.ranks.result(future)
         target, teacher_wait_s = (None, 0.0) if batch.target is None else worker.ranks.result(batch.target)
         lr, weight_decay = set_schedule(optimizer, config.optim, step=batch.step, steps=config.steps)
-        done = update(model, optimizer, batch, target, config, worker)
+        updated = update(model, optimizer, batch, target, config, worker)
         if isinstance(objective, VJepa):
             objective.move_target_encoder(step=batch.step, steps=config.steps)
         record.add(
             batch,
-            done,
+            updated,
             data_wait_s=data_wait_s,
             teacher_wait_s=teacher_wait_s,
             lr=lr,
             weight_decay=weight_decay,
+            measured=validation.after(batch.step),
         )
+        if validation.ends_run:
+            break
     record.close()
 
 
@@ -160,6 +167,7 @@ def _open(
         view=config.view,
         split=config.split,
         loader=config.loader,
+        num_held_out=0 if config.val_every is None else config.val_clips,
     )
     stack.callback(reader.close)
     if not isinstance(config, StudentRun):

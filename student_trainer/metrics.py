@@ -96,11 +96,12 @@ class MetricsLog:
         teacher_wait_s: float,
         lr: float,
         weight_decay: float,
-        source_metrics: dict[str, int | float],
+        other_metrics: dict[str, int | float],
+        is_last: bool,
     ) -> MetricsLine | None:
         """Takes one step in; the new line where an interval ends (on every rank), else None.
 
-        ``source_metrics``: what the source of targets adds to the line.
+        ``other_metrics``: what the source of targets, and held-out clips, add to the line.
         """
         interval = self._interval
         interval.updates.append(update)
@@ -112,11 +113,15 @@ class MetricsLog:
             interval.num_visible += sum(mask.visible_idx.numel() for mask in group.sets)
             interval.num_hidden += sum(mask.hidden_idx.numel() for mask in group.sets)
         self._num_bad += int((~batch.clips.good).sum())
-        if batch.step % self._config.log_every and batch.step != self._config.steps:
+        if batch.step % self._config.log_every and not is_last:
             return None
-        line = self._line(batch.step, lr, weight_decay, source_metrics)
+        line = self._line(batch.step, lr, weight_decay, other_metrics)
         self._write(line)
         return line
+
+    def leave_out(self, seconds: float) -> None:
+        """Of the time since the last line, ``seconds`` were no step's."""
+        self._interval.started_s += seconds
 
     def num_bad_clips(self) -> int:
         """Clips of the whole run so far that could not be decoded, over all ranks."""
@@ -139,7 +144,7 @@ class MetricsLog:
             self._tracker.close()
 
     def _line(
-        self, step: int, lr: float, weight_decay: float, source_metrics: dict[str, int | float]
+        self, step: int, lr: float, weight_decay: float, other_metrics: dict[str, int | float]
     ) -> MetricsLine:
         """Of the interval that ends with ``step``; a new one begins."""
         interval, self._interval = self._interval, _Interval()
@@ -167,7 +172,7 @@ class MetricsLog:
             target_fraction=num_hidden / views_of_tokens,
             flops=step * self._flops_per_step,
             bad_clips=self._num_bad_before + int(num_bad),
-            **source_metrics,
+            **other_metrics,
         )
 
     def _write(self, line: MetricsLine) -> None:

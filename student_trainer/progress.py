@@ -48,7 +48,7 @@ def _follow(run: Path, steps: int, console: rich.console.Console, stop: threadin
             if not console.is_terminal and due:
                 printed_step = line.step
                 console.print(
-                    f"{run.name}: step {line.step}/{steps}  {plain(line, steps)}",
+                    f"{run.name}: step {line.step}/{steps}  {plain(line, steps)}{display.held_out}",
                     highlight=False,
                     soft_wrap=True,
                 )
@@ -68,15 +68,27 @@ class Display:
         self._task = self._bar.add_task(name, total=steps)
         self._line: MetricsLine | None = None
         self._losses: list[float] = []
+        self._val_losses: list[tuple[float, int]] = []
+        """On held-out clips, each with its step."""
 
     def show(self, line: MetricsLine) -> None:
         """From now on this line of metrics."""
         self._line = line
         self._losses = [*self._losses, line.loss][-CURVE_LINES:]
+        if line.val_loss is not None:
+            self._val_losses.append((line.val_loss, line.step))
         self._bar.update(self._task, completed=line.step)
 
+    @property
+    def held_out(self) -> str:
+        """The newest loss on held-out clips, and the least since the command began; nothing before one."""
+        if not self._val_losses:
+            return ""
+        (newest, _), (least, step) = self._val_losses[-1], min(self._val_losses)
+        return f"  held-out loss {newest:.4f}, best {least:.4f} at step {step}"
+
     def __rich__(self) -> Group:
-        """The bar, and below it the newest line in three rows."""
+        """The bar, and below it the newest line in a few rows."""
         line = self._line
         if line is None:
             return Group(self._bar, Text("starting", style="dim"))
@@ -101,9 +113,11 @@ class Display:
                 *([("bad clips", str(line.bad_clips))] if line.bad_clips else []),
             ],
         ]
-        return Group(
-            self._bar, *(Text("  ").join(_named(name, value) for name, value in row) for row in rows)
-        )
+        texts = [Text("  ").join(_named(name, value) for name, value in row) for row in rows]
+        if self.held_out:
+            losses = [loss for loss, _ in self._val_losses][-CURVE_LINES:]
+            texts.append(Text(f"{self.held_out.strip()} {curve(losses)}"))
+        return Group(self._bar, *texts)
 
 
 def plain(line: MetricsLine, steps: int) -> str:

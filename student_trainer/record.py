@@ -22,6 +22,7 @@ from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.teacher import TeacherSpec, device_kind
 from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.batches import Batch
+from salt_distill.student_trainer.best_checkpoint import best_of, point_to_best
 from salt_distill.student_trainer.metrics import MetricsLog, Update
 from salt_distill.student_trainer.objective import Objective
 from salt_distill.student_trainer.parallel import collect
@@ -31,6 +32,7 @@ from salt_distill.student_trainer.run_directory import read_metrics
 from salt_distill.student_trainer.storage import Uploads, remove_old
 from salt_distill.student_trainer.targets.source import TargetSource
 from salt_distill.student_trainer.utilisation import Utilisation
+from salt_distill.student_trainer.validation import Measurement, Validation
 from salt_distill.student_trainer.vjepa import VJepa
 
 
@@ -105,9 +107,14 @@ class Summary(BaseModel):
     source: str | None
     """Where targets came from: service, cache or in-process; None where a run makes its own."""
     steps: int
+    """Done: fewer than were to be where `--stop-after-no-gain` ended the run."""
     batch_size: int
     loss_first: float
     loss_last: float
+    val_loss_best: float | None
+    """The least held-out loss; None without `--val-every`."""
+    val_step_best: int | None
+    """The step that has it: where ``checkpoints/best`` points."""
     flops: float
     """Compute spent, by the paper's 6ND, teacher forward included."""
     teacher_wait_ms: float | None
@@ -141,6 +148,7 @@ class RunRecord:
         checkpoint_config: CheckpointConfig,
         reader: Reader,
         source: TargetSource | None,
+        validation: Validation,
         *,
         start: Position | None,
         checkpoint: Path | None,
@@ -148,13 +156,17 @@ class RunRecord:
         """``start``: where the run goes on, from rank 0's ``checkpoint``; None: it begins."""
         self._config, self._worker, self._out = config, worker, Path(config.out)
         self._objective, self._optimizer, self._checkpoint_config = objective, optimizer, checkpoint_config
-        self._reader, self._source = reader, source
+        self._reader, self._source, self._validation = reader, source, validation
         self._step = 0 if start is None else start.step
         peak = sum(worker.ranks.all_values(matrix_peak(worker.device, config.compute.dtype)))
         if worker.rank == 0:
             Environment.here(
                 config, worker, decoder=reader.decoder, after_step=self._step, peak_flops_per_s=peak
             ).add_to(self._out)
+            if validation.best.step:
+                point_to_best(
+                    self._out, validation.best.step, config.keep_every
+                )  # a kill may have come before it
         self._uploads = Uploads(self._out, config.storage if worker.rank == 0 else None)
         if checkpoint is not None:
             self._uploads.add(checkpoint)  # the copy may lag behind
@@ -181,9 +193,14 @@ class RunRecord:
         teacher_wait_s: float,
         lr: float,
         weight_decay: float,
+        measured: Measurement | None,
     ) -> None:
-        """Takes a step in: a line of metrics every ``log_every`` steps, a checkpoint every ``keep_every``."""
+        """Takes a step in, with what was ``measured`` after it: a line of metrics every ``log_every`` steps,
+        a checkpoint every ``keep_every``, and of the best."""
         self._step = batch.step
+        is_last = batch.step == self._config.steps or self._validation.ends_run
+        if measured is not None:
+            self._log.leave_out(measured.seconds)
         line = self._log.add(
             batch,
             update,
@@ -191,12 +208,15 @@ class RunRecord:
             teacher_wait_s=teacher_wait_s,
             lr=lr,
             weight_decay=weight_decay,
-            source_metrics={} if self._source is None else self._source.metrics(),
+            other_metrics=({} if self._source is None else self._source.metrics())
+            | ({} if measured is None else measured.values),
+            is_last=is_last,
         )
         if line is not None and self._source is not None and self._worker.rank == 0:
             self._source.report(line)
-        if self._step % self._config.keep_every == 0 or self._step == self._config.steps:
-            self._write_checkpoint()
+        is_best = measured is not None and measured.is_best
+        if self._step % self._config.keep_every == 0 or is_last or is_best:
+            self._write_checkpoint(is_best=is_best)
 
     def close(self) -> None:
         """Ends the run's files, with its summary, and waits for their copies."""
@@ -209,7 +229,7 @@ class RunRecord:
             write_whole(self._out / "summary.json", summary.model_dump_json(indent=2) + "\n")
         ranks.result(self._uploads.finish())
 
-    def _write_checkpoint(self) -> None:
+    def _write_checkpoint(self, *, is_best: bool) -> None:
         """What a run goes on from; every rank takes part."""
         self._log.require_finite(self._step)
         self._worker.ranks.result(self._uploads.failure())
@@ -225,6 +245,7 @@ class RunRecord:
             teacher=teacher,
             clips=ClipOrder.of(self._config, self._reader).to_json(),
             bad_clips=num_bad,
+            best=self._validation.best.plain,
         )
         directory = self._out / "checkpoints" / f"step-{self._step}"
         checkpoint_config = self._checkpoint_config.model_copy(update={"step": self._step})
@@ -233,8 +254,14 @@ class RunRecord:
         )
         point_to(self._out, directory)
         self._uploads.add(directory)
-        if self._config.keep_last is not None:
-            remove_old(self._out, self._config.keep_last, but=self._uploads.under_way())
+        overtaken = point_to_best(self._out, self._step, self._config.keep_every) if is_best else None
+        best, kept = best_of(self._out), self._uploads.under_way()
+        remove_old(
+            self._out,
+            self._config.keep_last,
+            overtaken=overtaken,
+            but=kept if best is None else {*kept, best},
+        )
 
     def _flops_per_step(self) -> float:
         teacher_parameters = 0 if self._source is None else self._source.spec.num_parameters
@@ -250,7 +277,7 @@ class RunRecord:
         )
 
     def _summary(self, counters: dict[str, int], skipped: dict[str, str]) -> Summary:
-        lines, source = read_metrics(self._out), self._source
+        lines, source, best = read_metrics(self._out), self._source, self._validation.best
         if not lines:
             raise ValueError(
                 f"{self._out}: got no metrics.jsonl, or an empty one, expected the lines that summary.json is"
@@ -263,10 +290,12 @@ class RunRecord:
         return Summary(
             objective=self._config.objective,
             source=None if source is None else source.name,
-            steps=self._config.steps,
+            steps=self._step,
             batch_size=self._config.batch_size,
             loss_first=lines[0]["loss"],
             loss_last=lines[-1]["loss"],
+            val_loss_best=best.loss if best.step else None,
+            val_step_best=best.step or None,
             flops=lines[-1]["flops"],
             teacher_wait_ms=None if source is None else mean("teacher_wait_ms"),
             data_wait_ms=mean("data_wait_ms"),

@@ -35,6 +35,7 @@ class ClipOrder:
     index_hash: str
     """Of the data set's index: keys, sizes, sha256 of every sample."""
     split: str
+    """With what is held out of it."""
     data_seed: int
     views: str
     """``fresh``, or the number of pinned views."""
@@ -47,9 +48,12 @@ class ClipOrder:
     @classmethod
     def of(cls, config: TrainConfig, reader: Reader) -> Self:
         """That of a run."""
+        held_out, less = reader.held_out, ""
+        if held_out is not None and held_out.is_from_training:
+            less = f" without {len(held_out.rows)} held-out clips"
         return cls(
             index_hash=reader.index_hash,
-            split=config.split,
+            split=config.split + less,
             data_seed=config.data_seed,
             views=str(config.views),
             shuffle_shards=config.loader.shuffle_shards,
@@ -72,6 +76,8 @@ class Position:
     """ClipOrder as a dictionary; None in a checkpoint of version 1.1 or older."""
     bad_clips: int = 0
     """Clips before ``slot`` that could not be decoded."""
+    best: tuple[int, float, int] | None = None
+    """``Best`` of a run with a held-out loss, as a plain tuple."""
 
     def require_clips(self, now: ClipOrder, data: str) -> None:
         """Raises ValueError where ``data`` would give other clips than those that the run began with."""
@@ -79,7 +85,8 @@ class Position:
             if self.clips is not None and self.clips[name] != value:
                 raise ValueError(
                     f"--resume: the run learned from clips with {name}={self.clips[name]}, {data} has"
-                    f" {name}={value}: give the same data (its address may differ), or start a new run"
+                    f" {name}={value}: give the same data (its address may differ) and the same --val-every,"
+                    " or start a new run"
                 )
 
 

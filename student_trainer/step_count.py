@@ -1,14 +1,11 @@
 """A step, and a teacher's forward, counted on fake tensors: their kernels and the memory at their peak."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from salt_distill.common.clip import ClipBatch
 from salt_distill.common.config import EncoderConfig, StudentRun, TrainConfig
@@ -17,7 +14,7 @@ from salt_distill.common.model.flops import num_parameters
 from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.masking import MaskGroup, group_idx, mask_group
 from salt_distill.common.model.pixels import normalise
-from salt_distill.common.model.roofline import Kernel, Kernels, PeakMemory
+from salt_distill.common.model.roofline import Kernel, Kernels, PeakMemory, fake_tensors
 from salt_distill.common.model.vit import Block, Encoder
 from salt_distill.common.targets import codec
 from salt_distill.student_trainer.batches import Batch
@@ -69,7 +66,7 @@ def count_step(config: TrainConfig, out_width: int) -> StepCount:
     workers = max(config.most_workers, 1)
     num_groups = min(2, len(group_idx(config.batch_size, 0, workers)))
     usual, largest = masks_of(config)
-    with _fake_tensors(), PeakMemory() as memory, Kernels() as kernels:
+    with fake_tensors(), PeakMemory() as memory, Kernels() as kernels:
         objective = uninitialised_objective(config, out_width)
         set_up(objective, config.compute.model_copy(update={"compile": False}), CPU)
         optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
@@ -101,7 +98,7 @@ def count_teacher(
     config: EncoderConfig, clip_shape: tuple[int, int, int, int], batch_size: int
 ) -> TeacherCount:
     """A frozen encoder's forward in bfloat16 on fake tensors."""
-    with _fake_tensors(), PeakMemory() as memory, Kernels() as kernels, torch.no_grad():
+    with fake_tensors(), PeakMemory() as memory, Kernels() as kernels, torch.no_grad():
         encoder = Encoder(config)
         cast_products(encoder)
         weight_bytes = sum(parameter.nbytes for parameter in encoder.parameters())
@@ -117,13 +114,6 @@ def count_teacher(
             batch_size=batch_size,
             forward=kernels.launches.copy(),
         )
-
-
-@contextmanager
-def _fake_tensors() -> Iterator[None]:
-    normalise(torch.zeros(1, 1, 1, 1, 3, dtype=torch.uint8))  # its constants are kept, and must be real ones
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
 
 
 def step_once(

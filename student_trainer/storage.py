@@ -93,12 +93,14 @@ class Uploads:
                 folder.write(file, self._run / file)
 
 
-def remove_old(run: Path, num_newest: int, *, but: set[Path]) -> None:
-    """Removes the checkpoints of a run that are older than its newest, but for ``but`` and the one that the
-    run goes on from."""
+def remove_old(run: Path, num_newest: int | None, *, overtaken: Path | None, but: set[Path]) -> None:
+    """Removes the checkpoints of a run that are older than its ``num_newest``, but for ``but`` and the one
+    that the run goes on from; None: only ``overtaken``, if there is one."""
     needed = {*but, run / (run / POINTER).read_text().strip()}
     folder = run / "checkpoints"
-    for path in sorted(folder.glob("step-*"), key=lambda path: _step(path.name))[:-num_newest]:
+    in_order = sorted(folder.glob("step-*"), key=lambda path: _step(path.name))
+    old = [path for path in in_order if path == overtaken] if num_newest is None else in_order[:-num_newest]
+    for path in old:
         if path not in needed:
             path.rename(path.with_name(PARTIAL + path.name))  # at once: a kill leaves no half a checkpoint
     for path in folder.glob(f"{PARTIAL}step-*"):

@@ -187,6 +187,7 @@ def _runs_table(runs: list[BoardRun]) -> Table:
         "run",
         "step",
         "loss",
+        "held-out",
         "FLOPs",
         "clips/s",
         "wait ms",
@@ -200,11 +201,12 @@ def _runs_table(runs: list[BoardRun]) -> Table:
     for run in runs:
         progress = run.progress
         reported = (
-            [""] * 5
+            [""] * 6
             if progress is None
             else [
                 _cell(progress.step, ","),
                 _cell(progress.loss, ".4f"),
+                _cell(progress.val_loss, ".4f"),
                 _cell(progress.flops, ".2e"),
                 _cell(progress.clips_per_s, ",.1f"),
                 _cell(progress.teacher_wait_ms, ",.1f"),

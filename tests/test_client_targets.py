@@ -1,10 +1,13 @@
 """The three sources of targets: the same bits, and what happens when a service misbehaves."""
 
 import dataclasses
+import re
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +108,28 @@ def test_served_cached_and_local_targets_have_the_same_bits(teacher, tmp_path, o
             codec.widen(result[row]),
             codec.decode(encoded, dtype, num_tokens=teacher.spec.num_tokens, width=teacher.spec.width),
         )
+
+
+def test_the_client_of_the_protocols_page_gets_the_same_bits(teacher):
+    """As it stands in docs/protocol.md; it knows nothing of this project."""
+    page = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text()
+    [block] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert not re.search(r"salt_distill", block)
+    names: dict[str, Any] = {}
+    exec(compile(block, "docs/protocol.md", "exec"), names)
+    clips = random_clips(5)
+    expected = codec.decode(
+        codec.encode(teacher.forward(clips[:1]), "float16")[0],
+        "float16",
+        num_tokens=teacher.spec.num_tokens,
+        width=teacher.spec.width,
+    )
+    with serving(teacher) as (url, inside):
+        found = names["targets"](url, [*clips, clips[0]])
+        again = names["targets"](url, clips)
+        assert inside.metrics().clips_computed == 5
+    assert torch.equal(torch.from_numpy(found[0].copy()).float(), expected)
+    assert all(np.array_equal(one, other) for one, other in zip(found, [*again, again[0]], strict=True))
 
 
 def test_two_students_at_once_upload_and_compute_each_clip_once(teacher, open_source):

@@ -50,6 +50,7 @@ from salt_distill.common.config import (
     StudentRun,
     SweepConfig,
     SynthConfig,
+    TableConfig,
     TeacherRun,
     VJepaRun,
 )
@@ -107,6 +108,7 @@ COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
     "salt-eval flops": (FlopsConfig, {}),
     "salt-eval fidelity": (FidelityConfig, {}),
     "salt-eval export": (ExportConfig, {"ckpt": "run", "format": "hf", "out": "exported"}),
+    "salt-eval table": (TableConfig, {"run_dirs": "run"}),
     "salt-eval report": (ReportConfig, {"run_dirs": "run", "out": "page.html"}),
     "salt-plan": (
         PlanConfig,
@@ -130,10 +132,14 @@ OTHER = {
     "lr": "7",
     "weight_decay": "7",
     "context": "4",
+    "probe": "k400=probe.json",
+    "val_every": "20",
 }
 """Values of fields for which a made-up one would not do."""
 TYPERS_OWN = {"install_completion", "show_completion"}
 REFUSED = {
+    ("salt-data pack", "copies"),  # without --short-side
+    ("salt-eval embed", "stride"),  # without --window
     ("salt-train student", "teacher_url"),  # a second source of targets
     ("salt-train student", "targets"),
     ("salt-train student", "on_teacher_loss"),  # without --teacher-url
@@ -153,6 +159,15 @@ REFUSED = {
     ("salt-train teacher", "gpu"),
     ("salt-train student", "gpu"),
     ("salt-train vjepa", "gpu"),
+    ("salt-train teacher", "val_clips"),  # without --val-every
+    ("salt-train teacher", "val_features"),
+    ("salt-train teacher", "stop_after_no_gain"),
+    ("salt-train student", "val_clips"),
+    ("salt-train student", "val_features"),
+    ("salt-train student", "stop_after_no_gain"),
+    ("salt-train vjepa", "val_clips"),
+    ("salt-train vjepa", "val_features"),
+    ("salt-train vjepa", "stop_after_no_gain"),
     ("salt-eval flops", "teacher_steps"),  # without --teacher
     ("salt-plan", "teacher_estimate"),  # a second speed
     ("salt-plan", "mfu"),  # without --gpu
@@ -195,6 +210,8 @@ def other_value(config_class: type[Config], name: str, value: object) -> str | b
     """Something that a field may be, and is not yet."""
     if name == "preset" and config_class is ProbeConfig:
         return "k400"
+    if name == "out" and config_class is EmbedConfig:
+        return "other.arrow"
     if name in OTHER:
         return OTHER[name]
     choices = typing.get_args(config_class.model_fields[name].annotation)
@@ -448,6 +465,26 @@ def test_an_error_of_a_file_names_line_key_and_flag(content, expected, run, tmp_
     base = arguments("salt-train teacher", RUN)
     code, _, error = run("salt-train teacher", *base, "--config", str(tmp_path / "run.yaml"))
     assert (bool(code), error) == (True, f"error: {tmp_path / 'run.yaml'}, line {expected}\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "salt-train teacher --data shards --out run --config FILE",
+        "salt-train sweep FILE --out sweep --teacher-url http://127.0.0.1:1",
+        "salt-data mix FILE mixture",
+        "salt-plan --student vit-l,clips_per_s=9 --samples 9 --link-gbps 25 --decode-clips-per-s 9"
+        " --disk-gb-per-s 7 --teacher-estimate FILE",
+    ],
+)
+def test_a_file_that_is_no_utf8_is_named_with_its_line(line, run, tmp_path):
+    path = tmp_path / "latin-1"
+    path.write_bytes("steps: 3\n# caf\u00e9\n".encode("latin-1"))
+    app, *words = line.replace("FILE", str(path)).split()
+    names = 0 if app == "salt-plan" else 1
+    code, _, error = run(" ".join([app, *words[:names]]), *words[names:])
+    assert code
+    assert f"{path}, line 2: got the byte b'\\xe9', expected text in UTF-8" in error
 
 
 def test_an_error_of_a_flag_names_it(run):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from eval_tools import CONFIG, ENCODER, make_models, save
 from PIL import Image
+from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
 from salt_distill.common.config import (
     EmaConfig,
@@ -21,6 +22,8 @@ from salt_distill.common.config import (
 from salt_distill.common.data.encode import encode_mp4
 from salt_distill.common.data.making.scenes import PROPERTIES, SCREEN, make_scenes, scene
 from salt_distill.common.model.checkpoint import CheckpointConfig, new_predictor, open_encoder
+from salt_distill.common.model.masking import MaskGroup, MaskSet
+from salt_distill.common.model.pixels import normalise
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.common.model.vit import Encoder, init_weights
 from salt_distill.student_trainer.evaluation.physics.benchmarks import (
@@ -30,15 +33,20 @@ from salt_distill.student_trainer.evaluation.physics.benchmarks import (
     intphys,
     read_pair,
 )
+from salt_distill.student_trainer.evaluation.physics.predictors import open_predictor
 from salt_distill.student_trainer.evaluation.physics.results import (
     FILTERED,
     PairSurprise,
+    PhysicsResults,
     accuracies,
     best_context,
     macro,
 )
 from salt_distill.student_trainer.evaluation.physics.run import context_lengths, judge, run
-from salt_distill.student_trainer.evaluation.physics.surprise import open_student, surprise
+from salt_distill.student_trainer.evaluation.physics.surprise import surprise
+from salt_distill.student_trainer.vpixel import VPixel
+
+SETTINGS = {"window": 4, "crop_size": None, "batch_size": 2, "num_threads": 1}
 
 
 class Still:
@@ -314,13 +322,10 @@ def test_the_command_on_made_scenes(tmp_path, models, scenes, capsys):
 
 def test_the_student_sees_the_context_alone_and_the_teacher_all(models):
     folder, teacher = models
-    student = open_student(
+    student = open_predictor(
         str(folder / "student"),
         str(folder / "teacher"),
-        window=4,
-        crop_size=None,
-        batch_size=2,
-        num_threads=1,
+        **SETTINGS,
     )
     windows = np.random.default_rng(0).integers(0, 256, (2, *CONFIG.view.clip_shape), dtype=np.uint8)
     changed = windows.copy()
@@ -337,17 +342,22 @@ def test_another_teacher_is_refused(tmp_path, models):
     folder, _ = models
     encoder, predictor = make_models(9)
     save(tmp_path / "other", CONFIG, encoder, predictor)
-    settings = {"window": 4, "crop_size": None, "batch_size": 2, "num_threads": 1}
     with pytest.raises(
         ValueError, match=r"got --teacher .*other with fingerprint .*, which .*student learned from"
     ):
-        open_student(str(folder / "student"), str(tmp_path / "other"), **settings)
+        open_predictor(str(folder / "student"), str(tmp_path / "other"), **SETTINGS)
     with pytest.raises(
         ValueError, match="got --teacher None for a run of salt, expected --teacher, the frozen encoder"
     ):
-        open_student(str(folder / "student"), None, **settings)
-    with pytest.raises(ValueError, match="got a V-Pixel teacher, expected a student"):
-        open_student(str(tmp_path / "other"), None, **settings)
+        open_predictor(str(folder / "student"), None, **SETTINGS)
+    with pytest.raises(
+        ValueError, match=r"got --teacher .*teacher for a run of vpixel, expected none: it predicts pixels"
+    ):
+        open_predictor(str(tmp_path / "other"), str(folder / "teacher"), **SETTINGS)
+    with pytest.raises(
+        ValueError, match=r"got a stage 1 without its run's config.yaml, expected the run directory"
+    ):
+        open_predictor(str(tmp_path / "other"), None, **SETTINGS)
 
 
 def test_the_baseline_has_its_targets_with_it(tmp_path):
@@ -361,7 +371,9 @@ def test_the_baseline_has_its_targets_with_it(tmp_path):
     predictor = new_predictor(config)
     predictor.init_weights(torch.Generator().manual_seed(3), std=0.1)
     save(tmp_path / "ema", config, average, predictor, online=online)
-    student = open_student(str(tmp_path / "ema"), None, window=4, crop_size=None, batch_size=2, num_threads=1)
+    student = open_predictor(
+        str(tmp_path / "ema"), None, window=4, crop_size=None, batch_size=2, num_threads=1
+    )
     assert torch.equal(student.encoder.norm.weight, online.norm.weight)
     assert torch.equal(student.encoder.patch_embed.weight, online.patch_embed.weight)
     windows = np.random.default_rng(0).integers(0, 256, (1, *CONFIG.view.clip_shape), dtype=np.uint8)
@@ -369,3 +381,63 @@ def test_the_baseline_has_its_targets_with_it(tmp_path):
         open_encoder(FrozenConfig(ckpt=str(tmp_path / "ema"))), TeacherComputeConfig(), torch.device("cpu")
     ).forward(windows)
     assert (student.targets(windows) - expected).abs().max() < 1e-5
+
+
+# --- what predicts pixels ---
+
+
+def noise(num_clips: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (num_clips, *CONFIG.view.clip_shape), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("pixel_norm", ["channel", "joint"])
+def test_a_stage_1_is_surprised_by_pixels(tmp_path, pixel_norm):
+    """Its squared error is the loss that it was trained with, under a mask that hides what is to come."""
+    encoder, predictor = make_models(1)
+    save(tmp_path / "run", CONFIG, encoder, predictor)
+    (tmp_path / "run" / "config.yaml").write_text(f"pixel_norm: {pixel_norm}\n")
+    model = open_predictor(str(tmp_path / "run"), None, **SETTINGS)
+    windows = noise(2)
+    error = model.predictions(windows, 2) - model.targets(windows)[:, 16:]
+    idx = torch.arange(32).expand(2, -1)
+    masks = MaskGroup(first=0, size=2, sets=(MaskSet(visible_idx=idx[:, :16], hidden_idx=idx[:, 16:]),))
+    loss = VPixel(encoder, predictor, pixel_norm=pixel_norm)(torch.from_numpy(windows), masks)
+    assert error.square().mean((1, 2)) == pytest.approx(loss[0].detach(), rel=1e-5)
+    assert model.teacher_fingerprint is None
+
+
+def test_a_videomae_predicts_what_transformers_predicts(tmp_path):
+    config = VideoMAEConfig(
+        image_size=32, patch_size=8, num_frames=4, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=96, decoder_hidden_size=24, decoder_num_hidden_layers=2,
+        decoder_num_attention_heads=2, decoder_intermediate_size=48, use_mean_pooling=False,
+    )  # fmt: skip
+    theirs = VideoMAEForPreTraining(config).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.1)
+    theirs.save_pretrained(tmp_path / "full")
+    model = open_predictor(str(tmp_path / "full"), None, **SETTINGS)
+    windows = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), dtype=np.uint8)
+    hidden = torch.arange(32).expand(2, -1) >= 16
+    with torch.no_grad():
+        answer = theirs(normalise(torch.from_numpy(windows)).transpose(1, 2), bool_masked_pos=hidden)
+    predictions = model.predictions(windows, 2)
+    assert (predictions - answer.logits).abs().max() < 1e-4 * answer.logits.abs().max()
+    error = predictions - model.targets(windows)[:, 16:]
+    assert error.square().mean().item() == pytest.approx(answer.loss.item(), rel=1e-4)
+    with pytest.raises(ValueError, match="got clips of 8 frames of 32 pixels, expected 4 of 32"):
+        open_predictor(str(tmp_path / "full"), None, **SETTINGS | {"window": 8})
+    theirs.videomae.save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ValueError, match="got a model without a decoder, expected one that predicts pixels"):
+        open_predictor(str(tmp_path / "encoder"), None, **SETTINGS)
+
+
+def test_the_command_for_what_predicts_pixels(tmp_path, scenes):
+    encoder, predictor = make_models(1)
+    save(tmp_path / "run", CONFIG, encoder, predictor)
+    (tmp_path / "run" / "config.yaml").write_text("pixel_norm: channel\n")
+    out = tmp_path / "physics.json"
+    run(PhysicsConfig(ckpt=str(tmp_path / "run"), data=str(scenes), out=str(out), window=8))
+    results = PhysicsResults.read(out)
+    assert results.teacher_fingerprint is None
+    assert len(results.surprise) == 2 * len(PROPERTIES)

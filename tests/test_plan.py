@@ -312,6 +312,8 @@ def test_the_command_prints_what_it_draws_and_writes(salt_plan, tmp_path):
         "vit-g,gpus=8,clips_per_s=30",
         "--gpu",
         "h100",
+        "--mfu",
+        "0.4",
         *WHERE,
     ]
     code, text, error = salt_plan(*flags, "--chart", tmp_path / "plan.png")
@@ -401,6 +403,25 @@ def test_speeds_come_from_estimates(salt_plan, tmp_path):
             "--teacher", "nano", "--teacher-estimate", file, "--student", f"nano,estimate={file}", *WHERE
         )
         assert "got no estimate of a student" in error
+
+
+def test_speeds_of_a_gpu_are_counted(salt_plan, tmp_path):
+    """As the estimate of the run itself counts them; its optimizer is a small part of so many clips."""
+    save_nano_teacher(tmp_path / "teacher")
+    values = {"data": "none", "out": "none", "workers": 0, "teacher_ckpt": str(tmp_path / "teacher")}
+    config = StudentRun.model_validate(
+        {**preset_layer(StudentRun, "nano"), **values, "batch_size": 2400, "teacher": {"batch_size": 24}}
+    )
+    expected = estimate_on(config, "l4")
+    assert expected.teacher is not None
+    code, written, error = salt_plan(
+        "--teacher", "nano", "--student", "nano", "--gpu", "l4", *WHERE, "--json"
+    )
+    assert (code, error) == (0, "")
+    found = json.loads(written)
+    assert found["teacher"]["source"] == "counted for l4, not measured"
+    assert found["teacher"]["clips_per_s"] == pytest.approx(expected.teacher.clips_per_s, rel=0.02)
+    assert found["students"][0]["clips_per_s"] == pytest.approx(expected.student.clips_per_s, rel=0.05)
 
 
 def save_nano_teacher(directory):

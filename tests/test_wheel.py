@@ -196,4 +196,4 @@ def test_the_readmes_first_commands_as_they_stand(installed, tmp_path):
     path = f"{installed / 'bin'}:{os.environ['PATH']}"
     for line in block.splitlines()[1:]:
         run("bash", "-c", line, cwd=tmp_path, PATH=path, PYTHONPATH=str(installed))
-    assert (tmp_path / "rank.json").exists()
+    assert (tmp_path / "features.parquet").exists()

@@ -46,6 +46,7 @@ class RandomClips:
 
     decoder = "none"
     index_hash = "random"
+    held_out = None
 
     def __init__(self, clip_shape: tuple[int, int, int, int]) -> None:
         self.clip_shape = clip_shape

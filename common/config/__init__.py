@@ -20,12 +20,12 @@ from salt_distill.common.config.evaluate import (
     PicturesConfig,
     ProbeConfig,
     RankConfig,
-    ReportConfig,
     SelectConfig,
 )
 from salt_distill.common.config.frozen import TIMM, TIMM_RANDOM, DrawConfig, FrozenConfig
 from salt_distill.common.config.layers import explain, merge
 from salt_distill.common.config.learning import EmaConfig, OptimConfig
+from salt_distill.common.config.loader import LoaderConfig
 from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
     MAX_DEPTH,
@@ -56,11 +56,11 @@ from salt_distill.common.config.serve import (
     StatusConfig,
 )
 from salt_distill.common.config.sweep import SweepConfig, SweepFile
+from salt_distill.common.config.tables import ReportConfig, TableConfig
 from salt_distill.common.config.token import TokenConfig
 from salt_distill.common.config.train import (
     ComputeConfig,
     ComputeDtype,
-    LoaderConfig,
     OnTeacherLoss,
     ServiceClientConfig,
     Sharding,
@@ -133,6 +133,7 @@ __all__ = [
     "SweepConfig",
     "SweepFile",
     "SynthConfig",
+    "TableConfig",
     "TargetDtype",
     "TeacherComputeConfig",
     "TeacherRun",

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Self
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from salt_distill.common.text_files import read_text
+
 ConfigValues = dict[str, Any]
 """Values of a configuration by key, nested as YAML gives them, before a ``Config`` has checked them."""
 _MAX_VALUES = 100_000
@@ -78,7 +80,7 @@ def _num_values(node: yaml.Node | None, counted: dict[int, float]) -> float:
 def load_yaml(path: str | Path) -> ConfigValues:
     """The mapping in a YAML file."""
     try:
-        loaded = parse_yaml(Path(path).read_text())
+        loaded = parse_yaml(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: got no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):

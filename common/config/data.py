@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from salt_distill.common.config.base import Config
+from salt_distill.common.config.loader import LoaderConfig
 from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
     EncoderConfig,
@@ -21,7 +22,6 @@ from salt_distill.common.config.model import (
     ViewConfig,
     require_whole_cubes,
 )
-from salt_distill.common.config.train import LoaderConfig
 
 
 class SynthConfig(Config):

@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from salt_distill.common.config.base import Config
+from salt_distill.common.config.loader import LoaderConfig
 from salt_distill.common.config.model import (
     EncoderConfig,
     MaskConfig,
@@ -21,7 +22,7 @@ from salt_distill.common.config.model import (
     require_whole_cubes,
 )
 from salt_distill.common.config.presets import PRESETS
-from salt_distill.common.config.train import ComputeDtype, LoaderConfig
+from salt_distill.common.config.train import ComputeDtype
 
 COMMAND_ONLY = "command only"
 """Marks a field of `ProbeConfig` that does not change a probe."""
@@ -152,10 +153,11 @@ class PhysicsConfig(Config):
     """`salt-eval physics`: how surprised a model is by impossible videos (arXiv:2509.24317, Appendix D)."""
 
     ckpt: str
-    """Run directory or checkpoint of a student (SALT), or of the baseline: its encoder and its predictor."""
+    """What predicts: the run directory or checkpoint of a student (SALT), of the baseline or of a stage 1, or
+    the directory of a VideoMAE with its decoder. The last two predict normalised pixels."""
     teacher: str | None = None
-    """The frozen teacher that the student learned from, whatever `salt-serve teacher --ckpt` takes. The
-    baseline's is in its checkpoint."""
+    """The frozen teacher that a student learned from, whatever `salt-serve teacher --ckpt` takes. The
+    baseline's is in its checkpoint, and what predicts pixels has none."""
     data: str
     """Folder of the benchmark, as it is distributed; of InfLevel with the lists of pairs, `continuity.csv`,
     `gravity.csv` and `solidity.csv`."""
@@ -165,7 +167,7 @@ class PhysicsConfig(Config):
     """JSON file of the accuracies and of each video's surprise."""
     window: PositiveInt | None = None
     """Frames of a window, context and future; none: those of a clip of the checkpoint, twice as many for
-    InfLevel."""
+    InfLevel unless its positions are absolute (VideoMAE)."""
     context: tuple[PositiveInt, ...] = ()
     """Frames of a window that the student sees; none: 1/8, 2/8, 3/8, 4/8 and 5/8 of it."""
     stride: PositiveInt = 2
@@ -268,32 +270,6 @@ class ExportConfig(Config):
     """`probe.safetensors` of `salt-eval probe`: the directory is then a `VJEPA2ForVideoClassification`."""
     label: str | None = None
     """Whose probe; none: the only label's."""
-
-
-class ReportConfig(Config):
-    """One page about a set of runs."""
-
-    run_dirs: tuple[str, ...] = ()
-    """Run directories."""
-    runs: str | None = None
-    """Folder of run directories; its probe.json, select.json, server.json and steps.tsv are read where they
-    exist."""
-    out: str | None = None
-    """The page; summary.json is written beside it. None: report.html in the folder of `--runs`."""
-
-    @property
-    def extras(self) -> tuple[str, ...]:
-        return ("eval",)
-
-    @model_validator(mode="after")
-    def _has_runs(self) -> Self:
-        if not self.run_dirs and self.runs is None:
-            raise ValueError("got no runs, expected run directories, or --runs FOLDER")
-        if self.out is None and self.runs is None:
-            raise ValueError(
-                "got no --out, expected a path for the page: only with --runs is there a folder for it"
-            )
-        return self
 
 
 class PicturesConfig(Config):

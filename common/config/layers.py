@@ -12,6 +12,7 @@ import pydantic
 import yaml
 
 from salt_distill.common.config.base import Config, ConfigValues, parse_yaml
+from salt_distill.common.text_files import read_text
 
 _MEMBER = re.compile(r"[A-Z]\w*|int|str|float|bool|.*[\[-].*")
 """What pydantic calls a class, a plain type, ``literal['fresh']`` and ``function-after[...]``."""
@@ -32,7 +33,7 @@ class Layer:
 
 def read_layer(path: str | Path) -> Layer:
     """The keys of a YAML file, nested or dotted. Raises ValueError with the line where it is no YAML."""
-    text = Path(path).read_text()
+    text = read_text(path)
     try:
         loaded, root = parse_yaml(text), yaml.compose(text)
     except yaml.YAMLError as error:

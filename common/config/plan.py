@@ -58,9 +58,10 @@ class PlanConfig(Config):
     """Or the JSON file of `salt-train student --teacher-ckpt CKPT --estimate --estimate-out FILE` on such a
     GPU."""
     gpu: GpuName | None = None
-    """Or the GPU, for all speeds that are not given: its dense bfloat16 peak times `--mfu`."""
+    """Or the GPU, for all speeds that are not given: counted without one, kernel by kernel, at what poor
+    kernels reach of its data sheet."""
     mfu: float | None = Field(default=None, gt=0, le=1)
-    """Share of the peak of `--gpu` that a step reaches; None: 0.4."""
+    """Or the share of the dense bfloat16 peak of `--gpu` that a step reaches, instead of the count."""
     gpu_tflops: PositiveFloat | None = None
     """Or what a GPU reaches, in TFLOP/s, instead of `--gpu`."""
     steps: PositiveInt = 160_000

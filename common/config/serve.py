@@ -15,8 +15,9 @@ from pydantic import (
 
 from salt_distill.common.config.base import Config
 from salt_distill.common.config.frozen import DrawConfig, FrozenConfig
+from salt_distill.common.config.loader import LoaderConfig
 from salt_distill.common.config.model import TargetDtype
-from salt_distill.common.config.train import LoaderConfig, TeacherComputeConfig
+from salt_distill.common.config.train import TeacherComputeConfig
 
 
 class ServiceConfig(Config):

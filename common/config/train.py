@@ -6,7 +6,6 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import (
     Field,
     JsonValue,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -15,6 +14,7 @@ from pydantic import (
 
 from salt_distill.common.config.base import Config
 from salt_distill.common.config.learning import EmaConfig, OptimConfig
+from salt_distill.common.config.loader import LoaderConfig
 from salt_distill.common.config.marks import DecidedBySweep, OnResume, Shown, marked
 from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
@@ -57,34 +57,6 @@ class ComputeConfig(Config):
         Literal["sdpa", "explicit"], OnResume("speed and memory; losses agree to rounding")
     ] = "sdpa"
     """PyTorch's fused attention, or softmax(q k^T) v written out, to compare it with."""
-
-
-class LoaderConfig(Config):
-    """How a rank reads and decodes."""
-
-    paths = ("shard_cache_dir",)
-
-    decode_processes: Annotated[NonNegativeInt, OnResume("speed")] = 2
-    """Processes that decode ahead of the step, on this rank; 0 decodes in the rank's own process, which a
-    broken video may then take along."""
-    decode_timeout_s: Annotated[PositiveFloat, OnResume("when a video counts as bad")] = 60.0
-    """Longest that reading and decoding one clip may take, in seconds; then the video is bad, and its process
-    is replaced."""
-    prefetch_steps: Annotated[PositiveInt, OnResume("speed and memory")] = 3
-    """Steps decoded, and asked of the teacher, ahead of the one that trains."""
-    frame_cache_bytes: Annotated[NonNegativeInt, OnResume("speed and memory")] = 0
-    """Memory for decoded videos, in bytes; 0 decodes a video at every view. Fair only for a small data set of
-    small videos."""
-    shard_cache_dir: Annotated[str | None, OnResume("speed")] = None
-    """Folder on a local disk that keeps the videos read from shards, for shards in an object store or on a
-    slow disk; runs may share it."""
-    shard_cache_bytes: Annotated[PositiveInt, OnResume("speed")] = 100_000_000_000
-    """Size of `shard_cache_dir`, in bytes; the videos that were not read for longest give way."""
-    max_bad_fraction: Annotated[float, OnResume("when the run stops")] = Field(default=0.05, ge=0, le=1)
-    """Share of clips that may fail to decode before the run stops."""
-    shuffle_shards: PositiveInt = 8
-    """Shards whose samples are shuffled together. Part of the order: runs that should see the same clips
-    share it."""
 
 
 class TeacherComputeConfig(Config):
@@ -188,10 +160,28 @@ class TrainConfig(Config):
     """Project of Weights & Biases that shows them too; needs the package wandb. None: nothing leaves this
     machine."""
     keep_every: Annotated[PositiveInt, OnResume("which steps have a checkpoint")] = 1000
-    """Steps from one checkpoint to the next; the last step always has one."""
+    """Steps from one checkpoint to the next; the last step, and the one with the least held-out loss, always
+    have one."""
     keep_last: Annotated[PositiveInt | None, OnResume("which steps have a checkpoint")] = None
-    """Newest checkpoints that stay in `out`; older ones are removed when a newer one is whole. None: all
-    stay. `storage` keeps all."""
+    """Newest checkpoints that stay in `out`, beside `checkpoints/best`; older ones are removed when a newer
+    one is whole. None: all stay. `storage` keeps all."""
+    val_every: Annotated[
+        PositiveInt | None,
+        OnResume("which steps have a held-out loss; not off or on where training clips are held out"),
+    ] = None
+    """Steps from one measurement of the loss on held-out clips, which nothing is learned from, to the next;
+    the last step has one too. `checkpoints/best` is the checkpoint with the least. They are of the split
+    `val`; where there is none they are taken from the training split, which then has fewer. None: no clips
+    are held out."""
+    val_clips: PositiveInt = 240
+    """Held-out clips of `--val-every`: the same ones, under the same masks, each time. They stay in memory,
+    with their targets."""
+    val_features: Annotated[bool, OnResume("what else is measured")] = False
+    """With `--val-every`: also what the encoder's features of the held-out clips are worth, RankMe and, where
+    they have a label, k-NN accuracy (each half named by the other)."""
+    stop_after_no_gain: Annotated[PositiveInt | None, OnResume("when the run ends")] = None
+    """End the run when so many measurements of `--val-every` in a row were no less than the least before.
+    None: at `--steps`."""
     storage: Annotated[str | None, OnResume("where copies go")] = None
     """Address that checkpoints and metrics are copied to beside the training, such as s3://BUCKET/RUN, or a
     folder. `--resume` goes on from there where `out` is empty or older, on any machine."""
@@ -253,6 +243,17 @@ class TrainConfig(Config):
             raise ValueError(
                 f"got workers={self.workers} for batch_size={self.batch_size}, expected at most {num_groups}:"
                 f" a worker takes whole mask groups of {MASK_GROUP_SIZE} clips"
+            )
+        for name in ("val_clips", "val_features", "stop_after_no_gain"):
+            if self.val_every is None and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"got --{name.replace('_', '-')} without --val-every, expected both: it is about the"
+                    " held-out loss"
+                )
+        if self.val_every is not None and self.val_every % self.log_every:
+            raise ValueError(
+                f"got --val-every {self.val_every} with --log-every {self.log_every}, expected a multiple of"
+                " it: a held-out loss is part of a line of metrics.jsonl"
             )
         if self.estimate_out is not None and not self.estimate:
             raise ValueError(

@@ -11,6 +11,7 @@ import numpy as np
 from salt_distill.common.clip import BadVideoError, ClipBatch, clip_digest
 from salt_distill.common.config import LoaderConfig, ViewConfig, Views
 from salt_distill.common.data import views as view_of
+from salt_distill.common.data.held_out_split import hold_out
 from salt_distill.common.data.order import Mixture
 from salt_distill.common.data.pool import DecodePool
 from salt_distill.common.data.sample import Sample, sha256_of
@@ -35,12 +36,23 @@ class Reader:
     returns. Thread safe."""
 
     def __init__(
-        self, data: str, *, data_seed: int, views: Views, view: ViewConfig, split: str, loader: LoaderConfig
+        self,
+        data: str,
+        *,
+        data_seed: int,
+        views: Views,
+        view: ViewConfig,
+        split: str,
+        loader: LoaderConfig,
+        num_held_out: int = 0,
     ) -> None:
-        """``data``: a folder of shards or its URL. Raises FileNotFoundError or ValueError where it is none,
-        or has no such split."""
+        """``data``: a folder of shards or its URL. ``num_held_out``: samples that ``held_out`` is to name.
+        Raises FileNotFoundError or ValueError where it is none, or has no such split."""
         self.dataset = open_dataset(data)
-        self.samples = self.dataset.samples(split)
+        self.held_out = hold_out(self.dataset, split, num_held_out) if num_held_out else None
+        """Samples of no slot."""
+        left_out = self.held_out.rows if self.held_out and self.held_out.is_from_training else ()
+        self.samples = self.dataset.samples(split, but=left_out)
         """For each shard its samples of the split."""
         sources = self.dataset.sources
         weights = [source.weight for source in sources if source.weight is not None]
@@ -99,7 +111,13 @@ class Reader:
     def evaluation(self, samples: Sequence[Sample]) -> ClipBatch:
         """The centre view of each sample: middle frames, largest centred square, no flip. Bad videos as in
         ``clips``."""
-        return self.segments(samples, [self._cut(sample, CENTRE_VIEW) for sample in samples])
+        return self.view(samples, CENTRE_VIEW)
+
+    def view(self, samples: Sequence[Sample], number: int) -> ClipBatch:
+        """The view of this number of each sample. Bad videos as in ``clips``."""
+        return self._batch(
+            samples, [self._cut(sample, number) for sample in samples], [number] * len(samples)
+        )
 
     def segments(self, samples: Sequence[Sample], cuts: Sequence[Cut | SegmentCut]) -> ClipBatch:
         """What each sample's own cut takes, all of one shape. Bad videos as in ``clips``."""

@@ -75,21 +75,29 @@ class Dataset:
             for name, tar in zip(names, self.tars, strict=True)
         ]
 
-    def samples(self, split: str) -> list[Sequence[Sample]]:
-        """For each shard the samples of a split in it, maybe none; ``all`` takes every sample."""
-        splits = self._index["split"].chunk(0)
-        known = splits.dictionary.to_pylist()
+    @property
+    def splits(self) -> list[str]:
+        """Those that there are."""
+        return self._index["split"].chunk(0).dictionary.to_pylist()
+
+    def samples(
+        self, split: str, *, but: Sequence[int] | Int32[np.ndarray, " n"] = ()
+    ) -> list["SamplesOfShard"]:
+        """For each shard the samples of a split in it, maybe none; ``all`` takes every sample. ``but``: rows
+        of the index that are left out."""
+        splits, known = self._index["split"].chunk(0), self.splits
         if split not in ("all", *known):
             raise ValueError(
                 f"{self.folder.address}: got split {split!r}, expected one of {', '.join(sorted(known))},"
                 " or all"
             )
         mask = np.array([split in ("all", name) for name in known])[splits.indices.to_numpy()[self._rows]]
+        mask &= ~np.isin(self._rows, but)
         rows, ends = (
             self._rows[mask],
             np.searchsorted(self._shard[mask], np.arange(len(self.tars)), side="right"),
         )
-        return [_Rows(self, part) for part in np.split(rows, ends[:-1])]
+        return [SamplesOfShard(self, part) for part in np.split(rows, ends[:-1])]
 
     def take(self, rows: Int32[np.ndarray, " n"]) -> list[Sample]:
         """The samples in these rows of the index."""
@@ -97,6 +105,10 @@ class Dataset:
             Sample(**row | {"labels": dict(row["labels"])})
             for row in self._index.take(pa.array(rows)).to_pylist()
         ]
+
+    def keys(self, rows: Int32[np.ndarray, " n"]) -> list[str]:
+        """The keys of the samples in these rows of the index."""
+        return self._index["key"].take(pa.array(rows)).to_pylist()
 
     def encoded(self, sample: Sample) -> Slice | bytes:
         """Where the encoded bytes of a sample are, on this machine; else the bytes. Raises BadVideoError, and
@@ -109,7 +121,7 @@ class Dataset:
         return encoded if isinstance(encoded, bytes) else encoded.read()
 
 
-class _Rows(Sequence[Sample]):
+class SamplesOfShard(Sequence[Sample]):
     """Rows of the index as samples, made when asked for: a data set may have millions."""
 
     def __init__(self, dataset: Dataset, rows: Int32[np.ndarray, " n"]) -> None:
@@ -122,7 +134,7 @@ class _Rows(Sequence[Sample]):
 
     def __getitem__(self, idx: Any) -> Any:
         return (
-            _Rows(self._dataset, self.rows[idx])
+            SamplesOfShard(self._dataset, self.rows[idx])
             if isinstance(idx, slice)
             else self._dataset.take(self.rows[[idx]])[0]
         )

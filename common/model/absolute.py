@@ -2,11 +2,11 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from salt_distill.common.model.frozen import AbsoluteConfig
-from salt_distill.common.model.grid import cubes
+from salt_distill.common.model.grid import cubes, grid_of
 from salt_distill.common.model.vit import Block, Norm, Stack
 
 
@@ -24,7 +24,7 @@ class AbsoluteEncoder(nn.Module):
         stored = config.positions == "stored"
         table = torch.zeros if stored else sine_table
         self.register_buffer("positions", table(config.num_tokens, config.width), persistent=stored)
-        self.register_buffer("unturned", torch.tensor([1.0, 0.0]).view(2, 1, 1, 1, 1), persistent=False)
+        self.register_buffer("unturned", no_rotation(), persistent=False)
         self.blocks = Stack(
             Block(config.width, config.num_heads, config.mlp_width, config.block_eps)
             for _ in range(config.depth)
@@ -33,19 +33,28 @@ class AbsoluteEncoder(nn.Module):
             nn.Identity() if config.norm_eps is None else Norm(config.width, eps=config.norm_eps)
         )
 
-    def forward(self, clip: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b n d"]:
-        """Tokens of the whole clip, time-major. Raises ValueError for a clip of another size than its own."""
-        pixels = cubes(clip, None, patch_size=self.config.patch_size, tubelet_size=self.config.tubelet_size)
-        if pixels.shape[1] != self.config.num_tokens:
+    def forward(
+        self, clip: Float[Tensor, "b 3 t h w"], token_idx: Int[Tensor, "b v"] | None = None
+    ) -> Float[Tensor, "b v d"]:
+        """Tokens of the whole clip, time-major, or of the named cubes, which then see no others. Raises
+        ValueError for a clip of another size than its own."""
+        config = self.config
+        grid = grid_of(clip, patch_size=config.patch_size, tubelet_size=config.tubelet_size)
+        if grid.num_tokens != config.num_tokens:
             raise ValueError(
-                f"got clips of {pixels.shape[1]} tokens for an encoder with absolute positions, expected"
-                f" {self.config.num_tokens}, whose positions it was trained with: leave --num-frames and"
+                f"got clips of {grid.num_tokens} tokens for an encoder with absolute positions, expected"
+                f" {config.num_tokens}, whose positions it was trained with: leave --num-frames and"
                 " --crop-size as the checkpoint says"
             )
-        rope = self.unturned.expand(
-            -1, 1, 1, self.config.num_tokens, self.config.width // self.config.num_heads
-        )
-        return self.norm(self.blocks(self.patch_embed(pixels.flatten(2)) + self.positions, rope).float())
+        pixels = cubes(clip, token_idx, patch_size=config.patch_size, tubelet_size=config.tubelet_size)
+        positions = self.positions if token_idx is None else self.positions[token_idx]
+        rope = self.unturned.expand(-1, 1, 1, pixels.shape[1], config.width // config.num_heads)
+        return self.norm(self.blocks(self.patch_embed(pixels.flatten(2)) + positions, rope).float())
+
+
+def no_rotation() -> Float[Tensor, "2 1 1 1 1"]:
+    """The rotary table of a rotation by no angle, to be expanded over tokens and channels of a head."""
+    return torch.tensor([1.0, 0.0]).view(2, 1, 1, 1, 1)
 
 
 def sine_table(num_tokens: int, width: int) -> Float[Tensor, "n d"]:

@@ -21,6 +21,7 @@ from salt_distill.common.model.layouts import (
 )
 from salt_distill.common.model.pixels import IMAGENET_MEAN, IMAGENET_STD
 from salt_distill.common.model.vit import Encoder
+from salt_distill.common.text_files import read_text
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -59,7 +60,7 @@ class HfProcessor(BaseModel):
 def hf_model_type(directory: Path) -> str | None:
     """What kind of Hugging Face model a directory holds; None: it holds none."""
     path = directory / "config.json"
-    return json.loads(path.read_text()).get("model_type") if path.is_file() else None
+    return json.loads(read_text(path)).get("model_type") if path.is_file() else None
 
 
 def open_hf(directory: Path) -> FrozenEncoder:
@@ -96,7 +97,7 @@ def hf_processor(directory: Path) -> HfProcessor:
 
 def validated(kind: type[M], path: Path) -> M:
     try:
-        return kind.model_validate_json(path.read_text())
+        return kind.model_validate_json(read_text(path))
     except pydantic.ValidationError as error:
         raise ValueError(f"{path}: {explain(error)}") from error
 
@@ -123,7 +124,7 @@ def hf_tensors(directory: Path, prefix: str, *, others: tuple[str, ...]) -> dict
 def _hf_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     names = (
-        sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        sorted(set(json.loads(read_text(index))["weight_map"].values()))
         if index.is_file()
         else ["model.safetensors"]
     )

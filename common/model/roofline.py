@@ -7,16 +7,20 @@ its products at the GPU's peak, whichever is longer, and its launch.
 
 import weakref
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from salt_distill.common.config import GpuName
+from salt_distill.common.model.pixels import normalise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,14 @@ class Kernels(TorchDispatchMode):
         dtype = next((tensor.dtype for tensor in read if tensor.is_floating_point()), torch.float32)
         self.launches[Kernel(name, num_bytes, flops, dtype)] += 1
         return out
+
+
+@contextmanager
+def fake_tensors() -> Iterator[None]:
+    """What runs inside has tensors without memory and does no arithmetic."""
+    normalise(torch.zeros(1, 1, 1, 1, 3, dtype=torch.uint8))  # its constants are kept, and must be real ones
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
 
 
 def seconds(launches: Counter[Kernel], gpu: Gpu, reached: Reached = BEST) -> float:

@@ -1,29 +1,37 @@
-"""VideoMAE's encoder from a Hugging Face directory."""
+"""VideoMAE's encoder, and the decoder that predicts pixels, from a Hugging Face directory."""
 
 import functools
 from pathlib import Path
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from salt_distill.common.config import MAX_DEPTH, ViewConfig
-from salt_distill.common.model.absolute import AbsoluteEncoder
+from salt_distill.common.model.absolute import AbsoluteEncoder, no_rotation, sine_table
 from salt_distill.common.model.frozen import AbsoluteConfig, FrozenEncoder
 from salt_distill.common.model.hugging_face import hf_processor, hf_tensors, validated
 from salt_distill.common.model.layouts import Layout, require_fit, shapes_of, to_ours
+from salt_distill.common.model.vit import Block, Norm, Stack
 
-_WORDS = {
-    "patch_embed": "embeddings.patch_embeddings.projection", "blocks": "encoder.layer",
+_BLOCK = {
     "attn_norm": "layernorm_before",
     "mlp_norm": "layernorm_after", "attn.w_qkv": "attention.attention.{part}",
     "attn.w_out": "attention.output.dense",
     "mlp.w_up": "intermediate.dense", "mlp.w_down": "output.dense",
 }  # fmt: skip
 """What a part of our name is called there."""
-_OTHERS = ("decoder.", "encoder_to_decoder.", "mask_token", "fc_norm.", "classifier.")
-"""Tensors of a pre-training or classification model that are none of the encoder's."""
+_ENCODER = _BLOCK | {"patch_embed": "embeddings.patch_embeddings.projection", "blocks": "encoder.layer"}
+_DECODER = _BLOCK | {
+    "embed": "encoder_to_decoder",
+    "blocks": "decoder.decoder_layers",
+    "head": "decoder.head",
+}
+_OF_THE_ENCODER = ("embeddings.", "encoder.", "layernorm.")
+_OF_THE_DECODER = ("decoder.", "encoder_to_decoder.", "mask_token")
+_OF_A_CLASSIFIER = ("fc_norm.", "classifier.")
 
 
 class VideoMaeDirectoryConfig(BaseModel):
@@ -47,6 +55,42 @@ class VideoMaeDirectoryConfig(BaseModel):
     qv_bias: Literal[True] = True
     use_mean_pooling: bool = True
     """A fine-tuned classifier, whose norm comes after the mean over tokens: the encoder has none."""
+    decoder_hidden_size: int = 384
+    decoder_num_hidden_layers: int = Field(default=4, le=MAX_DEPTH)
+    decoder_num_attention_heads: int = 6
+    decoder_intermediate_size: int = 1536
+    norm_pix_loss: bool = True
+    """Whether the decoder predicts pixels normalised within each cube."""
+
+
+class VideoMaeDecoder(nn.Module):
+    """From the tokens of visible cubes to the pixels of hidden ones, normalised as ``pixel_targets`` does."""
+
+    positions: Tensor
+    unturned: Tensor
+
+    def __init__(self, theirs: VideoMaeDirectoryConfig, num_tokens: int) -> None:
+        super().__init__()
+        width, self.num_heads = theirs.decoder_hidden_size, theirs.decoder_num_attention_heads
+        self.embed = nn.Linear(theirs.hidden_size, width, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        self.register_buffer("positions", sine_table(num_tokens, width), persistent=False)
+        self.register_buffer("unturned", no_rotation(), persistent=False)
+        self.blocks = Stack(
+            Block(width, self.num_heads, theirs.decoder_intermediate_size, theirs.layer_norm_eps)
+            for _ in range(theirs.decoder_num_hidden_layers)
+        )
+        self.norm = Norm(width)
+        self.head = nn.Linear(width, 3 * theirs.tubelet_size * theirs.patch_size**2)
+
+    def forward(
+        self, visible: Float[Tensor, "b v e"], visible_idx: Int[Tensor, "b v"], hidden_idx: Int[Tensor, "b k"]
+    ) -> Float[Tensor, "b k upqc"]:
+        """Predictions for ``hidden_idx``, in its order."""
+        seen = self.embed(visible) + self.positions[visible_idx]
+        x = torch.cat((seen, self.mask_token + self.positions[hidden_idx]), dim=1)
+        rope = self.unturned.expand(-1, 1, 1, x.shape[1], x.shape[2] // self.num_heads)
+        return self.head(self.norm(self.blocks(x, rope)[:, visible.shape[1] :]))
 
 
 def open_videomae(directory: Path) -> FrozenEncoder:
@@ -74,35 +118,63 @@ def open_videomae(directory: Path) -> FrozenEncoder:
     )
 
 
+def load_videomae_decoder(directory: Path) -> VideoMaeDecoder:
+    """The decoder of a VideoMAE directory, in eval mode. Raises ValueError where it has none, or one that
+    predicts other pixels."""
+    theirs = validated(VideoMaeDirectoryConfig, directory / "config.json")
+    tensors = _tensors(directory, without=_OF_THE_ENCODER)
+    if not tensors:
+        raise ValueError(
+            f"{directory}: got a model without a decoder, expected one that predicts pixels"
+            " (VideoMAEForPreTraining)"
+        )
+    if not theirs.norm_pix_loss:
+        raise ValueError(
+            f"{directory}: got norm_pix_loss false in its config.json, expected a decoder that predicts"
+            " normalised pixels"
+        )
+    encoder = open_videomae(directory).config
+    assert isinstance(encoder, AbsoluteConfig)
+    decoder = VideoMaeDecoder(theirs, encoder.num_tokens)
+    shape = (1, 1, theirs.decoder_hidden_size)
+    _fill(decoder, tensors, _layout(decoder, _DECODER, "decoder.norm.", {"mask_token": shape}), directory)
+    return decoder.eval()
+
+
 def _load(directory: Path, config: AbsoluteConfig) -> AbsoluteEncoder:
+    encoder = AbsoluteEncoder(config)
+    shape = (config.width, 3, config.tubelet_size, config.patch_size, config.patch_size)
+    layout = _layout(encoder, _ENCODER, "layernorm.", {"patch_embed.weight": shape})
+    _fill(encoder, _tensors(directory, without=_OF_THE_DECODER), layout, directory)
+    return encoder.eval()
+
+
+def _tensors(directory: Path, *, without: tuple[str, ...]) -> dict[str, Tensor]:
+    """Of the encoder or of the decoder, with the biases' names of the released files."""
     tensors: dict[str, Tensor] = {}
-    for name, tensor in hf_tensors(directory, "videomae.", others=_OTHERS).items():
-        if name.endswith(("q_bias", "v_bias")):  # as the released files call them
+    for name, tensor in hf_tensors(directory, "videomae.", others=(*without, *_OF_A_CLASSIFIER)).items():
+        if name.endswith(("q_bias", "v_bias")):
             name = name.replace("q_bias", "query.bias").replace("v_bias", "value.bias")
         tensors[name] = tensor
         if name.endswith("query.bias"):
             tensors[name.replace("query", "key")] = torch.zeros_like(tensor)  # VideoMAE has none
-    encoder = AbsoluteEncoder(config)
-    layout = _layout(encoder)
-    require_fit(
-        {name: tensor.shape for name, tensor in tensors.items()},
-        shapes_of(layout),
-        f"{directory} does not fit its config.json",
-    )
-    encoder.load_state_dict(to_ours(tensors, layout, encoder.state_dict()))
-    return encoder.eval()
+    return tensors
 
 
-def _layout(encoder: AbsoluteEncoder) -> Layout:
+def _fill(module: nn.Module, tensors: dict[str, Tensor], layout: Layout, directory: Path) -> None:
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    require_fit(shapes, shapes_of(layout), f"{directory} does not fit its config.json")
+    module.load_state_dict(to_ours(tensors, layout, module.state_dict()))
+
+
+def _layout(
+    module: nn.Module, words: dict[str, str], norm: str, reshaped: dict[str, tuple[int, ...]]
+) -> Layout:
     """Of each of our tensors theirs."""
-    sizes = encoder.config
-    reshaped = {
-        "patch_embed.weight": (sizes.width, 3, sizes.tubelet_size, sizes.patch_size, sizes.patch_size)
-    }
     layout: Layout = {}
-    for name, tensor in encoder.state_dict().items():
-        theirs = name.replace("norm.", "layernorm.") if name.startswith("norm.") else name
-        for ours, word in _WORDS.items():
+    for name, tensor in module.state_dict().items():
+        theirs = norm + name.removeprefix("norm.") if name.startswith("norm.") else name
+        for ours, word in words.items():
             theirs = theirs.replace(ours, word)
         names = (
             [theirs.format(part=part) for part in ("query", "key", "value")]

@@ -1,8 +1,8 @@
-"""What a plan is made of: sizes from presets, speeds from estimates or from a GPU's peak."""
+"""What a plan is made of: sizes from presets, speeds from estimates or counted for a GPU."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -18,13 +18,11 @@ from salt_distill.common.model.flops import (
     six_n_d,
 )
 from salt_distill.common.model.grid import TokenGrid, token_grid
+from salt_distill.common.model.roofline import GPUS, Kernel
 from salt_distill.common.plan.arithmetic import PlannedTeacher, Site, Student, Work
+from salt_distill.common.plan.counted import slowest_clips_per_s, student_kernels, teacher_kernels
 from salt_distill.common.targets import codec
-
-PEAK_TFLOPS: dict[GpuName, float] = {"a100": 312.0, "h100": 989.4, "h200": 989.4, "b200": 2250.0}
-"""Dense bfloat16 peaks of the SXM modules, without sparsity, from NVIDIA's data sheets."""
-MFU = 0.4
-"""Where `--mfu` says nothing: about 400 TFLOP/s of an H100."""
+from salt_distill.common.text_files import read_text
 
 
 class EstimatedPart(BaseModel):
@@ -144,15 +142,17 @@ def _sizes(preset: str) -> FlopsConfig:
 
 
 def _achieved_tflops(config: PlanConfig) -> Speed | None:
-    """TFLOP/s that a GPU reaches, where they are given."""
+    """TFLOP/s that a GPU reaches, where they are given; None: they are counted, or every speed is given."""
     if config.gpu_tflops is not None:
         return Speed(config.gpu_tflops, f"{config.gpu_tflops:g} TFLOP/s")
-    if config.gpu is None:
+    if config.gpu is None or config.mfu is None:
         return None
-    mfu = MFU if config.mfu is None else config.mfu
-    return Speed(
-        mfu * PEAK_TFLOPS[config.gpu], f"{mfu:g} of {config.gpu}'s {PEAK_TFLOPS[config.gpu]:g} TFLOP/s"
-    )
+    peak = GPUS[config.gpu].bfloat16_flops / 1e12
+    return Speed(config.mfu * peak, f"{config.mfu:g} of {config.gpu}'s {peak:g} TFLOP/s")
+
+
+def _counted(launches: Counter[Kernel], gpu: GpuName) -> Speed:
+    return Speed(slowest_clips_per_s(launches, gpu), f"counted for {gpu}, not measured")
 
 
 def _teacher_speed(
@@ -177,7 +177,9 @@ def _teacher_speed(
         )
         _check_size(config.teacher_estimate, estimate, "teacher", teacher, expected.teacher, config.teacher)
         return Speed(teacher.clips_per_s, f"{config.teacher_estimate}: {estimate.source}")
-    assert tflops is not None  # the configuration has checked it
+    if tflops is None:
+        assert config.gpu is not None, "the configuration has checked it"
+        return _counted(teacher_kernels(sizes), config.gpu)
     return Speed(tflops.clips_per_s * 1e12 / flops, tflops.source)
 
 
@@ -190,7 +192,10 @@ def _student_speed(
         estimate = _read_estimate(planned.estimate)
         _check_size(planned.estimate, estimate, "student", estimate.student, paper_flops, planned.preset)
         return Speed(estimate.student.clips_per_s, f"{planned.estimate}: {estimate.source}")
-    assert tflops is not None  # the configuration has checked it
+    if tflops is None:
+        assert config.gpu is not None, "the configuration has checked it"
+        sizes, width = _sizes(planned.preset), _sizes(config.teacher).encoder.width
+        return _counted(student_kernels(sizes, width), config.gpu)
     return Speed(tflops.clips_per_s * 1e12 / _exact_flops(planned.preset, config), tflops.source)
 
 
@@ -236,7 +241,7 @@ def _exact_flops(preset: str, config: PlanConfig) -> float:
 
 def _read_estimate(path: str) -> EstimateFile:
     try:
-        return EstimateFile.model_validate_json(Path(path).read_bytes())
+        return EstimateFile.model_validate_json(read_text(path))
     except ValidationError as error:
         raise ValueError(
             f"{path}: got no estimate of a student, expected what `salt-train student --estimate"

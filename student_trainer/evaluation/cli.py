@@ -15,6 +15,7 @@ from salt_distill.common.config import (
     ReportConfig,
     SelectConfig,
     SimilarConfig,
+    TableConfig,
 )
 
 app = new_app("Judges trained encoders, reports on runs, and accounts for the method.")
@@ -115,6 +116,18 @@ add_command(
     help=(
         "One self-contained HTML page about a set of runs: curves, probes, predicted accuracies, sharing,"
         " pictures."
+    ),
+)
+add_command(
+    app,
+    "table",
+    TableConfig,
+    "salt_distill.student_trainer.evaluation.table.run:run",
+    positional=("run_dirs",),
+    help=(
+        "Finished runs with what was measured of them: a row each, or the paper's tables with their"
+        " numbers.\n\nExample: `salt-eval table runs/* --layout paper --probe k400=probe-k400.json --probe"
+        " ssv2=probe-ssv2.json --physics physics.json`"
     ),
 )
 add_command(

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from salt_distill.common.config import FrozenConfig, explain, load_yaml
 from salt_distill.common.model.checkpoint import POINTER, open_encoder
 from salt_distill.common.model.teacher import fingerprint
+from salt_distill.common.text_files import read_text
 from salt_distill.student_trainer.run_directory import read_metrics
 
 Objective = Literal["vpixel", "salt", "vjepa"]
@@ -145,7 +146,7 @@ def read_seconds(path: Path | None) -> dict[str, float]:
     if path is None or not path.is_file():
         return {}
     seconds = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         step, separator, value = line.partition("\t")
         if not separator:
             raise ValueError(f"{path}, line {number}: got {line!r}, expected STEP<TAB>SECONDS")
@@ -159,7 +160,7 @@ def _read(path: Path) -> FinishedRun:
             name=path.resolve().name,
             path=path,
             settings=RunSettings.model_validate(load_yaml(path / "config.yaml")),
-            results=RunResults.model_validate_json((path / "summary.json").read_text()),
+            results=RunResults.model_validate_json(read_text(path / "summary.json")),
             metrics=[LoggedStep.model_validate(line) for line in read_metrics(path)],
         )
     except (ValidationError, json.JSONDecodeError) as error:

@@ -1,18 +1,20 @@
-"""The loss of checkpoints on clips that no run has learned from, all under the same masks."""
+"""The loss on clips that no run has learned from, under masks that stay: of checkpoints, or while a run
+trains."""
 
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
-from salt_distill.common.config import MASK_GROUP_SIZE
+from salt_distill.common.clip import ClipBatch
+from salt_distill.common.config import MASK_GROUP_SIZE, MaskConfig
 from salt_distill.common.model.checkpoint import CheckpointConfig, load_predictor, load_vit, read_config
-from salt_distill.common.model.masking import MaskGroup, MaskSet, mask_group
+from salt_distill.common.model.grid import TokenGrid
+from salt_distill.common.model.masking import MaskGroup, mask_group
 from salt_distill.common.model.teacher import Teacher
+from salt_distill.student_trainer.batches import Batch
 from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun
 from salt_distill.student_trainer.objective import Objective
 from salt_distill.student_trainer.salt import Salt
@@ -38,7 +40,34 @@ def targets_of(
     )
 
 
-@torch.inference_mode()
+def held_out_masks(
+    mask: MaskConfig, grid: TokenGrid, *, seed: int, num_clips: int, groups: range | None = None
+) -> list[MaskGroup]:
+    """The masks of clips that are held out: those of a step before the first. ``groups``: mask groups of a
+    rank; None: all."""
+    return [
+        mask_group(mask, grid, seed=seed, step=0, group=group, batch_size=num_clips)
+        for group in groups or range(-(-num_clips // MASK_GROUP_SIZE))
+    ]
+
+
+@torch.no_grad()
+def clip_losses(
+    objective: Objective,
+    batch: Batch,
+    targets: Shaped[Tensor, "b n d"] | None,
+    device: torch.device,
+    num_passes: int | None = None,
+) -> Float[Tensor, " b"]:
+    """The training loss of each clip, the mean over the mask sets, in float64; 0 where one is bad.
+    ``num_passes``: as ``Batch.groups`` takes it."""
+    losses = [
+        objective(*group.inputs).double().mean(0) * group.good
+        for group in batch.groups(targets, device, num_passes)
+    ]
+    return torch.cat(losses)[: len(batch.clips.good)]
+
+
 def held_out_loss(
     objective: Objective,
     clips: UInt8[np.ndarray, "b t h w 3"],
@@ -50,13 +79,11 @@ def held_out_loss(
 ) -> float:
     """The training loss, of these clips, under masks that ``seed`` draws: the mean over clips and mask
     sets."""
-    objective = objective.to(device).eval()
-    losses = []
-    for rows, masks in _groups(len(clips), config, seed, device):
-        pixels = torch.from_numpy(clips[rows]).to(device)
-        inputs = (pixels, masks) if targets is None else (pixels, masks, targets[rows].to(device))
-        losses.append(objective(*inputs).double())
-    return float(torch.cat(losses, dim=1).mean())
+    masks = held_out_masks(config.mask, config.grid, seed=seed, num_clips=len(clips))
+    good = np.ones(len(clips), bool)
+    batch = ClipBatch(pixels=clips, digests=(), keys=(), views=(), good=good)
+    of_step = Batch(step=0, clips=batch, masks=masks, target=None)
+    return float(clip_losses(objective.to(device), of_step, targets, device).mean())
 
 
 def student_loss(
@@ -83,15 +110,3 @@ def vpixel_loss(
     """Mean squared error of a V-Pixel teacher's own training."""
     objective = VPixel(load_vit(checkpoint), load_predictor(checkpoint), pixel_norm=pixel_norm)
     return held_out_loss(objective, clips, read_config(checkpoint), seed=seed, targets=None, device=device)
-
-
-def _groups(
-    num_clips: int, config: CheckpointConfig, seed: int, device: torch.device
-) -> Iterator[tuple[slice, MaskGroup]]:
-    for number in range(-(-num_clips // MASK_GROUP_SIZE)):
-        masks = mask_group(config.mask, config.grid, seed=seed, step=0, group=number, batch_size=num_clips)
-        sets = (
-            MaskSet(visible_idx=one.visible_idx.to(device), hidden_idx=one.hidden_idx.to(device))
-            for one in masks.sets
-        )
-        yield slice(masks.first, masks.first + masks.size), replace(masks, sets=tuple(sets))

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from salt_distill.common.config import ViewConfig, explain
 from salt_distill.common.data.shards import open_dataset
 from salt_distill.common.model.frozen import FrozenEncoder
+from salt_distill.common.text_files import read_text
 from salt_distill.common.whole import write_whole
 
 
@@ -25,7 +26,7 @@ class Record(BaseModel):
         if not path.is_file():
             raise ValueError(f"got {path}, expected the JSON file of `{cls.writer}`: it is not there")
         try:
-            return cls.model_validate_json(path.read_text())
+            return cls.model_validate_json(read_text(path))
         except ValidationError as error:
             problem = explain(error).splitlines()[0]
             raise ValueError(

@@ -55,8 +55,14 @@ class GroupMember:
     def report(self, line: MetricsLine) -> None:
         """Posts a line of metrics, in the background; one that no board takes, as a diverged run's, is
         counted."""
+        val = {"val_loss": self._state.val_loss, "val_step": self._state.val_step}
+        if line.val_loss is not None:
+            val = {
+                "val_loss": line.val_loss,
+                "val_step": line.step,
+            }  # in every report, since some are left out
         try:
-            state = RunState(**line.model_dump(include=set(_REPORTED)))
+            state = RunState(**line.model_dump(include=set(_REPORTED)) | val)
         except ValueError as error:
             self._client.progress_failed(error)
             return

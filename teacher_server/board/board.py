@@ -124,7 +124,8 @@ class Board:
         if run is None:
             return None
         listed = self._shown(name, run, {})
-        return BoardRunDetail(**dict(listed), config=run.config, curve=run.curve.shown())
+        curve, val_curve = run.curve.shown(), run.val_curve.shown()
+        return BoardRunDetail(**dict(listed), config=run.config, curve=curve, val_curve=val_curve)
 
     # Replicas
 

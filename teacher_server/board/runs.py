@@ -3,7 +3,7 @@ sent."""
 
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel, Field, JsonValue
 
 from salt_distill.common.protocol import CurvePoints, Progress, RunState
 
@@ -78,6 +78,8 @@ class RunLine(BaseModel):
     config: dict[str, JsonValue] | None = None
     curve: Curve | None = None
     """With it the line is everything."""
+    val_curve: Curve = Field(default_factory=Curve)
+    """Beside it."""
 
 
 @dataclass
@@ -93,6 +95,8 @@ class Run:
     progress: RunState | None = None
     config: dict[str, JsonValue] | None = None
     curve: Curve = field(default_factory=Curve)
+    val_curve: Curve = field(default_factory=Curve)
+    """Of the loss on held-out clips."""
     token: str = ""
     """Whose run it is: of the token that was heard last."""
 
@@ -104,6 +108,10 @@ class Run:
         self.progress = _without_config(progress)
         if progress.loss is not None:
             self.curve.add(progress.step, progress.flops, progress.loss)
+        if progress.val_loss is not None and progress.val_step is not None:
+            # Each report has the newest one; compute grows with the steps.
+            flops = progress.flops and progress.flops * progress.val_step / max(1, progress.step)
+            self.val_curve.add(progress.val_step, flops, progress.val_loss)
 
     def line(self, name: str, report: Progress) -> RunLine:
         """What the board's file says of a report."""
@@ -112,7 +120,9 @@ class Run:
     def whole_line(self, name: str) -> RunLine:
         """Everything that the board's file keeps of the run."""
         report = None if self.progress is None else Progress(**dict(self.progress))
-        return self._line(name, report).model_copy(update={"config": self.config, "curve": self.curve})
+        return self._line(name, report).model_copy(
+            update={"config": self.config, "curve": self.curve, "val_curve": self.val_curve}
+        )
 
     def read(self, line: RunLine) -> None:
         """Takes a line of the board's file in."""
@@ -120,7 +130,7 @@ class Run:
         self.bytes_out, self.seen_s = line.bytes_out, line.seen_s
         if line.curve is not None:
             self.progress = None if line.progress is None else _without_config(line.progress)
-            self.config, self.curve = line.config, line.curve
+            self.config, self.curve, self.val_curve = line.config, line.curve, line.val_curve
         elif line.progress is not None:
             self.post(line.progress)
 

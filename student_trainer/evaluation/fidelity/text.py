@@ -112,6 +112,10 @@ Where the sources are silent or disagree, and what is done here:
   noise is rounded and clamped to 8-bit pixels, since clips stay uint8 until they are normalised; segments are scored at
   their middles; precision is bfloat16 on a GPU (float16 there). V-JEPA's weight decay falls to 1e-6, the default of its
   code that no configuration sets: the fast forms do the same.
+- **Surprise of a pixel predictor** (Table 9's VideoMAEv2): the mean absolute error of pixels normalised within each
+  cube, predicted from the context alone. The physics repository's code zeroes VideoMAE's predictions, so that its
+  published surprise is the size of the target; the paper does not say what it did. Held against `transformers`' own
+  decoder and loss (`tests/test_eval_physics.py`).
 - **Loss**: the mean over tokens and channels of a clip, then over the good clips of the global batch, then over the
   mask sets; the reference takes each rank's mean. Equal where all ranks hold equally many clips.
 """

@@ -17,6 +17,7 @@ from salt_distill.common.data.stills import decode_stills
 from salt_distill.common.data.video import decode, probe
 from salt_distill.common.data.video_facts import VideoFacts
 from salt_distill.common.data.views import resize
+from salt_distill.common.text_files import read_text
 
 FRAME_STEP = {"intphys": 2, "grasp": 10, "inflevel": 5}
 """Frames of a video from one that is taken to the next."""
@@ -76,7 +77,7 @@ def intphys(folder: Path) -> list[VideoPair]:
     for scene in sorted(path for path in folder.glob("*/*") if (path / "1" / "scene").is_dir()):
         films: dict[bool, list[PairVideo]] = {True: [], False: []}
         for video in sorted(path for path in scene.iterdir() if (path / "status.json").is_file()):
-            films[json.loads((video / "status.json").read_text())["header"]["is_possible"]].append(
+            films[json.loads(read_text(video / "status.json"))["header"]["is_possible"]].append(
                 PairVideo(path=video / "scene")
             )
         if len(films[True]) != 2 or len(films[False]) != 2:

@@ -7,9 +7,10 @@ import torch
 from rich.progress import track
 
 from salt_distill.common.clip import BadVideoError
-from salt_distill.common.config import PhysicsConfig
+from salt_distill.common.config import FrozenConfig, PhysicsConfig
 from salt_distill.common.console import console, new_results
-from salt_distill.common.model.checkpoint import read_config
+from salt_distill.common.model.checkpoint import open_encoder
+from salt_distill.common.model.frozen import AbsoluteConfig
 from salt_distill.student_trainer.evaluation.physics.benchmarks import (
     FRAME_STEP,
     LAYOUTS,
@@ -17,13 +18,14 @@ from salt_distill.student_trainer.evaluation.physics.benchmarks import (
     pairs_hash,
     read_pair,
 )
+from salt_distill.student_trainer.evaluation.physics.predictors import open_predictor
 from salt_distill.student_trainer.evaluation.physics.results import (
     PairSurprise,
     PhysicsResults,
     accuracies,
     table,
 )
-from salt_distill.student_trainer.evaluation.physics.surprise import SurpriseModel, open_student, surprise
+from salt_distill.student_trainer.evaluation.physics.surprise import SurpriseModel, surprise
 
 _MAX_BAD = 0.05
 """Share of the pairs whose videos may be unreadable."""
@@ -32,14 +34,18 @@ _MAX_BAD = 0.05
 def run(config: PhysicsConfig) -> None:
     """Judges every pair, prints the table, writes the file."""
     torch.set_num_threads(config.num_threads)
-    view, encoder = read_config(config.ckpt).view, read_config(config.ckpt).encoder
-    window = config.window or view.num_frames * (2 if config.benchmark == "inflevel" else 1)
-    contexts = list(config.context) or context_lengths(window, encoder.tubelet_size)
-    wrong = [frames for frames in (*contexts, window) if frames % encoder.tubelet_size or frames > window]
+    opened = open_encoder(FrozenConfig(ckpt=config.ckpt))
+    tubelet_size = opened.config.tubelet_size
+    has_own_length = isinstance(opened.config, AbsoluteConfig)  # positions for no other clip
+    window = config.window or opened.view.num_frames * (
+        2 if config.benchmark == "inflevel" and not has_own_length else 1
+    )
+    contexts = list(config.context) or context_lengths(window, tubelet_size)
+    wrong = [frames for frames in (*contexts, window) if frames % tubelet_size or frames > window]
     if wrong or max(contexts) >= window:
         raise ValueError(
             f"got windows of {window} frames with contexts of {contexts}, expected multiples of"
-            f" {encoder.tubelet_size} frames, contexts shorter than the window: set --window, --context"
+            f" {tubelet_size} frames, contexts shorter than the window: set --window, --context"
         )
     pairs = LAYOUTS[config.benchmark](Path(config.data))
     if not pairs:
@@ -47,7 +53,7 @@ def run(config: PhysicsConfig) -> None:
             f"{config.data}: got no pairs of videos, expected the folders of {config.benchmark}"
             " (docs/evaluation.md)"
         )
-    model = open_student(
+    model = open_predictor(
         config.ckpt,
         config.teacher,
         window=window,
@@ -60,7 +66,7 @@ def run(config: PhysicsConfig) -> None:
         model,
         pairs,
         frame_step=frame_step,
-        size=config.crop_size or view.crop_size,
+        size=model.identity.view.crop_size,
         window=window,
         contexts=contexts,
         stride=config.stride,

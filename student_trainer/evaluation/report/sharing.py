@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import BaseModel, computed_field
 
 from salt_distill.common.model.flops import FORWARD_FLOPS
+from salt_distill.common.text_files import read_text
 from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun
 from salt_distill.student_trainer.evaluation.report.blocks import (
     Block,
@@ -96,7 +97,7 @@ class ServiceStatus(BaseModel, frozen=True):
 
 def read_status(path: Path) -> Sharing:
     """From the file with what `salt-serve status --json` prints."""
-    return ServiceStatus.model_validate_json(path.read_bytes()).sharing()
+    return ServiceStatus.model_validate_json(read_text(path)).sharing()
 
 
 def section(shared: Sharing, runs: Sequence[FinishedRun]) -> Section:

@@ -1,0 +1,1 @@
+"""Tables of finished runs: theirs, and the paper's with their numbers."""
