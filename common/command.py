@@ -38,6 +38,7 @@ from salt_distill.common.config.layers import (
 from salt_distill.common.console import console
 from salt_distill.common.extras import missing_module, require_extra
 from salt_distill.common.flags import argument_or_flag, parameter
+from salt_distill.common.signals import ended_by_signals
 
 C = TypeVar("C", bound=Config)
 
@@ -143,7 +144,9 @@ def add_command(
             return
         for extra in config.extras:
             require_extra(extra)
-        load(run)(config)
+        function = load(run)  # until here a signal may end the process at once, as ``programs`` has it
+        with ended_by_signals():
+            function(config)
 
     parameters = _parameters(config_class, default_preset, presets, positional, with_version)
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

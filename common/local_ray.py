@@ -50,7 +50,7 @@ def ray_to_join(
 
     ``environment``: variables for this process and those of a private Ray; ``{folder}`` in them is that Ray's
     own folder. Import Ray inside the block. Raises ConnectionError where no Ray answers at the address, or
-    where the private one ends before the block does.
+    where the private one does not start, or ends before the block does.
     """
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not is_private(address):
@@ -61,13 +61,15 @@ def ray_to_join(
 
 
 def join(arguments: Mapping[str, Any]) -> None:
-    """``ray.init``, and no worker imports what lies in the working directory: Ray puts that on every worker's
-    path."""
+    """``ray.init``, after which SIGTERM does what it did before. No worker imports what lies in the working
+    directory: Ray puts that on every worker's path."""
     import ray
     from ray._private import workers
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     with contextlib.chdir(next(iter(workers.__path__))):
         ray.init(**arguments)
+    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def is_private(address: str | None) -> bool:
@@ -158,10 +160,14 @@ def _owned_ray(folder: Path, lock: int) -> Iterator[str]:
     assert owner.stdin is not None and owner.stdout is not None  # noqa: PT018
     ends = threading.Event()
     try:
-        (folder / _SESSION).write_text(_session_line(owner.pid))
-        address = owner.stdout.readline().strip()
+        try:
+            (folder / _SESSION).write_text(_session_line(owner.pid))
+            address = owner.stdout.readline().strip()
+        except BaseException:  # a signal: nothing has begun in this Ray, and it has not to end in order
+            owner.kill()
+            raise
         if not address:
-            raise RuntimeError(f"the private Ray did not start: {_last_lines(folder / private_ray.LOG)}")
+            raise ConnectionError(f"the private Ray did not start: {_last_lines(folder / private_ray.LOG)}")
         watch = _Watch(owner, folder, ends)
         try:
             yield address

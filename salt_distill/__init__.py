@@ -4,7 +4,6 @@ The names below are the public ones: what is under them may move. Each is import
 """
 
 import importlib
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,6 +34,8 @@ _ELSEWHERE = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("salt-distill")
     if name not in __all__:
         raise AttributeError(f"module 'salt_distill' has no attribute {name!r}")

@@ -4,16 +4,18 @@ import collections
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from jaxtyping import Bool, Shaped, UInt8
 from torch import Tensor
 
 from salt_distill.common.clip import ClipBatch
-from salt_distill.common.config import MASK_GROUP_SIZE, MaskConfig
+from salt_distill.common.config import MASK_GROUP_SIZE, MaskConfig, TrainConfig
 from salt_distill.common.data.reader import Reader
-from salt_distill.common.model.grid import TokenGrid
+from salt_distill.common.model.grid import TokenGrid, token_grid
 from salt_distill.common.model.masking import MaskGroup, MaskSet, group_idx, mask_group
+from salt_distill.student_trainer.ranks import Worker
 from salt_distill.student_trainer.targets.source import TargetSource
 
 
@@ -89,6 +91,21 @@ class Batches:
     rank: int
     world_size: int
     prefetch_steps: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, reader: Reader, source: TargetSource | None, worker: Worker) -> Self:
+        """Those of a run."""
+        return cls(
+            reader=reader,
+            source=source,
+            mask=config.mask,
+            grid=token_grid(config.view, config.encoder),
+            seed=config.seed,
+            batch_size=config.batch_size,
+            rank=worker.rank,
+            world_size=worker.world_size,
+            prefetch_steps=config.loader.prefetch_steps,
+        )
 
     def steps(self, first: int, last: int) -> Iterator[Future[Batch]]:
         """Batches of the steps ``first..last``, of which ``prefetch_steps`` are in the making ahead of the

@@ -121,7 +121,7 @@ def _explained(estimate: RunEstimate) -> list[str]:
             f" {estimate.dtype}: {student.timed_steps} steps of {student.timed_clips_per_step} random"
             " clips, with the run's masks."
         ),
-        "Not in it: reading, decoding, and what workers exchange.",
+        "Not in it: reading, decoding, what workers exchange, and the held-out loss (--val-every).",
     ]
     if student.timed_clips_per_step != num_clips:
         sentences.append(

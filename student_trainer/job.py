@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -13,10 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from salt_distill.common.config import EmbedConfig, ProbeConfig, TrainConfig
 from salt_distill.common.local_ray import join, ray_to_join
+from salt_distill.common.signals import exit_by
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
+    from salt_distill.student_trainer.dry_run import DryRun
     from salt_distill.student_trainer.ranks import Worker
 
 T = TypeVar("T")
@@ -40,6 +43,12 @@ def run_job(config: TrainConfig) -> None:
     place."""
     work = partial(_train, config.absolute())
     in_workers(work, config, folder=Path(config.out), max_failures=config.max_failures)
+
+
+def dry_run_job(config: TrainConfig) -> "DryRun":
+    """What ``config``'s beginning comes to in Ray Train workers. Raises as ``run_job`` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        return in_workers(partial(_try, config.absolute()), config, folder=Path(folder))
 
 
 def in_workers(
@@ -125,14 +134,14 @@ def _fit(
 
     # fit() turns Ctrl-C into success and waits for a placement for ever, so it runs beside the thread that
     # watches for both.
-    with _InterruptFlag() as interrupted:
+    with _Interrupted() as interrupted:
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)
         thread.start()
         placement = _Placement(config)
         while thread.is_alive():
             thread.join(0.2)
-            if interrupted.is_set():
-                raise KeyboardInterrupt
+            if interrupted.number is not None:
+                exit_by(interrupted.number)
             placement.look()
     if failures:
         raise _cause(failures[0])
@@ -166,6 +175,13 @@ def _train(config: TrainConfig, worker: "Worker") -> None:
         opened(config, worker) as (reader, source),
     ):
         train_on(reader, source, config, worker, checkpoint)
+
+
+def _try(config: TrainConfig, worker: "Worker") -> "DryRun":
+    """A worker's part of a dry run."""
+    from salt_distill.student_trainer.dry_run import begin
+
+    return begin(config, worker)
 
 
 def _resources(config: TrainConfig | ProbeConfig | EmbedConfig) -> dict[str, float]:
@@ -237,18 +253,23 @@ class _Placement:
         )
 
 
-class _InterruptFlag(threading.Event):
-    """Set by SIGINT and SIGTERM inside the block."""
+class _Interrupted:
+    """Which of SIGINT and SIGTERM came inside the block."""
 
-    def __enter__(self) -> "_InterruptFlag":
+    number: int | None = None
+
+    def __enter__(self) -> "_Interrupted":
         self._before = {
-            number: signal.signal(number, lambda *_: self.set()) for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
         }
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.number = number
 
 
 def _cause(error: BaseException) -> BaseException:

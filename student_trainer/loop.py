@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from salt_distill.common.config import StudentRun, TrainConfig
 from salt_distill.common.data.reader import Reader
 from salt_distill.common.model.compute import prepare, set_up, uses_bfloat16
-from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.student_trainer.batches import Batch, Batches
 from salt_distill.student_trainer.init import initialised
@@ -68,17 +67,7 @@ def train_on(
         start=start,
         checkpoint=checkpoint,
     )
-    batches = Batches(
-        reader=reader,
-        source=source,
-        mask=config.mask,
-        grid=token_grid(config.view, config.encoder),
-        seed=config.seed,
-        batch_size=config.batch_size,
-        rank=worker.rank,
-        world_size=worker.world_size,
-        prefetch_steps=config.loader.prefetch_steps,
-    )
+    batches = Batches.of(config, reader, source, worker)
 
     done = 0 if start is None else start.step
     for future in batches.steps(done + 1, done if validation.ends_run else config.steps):

@@ -21,7 +21,7 @@ from salt_distill.common.config import (
 )
 from salt_distill.common.config.marks import OnResume, marked
 from salt_distill.common.data.reader import Reader
-from salt_distill.student_trainer.schedule import learning_rate
+from salt_distill.student_trainer.schedule import ema_momentum, learning_rate, weight_decay
 
 _RUNS = (TeacherRun, StudentRun, VJepaRun)
 BEGIN, END = "<!-- what may change on --resume -->\n", "<!-- end -->\n"
@@ -121,21 +121,33 @@ def require_more_steps(now: TrainConfig, step: int, out: Path) -> None:
         )
 
 
-def rate_change(before: TrainConfig, now: TrainConfig, step: int) -> str | None:
-    """A sentence where the learning rate after ``step`` is not the one that was to come; None where it is."""
+def schedule_change(before: TrainConfig, now: TrainConfig, step: int) -> str | None:
+    """A sentence where what a schedule gives the step after ``step`` is not what was to come; None where all
+    of it is."""
     following = min(step + 1, now.steps)
-    if following <= before.steps:
-        expected = learning_rate(before.optim, step=following, steps=before.steps)
-    else:
-        expected = learning_rate(before.optim, step=before.steps, steps=before.steps)
-    actual = learning_rate(now.optim, step=following, steps=now.steps)
-    if math.isclose(actual, expected, rel_tol=1e-9):
+    expected = _scheduled(before, min(following, before.steps))
+    changes = [
+        f"{name} goes on at {value:.5g}, not at {expected[name]:.5g}"
+        for name, value in _scheduled(now, following).items()
+        if not math.isclose(value, expected[name], rel_tol=1e-9)
+    ]
+    if not changes:
         return None
     return (
-        f"the learning rate goes on at {actual:.3g}, not at {expected:.3g}: --steps {now.steps} with"
-        f" optim.schedule={now.optim.schedule}, before --steps {before.steps} with"
-        f" optim.schedule={before.optim.schedule}"
+        f"{'; '.join(changes)}: --steps {now.steps} with optim.schedule={now.optim.schedule}, before --steps"
+        f" {before.steps} with optim.schedule={before.optim.schedule}"
     )
+
+
+def _scheduled(config: TrainConfig, step: int) -> dict[str, float]:
+    """What the schedules of a run give a step."""
+    found = {
+        "the learning rate": learning_rate(config.optim, step=step, steps=config.steps),
+        "weight decay": weight_decay(config.optim, step=step, steps=config.steps),
+    }
+    if isinstance(config, VJepaRun):
+        found["the EMA's momentum"] = ema_momentum(config.ema, step=step, steps=config.steps)
+    return found
 
 
 def table() -> str:

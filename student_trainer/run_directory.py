@@ -13,7 +13,7 @@ import yaml
 from salt_distill.common.config import TrainConfig, dump_yaml, load_yaml
 from salt_distill.common.model.checkpoint import POINTER, find_checkpoint
 from salt_distill.common.whole import write_whole
-from salt_distill.student_trainer.resume import continued, rate_change, require_more_steps
+from salt_distill.student_trainer.resume import continued, require_more_steps, schedule_change
 from salt_distill.student_trainer.storage import fetch_newer, stored_config
 
 CLAIM_S = 30.0
@@ -30,14 +30,14 @@ def check_run(config: TrainConfig) -> None:
     stored = None if config.storage is None or path.exists() else stored_config(config.storage)
     started = path.exists() or stored is not None
     where = f"--out {out}" if path.exists() else f"--storage {config.storage}"
-    if started and not config.resume:
+    if (_has_begun(out) or stored is not None) and not config.resume:
         raise ValueError(
             f"got {where}, which holds a run already: add --resume to continue it, or choose another"
             " directory"
         )
     if config.resume and not started:
         raise ValueError(f"got --resume for {out}, which holds no run: leave --resume out to start one")
-    if started:
+    if config.resume:
         continued(load_yaml(path) if stored is None else yaml.safe_load(stored), config, out)
         require_more_steps(config, _newest_step(out), out)
 
@@ -76,7 +76,7 @@ def _write_config(config: TrainConfig, step: int) -> None:
     command that lost its workers goes on."""
     path = Path(config.out) / "config.yaml"
     stored = None if config.storage is None or path.exists() else stored_config(config.storage)
-    if path.exists() or stored is not None:
+    if stored is not None or (path.exists() and (config.resume or _has_begun(path.parent))):
         values = load_yaml(path) if stored is None else yaml.safe_load(stored)
         before = continued(values, config, path.parent)
         if not config.resume and before != config:
@@ -85,9 +85,17 @@ def _write_config(config: TrainConfig, step: int) -> None:
                 " directory"
             )
         require_more_steps(config, step, path.parent)
-        if step > 0 and (sentence := rate_change(before, config, step)) is not None:
+        if step > 0 and (sentence := schedule_change(before, config, step)) is not None:
             print(f"{path.parent}: {sentence}", flush=True)
     write_whole(path, dump_yaml(config))
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether a run in ``out`` came to its first step: one that its data or its teacher stopped before may be
+    begun anew."""
+    return (out / "config.yaml").exists() and any(
+        (out / name).exists() for name in ("metrics.jsonl", POINTER)
+    )
 
 
 def _newest_step(out: Path) -> int:

@@ -6,7 +6,7 @@ import torch
 
 from salt_distill.common.config import TrainConfig
 from salt_distill.common.console import console, say
-from salt_distill.student_trainer import estimate
+from salt_distill.student_trainer import dry_run, estimate
 from salt_distill.student_trainer.job import run_job
 from salt_distill.student_trainer.loop import Worker, opened, train_on
 from salt_distill.student_trainer.progress import show_progress
@@ -14,9 +14,12 @@ from salt_distill.student_trainer.run_directory import check_run, claimed
 
 
 def start(config: TrainConfig) -> None:
-    """Trains to the last step; with ``estimate`` says what that would take instead."""
+    """Trains to the last step. With ``estimate`` says what that would take, with ``dry_run`` tries it."""
     if config.estimate:
         estimate.run(config)
+        return
+    if config.dry_run:
+        dry_run.run(config)
         return
     check_run(config)
     with show_progress(Path(config.out), config.steps, console):

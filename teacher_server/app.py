@@ -28,7 +28,6 @@ from salt_distill.teacher_server.ray_serve.deployment import ALONE, NAMESPACE, Q
 from salt_distill.teacher_server.ray_serve.ingress import free_port, haproxy_environment
 from salt_distill.teacher_server.ray_serve.placement import SAY_PENDING_S, check_fits, what_is_missing
 from salt_distill.teacher_server.ray_serve.signals import (
-    catch_signals,
     count_signals,
     ended_by_signals,
     ignore_signals,
@@ -69,7 +68,6 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console = console) 
 
         join({**ray_arguments, "log_to_driver": True})
         try:
-            catch_signals()  # ray.init has set its own
             least, most = config.replica_range
             if is_private(config.address):
                 each = {"cpus": least * config.cpus, "gpus": least * config.gpus}

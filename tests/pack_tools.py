@@ -36,7 +36,7 @@ def start_pack(src: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
     command = [
         sys.executable,
         "-c",
-        "from salt_distill.common.data.making.cli import main; main()",
+        "from salt_distill.programs import data; data()",
         "pack",
         str(src),
         str(out),

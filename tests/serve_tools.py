@@ -10,7 +10,7 @@ from pathlib import Path
 
 from teacher_tools import BATCH_SIZE
 
-SALT_SERVE = [sys.executable, "-c", "from salt_distill.teacher_server.cli import main; main()"]
+SALT_SERVE = [sys.executable, "-c", "from salt_distill.programs import serve; serve()"]
 
 
 def start(ckpt, *flags, environment=None):

@@ -159,15 +159,11 @@ REFUSED = {
     ("salt-train teacher", "gpu"),
     ("salt-train student", "gpu"),
     ("salt-train vjepa", "gpu"),
-    ("salt-train teacher", "val_clips"),  # without --val-every
-    ("salt-train teacher", "val_features"),
-    ("salt-train teacher", "stop_after_no_gain"),
-    ("salt-train student", "val_clips"),
-    ("salt-train student", "val_features"),
-    ("salt-train student", "stop_after_no_gain"),
-    ("salt-train vjepa", "val_clips"),
-    ("salt-train vjepa", "val_features"),
-    ("salt-train vjepa", "stop_after_no_gain"),
+    *(
+        (f"salt-train {run}", name)  # without --val-every
+        for run in ("teacher", "student", "vjepa")
+        for name in ("val_clips", "val_features", "stop_after_no_gain")
+    ),
     ("salt-eval flops", "teacher_steps"),  # without --teacher
     ("salt-plan", "teacher_estimate"),  # a second speed
     ("salt-plan", "mfu"),  # without --gpu

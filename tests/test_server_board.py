@@ -79,6 +79,8 @@ def test_the_board_outlives_its_process(tmp_path):
                 "student", report(step, loss=1 / step, config={"optim": {"lr": 1e-3}} if step == 10 else None)
             )
         )
+    for step in (40, 50):  # each report has the newest loss on held-out clips, and its step
+        now(board.post("judged", report(step, val_loss=0.3, val_step=40)))
     now(board.post("other", report(1, group="g")))
     for _ in range(2):  # a second time after the first one's lines were written anew
         again = new_board(file)
@@ -91,7 +93,10 @@ def test_the_board_outlives_its_process(tmp_path):
         }
         assert seen["config"] == {"optim": {"lr": 1e-3}}
         assert (seen["clips_served"], seen["hit_rate"]) == (7, pytest.approx(4 / 7))
-        assert [run.id for run in now(again.runs())] == ["other", "student"]
+        judged = now(again.run("judged")).model_dump()
+        assert judged["val_curve"] == {"step": [40], "flops": [4e10], "loss": [0.3]}
+        assert judged["progress"]["val_loss"] == 0.3
+        assert [run.id for run in now(again.runs())] == ["other", "judged", "student"]
         assert now(again.runs())[0].skew_clips is None  # it is a member of its group when it reports again
 
 

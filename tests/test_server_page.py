@@ -57,6 +57,8 @@ class LiveRun:
                 "teacher_wait_ms": 2.5,
                 "clips_per_s": 25.0,
             }
+            if number == 0 and step % 3 == 0:
+                line["val_loss"] = 0.25 + 1 / step
             source.report(metrics_line(step=step, slot=4 * step, **line))
         source.close()
 
@@ -103,11 +105,17 @@ def test_the_page_of_two_replicas_and_three_live_runs(browser, tmp_path):
         )
         assert [row[0] for row in rows] == ["run-0", "run-1", "run-2"]
         assert all(
-            row[4] == "25.0" and row[5] == "2.5 ms" and row[8] == "g" and row[9].endswith("clips")
+            row[5] == "25.0" and row[6] == "2.5 ms" and row[9] == "g" and row[10].endswith("clips")
             for row in rows
         )
         assert ask(browser, "document.querySelector('#state').textContent") == "ready"
         assert "forwards avoided" in ask(browser, "document.querySelector('#avoided-of').textContent")
+        # The loss on held-out clips of the run that has one: a dashed line, and a number.
+        dashed = "[...document.querySelectorAll('#chart path.val')].map(path => path.dataset.run)"
+        until(lambda: ask(browser, dashed) == ["run-0"])
+        val = "[...document.querySelectorAll('tr.row')].map(row => row.cells[3].textContent)"
+        until(lambda: ask(browser, val)[0].startswith("0."))
+        assert ask(browser, val)[1:] == ["\N{EN DASH}"] * 2
         # It is live: steps grow without a reload.
         step = "Number(document.querySelector('tr.row').cells[1].textContent.replaceAll(',', ''))"
         before = ask(browser, step)

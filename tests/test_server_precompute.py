@@ -136,7 +136,7 @@ def test_layout_and_manifest(data, ckpt, tmp_path):
 def test_a_killed_command_goes_on_and_ends_with_the_same_bytes(data, ckpt, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(data, ckpt, whole)
-    start = "from salt_distill.teacher_server.cli import main; main()"
+    start = "from salt_distill.programs import serve; serve()"
     command = [
         sys.executable,
         "-c",

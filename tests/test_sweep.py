@@ -229,7 +229,7 @@ def test_a_sweep_that_is_ended_takes_its_runs_and_its_ray_along(shards, tmp_path
     program = [
         sys.executable,
         "-c",
-        "from salt_distill.student_trainer.cli import main; main()",
+        "from salt_distill.programs import train; train()",
         "sweep",
         tmp_path / "sweep.yaml",
         "--out",

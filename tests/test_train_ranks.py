@@ -15,6 +15,8 @@ from salt_distill.student_trainer.run_directory import check_run, read_metrics
 
 BATCH, STEPS = 100, 10  # four mask groups of 24 clips and one of 4
 VALUES = {"batch_size": BATCH, "log_every": 1, "optim": {"warmup_steps": 3, "lr": 1e-3, "clip_grad": 0.5}}
+VAL = {"val_every": 5, "val_clips": 40, "val_features": True}  # of five workers two have a mask group of them
+VALUES |= VAL
 KINDS = (TeacherRun, VJepaRun)
 
 
@@ -76,6 +78,10 @@ def test_workers_that_come_and_go_learn_what_one_does(alone, tmp_path):
                 )
                 torch.testing.assert_close(found, wanted_values, rtol=1e-5, atol=0)
             torch.testing.assert_close(found[0], wanted_values[0], rtol=1e-6, atol=0)
+            for name, rtol in (("val_loss", 1e-5), ("val_rankme", 1e-3), ("val_knn", 0.1)):
+                found_val, alone_val = ([line[name] for line in of if name in line] for of in (lines, one))
+                assert len(found_val) == 2
+                assert found_val == pytest.approx(alone_val, rel=rtol)
             for name, tensor in tensors(expected).items():
                 assert (tensors(run)[name] - tensor).norm() <= 1e-3 * tensor.norm(), name
         summary = json.loads((five[kind] / "summary.json").read_text())  # of all workers

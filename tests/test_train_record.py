@@ -9,12 +9,12 @@ import pytest
 import torch
 from train_tools import ALONE, ClipsUntil, RandomClips, StoppedError, small_run
 
-from salt_distill.common.config import OptimConfig, TeacherRun, TrainConfig
+from salt_distill.common.config import OptimConfig, TeacherRun, TrainConfig, VJepaRun
 from salt_distill.common.model.checkpoint import find_checkpoint, load_training, load_vit, read_tensors
 from salt_distill.student_trainer import resume, run_directory
 from salt_distill.student_trainer.loop import train_on
 from salt_distill.student_trainer.run_directory import check_run, claimed, read_metrics
-from salt_distill.student_trainer.schedule import learning_rate, weight_decay
+from salt_distill.student_trainer.schedule import ema_momentum, learning_rate, weight_decay
 
 NANO = {"batch_size": 6, "view": {"num_frames": 2, "frame_step": 1, "crop_size": 16}, "log_every": 1}
 NANO["optim"] = {"warmup_steps": 1, "clip_grad": 1e9}
@@ -89,7 +89,7 @@ def test_a_run_goes_on_with_its_own_clips_alone(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
 
 
-def test_fewer_steps_are_refused_and_more_are_said_with_both_rates(tmp_path, capsys):
+def test_fewer_steps_are_refused_and_more_are_said_with_what_jumps(tmp_path, capsys):
     out = tmp_path / "run"
     train(run_of(out))
     before = (out / "config.yaml").read_bytes()
@@ -99,9 +99,28 @@ def test_fewer_steps_are_refused_and_more_are_said_with_both_rates(tmp_path, cap
     capsys.readouterr()
     longer = run_of(out, steps=6, resume=True)
     train(longer)
-    rate = learning_rate(longer.optim, step=4, steps=6)
-    assert f"goes on at {rate:.3g}, not at 1e-06: --steps 6" in capsys.readouterr().out
+    rate, decay = (of(longer.optim, step=4, steps=6) for of in (learning_rate, weight_decay))
+    assert (
+        f"{out}: the learning rate goes on at {rate:.5g}, not at 1e-06; weight decay goes on at {decay:.5g},"
+        " not at 0.4: --steps 6 with optim.schedule=cosine, before --steps 3 with optim.schedule=cosine\n"
+    ) in capsys.readouterr().out
     assert read_metrics(out)[3]["lr"] == rate
+    train(longer)
+    assert "goes on at" not in capsys.readouterr().out
+
+
+def test_what_jumps_is_said_of_every_schedule(tmp_path):
+    run = small_run(VJepaRun, **NANO | {"out": str(tmp_path), "steps": 10, "ema": {"start": 0.9, "end": 1.0}})
+    longer = run.model_copy(update={"steps": 20})
+    said = resume.schedule_change(run, longer, 5)
+    momentum = [ema_momentum(run.ema, step=6, steps=steps) for steps in (20, 10)]
+    assert said is not None
+    assert "; the EMA's momentum goes on at {:.5g}, not at {:.5g}: --steps 20".format(*momentum) in said
+    constant = run.model_copy(update={"optim": run.optim.model_copy(update={"schedule": "constant"})})
+    said = resume.schedule_change(run, constant, 5)
+    assert said is not None
+    assert "weight decay goes on at 0.04, not at" in said
+    assert "momentum" not in said
 
 
 def test_a_constant_run_is_cooled_down_later():

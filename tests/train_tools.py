@@ -5,12 +5,14 @@ import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from salt_distill.common.clip import ClipBatch, clip_digest
 from salt_distill.common.config import ComputeConfig, TrainConfig, VJepaRun
+from salt_distill.common.data.hold_out import HeldOut
 from salt_distill.common.draws import words
 from salt_distill.common.metrics_line import MetricsLine
 from salt_distill.common.model.checkpoint import CheckpointConfig
@@ -46,10 +48,13 @@ class RandomClips:
 
     decoder = "none"
     index_hash = "random"
-    held_out = None
+    num_samples = 0
 
-    def __init__(self, clip_shape: tuple[int, int, int, int]) -> None:
+    def __init__(self, clip_shape: tuple[int, int, int, int], num_held_out: int = 0) -> None:
         self.clip_shape = clip_shape
+        rows = np.arange(num_held_out, dtype=np.int32)
+        self.held_out = HeldOut(split="val", rows=rows, is_from_training=False) if num_held_out else None
+        self.dataset = self
         self.skipped: dict[str, str] = {}
         self.slots: set[int] = set()
 
@@ -59,8 +64,18 @@ class RandomClips:
     def counters(self):
         return {"clips": len(self.slots)}
 
+    def take(self, rows):
+        """What is held out, as a data set gives it."""
+        return [SimpleNamespace(key=f"val/{row}", labels={"parity": int(row) % 2}) for row in rows]
+
+    def view(self, samples, number):
+        return self._batch([10_000 + int(sample.key.removeprefix("val/")) for sample in samples])
+
     def clips(self, slots):
         self.slots.update(slots)
+        return self._batch(slots)
+
+    def _batch(self, slots):
         if BAD_SLOT in slots:
             self.skipped[f"random/{BAD_SLOT}"] = "it is the bad one"
         size = int(np.prod(self.clip_shape))
@@ -129,7 +144,13 @@ def train(config: TrainConfig, worker: Worker = ALONE) -> None:
 
 def train_on_random_clips(config: TrainConfig, worker: Worker = ALONE) -> None:
     """Runs ``config`` from its start, without files of data."""
-    train_on(RandomClips(config.view.clip_shape), None, config, worker, None)  # type: ignore[arg-type]
+    clips = RandomClips(config.view.clip_shape, num_held_out(config))
+    train_on(clips, None, config, worker, None)  # type: ignore[arg-type]
+
+
+def num_held_out(config: TrainConfig) -> int:
+    """Clips that a run holds out."""
+    return 0 if config.val_every is None else config.val_clips
 
 
 @dataclass(frozen=True)
@@ -183,7 +204,7 @@ class ClipsUntil(RandomClips):
     given, as often as it was."""
 
     def __init__(self, config: TrainConfig, last_step: int) -> None:
-        super().__init__(config.view.clip_shape)
+        super().__init__(config.view.clip_shape, num_held_out(config))
         self.asked: list[int] = []
         self._end = last_step * config.batch_size
 

@@ -12,6 +12,7 @@ Schedule = Literal["cosine", "constant", "wsd"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 _RATES = "the learning rate from here on; where it jumps, both rates are said"
+_SCHEDULES = "learning rate and weight decay from here on; where one jumps, both values are said"
 
 
 class OptimConfig(Config):
@@ -25,7 +26,7 @@ class OptimConfig(Config):
     """Learning rate at the last step; `constant` has no use for it."""
     warmup_steps: NonNegativeInt = 10_000
     """Steps of linear warm-up."""
-    schedule: Annotated[Schedule, OnResume(_RATES)] = "cosine"
+    schedule: Annotated[Schedule, OnResume(_SCHEDULES)] = "cosine"
     """Learning rate after the warm-up: `cosine` falls to `final_lr` over the whole run (the paper);
     `constant` stays at `lr`, for a run whose end is open; `wsd` stays there too, and falls linearly to
     `final_lr` in the last `decay_fraction` of the run, which cools a constant run down."""

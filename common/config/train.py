@@ -111,7 +111,8 @@ class TrainConfig(Config):
         PositiveInt,
         Shown(),
         OnResume(
-            "more, but not fewer than are done; where that changes the learning rate, both rates are said"
+            "more, but not fewer than are done; where learning rate, weight decay or the EMA's momentum jump,"
+            " both values are said"
         ),
     ]
     """Optimizer steps."""
@@ -195,6 +196,9 @@ class TrainConfig(Config):
     gpu: Annotated[GpuName | None, OnResume("no run"), DecidedBySweep()] = None
     """With `--estimate`: whether the run fits GPUs of this kind, which need not be here, and how long a step
     takes at least; counted, not timed."""
+    dry_run: Annotated[bool, OnResume("no run"), DecidedBySweep()] = False
+    """Instead of the run: open all that it needs (data, teacher or targets, devices, workers), make its first
+    steps on the real clips, and say what was found. Writes nothing."""
     encoder: Annotated[EncoderConfig, Shown()] = EncoderConfig()
     predictor: Annotated[PredictorConfig, Shown()] = PredictorConfig()
     view: Annotated[ViewConfig, Shown()] = ViewConfig()
@@ -262,9 +266,12 @@ class TrainConfig(Config):
             )
         if self.gpu is not None and not self.estimate:
             raise ValueError(f"got --gpu {self.gpu} without --estimate, expected both")
-        if self.estimate and self.resume:
+        instead = [name for name in ("estimate", "dry_run") if getattr(self, name)]
+        if len(instead) + self.resume > 1:
+            flags = ["--" + name.replace("_", "-") for name in (*instead, *["resume"] * self.resume)]
             raise ValueError(
-                "got --estimate with --resume, expected one of them: an estimate is of a whole run"
+                f"got {' with '.join(flags)}, expected one of them: an estimate, and a dry run, is of a whole"
+                " run"
             )
         return self
 

@@ -11,7 +11,7 @@ import numpy as np
 from salt_distill.common.clip import BadVideoError, ClipBatch, clip_digest
 from salt_distill.common.config import LoaderConfig, ViewConfig, Views
 from salt_distill.common.data import views as view_of
-from salt_distill.common.data.held_out_split import hold_out
+from salt_distill.common.data.hold_out import hold_out
 from salt_distill.common.data.order import Mixture
 from salt_distill.common.data.pool import DecodePool
 from salt_distill.common.data.sample import Sample, sha256_of

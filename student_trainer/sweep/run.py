@@ -3,7 +3,6 @@ placed by one Ray."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -30,7 +29,7 @@ _STUDENT = [
     sys.executable,
     "-P",
     "-c",
-    "import sys; sys.argv[0] = 'salt-train'; from salt_distill.student_trainer.cli import main; main()",
+    "import sys; sys.argv[0] = 'salt-train'; from salt_distill.programs import train; train()",
     "student",
 ]
 _TAIL_BYTES = 8192
@@ -153,11 +152,9 @@ def _ended() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     """Processes by name; those that still run when the block is left by Ctrl-C, SIGTERM or an error are
     ended, and waited for."""
     processes: dict[str, subprocess.Popen[bytes]] = {}
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield processes
     finally:
-        signal.signal(signal.SIGTERM, before)
         for process in processes.values():
             process.terminate()
         for process in processes.values():

@@ -123,8 +123,7 @@ class Board:
         run = self._runs.get(name)
         if run is None:
             return None
-        listed = self._shown(name, run, {})
-        curve, val_curve = run.curve.shown(), run.val_curve.shown()
+        listed, curve, val_curve = self._shown(name, run, {}), run.curve.shown(), run.val_curve.shown()
         return BoardRunDetail(**dict(listed), config=run.config, curve=curve, val_curve=val_curve)
 
     # Replicas

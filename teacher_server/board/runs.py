@@ -3,7 +3,7 @@ sent."""
 
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, Field, JsonValue
+from pydantic import BaseModel, JsonValue
 
 from salt_distill.common.protocol import CurvePoints, Progress, RunState
 
@@ -78,8 +78,8 @@ class RunLine(BaseModel):
     config: dict[str, JsonValue] | None = None
     curve: Curve | None = None
     """With it the line is everything."""
-    val_curve: Curve = Field(default_factory=Curve)
-    """Beside it."""
+    val_curve: Curve | None = None
+    """Beside it; None also in older files."""
 
 
 @dataclass
@@ -130,7 +130,7 @@ class Run:
         self.bytes_out, self.seen_s = line.bytes_out, line.seen_s
         if line.curve is not None:
             self.progress = None if line.progress is None else _without_config(line.progress)
-            self.config, self.curve, self.val_curve = line.config, line.curve, line.val_curve
+            self.config, self.curve, self.val_curve = line.config, line.curve, line.val_curve or Curve()
         elif line.progress is not None:
             self.post(line.progress)
 

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from salt_distill.common.signals import end_in_time, take_time
 
-class _EndedError(Exception):
-    """SIGINT or SIGTERM."""
+
+class _Ended(BaseException):
+    """SIGINT or SIGTERM. No Exception: it would be taken for an error of what it comes in."""
 
 
 @contextmanager
@@ -17,7 +19,7 @@ def ended_by_signals() -> Iterator[None]:
     catch_signals()
     try:
         yield
-    except _EndedError:
+    except _Ended:
         pass
     finally:
         for number, handler in before.items():
@@ -28,7 +30,8 @@ def catch_signals() -> None:
     """From now on each SIGINT and SIGTERM raises what ends ``ended_by_signals``."""
 
     def end(number: int, frame: Any) -> None:
-        raise _EndedError
+        end_in_time(0)
+        raise _Ended
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
@@ -45,5 +48,6 @@ def count_signals() -> list[int]:
 def ignore_signals() -> None:
     """A second Ctrl-C does not stop the cleaning up; were the command killed, its private Ray would still
     end."""
+    take_time()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

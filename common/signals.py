@@ -1,0 +1,46 @@
+"""What SIGINT and SIGTERM do to a command: it ends after its own cleaning up, without a traceback."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+_UNWIND_S = 12.0
+"""How long a command that was told to end may take to end itself."""
+_timers: list[threading.Timer] = []
+"""Each ends this process by force."""
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """A block that SIGINT and SIGTERM end."""
+    before = {number: signal.signal(number, exit_by) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def exit_by(number: int, frame: Any = None) -> NoReturn:
+    """Ends this process, with the exit code that a shell gives a signal."""
+    end_in_time(128 + number)
+    sys.exit(128 + number)
+
+
+def end_in_time(exit_code: int) -> None:
+    """Has this process end by force where it does not end by itself: a library may take what was raised for
+    its own, and go on."""
+    timer = threading.Timer(_UNWIND_S, os._exit, [exit_code])
+    timer.daemon = True
+    timer.start()
+    _timers.append(timer)
+
+
+def take_time() -> None:
+    """This process does end, and its cleaning up may take as long as it takes."""
+    for timer in _timers:
+        timer.cancel()

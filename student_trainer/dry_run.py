@@ -1,0 +1,187 @@
+"""`salt-train ... --dry-run`: all that a run opens, and its first steps on its own clips and targets. Writes
+nothing."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich import box
+from rich.table import Table
+
+from salt_distill.common.config import PRESETS, EncoderConfig, StudentRun, TrainConfig
+from salt_distill.common.console import new_results
+from salt_distill.common.model.compute import set_up, uses_bfloat16, wait_for
+from salt_distill.common.model.flops import num_parameters
+from salt_distill.common.model.grid import token_grid
+from salt_distill.common.model.teacher import TeacherSpec, device_kind
+from salt_distill.student_trainer.batches import Batches
+from salt_distill.student_trainer.estimate import peak_bytes
+from salt_distill.student_trainer.estimate_table import duration
+from salt_distill.student_trainer.init import initialised
+from salt_distill.student_trainer.job import dry_run_job
+from salt_distill.student_trainer.loop import opened, update
+from salt_distill.student_trainer.objective import new_objective
+from salt_distill.student_trainer.optim import new_optimizer, set_schedule
+from salt_distill.student_trainer.parallel import spread
+from salt_distill.student_trainer.ranks import Worker
+from salt_distill.student_trainer.run_directory import check_run
+from salt_distill.student_trainer.targets.source import source_order
+from salt_distill.student_trainer.validation import Validation
+
+_STEPS = 2
+"""The first one warms up, the last one is timed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What the beginning of a run came to."""
+
+    world_size: int
+    device: str
+    """Of the first worker."""
+    precision: str
+    """Of matrix products."""
+    num_samples: int
+    decoder: str
+    num_parameters: dict[str, int]
+    """Of encoder and predictor."""
+    teacher: str | None
+    """Fingerprint and how it computes."""
+    losses: list[float]
+    """Of the steps."""
+    num_bad: int
+    """Clips of the steps that could not be decoded."""
+    step_s: float
+    """Of the last one, waits included."""
+    data_wait_s: float
+    teacher_wait_s: float
+    peak_bytes: int
+    """Of a worker."""
+
+
+def run(config: TrainConfig) -> None:
+    """Prints what was found. Raises what the run itself would."""
+    quiet = _without_traces(config)
+    if config.workers == 0:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        found = begin(quiet, Worker(rank=0, world_size=1, device=device))
+    else:
+        found = dry_run_job(quiet)
+    table = Table(box=box.SIMPLE_HEAD, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _rows(config, found):
+        table.add_row(name, value)
+    new_results().print(table)
+
+
+def begin(config: TrainConfig, worker: Worker) -> DryRun:
+    """Opens everything, and makes the first steps; every rank calls it."""
+    torch.set_num_threads(config.num_threads)
+    with opened(config, worker) as (reader, source):
+        objective, checkpoint_config = new_objective(config, None if source is None else source.spec)
+        initialised(checkpoint_config, objective, config, worker, None)
+        set_up(objective, config.compute, worker.device)
+        model = spread(objective, config.compute.sharding, worker)
+        optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
+        Validation(config, worker, objective, reader, source, start=None)
+        losses, step_s, data_wait_s, teacher_wait_s = [], 0.0, 0.0, 0.0
+        num_bad, since = 0, time.perf_counter()
+        for future in Batches.of(config, reader, source, worker).steps(1, min(_STEPS, config.steps)):
+            batch, data_wait_s = worker.ranks.result(future)
+            target, teacher_wait_s = (
+                (None, 0.0) if batch.target is None else worker.ranks.result(batch.target)
+            )
+            set_schedule(optimizer, config.optim, step=batch.step, steps=config.steps)
+            losses.append(update(model, optimizer, batch, target, config, worker).loss.item())
+            num_bad += int((~batch.clips.good).sum())
+            wait_for(worker.device)
+            step_s, since = time.perf_counter() - since, time.perf_counter()
+        return DryRun(
+            world_size=worker.world_size,
+            device=device_kind(worker.device),
+            precision="bfloat16" if uses_bfloat16(config.compute.dtype, worker.device) else "float32",
+            num_samples=reader.num_samples,
+            decoder=reader.decoder,
+            num_parameters={
+                "encoder": num_parameters(objective.encoder),
+                "predictor": num_parameters(objective.predictor),
+            },
+            teacher=None if source is None else _described(source.spec),
+            losses=losses,
+            num_bad=sum(worker.ranks.all_values(num_bad)),
+            step_s=step_s,
+            data_wait_s=data_wait_s,
+            teacher_wait_s=teacher_wait_s,
+            peak_bytes=max(worker.ranks.all_values(peak_bytes(worker.device))),
+        )
+
+
+def _without_traces(config: TrainConfig) -> TrainConfig:
+    """The same, without what it would leave on disks, ports and boards, and in groups."""
+    none = ["wandb", "metrics_port", *(["cache", "group"] if isinstance(config, StudentRun) else [])]
+    return config.model_copy(
+        update=dict.fromkeys(none)
+        | {
+            "out": str(Path(config.out).with_name("dry-run")),  # a service knows a run by its name
+            "loader": config.loader.model_copy(update={"shard_cache_dir": None, "prefetch_steps": 1}),
+            "max_failures": 0,
+        }
+    )
+
+
+def _rows(config: TrainConfig, found: DryRun) -> list[tuple[str, str]]:
+    encoder, predictor = (found.num_parameters[part] / 1e6 for part in ("encoder", "predictor"))
+    clips, view = config.steps * config.batch_size, config.view
+    grid = "x".join(map(str, token_grid(view, config.encoder)))
+    losses = ", then ".join(f"{loss:.4f}" for loss in found.losses)
+    rows = [
+        ("run", f"{config.objective}, {config.steps:,} steps of {config.batch_size:,} clips"),
+        ("model", f"{_preset(config)}: encoder of {encoder:,.2f} M weights, predictor of {predictor:,.2f} M"),
+        ("device", f"{found.world_size} worker(s) on {found.device}, {found.precision}"),
+        (
+            "clips",
+            f"{config.data}: {found.num_samples:,} samples of split {config.split!r}, seen"
+            f" {clips / found.num_samples:,.1f} times; {view.num_frames} frames of {view.crop_size} pixels,"
+            f" {grid} tokens; decoded by {found.decoder}",
+        ),
+    ]
+    if isinstance(config, StudentRun):
+        rows += [("targets", f"from {source_order(config)}"), ("teacher", found.teacher or "")]
+        if config.cache is not None:
+            rows.append(("cache", f"{config.cache} was neither read nor written"))
+    rows += [
+        ("loss", f"{losses}; {found.num_bad} clips could not be decoded"),
+        (
+            "step",
+            f"{duration(found.step_s)}, of which it waited {duration(found.data_wait_s)} for clips and"
+            f" {duration(found.teacher_wait_s)} for targets; a run reads further ahead",
+        ),
+        ("whole run", f"{duration(config.steps * found.step_s)} at that speed"),
+        ("memory", f"{found.peak_bytes / 1e9:.2f} GB of a worker at the peak"),
+        ("out", _refusal(config) or f"{config.out}: free, nothing was written"),
+    ]
+    return rows
+
+
+def _described(teacher: TeacherSpec) -> str:
+    compute = ", ".join(f"{name} {value}" for name, value in teacher.compute.items())
+    return f"{teacher.fingerprint[:12]} of width {teacher.width}: {compute}"
+
+
+def _preset(config: TrainConfig) -> str:
+    """The preset whose encoder it is."""
+    of_presets = {name: EncoderConfig(**values["encoder"]) for name, values in PRESETS.items()}
+    return next(
+        (name for name, encoder in of_presets.items() if encoder == config.encoder), "sizes of no preset"
+    )
+
+
+def _refusal(config: TrainConfig) -> str | None:
+    """Why the run itself would not start where it is to be written; None where it would."""
+    try:
+        check_run(config)
+    except ValueError as error:
+        return f"the run itself will be refused: {error}"
+    return None
