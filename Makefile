@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo study test test-faults lint clean
+.PHONY: demo study test test-slow test-faults lint clean
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo.sh
@@ -16,6 +16,9 @@ study: $(STAMP)
 # Two files of tests at a time, the longest first: those wait for their Rays most of the time.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m faults

@@ -252,6 +252,7 @@ def test_masked_targets_train_alike_for_fewer_bytes(dtype, teacher, tmp_path):
 # --- two workers ---
 
 
+@pytest.mark.slow
 def test_one_rank_that_loses_its_teacher_stops_both_with_its_sentence(teacher, tmp_path):
     """Before the run and in it. The other rank's service is whole: alone it would wait in an exchange until
     that times out."""

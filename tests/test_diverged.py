@@ -83,6 +83,7 @@ def train_rank(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_every_rank_names_the_clip_of_one(folder):
     (folder / "run").mkdir()
     torch.multiprocessing.spawn(train_rank, (folder,), nprocs=2)

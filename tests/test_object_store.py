@@ -157,6 +157,7 @@ def test_targets_are_written_to_a_store_that_fails_and_dawdles(store, shards, te
         written(shards, teacher, "s3://salt/made", data_seed=1)
 
 
+@pytest.mark.slow
 def test_a_command_that_is_killed_goes_on_in_the_store(store, shards, teacher, targets, tmp_path):
     program = [
         str(Path(sys.executable).parent / "salt-serve"),

@@ -78,6 +78,7 @@ def until(condition, seconds=30):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_the_page_of_two_replicas_and_three_live_runs(browser, tmp_path):
     load_teacher(tmp_path)
     process, url = start(tmp_path / "teacher-0", "--replicas", "2", "--cpus", "0.4")

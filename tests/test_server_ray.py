@@ -192,6 +192,7 @@ def test_a_port_that_is_taken_is_refused_before_anything_starts(teacher):
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use: give another --port" in ended.stderr
 
 
+@pytest.mark.slow
 def test_more_than_the_machine_has_is_refused(teacher):
     command = [*SALT_SERVE, "teacher", "--ckpt", str(teacher[0]), "--port", "0", "--cpus", "9999"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -34,6 +34,7 @@ def tokens(tmp_path):
     return tmp_path / "tokens.yaml"
 
 
+@pytest.mark.slow
 def test_tls_ends_in_two_replicas_behind_one_port(teacher, tokens, tmp_path):
     ckpt, local_teacher = teacher
     cert, key = new_certificate(tmp_path)

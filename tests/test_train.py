@@ -73,7 +73,7 @@ def test_a_teacher_learns_and_its_run_explains_itself(teacher):
     }
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_served_cached_and_in_process_targets_train_alike(
     workers, teacher, targets, teacher_url, shards, tmp_path
 ):
@@ -99,6 +99,7 @@ def test_served_cached_and_in_process_targets_train_alike(
     ).read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_world_size_does_not_change_the_loss(teacher, shards, tmp_path):
     for workers in (0, 2):
         salt("salt-train", "student", "--teacher-ckpt", teacher, "--data", shards, "--out",
@@ -111,6 +112,7 @@ def test_world_size_does_not_change_the_loss(teacher, shards, tmp_path):
     )  # sums in another order drift apart as the run goes on
 
 
+@pytest.mark.slow
 def test_a_worker_error_reaches_the_user_as_its_own_sentence(teacher, shards, tmp_path):
     failed = salt("salt-train", "student", "--teacher-ckpt", teacher, "--data", shards, "--out",
     tmp_path / "z", *SMALL,

@@ -46,6 +46,7 @@ def alone(tmp_path_factory) -> dict[type[TrainConfig], Path]:
     return runs
 
 
+@pytest.mark.slow
 def test_workers_that_come_and_go_learn_what_one_does(alone, tmp_path):
     """Five workers of which one has four clips, copies and shards of the model, stops and starts; what was
     sharded goes on alone."""

@@ -14,6 +14,7 @@ def teacher(shards, tmp_path_factory) -> Path:
     return train_teacher(shards, tmp_path_factory.mktemp("teacher") / "teacher")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["student", "vjepa"])
 def test_kill_and_resume_equals_an_uninterrupted_run(objective, teacher, shards, tmp_path):
     source = {"student": ["--teacher-ckpt", teacher], "vjepa": ["--set", "ema.start=0.9"]}[objective]
@@ -40,6 +41,7 @@ def test_kill_and_resume_equals_an_uninterrupted_run(objective, teacher, shards,
     assert [name for name in files if (whole / name).read_bytes() != (resumed / name).read_bytes()] == []
 
 
+@pytest.mark.slow
 def test_wrong_continuations_are_refused_with_a_sentence(teacher, shards, tmp_path):
     again = salt(
         "salt-train", "teacher", "--data", shards, "--out", teacher, "--workers", 0, *SMALL, check=False

@@ -334,6 +334,7 @@ def test_explicit_attention_agrees(plain):
     )
 
 
+@pytest.mark.slow
 def test_compiled_blocks_agree_and_are_compiled_once_for_thirty_steps(plain, tmp_path):
     code = (
         "from pathlib import Path; from salt_distill.common.config import ComputeConfig; from train_tools"
