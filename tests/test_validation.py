@@ -182,13 +182,14 @@ def test_held_out_targets_come_from_where_the_others_do(teacher, data, tmp_path)
     """Of a teacher in this process, and of a cache that has them or not."""
     short = {"steps": 4, "optim": {"warmup_steps": 1}, **VAL}
     local = run_in(tmp_path / "local", data, StudentRun, teacher_ckpt=str(teacher), **short)
-    targets = str(tmp_path / "targets")
-    made = {"ckpt": str(teacher), "data": data, "out": targets, "views": 2, "workers": 0, "loader": LOADER}
-    precompute(PrecomputeConfig.model_validate(made), Console(quiet=True))
+    for split in ("train", "all"):
+        made = {"ckpt": str(teacher), "data": data, "out": str(tmp_path / split), "views": 2, "split": split}
+        precompute(
+            PrecomputeConfig.model_validate(made | {"workers": 0, "loader": LOADER}), Console(quiet=True)
+        )
     with pytest.raises(TargetMissError, match=r"lacks held-out clips of split 'val'.*precompute them too"):
-        run_in(tmp_path / "refused", data, StudentRun, targets=targets, **short)
-    precompute(PrecomputeConfig.model_validate(made | {"split": "all"}), Console(quiet=True))
-    cached = run_in(tmp_path / "cached", data, StudentRun, targets=targets, **short)
+        run_in(tmp_path / "refused", data, StudentRun, targets=str(tmp_path / "train"), **short)
+    cached = run_in(tmp_path / "cached", data, StudentRun, targets=str(tmp_path / "all"), **short)
     assert column(cached, "val_loss") == column(local, "val_loss")
     assert column(cached, "loss") == column(local, "loss")
 
