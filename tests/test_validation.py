@@ -18,7 +18,7 @@ from salt_distill.student_trainer import loop
 from salt_distill.student_trainer.evaluation.held_out import vpixel_loss
 from salt_distill.student_trainer.run_directory import check_run, read_metrics
 from salt_distill.student_trainer.start import start
-from salt_distill.student_trainer.targets.source import TargetMissError
+from salt_distill.student_trainer.targets.stored_targets import TargetMissError
 from salt_distill.student_trainer.validation import Best, halves_accuracy
 from salt_distill.teacher_server.precompute import precompute
 
