@@ -9,6 +9,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
@@ -38,7 +39,8 @@ from salt_distill.common.config.layers import (
 from salt_distill.common.console import console
 from salt_distill.common.extras import missing_module, require_extra
 from salt_distill.common.flags import argument_or_flag, parameter
-from salt_distill.common.signals import ended_by_signals
+from salt_distill.common.termination import ended_by_signals
+from salt_distill.common.whole import require_place
 
 C = TypeVar("C", bound=Config)
 
@@ -144,6 +146,8 @@ def add_command(
             return
         for extra in config.extras:
             require_extra(extra)
+        if (out := dict(config).get("out")) is not None and "://" not in out:
+            require_place(Path(out))
         function = load(run)  # until here a signal may end the process at once, as ``programs`` has it
         with ended_by_signals():
             function(config)

@@ -1,13 +1,49 @@
 """Files and folders that appear whole or not at all, for who reads them while they are written."""
 
+import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL = ".partial-"
 """How the name of what is not whole yet begins."""
+
+
+_NAMELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""Errors of a write, which does not know the name of its file."""
+
+
+def require_place(path: Path) -> None:
+    """Raises ValueError where nothing can be written at ``path``: asked before work that may take days, it
+    leaves nothing."""
+    place = folder = path.absolute()
+    if place.exists() and not place.is_file() and not place.is_dir():
+        raise ValueError(f"got {path}, which is neither a file nor a folder")
+    while not folder.is_dir():
+        if folder.is_symlink() and not folder.exists():
+            target = os.readlink(folder)
+            raise ValueError(f"got {path}, but {folder} is a link to {target}, which is not there")
+        if folder.exists() and folder != place:
+            raise ValueError(f"got {path}, but {folder} is a file, expected a folder")
+        folder = folder.parent
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"got {path}, but nothing can be written in {folder}: {error.strerror}") from error
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """A block that writes at ``path``: errors of the disk, such as a full one, name it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NAMELESS and error.filename is None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
 
 
 @contextmanager
@@ -22,9 +58,10 @@ def whole_file(path: Path, *, synced: bool = True, many_writers: bool = False) -
     partial = path.with_name(f"{PARTIAL}{f'{os.getpid()}-' if many_writers else ''}{path.name}")
     partial.unlink(missing_ok=True)  # one that a kill has left, or a link that somebody put there
     try:
-        yield partial
-        if synced:
-            _sync(partial)
+        with named_errors(path):
+            yield partial
+            if synced:
+                _sync(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -40,7 +77,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        yield partial
+        with named_errors(path):
+            yield partial
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

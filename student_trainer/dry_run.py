@@ -52,12 +52,19 @@ class DryRun:
     """Of the steps."""
     num_bad: int
     """Clips of the steps that could not be decoded."""
-    step_s: float
-    """Of the last one, waits included."""
-    data_wait_s: float
+    read_s: float
+    """To read a step's clips."""
     teacher_wait_s: float
+    """Of the last step for its targets."""
+    compute_s: float
+    """Of the last step."""
     peak_bytes: int
     """Of a worker."""
+
+    @property
+    def step_s(self) -> float:
+        """A run reads clips while it computes."""
+        return max(self.read_s, self.teacher_wait_s + self.compute_s)
 
 
 def run(config: TrainConfig) -> None:
@@ -86,18 +93,21 @@ def begin(config: TrainConfig, worker: Worker) -> DryRun:
         model = spread(objective, config.compute.sharding, worker)
         optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
         Validation(config, worker, objective, reader, source, start=None)
-        losses, step_s, data_wait_s, teacher_wait_s = [], 0.0, 0.0, 0.0
-        num_bad, since = 0, time.perf_counter()
-        for future in Batches.of(config, reader, source, worker).steps(1, min(_STEPS, config.steps)):
-            batch, data_wait_s = worker.ranks.result(future)
+        losses, num_bad, num_steps = [], 0, min(_STEPS, config.steps)
+        read_s = teacher_wait_s = compute_s = 0.0
+        begun = time.perf_counter()
+        for future in Batches.of(config, reader, source, worker).steps(1, num_steps):
+            batch, _ = worker.ranks.result(future)
+            read_s = (time.perf_counter() - begun) / num_steps
             target, teacher_wait_s = (
                 (None, 0.0) if batch.target is None else worker.ranks.result(batch.target)
             )
+            since = time.perf_counter()
             set_schedule(optimizer, config.optim, step=batch.step, steps=config.steps)
             losses.append(update(model, optimizer, batch, target, config, worker).loss.item())
-            num_bad += int((~batch.clips.good).sum())
             wait_for(worker.device)
-            step_s, since = time.perf_counter() - since, time.perf_counter()
+            compute_s = time.perf_counter() - since
+            num_bad += int((~batch.clips.good).sum())
         return DryRun(
             world_size=worker.world_size,
             device=device_kind(worker.device),
@@ -111,9 +121,9 @@ def begin(config: TrainConfig, worker: Worker) -> DryRun:
             teacher=None if source is None else _described(source.spec),
             losses=losses,
             num_bad=sum(worker.ranks.all_values(num_bad)),
-            step_s=step_s,
-            data_wait_s=data_wait_s,
+            read_s=read_s,
             teacher_wait_s=teacher_wait_s,
+            compute_s=compute_s,
             peak_bytes=max(worker.ranks.all_values(peak_bytes(worker.device))),
         )
 
@@ -155,8 +165,8 @@ def _rows(config: TrainConfig, found: DryRun) -> list[tuple[str, str]]:
         ("loss", f"{losses}; {found.num_bad} clips could not be decoded"),
         (
             "step",
-            f"{duration(found.step_s)}, of which it waited {duration(found.data_wait_s)} for clips and"
-            f" {duration(found.teacher_wait_s)} for targets; a run reads further ahead",
+            f"{duration(found.step_s)}: {duration(found.read_s)} to read its clips, and beside that"
+            f" {duration(found.teacher_wait_s)} until targets come, {duration(found.compute_s)} for the rest",
         ),
         ("whole run", f"{duration(config.steps * found.step_s)} at that speed"),
         ("memory", f"{found.peak_bytes / 1e9:.2f} GB of a worker at the peak"),

@@ -104,7 +104,7 @@ def _targets(
     except TargetMissError as error:
         raise TargetMissError(
             f"got --val-every with a target cache that lacks held-out clips of split {split!r}: precompute"
-            f" them too (salt-serve precompute --split {split} into the same --out), or leave --val-every"
+            f" them too (salt-serve precompute --split all, into the same --out), or leave --val-every"
             f" out. {error}"
         ) from error
     return target.cpu()

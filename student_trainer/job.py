@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from salt_distill.common.config import EmbedConfig, ProbeConfig, TrainConfig
 from salt_distill.common.local_ray import join, ray_to_join
-from salt_distill.common.signals import exit_by
+from salt_distill.common.termination import exit_by
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer

@@ -55,7 +55,7 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console = console) 
     config = config.absolute()  # a replica may have another working directory
     if config.port and is_private(config.address):
         _require_free(config.host, config.port)
-    environment = haproxy_environment()
+    environment = haproxy_environment(config.service.header_timeout_s)
     if config.tls_cert is not None:  # the replicas listen themselves
         environment, config = {}, config.model_copy(update={"port": config.port or free_port(config.host)})
     stdout = sys.stdout

@@ -1,20 +1,26 @@
 """What a user gets wrong is one ``error:`` line with exit code 1 or 2: no traceback, no half a file."""
 
+import ctypes
+import os
 import resource
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from test_commands import APPS, COMMANDS, arguments
 from train_tools import small_run
 from train_tools import train as train_here
 
 from salt_distill.common.command import run_app
 from salt_distill.common.config import TeacherRun
+from salt_distill.common.data.making.cli import app as data_app
 from salt_distill.common.model.checkpoint import find_checkpoint
 from salt_distill.student_trainer.cli import app as train_app
 from salt_distill.student_trainer.evaluation.cli import app as eval_app
+from salt_distill.teacher_server.cli import app as serve_app
 
 RUN = [
     *("teacher", "--preset", "nano", "--workers", "0", "--steps", "2", "--batch-size", "6"),
@@ -25,14 +31,28 @@ BRIEF = {"steps": 2, "batch_size": 6, "loader": {"decode_processes": 0}, "optim"
 
 
 @contextmanager
-def full_disk() -> Iterator[None]:
-    """No file can grow beyond 2000 bytes."""
+def full_disk(max_bytes: int = 2000) -> Iterator[None]:
+    """No file can grow beyond so many bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def no_powers() -> Iterator[None]:
+    """This thread may write what its user may: root without the capabilities that open everything to it."""
+    libc, header = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this thread
+    before = (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, before) == 0
+    fewer = (ctypes.c_uint32 * 6)(before[0] & ~0b110, *before[1:])  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(header, fewer) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, before) == 0
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +76,7 @@ def copy(done, tmp_path) -> Path:
 @pytest.fixture
 def said(monkeypatch, capfd) -> Callable[..., str]:
     """Runs a command line that goes wrong; its one sentence."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def said(app, *arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["salt", *map(str, arguments)])
@@ -70,30 +91,110 @@ def said(monkeypatch, capfd) -> Callable[..., str]:
     return said
 
 
-def test_wrong_places(said, shards, tmp_path):
+def test_wrong_places(said, shards, tmp_path, monkeypatch):
+    (tmp_path / "bad.yaml").write_text("a: [")
+    (tmp_path / "file").write_text("")
+    data = ("--data", shards)
+    for line, expected in {
+        (*data, "--out", tmp_path / "file"): f"got --out {tmp_path}/file, which is a file",
+        (
+            "--data",
+            tmp_path / "none",
+            "--out",
+            tmp_path / "run",
+        ): f"error: {tmp_path}/none: got no dataset.json",
+        (*data, "--out", tmp_path / "run", "--config", tmp_path / "none.yaml"): (
+            f"{tmp_path}/none.yaml: No such file or directory"
+        ),
+        (*data, "--out", tmp_path / "run", "--config", tmp_path / "bad.yaml"): f"{tmp_path}/bad.yaml",
+        (*data, "--out", tmp_path / "run", "--set", "mask.sets=[1"): "while parsing a flow sequence",
+        (*data, "--out", tmp_path / "run", "--estimate", "--estimate-out", "/dev/full"): (
+            "No space left on device"
+        ),
+    }.items():
+        assert expected in said(train_app, *RUN, *line), line
+    monkeypatch.setattr(sys, "argv", ["salt", *map(str, (*RUN, *data, "--out", tmp_path / "run"))])
+    with pytest.raises(SystemExit) as ended:
+        run_app(train_app)  # nothing of what went wrong is in the way
+    assert ended.value.code == 0
+    assert find_checkpoint(tmp_path / "run").name == "step-2"
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if "out" in COMMANDS[name][0].model_fields])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(command, said, tmp_path):
+    """What the command reads is not there either: the place comes first."""
+    app, *names = command.split()
     (tmp_path / "file").write_text("")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "bad.yaml").write_text("a: [")
-    data = ("--data", shards)
-    for arguments, expected in {
-        (*data, "--out", tmp_path / "file"): "which is a file",
-        (*data, "--out", tmp_path / "file" / "run"): "Not a directory",
-        (*data, "--out", tmp_path / "dangling"): "File exists",
-        (*data, "--out", "/proc/run"): "/proc/run: No such file or directory",
-        ("--data", tmp_path / "none", "--out", tmp_path / "run"): "none",
-        (*data, "--out", tmp_path / "run", "--config", tmp_path / "none.yaml"): "none.yaml",
-        (*data, "--out", tmp_path / "run", "--config", tmp_path / "bad.yaml"): "bad.yaml",
-        (*data, "--out", tmp_path / "run", "--set", "mask.sets=[1"): "expected",
-        (*data, "--out", tmp_path / "run", "--estimate", "--estimate-out", "/dev/full"): "No space left",
+    (tmp_path / "closed").mkdir(mode=0o555)
+    name = Path(COMMANDS[command][1]["out"]).name if "out" in COMMANDS[command][1] else "out"
+    os.mkfifo(tmp_path / f"pipe.{name}")  # as /dev/null, which a whole file would take the place of
+    before = sorted(tmp_path.rglob("*"))
+    for out, expected in {
+        tmp_path / "file" / "sub" / name: f"but {tmp_path}/file is a file, expected a folder",
+        tmp_path / "dangling" / name: (
+            f"but {tmp_path}/dangling is a link to {tmp_path}/nowhere, which is not there"
+        ),
+        tmp_path / "closed" / "sub" / name: (
+            f"but nothing can be written in {tmp_path}/closed: Permission denied"
+        ),
+        Path("/proc") / name: "but nothing can be written in /proc: No such file or directory",
+        tmp_path / f"pipe.{name}": "which is neither a file nor a folder",
     }.items():
-        assert expected in said(train_app, *RUN, *arguments), arguments
+        line = arguments(command, COMMANDS[command][1] | {"out": str(out)})
+        with no_powers():
+            assert said(APPS[app], *names, *line) == f"error: got {out}, {expected}"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_names_what_cannot_be_written(said, shards, copy, synth_videos, tmp_path):
+    """Folders of a work that is continued stay, without a file that looks whole."""
+    full = tmp_path / "full"
+    models = ("--ckpt", copy, "--data", shards)
+    for out, named, app, *line in (
+        ("page.html", "page.html", eval_app, "report", copy, "--out"),
+        ("rank.json", "rank.json", eval_app, "rank", *models, "--split", "train", "--out"),
+        ("probe.json", ".probe.json.training/", eval_app, "probe", *models, "--set", "epochs=1", "--out"),
+        ("rows.parquet", ".rows.parquet.parts/", eval_app, "embed", "--ckpt", copy, synth_videos, "--out"),
+        ("targets", "targets/", serve_app, "precompute", *models, "--views", 1, "--workers", 0, "--out"),
+        ("shards", "shards", data_app, "pack", synth_videos, "--workers", 1),
+        ("videos", "videos/", data_app, "synth"),
+    ):
+        with full_disk(300):
+            sentence = said(app, *line, full / out)
+        assert sentence.startswith(f"error: {full}/{named}"), sentence
+        assert "File too large" in sentence or "could not be written" in sentence, sentence
+        assert not (full / out).is_file()
+    left = {path.name for path in full.rglob("*") if path.is_file()}
+    assert left <= {".partial-shards.jsonl", "toy-000000.tar"}, left
+
+
+def test_a_ray_that_is_not_there_is_named_in_every_command(said, shards, done, tmp_path, monkeypatch):
+    (tmp_path / "sweep.yaml").write_text(
+        f"common: {{data: {shards}, teacher_ckpt: {done}, preset: nano, steps: 100}}\nruns: {{a: {{}}}}\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        free = f"127.0.0.1:{other.getsockname()[1]}"
+    out = ("--out", tmp_path / "out")
+    for app, *line in (
+        (train_app, *RUN, "--workers", 1, "--data", shards, *out),
+        (train_app, "sweep", tmp_path / "sweep.yaml", *out),
+        (eval_app, "probe", "--ckpt", done, "--data", shards, "--workers", 1, *out),
+        (eval_app, "embed", "--ckpt", done, tmp_path, "--workers", 1, "--out", tmp_path / "out.parquet"),
+        (serve_app, "teacher", "--ckpt", done, "--port", 0),
+        (serve_app, "precompute", "--ckpt", done, "--data", shards, "--views", 1, *out),
+    ):
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        assert f"got --address {free}, where no Ray answers" in said(app, *line, "--address", free)
+        monkeypatch.setenv("RAY_ADDRESS", free)
+        assert f"got RAY_ADDRESS={free}, where no Ray answers" in said(app, *line)
 
 
 def test_runs_that_cannot_go_on(said, shards, copy, tmp_path):
     resumed = ("--data", shards, "--resume", "--config", copy / "config.yaml", "--out", copy)
     teacher = ("teacher", "--preset", "nano", "--workers", "0")
     (copy / "metrics.jsonl").rename(tmp_path / "metrics.jsonl")
-    assert "metrics.jsonl" in said(train_app, *teacher, *resumed)
+    assert f"error: {copy}: got no metrics.jsonl, or an empty one" in said(train_app, *teacher, *resumed)
     (tmp_path / "metrics.jsonl").rename(copy / "metrics.jsonl")
     environment = (copy / "environment.json").read_bytes()
     (copy / "environment.json").write_text("")
@@ -105,7 +206,7 @@ def test_runs_that_cannot_go_on(said, shards, copy, tmp_path):
     (copy / "config.yaml").rename(tmp_path / "config.yaml")
     (copy / "config.yaml").write_text("steps: [")
     resumed = ("--data", shards, "--resume", "--config", tmp_path / "config.yaml", "--out", copy)
-    assert "expected" in said(train_app, *teacher, *resumed)
+    assert f"error: {copy}/config.yaml: got no YAML" in said(train_app, *teacher, *resumed)
 
 
 def test_configurations_that_cannot_work(said, shards, tmp_path):
@@ -140,7 +241,8 @@ def test_a_full_disk_stops_an_export(said, copy, tmp_path):
     for format in ("hf", "vjepa2"):
         out = tmp_path / f"out-{format}"
         with full_disk():
-            said(eval_app, "export", "--ckpt", copy, "--format", format, "--out", out)
+            sentence = said(eval_app, "export", "--ckpt", copy, "--format", format, "--out", out)
+        assert f"{out} could not be written" in sentence
         assert not out.exists()
         assert not list(tmp_path.glob(".partial*"))
 

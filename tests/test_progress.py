@@ -33,12 +33,12 @@ from salt_distill.student_trainer.utilisation import Utilisation
 NUM_TOKENS = 2 * 4 * 4
 
 
-def shown(out, *, terminal):
+def shown(out, *, terminal, **values):
     """What a run of ten steps writes to a terminal, or to a file."""
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=100)
     with show_progress(out, SMALL["steps"], console):
-        train_on_random_clips(small_run(TeacherRun, out=str(out), log_every=1))
+        train_on_random_clips(small_run(TeacherRun, out=str(out), log_every=1, **values))
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue())
 
 
@@ -78,6 +78,15 @@ def test_a_file_gets_a_few_plain_lines(out):
         for line in lines
     ), lines
     assert "step 10/10" in lines[-1]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_held_out_loss_is_shown_with_its_best(out, terminal):
+    text = shown(out, terminal=terminal, val_every=5, val_clips=24)
+    losses = {line["val_loss"]: line["step"] for line in read_metrics(out) if "val_loss" in line}
+    assert list(losses.values()) == [5, 10]
+    newest, least = list(losses)[-1], min(losses)
+    assert f"held-out loss {newest:.4f}, best {least:.4f} at step {losses[least]}" in text
 
 
 def test_a_curve_goes_from_the_smallest_to_the_largest():

@@ -1,6 +1,8 @@
 """The real thing: `salt-serve teacher` and `salt-serve precompute` on a private Ray, and what they leave
 behind."""
 
+import contextlib
+import http.client
 import json
 import os
 import signal
@@ -9,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,7 @@ from salt_distill.common.model.teacher import Teacher
 from salt_distill.common.targets.target_cache import TargetCache
 from salt_distill.student_trainer.targets.local_targets import LocalTargets
 from salt_distill.student_trainer.targets.service_targets import ServiceTargets
+from salt_distill.teacher_server.ray_serve.ingress import free_port
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +56,27 @@ def require_closed_to_others(family):
         assert "True" not in looked.stdout
 
 
+def statuses_until_ready(url):
+    """What whoever asks /readyz is answered, from before there is a service until there is one."""
+    found, deadline = set(), time.monotonic() + 120
+    while 200 not in found and time.monotonic() < deadline:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            found.add(Caller(url).send("GET", "/readyz")[0])
+        time.sleep(0.01)
+    return found
+
+
 def test_serve_share_and_end_without_a_trace(teacher):
     ckpt, local_teacher = teacher
     batch = batch_of(random_clips(24))
-    process, url = start(ckpt)
+    port = free_port("127.0.0.1")
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(statuses_until_ready, f"http://127.0.0.1:{port}")
+        process, url = start(ckpt, "--port", str(port))
+        assert starting.result() == {503, 200}  # never a 404, which a client takes for its own mistake
     try:
+        for path, body in (("/-/routes", b'{"/":"teacher"}'), ("/-/healthz", b"success")):
+            assert Caller(url).send("GET", path)[::2] == (200, body)
         family = descendants(process.pid)
         assert len(family) > 4  # Ray's processes are among them
         clients = [ServiceClientConfig(request_clips=size, retry_budget_s=5) for size in (5, 8)]

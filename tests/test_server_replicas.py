@@ -3,8 +3,10 @@
 import asyncio
 import os
 import socket
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import pyarrow as pa
@@ -121,6 +123,43 @@ def test_a_replica_that_dies_loses_its_clips_and_no_answer(teacher, board):
         assert set(asyncio.run(board.claim("http://another", list(clips)))) == {
             f"http://127.0.0.1:{other.parts.port}"
         }
+
+
+@contextmanager
+def sick_replica(pause_s):
+    """The URL of one that answers with bytes without end, and how many it could send."""
+    sent = []
+
+    def answer(listener):
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n")
+            while True:
+                time.sleep(pause_s)
+                sent.append(connection.send(bytes(1 if pause_s else 1 << 20)))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", sent
+        thread.join()
+
+
+@pytest.mark.parametrize("pause_s", [0, 0.05])
+def test_a_replica_whose_answer_has_no_end_is_lost(pause_s, teacher, board, caplog):
+    clips = clips_by_digest(6)
+    with (
+        replica(teacher, board, body_timeout_s=1) as (one, _),
+        sick_replica(pause_s) as (sick, sent),
+    ):
+        asyncio.run(board.claim(sick, list(clips)[:4]))
+        began = time.monotonic()
+        assert one.statuses(list(clips), clips) == ["ok"] * 6
+        assert time.monotonic() - began < 10
+        assert one.counters()["clips_computed"] == 6
+    assert sum(sent) < 50_000_000
+    assert ("TimeoutError" if pause_s else "answered with more than") in caplog.text
 
 
 def test_targets_outlive_the_service_on_disk(teacher, tmp_path):

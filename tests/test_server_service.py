@@ -103,6 +103,22 @@ def test_two_clients_with_the_same_clips_share_one_forward_each(teacher):
         assert gated.batches == [1, BATCH_SIZE]  # the first one warms up
 
 
+def test_a_teacher_that_hangs_is_not_ready_until_it_goes_on(teacher):
+    gated = GatedTeacher(teacher)
+    with serving(gated, forward_timeout_s=0.3) as (url, _), ThreadPoolExecutor(1) as pool:
+        caller, clips = Caller(url), clips_by_digest(1)
+        assert caller.send("GET", "/readyz")[0] == 200
+        gated.gate.clear()
+        asked = pool.submit(caller.statuses, list(clips), clips)
+        wait_until(lambda: caller.send("GET", "/readyz")[0] == 503)
+        status, _, body = caller.send("GET", "/healthz")  # so that the replica is replaced
+        assert status == 500
+        assert b"a forward has not ended after 0 s, and service.forward_timeout_s is 0.3" in body
+        gated.gate.set()
+        assert asked.result() == ["ok"]
+        wait_until(lambda: caller.send("GET", "/readyz")[0] == 200)
+
+
 def test_the_first_of_two_clients_leaves(teacher):
     gated = GatedTeacher(teacher)
     with serving(gated) as (url, inside), ThreadPoolExecutor(2) as pool:

@@ -58,10 +58,10 @@ def test_every_command_is_a_program_that_a_signal_may_end_while_it_is_imported()
 
 WORK = """
 import os, pathlib, signal, sys, time
-from salt_distill.common import signals
+from salt_distill.common import termination
 from salt_distill.common.whole import whole_file
-signals._UNWIND_S = 0.5
-with signals.ended_by_signals(), whole_file(pathlib.Path(sys.argv[2])) as partial:
+termination._UNWIND_S = 0.5
+with termination.ended_by_signals(), whole_file(pathlib.Path(sys.argv[2])) as partial:
     partial.write_text("half")
     try:
         os.kill(os.getpid(), int(sys.argv[1]))

@@ -16,6 +16,7 @@ from salt_distill.common.data.reader import Reader
 from salt_distill.common.model.checkpoint import find_checkpoint, load_training, read_config
 from salt_distill.student_trainer import loop
 from salt_distill.student_trainer.evaluation.held_out import vpixel_loss
+from salt_distill.student_trainer.resume import ClipOrder, Position
 from salt_distill.student_trainer.run_directory import check_run, read_metrics
 from salt_distill.student_trainer.start import start
 from salt_distill.student_trainer.targets.stored_targets import TargetMissError
@@ -70,12 +71,12 @@ def model_of(run) -> bytes:
 
 def test_training_does_not_notice_that_it_is_judged(data, tmp_path):
     torch.set_num_threads(1)
-    judged = run_in(tmp_path / "judged", data, **VAL)
-    alone = run_in(tmp_path / "alone", data)
+    judged = run_in(tmp_path / "judged", data, steps=6, **VAL)
+    alone = run_in(tmp_path / "alone", data, steps=6)
     for name in ("loss", "grad_norm", "slot", "flops"):
         assert column(judged, name) == column(alone, name)
     assert model_of(judged) == model_of(alone)
-    assert list(column(judged, "val_loss")) == list(column(judged, "val_ms")) == [2, 4, 6, 8, 10]
+    assert list(column(judged, "val_loss")) == list(column(judged, "val_ms")) == [2, 4, 6]
     assert column(alone, "val_loss") == {}
 
 
@@ -142,9 +143,9 @@ def test_without_gain_a_run_ends_and_is_ended_when_it_is_continued(data, tmp_pat
 
 def test_newest_checkpoints_leave_the_best(data, tmp_path):
     still = {"lr": 1e-12, "start_lr": 1e-12, "final_lr": 1e-12, "warmup_steps": 0}
-    run_in(tmp_path / "run", data, TeacherRun, optim=still, keep_every=3, keep_last=1, **VAL)
+    run_in(tmp_path / "run", data, TeacherRun, optim=still, keep_every=3, keep_last=1, steps=6, **VAL)
     names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
-    assert names == {"best", "step-2", "step-10"}
+    assert names == {"best", "step-2", "step-6"}
 
 
 def test_without_a_split_of_its_own_training_clips_are_held_out(unsplit, tmp_path, capsys):
@@ -166,43 +167,40 @@ def test_without_a_split_of_its_own_training_clips_are_held_out(unsplit, tmp_pat
         check_run(small_run(**values))
 
 
-def test_switching_it_on_later_does_not_take_clips_that_were_learned_from(unsplit, data, tmp_path):
-    for name, folder in (("unsplit", unsplit), ("split", data)):
-        run_in(tmp_path / name, folder)
-        values = {"resume": True, "steps": 12, "val_every": 2, "val_clips": 240}
-        if folder == data:
-            run_in(tmp_path / name, folder, **values)
-            assert list(column(tmp_path / name, "val_loss")) == [12]
-            continue
-        with pytest.raises(ValueError, match="expected at most 15"):
-            run_in(tmp_path / name, folder, **values)
+def test_switching_it_on_later_does_not_judge_by_clips_that_were_learned_from(unsplit, data, tmp_path):
+    run_in(tmp_path / "run", data, steps=4)
+    run_in(tmp_path / "run", data, resume=True, steps=6, val_every=3)
+    assert list(column(tmp_path / "run", "val_loss")) == [6]
+    config = small_run(**VALUES)
+    before, now = (ClipOrder.of(config, reader_of(unsplit, num_held_out=number)) for number in (0, 10))
+    position = Position(step=1, slot=30, rng=torch.get_rng_state(), teacher=None, clips=before.to_json())
+    with pytest.raises(ValueError, match="split=train, toy has split=train without 10 held-out clips: give"):
+        position.require_clips(now, "toy")
 
 
 def test_held_out_targets_come_from_where_the_others_do(teacher, data, tmp_path):
     """Of a teacher in this process, and of a cache that has them or not."""
-    student = {"kind": StudentRun, "steps": 4, "optim": {"warmup_steps": 1}, **VAL}
-    local = run_in(tmp_path / "local", data, teacher_ckpt=str(teacher), **student)
-    for split in ("train", "all"):
-        made = PrecomputeConfig(
-            ckpt=str(teacher), data=data, out=str(tmp_path / split), views=2, workers=0, split=split,
-            loader=LOADER,
-        )  # fmt: skip
-        precompute(made, Console(quiet=True))
-    cached = run_in(tmp_path / "cached", data, targets=str(tmp_path / "all"), **student)
+    short = {"steps": 4, "optim": {"warmup_steps": 1}, **VAL}
+    local = run_in(tmp_path / "local", data, StudentRun, teacher_ckpt=str(teacher), **short)
+    targets = str(tmp_path / "targets")
+    made = {"ckpt": str(teacher), "data": data, "out": targets, "views": 2, "workers": 0, "loader": LOADER}
+    precompute(PrecomputeConfig.model_validate(made), Console(quiet=True))
+    with pytest.raises(TargetMissError, match=r"lacks held-out clips of split 'val'.*precompute them too"):
+        run_in(tmp_path / "refused", data, StudentRun, targets=targets, **short)
+    precompute(PrecomputeConfig.model_validate(made | {"split": "all"}), Console(quiet=True))
+    cached = run_in(tmp_path / "cached", data, StudentRun, targets=targets, **short)
     assert column(cached, "val_loss") == column(local, "val_loss")
     assert column(cached, "loss") == column(local, "loss")
-    with pytest.raises(TargetMissError, match=r"lacks held-out clips of split 'val'.*precompute them too"):
-        run_in(tmp_path / "refused", data, targets=str(tmp_path / "train"), **student)
 
 
 def test_features_are_judged_where_that_is_asked_for(data, tmp_path, capsys):
     narrow = {"width": 24, "depth": 1, "num_heads": 2, "mlp_width": 32, "patch_size": 8}
-    out = run_in(tmp_path / "run", data, val_features=True, encoder=narrow, **VAL)
+    out = run_in(tmp_path / "run", data, val_features=True, encoder=narrow, steps=4, **VAL)
     assert "RankMe, k-NN of shade every 2 steps" in capsys.readouterr().out
     assert all(1 < value <= 24 for value in column(out, "val_rankme").values())
     assert all(0 <= value <= 1 for value in column(out, "val_knn").values())
     with pytest.raises(ValueError, match="25 held-out clips for 32 channels, expected at least as many"):
-        run_in(tmp_path / "wide", data, val_features=True, **VAL)
+        run_in(tmp_path / "wide", data, steps=4, val_features=True, **VAL)
     classes = torch.arange(20) % 2
     features = torch.stack([classes, 1 - classes], 1) + 0.01 * torch.rand(20, 2)
     assert halves_accuracy(features, classes) == 0  # the halves have a class each

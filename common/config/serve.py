@@ -35,11 +35,13 @@ class ServiceConfig(Config):
     max_request_clips: PositiveInt = 4096
     """Most clips of a request."""
     header_timeout_s: PositiveFloat = 10.0
-    """How long the head of a request may take to arrive where a replica itself listens (TLS, other replicas),
-    in seconds."""
+    """How long the head of a request may take to arrive, in seconds."""
     body_timeout_s: PositiveFloat = 60.0
     """How long the body of a request may take to arrive, in seconds, then it is answered 408; and its answer
     to leave, then the connection ends."""
+    forward_timeout_s: PositiveFloat = 600.0
+    """How long the forward of one batch may take, in seconds: one that takes longer hangs; its replica is not
+    ready, and is replaced."""
     retry_after_s: PositiveFloat = 0.5
     """What a client that was answered 429 or 503 is told to wait, in seconds."""
     lease_s: PositiveFloat = 10.0

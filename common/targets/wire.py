@@ -24,6 +24,8 @@ _PIECE_BYTES = 1 << 16
 """In a request: least size of a cell that is worth a piece of its own."""
 _TARGET_PIECE_BYTES = 1 << 10
 """In an answer: thousands of rows of one small target are views of it."""
+_ROW_BYTES, _STREAM_BYTES = 4096, 1 << 16
+"""What Arrow adds to a target and to a body, at most."""
 
 _CLIP_DIGEST = pa.field("clip_digest", pa.binary(DIGEST_BYTES), nullable=False)
 _CLIP = pa.field("clip", pa.large_binary())
@@ -134,6 +136,11 @@ def write_response(header: ResponseHeader, rows: Sequence[ResponseRow]) -> Body:
         (_response_columns(row) for row in rows),
         piece_bytes=_TARGET_PIECE_BYTES,
     )
+
+
+def max_response_bytes(num_rows: int, target_bytes: int) -> int:
+    """How long an answer can be whose targets have at most so many bytes each."""
+    return num_rows * (target_bytes + _ROW_BYTES) + _STREAM_BYTES
 
 
 def read_response(body: Buffer) -> tuple[ResponseHeader, list[ResponseRow]]:

@@ -18,6 +18,7 @@ from salt_distill.common.console import console
 from salt_distill.common.data.encode import encode_mp4
 from salt_distill.common.model.checkpoint import open_encoder, read_config
 from salt_distill.common.pictures import GAP, png_bytes, strip
+from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.evaluation.panels import Panel, components, masks, paintings, predictions
 from salt_distill.student_trainer.evaluation.probe.features import first_clips
 from salt_distill.student_trainer.evaluation.reconstruction import masks_of
@@ -59,8 +60,8 @@ def run(config: PicturesConfig) -> None:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     for number, (key, of_clip) in enumerate(zip(keys, panels, strict=True)):
-        (out / f"clip-{number:03d}.png").write_bytes(png_bytes(sheet(of_clip)))
-        (out / f"clip-{number:03d}.mp4").write_bytes(video(of_clip))
+        write_whole(out / f"clip-{number:03d}.png", png_bytes(sheet(of_clip)))
+        write_whole(out / f"clip-{number:03d}.mp4", video(of_clip))
         console.print(
             f"{out}/clip-{number:03d}.png and .mp4: {key}, {len(of_clip)} panels",
             highlight=False,

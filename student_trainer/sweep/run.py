@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from salt_distill.common.config import StudentRun, SweepConfig, dump_yaml, load_yaml
 from salt_distill.common.console import console
 from salt_distill.common.local_ray import join, ray_to_join
+from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.job import ENVIRONMENT
 from salt_distill.student_trainer.resume import continued
 from salt_distill.student_trainer.sweep.sweep_file import runs_of
@@ -49,7 +50,7 @@ def run(config: SweepConfig, console: rich.console.Console = console) -> None:
             failed = _train(to_do, config, console)
         summary = summarise(runs, failed, shared)
     text = json.dumps(summary.model_dump(), indent=2)
-    (out / "summary.json").write_text(text + "\n")
+    write_whole(out / "summary.json", text + "\n")
     if config.json_:
         print(text)
     else:

@@ -25,9 +25,6 @@ from salt_distill.student_trainer.targets.host_memory import new_targets
 from salt_distill.student_trainer.targets.kept_targets import KeptTargets
 from salt_distill.student_trainer.targets.retry import RetryableError
 
-_ROW_BYTES, _BODY_BYTES = 4096, 1 << 16
-"""What Arrow adds to a target and to a body, at most."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
@@ -206,10 +203,9 @@ class ServiceTargets:
     ) -> tuple[dict[bytes, RowStatus], set[bytes]]:
         """The status of each digest, and the leased ones; targets are put into ``part.out``. Raises
         RetryableError for damaged bytes."""
-        most = codec.num_bytes(self.dtype, self.spec.num_tokens, self.spec.width) + _ROW_BYTES
-        answer = self._client.targets(
-            body, self.spec.fingerprint, max_bytes=len(asked) * most + _BODY_BYTES, bucket=part.bucket
-        )
+        target_bytes = codec.num_bytes(self.dtype, self.spec.num_tokens, self.spec.width)
+        most = wire.max_response_bytes(len(asked), target_bytes)
+        answer = self._client.targets(body, self.spec.fingerprint, max_bytes=most, bucket=part.bucket)
         try:
             header, answered = wire.read_response(answer)
         except ValueError as error:

@@ -18,6 +18,7 @@ import yaml
 from salt_distill.common.config import ServeConfig, TokenConfig
 from salt_distill.common.config.base import parse_yaml
 from salt_distill.common.local_ray import is_private
+from salt_distill.common.protocol import HttpStatus
 from salt_distill.common.text_files import read_text
 from salt_distill.teacher_server.http.errors import ApiError
 
@@ -52,7 +53,7 @@ class Token:
         """Raises ApiError 403 unless it may change the service itself: a token that names no runs."""
         if self.runs is not None:
             raise ApiError(
-                403,
+                HttpStatus.FORBIDDEN,
                 f"the token of {self.name} is one of runs",
                 expected="a token without `runs`",
                 got=f"one for {', '.join(self.runs)}",
@@ -62,7 +63,7 @@ class Token:
     def _require(self, value: str, patterns: tuple[str, ...] | None, what: str) -> None:
         if patterns is not None and not any(fnmatch.fnmatchcase(value, pattern) for pattern in patterns):
             raise ApiError(
-                403,
+                HttpStatus.FORBIDDEN,
                 f"the token of {self.name} is not for this {what}",
                 expected=f"a {what} of {', '.join(patterns)}",
                 got=value,
@@ -103,7 +104,7 @@ class Tokens:
                 else "another scheme"
             )
             raise ApiError(
-                401,
+                HttpStatus.NO_TOKEN,
                 "a token is needed",
                 expected="Authorization: Bearer TOKEN",
                 got=got,

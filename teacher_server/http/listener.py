@@ -83,7 +83,7 @@ def only_peers(app: ASGIApp) -> ASGIApp:
         if scope["type"] == "http" and Header.PASSED.lower().encode() not in dict(scope["headers"]):
             error = "only replicas are answered here"
             refusal = ApiError(
-                401,
+                HttpStatus.NO_TOKEN,
                 error,
                 expected=Header.PASSED,
                 got="no such header",

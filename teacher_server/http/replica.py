@@ -21,7 +21,7 @@ from salt_distill.teacher_server.http.access import Tokens
 from salt_distill.teacher_server.http.errors import ApiError
 from salt_distill.teacher_server.http.front import RequestLog
 from salt_distill.teacher_server.http.listener import Listener, Tls, only_peers
-from salt_distill.teacher_server.sharing.batching import Batcher, FrozenTeacher
+from salt_distill.teacher_server.sharing.batching import Batcher, FrozenTeacher, HangError
 from salt_distill.teacher_server.sharing.disk import DiskTargets
 from salt_distill.teacher_server.sharing.exchange import Answer, Exchange, RequestContext
 from salt_distill.teacher_server.sharing.leases import Leases
@@ -75,6 +75,7 @@ class TeacherService:
             batch_wait_s=config.batch_wait_ms / 1000,
             memory_bytes=config.memory_bytes,
             disk=disk,
+            forward_timeout_s=config.forward_timeout_s,
         )
         self.room = Room(config.max_pending_bytes, self.batcher.counters)
         self.leases = Leases(config.lease_s)
@@ -82,11 +83,12 @@ class TeacherService:
         self._name = f"{context.url}#{secrets.token_hex(4)}"  # a later process may get this one's port
         self.ending = Ending.NO
         self.open_requests = 0
-        self.peers = Peers()
+        self.peers = Peers(body_timeout_s=config.body_timeout_s)
         self.exchange = Exchange(
             batcher=self.batcher,
             leases=self.leases,
             clip_shape=self.spec.clip_shape,
+            target_shape=(self.spec.num_tokens, self.spec.width),
             board=self.board,
             replica=context.url,
             disk=disk,
@@ -136,16 +138,28 @@ class TeacherService:
                 await asyncio.to_thread(self._log.close)
 
     def check(self) -> None:
-        """Raises what ended the batcher or the first forward, if something did."""
+        """Raises what ended the batcher or the first forward, if something did, and where the teacher
+        hangs."""
+        self.batcher.check()
         for task in self._tasks:
             if task.done() and not task.cancelled():
                 task.result()
 
     def require_ready(self, *, passed_on: bool = False) -> None:
-        """Raises ApiError before the first forward is done and when the service ends, and what ``check``
-        raises. ``passed_on``: what another replica passes on was begun there, and is answered while the
-        service ends."""
-        self.check()
+        """Raises ApiError before the first forward is done, where one hangs and when the service ends, and
+        what ``check`` raises. ``passed_on``: what another replica passes on was begun there, and is answered
+        while the service ends."""
+        try:
+            self.check()
+        except HangError as error:
+            raise ApiError(
+                HttpStatus.NOT_READY,
+                str(error),
+                expected="a teacher that comes back from its forwards",
+                got="one that hangs",
+                hint="ask again after Retry-After: another replica takes its place",
+                retry_after_s=self.config.retry_after_s,
+            ) from error
         if self.ending and not (passed_on and self.ready):
             raise ApiError(
                 HttpStatus.NOT_READY,

@@ -3,6 +3,7 @@
 import contextlib
 import copyreg
 import importlib.util
+import math
 import secrets
 import socket
 from pathlib import Path
@@ -14,9 +15,9 @@ _REPLICA_PORTS = 100
 """Ports that the replicas of a private Ray choose from."""
 
 
-def haproxy_environment() -> dict[str, str]:
+def haproxy_environment(header_timeout_s: float) -> dict[str, str]:
     """Variables of a private Ray that put Ray Serve's HAProxy before the deployment; none where Ray has no
-    HAProxy.
+    HAProxy. ``header_timeout_s``: how long the head of a request may take.
 
     Megabyte bodies pass it twice as fast as the Python proxy. The bucket header decides which replica it
     chooses.
@@ -32,6 +33,7 @@ def haproxy_environment() -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).parent / "haproxy.sh"),
         "SALT_HAPROXY": binary,
+        "SALT_HEADER_TIMEOUT_MS": str(math.ceil(1000 * header_timeout_s)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "{folder}/haproxy.cfg",
         "RAY_SERVE_HAPROXY_SOCKET_PATH": "{folder}/admin.sock",
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "{folder}/metrics.sock",

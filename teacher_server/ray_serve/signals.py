@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from salt_distill.common.signals import end_in_time, take_time
+from salt_distill.common.termination import end_in_time, take_time
 
 
 class _Ended(BaseException):

@@ -33,6 +33,10 @@ class FrozenTeacher(Protocol):
     def forward(self, clips: UInt8[np.ndarray, "b t h w 3"]) -> Float[Tensor, "b n d"]: ...
 
 
+class HangError(RuntimeError):
+    """The teacher does not come back from a forward."""
+
+
 @dataclass(eq=False)
 class PendingClip:
     """A clip on its way through the teacher. It belongs to the batcher: whoever waits for it may leave."""
@@ -71,7 +75,10 @@ class Batcher:
         batch_wait_s: float,
         memory_bytes: int,
         disk: DiskTargets | None,
+        forward_timeout_s: float,
     ) -> None:
+        self._forward_timeout_s = forward_timeout_s
+        self._forward_since_s: float | None = None
         self._teacher, self._batch_size, self._batch_wait_s = teacher, batch_size, batch_wait_s
         self._queue: FairQueue[PendingClip] = FairQueue()
         self._queued = asyncio.Event()
@@ -91,7 +98,7 @@ class Batcher:
         try:
             while True:
                 batch = await self._next_batch()
-                started = loop.time()
+                started = self._forward_since_s = loop.time()
                 for pending in batch:
                     self.counters.queue_wait.observe(started - pending.queued_s)
                 forward = loop.run_in_executor(
@@ -103,11 +110,23 @@ class Batcher:
                 self._deliveries.add(delivery)
                 delivery.add_done_callback(lambda done, batch=batch: self._delivered(batch, done))
                 await asyncio.wait([forward])  # waits for its end, whether it succeeds or not
+                self._forward_since_s = None
                 self.counters.forward_s += loop.time() - started
                 self.counters.forward.observe(loop.time() - started)
         finally:
             self._forward_thread.shutdown(wait=False, cancel_futures=True)
             self._encode_thread.shutdown(wait=False, cancel_futures=True)
+
+    def check(self) -> None:
+        """Raises HangError where a forward takes too long."""
+        if self._forward_since_s is None:
+            return
+        taken_s = asyncio.get_running_loop().time() - self._forward_since_s
+        if taken_s > self._forward_timeout_s:
+            raise HangError(
+                f"a forward has not ended after {taken_s:.0f} s, and service.forward_timeout_s is"
+                f" {self._forward_timeout_s:g}"
+            )
 
     async def warm_up(self) -> None:
         """One forward of an empty clip, so that the first student does not wait for the libraries."""

@@ -7,7 +7,7 @@ import math
 import urllib.parse
 from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from salt_distill.common.clip import clip_digest
 from salt_distill.common.config import TargetDtype
 from salt_distill.common.protocol import Header, RowStatus
+from salt_distill.common.targets import codec, wire
 from salt_distill.common.targets.codec import EncodedTarget
 from salt_distill.common.targets.wire import Request, RequestRow, ResponseRow
 from salt_distill.teacher_server.board.board import Board
@@ -114,12 +115,14 @@ class Exchange:
     batcher: Batcher
     leases: Leases
     clip_shape: tuple[int, int, int, int]
+    target_shape: tuple[int, int]
+    """Tokens and their width."""
     board: Board
+    peers: Peers
+    """The other replicas."""
     replica: str = ""
     """The URL at which other replicas reach this one; empty where there are none."""
     disk: DiskTargets | None = None
-    peers: Peers = field(default_factory=Peers)
-    """The other replicas."""
 
     async def answer(self, request: Request, context: RequestContext) -> Answer:
         """The answer, when the rows with bytes are computed, and the others too unless the client is to
@@ -206,7 +209,10 @@ class Exchange:
         [owners]."""
         self.batcher.counters.passed_on += len(rows)
         whole = [replace(row, token_idx=None) for row in rows]  # cut once, where the answer leaves
-        asking = asyncio.create_task(self.peers.ask(owner, ask.dtype, whole, ask.context.headers()))
+        max_bytes = wire.max_response_bytes(len(rows), codec.num_bytes(ask.dtype, *self.target_shape))
+        asking = asyncio.create_task(
+            self.peers.ask(owner, ask.dtype, whole, ask.context.headers(), max_bytes=max_bytes)
+        )
         try:
             if rows[0].clip is None:
                 await asyncio.wait([asking, ask.granted], return_when=asyncio.FIRST_COMPLETED)

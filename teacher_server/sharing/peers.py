@@ -23,7 +23,9 @@ class PeerLostError(ConnectionError):
 class Peers:
     """The replicas of one teacher, as one of them reaches the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, body_timeout_s: float) -> None:
+        """``body_timeout_s``: how long an answer may take to arrive, once it begins."""
+        self._body_timeout_s = body_timeout_s
         self.secret: str | None = None
         """What they know of each other, and nobody else; None before it is there."""
         self._session: aiohttp.ClientSession | None = None
@@ -33,10 +35,16 @@ class Peers:
         return self.secret is not None and hmac.compare_digest(self.secret.encode(), presented.encode())
 
     async def ask(
-        self, url: str, dtype: TargetDtype, rows: Sequence[wire.RequestRow], headers: dict[str, str]
+        self,
+        url: str,
+        dtype: TargetDtype,
+        rows: Sequence[wire.RequestRow],
+        headers: dict[str, str],
+        *,
+        max_bytes: int,
     ) -> tuple[wire.ResponseHeader, list[wire.ResponseRow]]:
-        """The rows of a replica's answer, in order. Cancelled, it closes its connection, and the other one
-        sees that nobody waits any more.
+        """The rows of a replica's answer, of at most ``max_bytes``, in order. Cancelled, it closes its
+        connection, and the other one sees that nobody waits any more.
 
         Raises BusyError, and PeerLostError where the replica is not there or answers otherwise.
         """
@@ -49,9 +57,12 @@ class Peers:
         }
         try:
             async with self._open().post(url + Route.TARGETS, data=_pieces(body), headers=head) as answer:
-                content = await answer.read()
+                async with asyncio.timeout(self._body_timeout_s):
+                    content = await _read(answer, max_bytes)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise PeerLostError(f"replica {url}: {type(error).__name__}: {error}") from error
+        if len(content) > max_bytes:
+            raise PeerLostError(f"replica {url} answered with more than {max_bytes} bytes")
         if answer.status == HttpStatus.BUSY:
             raise BusyError(f"the replica that owns these clips, {url}, is busy")
         if answer.status != 200:
@@ -74,6 +85,16 @@ class Peers:
                 auto_decompress=False,
             )
         return self._session
+
+
+async def _read(answer: aiohttp.ClientResponse, max_bytes: int) -> bytearray:
+    """The body, or of a longer one a byte more than ``max_bytes``: its connection is then closed."""
+    content = bytearray()
+    while len(content) <= max_bytes and (piece := await answer.content.read(max_bytes + 1 - len(content))):
+        content += piece
+    if len(content) > max_bytes:
+        answer.close()
+    return content
 
 
 async def _pieces(body: wire.Body) -> AsyncIterator[bytes]:

@@ -19,6 +19,7 @@ from salt_distill.common.console import new_results
 from salt_distill.common.data.index import load_index
 from salt_distill.common.data.skipped import FILE_NAME, read_skipped
 from salt_distill.common.data.views import clip_span
+from salt_distill.common.whole import write_whole
 
 _MOST = 12
 """Rows of a table in the terminal; JSON has all."""
@@ -87,7 +88,7 @@ def inspect(config: InspectConfig) -> None:
         from salt_distill.common.data.making.contact_sheet import contact_sheet
         from salt_distill.common.pictures import png_bytes
 
-        Path(config.sheet).write_bytes(png_bytes(contact_sheet(config)))
+        write_whole(Path(config.sheet), png_bytes(contact_sheet(config)))
     if config.json_:
         print(json.dumps(asdict(described), indent=1, ensure_ascii=False))
     else:

@@ -25,6 +25,7 @@ from salt_distill.common.data.making.sources import Listing, UnpackedVideo, list
 from salt_distill.common.data.sample import sidecar_of
 from salt_distill.common.data.skipped import FILE_NAME, printable, write_skipped
 from salt_distill.common.data.stills import padded_size
+from salt_distill.common.whole import named_errors
 
 _OURS = {"index.parquet", "dataset.json", FILE_NAME}
 """What a packed folder holds beside its tars."""
@@ -46,9 +47,11 @@ def pack(config: PackConfig, console: rich.console.Console = console) -> None:
             f"left out {listing.num_left_out} files that are not named as what is packed, the first is"
             f" {listing.left_out}",
         )
-    with PartialFolder(
-        out, _plan(config, listing), lambda first, end: _stamp(listing.sources[first:end])
-    ) as partial:
+
+    def stamp(first: int, end: int) -> str:
+        return _stamp(listing.sources[first:end])
+
+    with named_errors(out), PartialFolder(out, _plan(config, listing), stamp) as partial:
         if partial.num_discarded:
             _say(
                 console,

@@ -16,6 +16,7 @@ from rich.progress import track
 
 from salt_distill.common.config import ScenesConfig
 from salt_distill.common.draws import uniforms
+from salt_distill.common.whole import write_whole
 
 RADIUS = 0.09
 """Of the ball. Lengths are shares of the frame's side; x points right, y down."""
@@ -80,9 +81,8 @@ def _write(config: ScenesConfig, job: tuple[str, int]) -> None:
     for place, (possible, frames) in enumerate(scene(config, name, number), start=1):
         folder = Path(config.out) / name / f"{number + 1:02d}" / str(place)
         (folder / "scene").mkdir(parents=True)
-        (folder / "status.json").write_text(
-            json.dumps({"header": {"is_possible": possible, "block_name": name}}) + "\n"
-        )
+        header = {"is_possible": possible, "block_name": name}
+        write_whole(folder / "status.json", json.dumps({"header": header}) + "\n")
         for at, frame in enumerate(frames, start=1):
             Image.fromarray(frame).save(folder / "scene" / f"scene_{at:03d}.png")
 

@@ -17,6 +17,7 @@ from rich.progress import track
 from salt_distill.common.config import SynthConfig
 from salt_distill.common.data.encode import encode_mp4
 from salt_distill.common.draws import uniforms
+from salt_distill.common.whole import write_whole
 
 MOTIONS = ("east", "northeast", "north", "northwest", "west", "southwest", "south", "southeast")
 """Directions of the drift, counter-clockwise from the right."""
@@ -69,7 +70,7 @@ def _write_video(config: SynthConfig, job: tuple[str, int]) -> tuple[str, str, s
     video = encode_mp4(
         images, width=config.size, height=config.size, fps=config.fps, crf=CRF, pix_fmt=PIX_FMT
     )
-    (Path(config.out) / path).write_bytes(video)
+    write_whole(Path(config.out) / path, video)
     return path, split, str(digit), motion
 
 

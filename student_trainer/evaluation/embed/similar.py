@@ -56,7 +56,7 @@ def run(config: SimilarConfig) -> None:
     Console().print(result)
     if config.sheet is not None and config.videos is not None:
         sheet = _sheet([(clips[query], 1.0), *neighbours], config.videos)
-        Path(config.sheet).write_bytes(png_bytes(sheet))
+        write_whole(Path(config.sheet), png_bytes(sheet))
 
 
 def nearest(

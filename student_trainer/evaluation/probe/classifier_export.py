@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from salt_distill.common.config import ExportConfig, FrozenConfig
 from salt_distill.common.console import console
-from salt_distill.common.model.checkpoint import open_encoder
+from salt_distill.common.model.checkpoint import disk_errors, open_encoder
 from salt_distill.common.model.export import export
 from salt_distill.common.model.teacher import fingerprint
 from salt_distill.student_trainer.evaluation.probe.kept import OpenProbe, open_probe, to_transformers
@@ -51,7 +51,8 @@ def export_with_probe(choice: ExportConfig, probe: str) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         export(choice.model_copy(update={"out": str(partial), "probe": None, "label": None}))
-        _add_probe(partial, probe_file, label)
+        with disk_errors(out):
+            _add_probe(partial, probe_file, label)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

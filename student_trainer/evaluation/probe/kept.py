@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from salt_distill.common.config import ProbeConfig
+from salt_distill.common.model.checkpoint import disk_errors
 from salt_distill.common.model.frozen import FrozenEncoder
 from salt_distill.common.whole import whole_file, write_whole
 from salt_distill.student_trainer.evaluation.probe.attentive import AttentiveProbe
@@ -102,7 +103,7 @@ def save_probes(
         for label_idx, result in enumerate(row.values())
         for name, weight in result.weights.items()
     }
-    with whole_file(path) as partial:
+    with whole_file(path) as partial, disk_errors(path):
         save_file(tensors, partial, metadata={_ABOUT: about.model_dump_json()})
 
 

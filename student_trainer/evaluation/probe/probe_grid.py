@@ -15,6 +15,7 @@ from torch import Tensor
 
 from salt_distill.common.config import ViewConfig
 from salt_distill.common.draws import uniforms, words
+from salt_distill.common.model.checkpoint import disk_errors
 from salt_distill.common.whole import whole_file
 from salt_distill.student_trainer.evaluation.probe.attentive import AttentiveProbe
 from salt_distill.student_trainer.evaluation.probe.features import TokenSource, in_batches
@@ -241,7 +242,7 @@ class ProbeGrid:
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers.values()],
         }
         # Many writers: a killed probe's workers may outlive it by a moment.
-        with whole_file(path, synced=False, many_writers=True) as partial:
+        with whole_file(path, synced=False, many_writers=True) as partial, disk_errors(path):
             torch.save(state, partial)
 
     def load(self, path: Path, identity: ProbeIdentity) -> None:
