@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from salt_distill.common import private_ray
+from salt_distill.common.termination import exit_by
 
 _PLACE = Path("/tmp")  # short: Ray puts sockets below it, whose paths have at most 107 characters
 _PREFIX = "salt-ray-"
@@ -67,9 +68,13 @@ def join(arguments: Mapping[str, Any]) -> None:
     from ray._private import workers
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    with contextlib.chdir(next(iter(workers.__path__))):
-        ray.init(**arguments)
-    signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        with contextlib.chdir(next(iter(workers.__path__))):
+            ray.init(**arguments)
+    except SystemExit:  # what Ray's own handler raises, with another exit code
+        exit_by(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def is_private(address: str | None) -> bool:

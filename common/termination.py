@@ -16,16 +16,28 @@ _timers: list[threading.Timer] = []
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """A block that SIGINT and SIGTERM end."""
-    before = {number: signal.signal(number, exit_by) for number in (signal.SIGINT, signal.SIGTERM)}
+    """A block that SIGINT and SIGTERM end: a KeyboardInterrupt in it, the one exception that Ray lets through
+    its own calls, and after it the exit code that a shell gives a signal."""
+    came: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> NoReturn:
+        came.append(number)
+        end_in_time(128 + number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except KeyboardInterrupt:
+        if came:
+            sys.exit(128 + came[0])
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def exit_by(number: int, frame: Any = None) -> NoReturn:
+def exit_by(number: int) -> NoReturn:
     """Ends this process, with the exit code that a shell gives a signal."""
     end_in_time(128 + number)
     sys.exit(128 + number)

@@ -66,7 +66,7 @@ with termination.ended_by_signals(), whole_file(pathlib.Path(sys.argv[2])) as pa
     try:
         os.kill(os.getpid(), int(sys.argv[1]))
         time.sleep(30)
-    except SystemExit:  # as a library may that a signal interrupts
+    except KeyboardInterrupt:  # as a library may that a signal interrupts
         if len(sys.argv) == 3:
             raise
     time.sleep(30)

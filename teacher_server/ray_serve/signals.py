@@ -8,10 +8,6 @@ from typing import Any
 from salt_distill.common.termination import end_in_time, take_time
 
 
-class _Ended(BaseException):
-    """SIGINT or SIGTERM. No Exception: it would be taken for an error of what it comes in."""
-
-
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
     """A block that SIGINT and SIGTERM end, after its own cleaning up, as if it had returned."""
@@ -19,7 +15,7 @@ def ended_by_signals() -> Iterator[None]:
     catch_signals()
     try:
         yield
-    except _Ended:
+    except KeyboardInterrupt:
         pass
     finally:
         for number, handler in before.items():
@@ -31,7 +27,7 @@ def catch_signals() -> None:
 
     def end(number: int, frame: Any) -> None:
         end_in_time(0)
-        raise _Ended
+        raise KeyboardInterrupt  # the one exception that Ray lets through its own calls
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
