@@ -311,4 +311,4 @@ def test_a_student_shows_its_newest_line(tmp_path):
         socket.create_server(("127.0.0.1", port)),  # it has given its port back
         pytest.raises(ValueError, match=f"cannot listen on --metrics-port {port}: Address already in use"),
     ):
-        train_on(RandomClips(config.view.clip_shape), None, config, ALONE, None)  # type: ignore[arg-type]
+        train_on(RandomClips(config.view.clip_shape, 24), None, config, ALONE, None)  # type: ignore[arg-type]
