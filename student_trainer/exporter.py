@@ -12,6 +12,8 @@ class Exporter:
 
         registry = CollectorRegistry()
         self._gauges = {metric.of: Gauge(metric.name, metric.help, registry=registry) for metric in STUDENT}
+        for gauge in self._gauges.values():
+            gauge.set(float("nan"))  # until there is a value
         try:
             self._server, self._thread = start_http_server(port, registry=registry)
         except OSError as error:

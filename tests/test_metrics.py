@@ -190,7 +190,9 @@ def test_every_counter_has_a_metric_and_every_metric_a_sample(teacher, tmp_path)
     with serving(teacher, cache=tmp_path) as (url, _):
         caller, clips = Caller(url), clips_by_digest(1)
         assert caller.statuses(list(clips), clips, run="a") == ["ok"]
-        caller.post("a", step=1, slot=1, loss=1.0, flops=1.0, teacher_wait_ms=1.0, clips_per_s=1.0, group="g")
+        val = {"val_loss": 1.0, "val_step": 1}
+        rest = {"teacher_wait_ms": 1.0, "clips_per_s": 1.0, "group": "g"}
+        caller.post("a", step=1, slot=1, loss=1.0, flops=1.0, **val, **rest)
         counters = json.loads(caller.send("GET", "/v1/teacher")[2])["counters"]
         exposed = scrape(caller)
     assert all(isinstance(value, int | float) for value in counters.values())
@@ -288,7 +290,8 @@ def test_prometheus_takes_the_scrape_configuration_and_every_expression(tmp_path
 def test_a_student_shows_its_newest_line(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    config = small_run(TeacherRun, out=str(tmp_path), steps=6, log_every=2, metrics_port=port)
+    val = {"val_every": 2, "val_clips": 24}
+    config = small_run(TeacherRun, out=str(tmp_path), steps=6, log_every=2, metrics_port=port, **val)
     seen = []
 
     class Watched(RandomClips):
@@ -298,7 +301,7 @@ def test_a_student_shows_its_newest_line(tmp_path):
                     seen.append(samples(answer.read().decode()))
             return super().clips(slots)
 
-    train_on(Watched(config.view.clip_shape), None, config, ALONE, None)  # type: ignore[arg-type]
+    train_on(Watched(config.view.clip_shape, 24), None, config, ALONE, None)  # type: ignore[arg-type]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     shown = seen[-1]
     [line] = [line for line in lines if line["step"] == shown["salt_student_step",]]
@@ -308,4 +311,4 @@ def test_a_student_shows_its_newest_line(tmp_path):
         socket.create_server(("127.0.0.1", port)),  # it has given its port back
         pytest.raises(ValueError, match=f"cannot listen on --metrics-port {port}: Address already in use"),
     ):
-        train_on(RandomClips(config.view.clip_shape), None, config, ALONE, None)  # type: ignore[arg-type]
+        train_on(RandomClips(config.view.clip_shape, 24), None, config, ALONE, None)  # type: ignore[arg-type]
