@@ -16,7 +16,7 @@ from torch import nn
 from salt_distill.common.config import ComputeConfig, ComputeDtype
 from salt_distill.common.model.vit import Attention, Block, Stack
 
-log = logging.getLogger("salt.compute")
+logger = logging.getLogger(__name__)
 
 
 def prepare(device: torch.device) -> None:
@@ -53,7 +53,7 @@ def compiles(compile: Literal["auto"] | bool, device: torch.device, *, key: str)
     if lack is not None and compile is True:
         raise ValueError(f"got {key}=true, but {lack}, or leave compile off")
     if lack is not None:
-        log.warning("%s=auto compiles nothing, and steps take longer: %s", key, lack)
+        logger.warning("%s=auto compiles nothing, and steps take longer: %s", key, lack)
     return lack is None
 
 

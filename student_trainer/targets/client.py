@@ -32,7 +32,7 @@ from salt_distill.common.targets import wire
 from salt_distill.student_trainer.targets.deadline import TimedResponse, in_time
 from salt_distill.student_trainer.targets.retry import Retries, RetryableError
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _MAX_JSON_BYTES = 1 << 20
 """Largest answer that is no target, in bytes."""
@@ -148,14 +148,14 @@ class ServiceClient:
     def progress_failed(self, reason: Exception) -> None:
         """Counts a report that the service did not take, or could not."""
         self.count("progress_failures")
-        log.warning("the teacher's board did not take a progress report: %s", reason)
+        logger.warning("the teacher's board did not take a progress report: %s", reason)
 
     def probe(self) -> None:
         """One ``GET /readyz``: where the service is ready again, the circuit closes. See Note [circuit]."""
         try:
             self._send("GET", Route.READY)
         except (RetryableError, ValueError) as error:
-            log.info("teacher %s is still away: %s", self.url, error)
+            logger.info("teacher %s is still away: %s", self.url, error)
         else:
             self.retries.mend()
 

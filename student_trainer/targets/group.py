@@ -13,7 +13,7 @@ from salt_distill.common.metrics_line import MetricsLine
 from salt_distill.common.protocol import Progress, RunState
 from salt_distill.student_trainer.targets.client import ServiceClient
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _REPORTED = RunState.model_fields.keys() & MetricsLine.model_fields.keys()
 """What the service's board shows of a line of metrics."""
@@ -125,7 +125,7 @@ class GroupMember:
                 break
             if since is None:
                 since = self._posted_s
-                log.warning(
+                logger.warning(
                     "group %s: waiting since %s, %d clips ahead of the slowest of %d members; the teacher"
                     " remembers %d",
                     *(
@@ -140,7 +140,7 @@ class GroupMember:
         if since is not None:
             waited_s = time.monotonic() - since
             self._wait_s += waited_s
-            log.warning("group %s: going on after %.1f s", self._group, waited_s)
+            logger.warning("group %s: going on after %.1f s", self._group, waited_s)
 
     def _to_post(self) -> Progress:
         with self._lock:

@@ -12,7 +12,7 @@ import tenacity
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 
@@ -116,7 +116,7 @@ class Retries:
         self._thread.tried = state.attempt_number
         with self._lock:
             self._counters.retries += 1
-        log.warning(
+        logger.warning(
             "teacher %s: %s; it fails since %s (%.0f s), trying again in %.1f s",
             self._url,
             _failure(state),
@@ -143,7 +143,7 @@ class Retries:
             self._counters.teacher_lost_s += lost_s
             self._lost = None
             self._wake.clear()
-        log.warning("teacher %s: answers again, after %.1f s", self._url, lost_s)
+        logger.warning("teacher %s: answers again, after %.1f s", self._url, lost_s)
 
     def close(self) -> None:
         """Ends every wait, in every thread."""
@@ -167,7 +167,7 @@ class Retries:
             self._lost, self._lost_since_s = sentence, time.monotonic()
             self._counters.teacher_losses += 1
             self._wake.set()
-        log.error("%s", sentence)
+        logger.error("%s", sentence)
 
 
 def _pause_s(state: tenacity.RetryCallState) -> float:

@@ -14,7 +14,7 @@ from salt_distill.common.metrics import ServiceMetrics
 from salt_distill.common.whole import write_whole
 from salt_distill.teacher_server.board.runs import RunLine
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _FORMAT = "salt-board-1"
 _LEAST_BYTES = 1_000_000
@@ -67,7 +67,7 @@ class BoardFile:
                 take(_LINE.validate_json(line))
             except ValueError as error:
                 self.corrupt += 1
-                log.warning(
+                logger.warning(
                     "%s: line %d is damaged and left out: %s: %.80r",
                     self._path,
                     number,
@@ -99,7 +99,7 @@ class BoardFile:
         except OSError as error:
             self._torn = True
             self.not_written += 1
-            log.warning("%s: the board could not be written, serving goes on: %s", self._path, error)
+            logger.warning("%s: the board could not be written, serving goes on: %s", self._path, error)
 
     def _append(self, line: Line) -> None:
         with self._path.open("a") as file:

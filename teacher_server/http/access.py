@@ -22,7 +22,7 @@ from salt_distill.common.protocol import HttpStatus
 from salt_distill.common.text_files import read_text
 from salt_distill.teacher_server.http.errors import ApiError
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _HINT = "salt-train: --teacher-token-file FILE or SALT_TOKEN; others: the header Authorization: Bearer TOKEN"
 
@@ -122,10 +122,10 @@ class Tokens:
         try:
             tokens = read_tokens(self._path)
         except ValueError as error:
-            log.error("the access tokens stay as they were: %s", error)
+            logger.error("the access tokens stay as they were: %s", error)
             return
         self._tokens = tokens
-        log.warning("access tokens read again: %s", ", ".join(token.name for token in tokens.values()))
+        logger.warning("access tokens read again: %s", ", ".join(token.name for token in tokens.values()))
 
     def _stamp(self) -> tuple[int, ...] | None:
         try:

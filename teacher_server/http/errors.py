@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from salt_distill.common.protocol import ErrorBody, Header, HttpStatus
 from salt_distill.teacher_server.board.link import BoardAwayError
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
@@ -83,7 +83,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def failed(request: Request, error: Exception) -> Response:
         # Starlette raises the error again after this answer, so it is in the server's log with its traceback.
         record = request.state.record
-        log.error("request %s of run %s failed: %s", record.request, record.run, error)
+        logger.error("request %s of run %s failed: %s", record.request, record.run, error)
         return ApiError(
             HttpStatus.FAILED,
             f"the teacher failed: {error}",

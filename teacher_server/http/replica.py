@@ -28,7 +28,7 @@ from salt_distill.teacher_server.sharing.leases import Leases
 from salt_distill.teacher_server.sharing.peers import Peers
 from salt_distill.teacher_server.sharing.room import Room
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _BEAT_S = 1.0
 """From one time that a replica says to the board that it lives, and hears whether the service ends, to the
@@ -190,7 +190,7 @@ class TeacherService:
             try:
                 await self._beat()
             except BoardAwayError as error:
-                log.warning("%s; targets are computed without it", error)
+                logger.warning("%s; targets are computed without it", error)
             self.ready = True
             await asyncio.sleep(_BEAT_S)
 
@@ -203,7 +203,7 @@ class TeacherService:
             Ending(await self.board.served(self._name, self.metrics(), ending=self.ending)),
         )
         if self.ending != before:
-            log.info("the service ends: no new requests for targets")
+            logger.info("the service ends: no new requests for targets")
             await self.board.served(self._name, self.metrics(), ending=self.ending)
 
     async def _watch_tokens(self) -> None:

@@ -12,7 +12,7 @@ from salt_distill.common.targets.codec import CorruptTargetError, EncodedTarget
 from salt_distill.common.targets.growing_cache import GrowingCache
 from salt_distill.common.targets.manifest import CacheSpec
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class DiskTargets:
@@ -65,7 +65,7 @@ class DiskTargets:
                 encoded = self._store.find(digest)
             except CorruptTargetError as error:
                 self._corrupt += 1
-                log.warning("the target cache is damaged, and the target is computed again: %s", error)
+                logger.warning("the target cache is damaged, and the target is computed again: %s", error)
             else:
                 if encoded is not None:
                     targets[digest] = encoded
@@ -87,7 +87,7 @@ class DiskTargets:
 
     def _failed(self, num_targets: int, error: OSError | ValueError) -> None:
         self.not_written += num_targets
-        log.error("the target cache lost %d targets, and serving goes on: %s", num_targets, error)
+        logger.error("the target cache lost %d targets, and serving goes on: %s", num_targets, error)
 
     def _written(self, num_bytes: int) -> None:
         self._waiting_bytes -= num_bytes

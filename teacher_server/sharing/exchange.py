@@ -28,7 +28,7 @@ from salt_distill.teacher_server.sharing.room import Share
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +174,7 @@ class Exchange:
                     self.replica, [rows[number].clip_digest for number in unknown]
                 )
             except BoardAwayError as error:
-                log.warning("%s; clips that nobody here has are computed here", error)
+                logger.warning("%s; clips that nobody here has are computed here", error)
                 return owners
             for number, owner in zip(unknown, claimed, strict=True):
                 owners[number] = owner
@@ -220,7 +220,7 @@ class Exchange:
                     return [_LEASED] * len(rows)
             header, answered = await asking
         except PeerLostError as error:
-            log.warning("%s; its clips are computed here", error)
+            logger.warning("%s; its clips are computed here", error)
             with suppress(BoardAwayError):
                 await self.board.lost(owner)
             return await self._answer_rows(rows, ask)
