@@ -36,10 +36,12 @@ from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.masking import mask_group
 from salt_distill.common.model.pixels import normalise
 from salt_distill.common.model.predictor import Predictor
-from salt_distill.common.model.roofline import BEST, GPUS, Kernel, Kernels, fake_tensors
+from salt_distill.common.model.roofline import BEST, GPUS, Kernel, Kernels, fake_tensors, seconds
 from salt_distill.common.model.vit import Block, Encoder
 from salt_distill.common.targets import codec
 from salt_distill.student_trainer.salt import Salt
+
+PARTS = ("dense teacher forward", "student and predictor, forward and backward")
 
 
 def main():
@@ -59,15 +61,21 @@ def main():
     group = mask_group(sizes.mask, grid, seed=0, step=1, group=0, batch_size=arguments.clips)
     theirs = () if arguments.vjepa2 is None else vjepa2_models(arguments.vjepa2, len(group.sets))
     with fake_tensors():
+        whole = {}
         for title, kernels in parts(sizes, teacher, group):
             say(arguments.gpu, title, kernels)
+            whole[title] = milliseconds(arguments.gpu, kernels)
         if arguments.vjepa2 is not None:
             for title, kernels in parts_of_vjepa2(*theirs, sizes.view, group):
                 say(arguments.gpu, f"V-JEPA 2, {title}", kernels)
     if arguments.compiled:
-        for title, eager, compiled in compiled_blocks(sizes, teacher, group):
+        for part, title, depth, eager, compiled in compiled_blocks(sizes, teacher, group):
             say(arguments.gpu, f"{title}, eager", eager)
             say(arguments.gpu, f"{title}, compiled", compiled)
+            saved = milliseconds(arguments.gpu, eager) - milliseconds(arguments.gpu, compiled)
+            whole[part] -= depth * saved
+        for part, total in whole.items():
+            print(json.dumps({"part": f"{part}, all blocks compiled", "ms": round(total, 2)}))
 
 
 def parts(sizes, teacher, group):
@@ -77,7 +85,7 @@ def parts(sizes, teacher, group):
     cast_products(frozen)
     with Kernels() as kernels, torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         frozen(normalise(pixels))
-    yield "dense teacher forward", kernels.launches
+    yield PARTS[0], kernels.launches
     predictor = Predictor(
         sizes.predictor,
         in_width=sizes.encoder.width,
@@ -94,7 +102,7 @@ def parts(sizes, teacher, group):
         loss = objective(pixels, group, target).mean()
         with torch.autocast("cpu", enabled=False):
             loss.backward()
-    yield "student and predictor, forward and backward", kernels.launches
+    yield PARTS[1], kernels.launches
 
 
 def vjepa2_models(folder, num_mask_sets):
@@ -127,7 +135,7 @@ def parts_of_vjepa2(encoder, predictor, view, group):
         with Kernels() as kernels, torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
             tokens = encoder(clips)
             targets = in_float32(tokens, tokens.shape[-1:])
-        yield "dense teacher forward", kernels.launches
+        yield PARTS[0], kernels.launches
         with Kernels() as kernels:
             loss = torch.zeros(())
             with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -137,22 +145,27 @@ def parts_of_vjepa2(encoder, predictor, view, group):
                     idx = mask.hidden_idx[..., None].expand(-1, -1, targets.shape[-1])
                     loss = loss + (hidden - targets.gather(1, idx)).abs().mean()
             loss.backward()
-        yield "student and predictor, forward and backward", kernels.launches
+        yield PARTS[1], kernels.launches
     finally:
         torch.nn.functional.layer_norm = layer_norm
 
 
 def compiled_blocks(sizes, teacher, group):
-    """A block of each part, as eager PyTorch and as inductor runs it."""
+    """A block of each part under each mask set, as eager PyTorch and as inductor runs it, and how many there
+    are of it."""
     num_clips, num_tokens = group.size, token_grid(sizes.view, sizes.encoder).num_tokens
-    short = group.sets[0]
-    visible, seen = short.visible_idx.shape[1], short.visible_idx.shape[1] + short.hidden_idx.shape[1]
-    for title, config, seen_tokens, per_clip, learns in (
-        ("a teacher's block, forward", teacher, num_tokens, 1, False),
-        ("an encoder's block, forward and backward", sizes.encoder, visible, num_clips, True),
-        ("a predictor's block, forward and backward", sizes.predictor, seen, num_clips, True),
-    ):
-        yield title, *count_block(config, num_clips, seen_tokens, per_clip, learns=learns)
+    blocks = [(PARTS[0], "a teacher's block, forward", teacher, num_tokens, 1, False)]
+    for mask in group.sets:
+        visible = mask.visible_idx.shape[1]
+        for name, config, count in (
+            ("an encoder's", sizes.encoder, visible),
+            ("a predictor's", sizes.predictor, visible + mask.hidden_idx.shape[1]),
+        ):
+            title = f"{name} block at {count} tokens, forward and backward"
+            blocks.append((PARTS[1], title, config, count, num_clips, True))
+    for part, title, config, count, tables, learns in blocks:
+        eager, compiled = count_block(config, num_clips, count, tables, learns=learns)
+        yield part, title, config.depth, eager, compiled
 
 
 def count_block(config, num_clips, num_tokens, tables, *, learns):
@@ -234,28 +247,29 @@ def like(tensor):
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
 
 
+def milliseconds(gpu, launches):
+    return 1000 * seconds(launches, GPUS[gpu], BEST)
+
+
 def say(gpu, title, launches):
     """Prints the whole and the dearest kernels."""
 
-    def seconds(kernels):
-        return sum(number * kernel.seconds(GPUS[gpu], BEST) for kernel, number in kernels)
-
     by_name = {}
     for kernel, number in launches.items():
-        by_name.setdefault(kernel.name, []).append((kernel, number))
-    dearest = sorted(by_name.items(), key=lambda item: -seconds(item[1]))[:8]
+        by_name.setdefault(kernel.name, Counter())[kernel] += number
+    dearest = sorted(by_name.items(), key=lambda item: -milliseconds(gpu, item[1]))[:8]
     print(
         json.dumps(
             {
                 "part": title,
                 "gpu": gpu,
-                "ms": round(1000 * seconds(launches.items()), 2),
+                "ms": round(milliseconds(gpu, launches), 2),
                 "gigabytes": round(
                     sum(number * kernel.num_bytes for kernel, number in launches.items()) / 1e9, 2
                 ),
                 "tflop": round(sum(number * kernel.flops for kernel, number in launches.items()) / 1e12, 3),
                 "kernels": sum(launches.values()),
-                "dearest_ms": {name: round(1000 * seconds(kernels), 2) for name, kernels in dearest},
+                "dearest_ms": {name: round(milliseconds(gpu, kernels), 2) for name, kernels in dearest},
             }
         )
     )
