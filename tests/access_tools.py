@@ -46,7 +46,8 @@ def raw(url, content, *, wait_s, then=b"", tls=None):
         connection = plain if tls is None else tls.wrap_socket(plain, server_hostname="localhost")
         connection.sendall(content)
         answer = connection.recv(65536) if content and then else b""
-        connection.sendall(then)
+        if then:
+            connection.sendall(then)
         with contextlib.suppress(TimeoutError, ConnectionError):
             while chunk := connection.recv(65536):
                 answer += chunk

@@ -115,6 +115,9 @@ class _Guest(uvicorn.Server):
 
 
 _UVICORN: Any = AutoHTTPProtocol
+_LINGER_S = 1.0
+"""How long what a refused client still sends is dropped. Closed with bytes unread, a connection is reset, and
+the client may never see the refusal."""
 
 
 class _BoundedProtocol(_UVICORN):
@@ -124,6 +127,7 @@ class _BoundedProtocol(_UVICORN):
     header_timeout_s: float
     _timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
+    _is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -134,6 +138,8 @@ class _BoundedProtocol(_UVICORN):
         self.scope.setdefault("extensions", {})[ABORT] = self.transport.abort
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
         cycle, was_in_head = self.cycle, self._is_in_head()
         super().data_received(data)
         self._head_bytes = (
@@ -141,15 +147,22 @@ class _BoundedProtocol(_UVICORN):
         )
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             if cycle is None or cycle.response_complete:
-                self.transport.write(_HEAD_TOO_LARGE)
-                self.transport.close()
-            else:  # in the middle of an answer nothing else can be said
-                self.transport.abort()
+                self._refuse()
+                return
+            self.transport.abort()  # in the middle of an answer nothing else can be said
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
         super().connection_lost(exc)
+
+    def _refuse(self) -> None:
+        self._stop()
+        self._is_refused = True
+        self.transport.write(_HEAD_TOO_LARGE)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(_LINGER_S, self.transport.close)
 
     def _is_in_head(self) -> bool:
         """Whether what comes next belongs to a head: the body of the request before it is whole."""
