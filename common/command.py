@@ -1,5 +1,6 @@
 """Commands made from configuration classes: the top-level fields of a class are its flags, ``--set`` reaches
-the rest."""
+the rest. Our own on top of typer, which makes flags of a function's parameters and knows no presets, files
+and ``--set`` that win over each other in this order."""
 
 import importlib
 import inspect

@@ -1,4 +1,6 @@
-"""What Prometheus reads: marks that make a field of a record a metric, and the records of a service."""
+"""What Prometheus reads: marks that make a field of a record a metric, and the records of a service. Our own,
+since these are sums over replicas on several machines, which JSON and the page show too; the usual library
+counts in one process."""
 
 from bisect import bisect_left
 from dataclasses import dataclass

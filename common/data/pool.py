@@ -1,5 +1,6 @@
 """A small pool of decoding processes, in which a file that crashes or stalls the decoder costs only
-itself."""
+itself. Our own, since the standard library's pool breaks as a whole when one of its processes dies, and
+cannot end one that stalls."""
 
 import concurrent.futures
 import os
