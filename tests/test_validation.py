@@ -3,6 +3,7 @@ Dry runs."""
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -244,7 +245,7 @@ def files_in(folder) -> dict[str, tuple[bytes, int]]:
 def test_a_dry_run_says_what_it_found_and_writes_nothing(teacher, data, tmp_path, capsys):
     values = VALUES | VAL | {"data": data, "teacher_ckpt": str(teacher), "dry_run": True}
     config = small_run(StudentRun, **values, out=str(tmp_path / "runs" / "student"))
-    before = files_in(tmp_path.parent)
+    before = files_in(teacher), files_in(Path(data)), sorted(tmp_path.parent.iterdir())
     start(config)
     said = re.sub(r"\s+", " ", capsys.readouterr().out)
     for words in (
@@ -257,7 +258,7 @@ def test_a_dry_run_says_what_it_found_and_writes_nothing(teacher, data, tmp_path
         "free, nothing was",
     ):
         assert words in said, said
-    assert files_in(tmp_path.parent) == before
+    assert (files_in(teacher), files_in(Path(data)), sorted(tmp_path.parent.iterdir())) == before
     assert list(tmp_path.iterdir()) == []
 
 
