@@ -3,8 +3,7 @@ for the service's."""
 
 import os
 import ssl
-
-from salt_distill.common.text_files import read_text
+from pathlib import Path
 
 TOKEN_VARIABLE = "SALT_TOKEN"
 """Environment variable that holds a token, where no file is named."""
@@ -16,9 +15,11 @@ def access_token(file: str | None) -> str | None:
     if file is not None:
         where = file
         try:
-            token = read_text(file)
-        except (OSError, UnicodeDecodeError) as error:
+            token = Path(file).read_text("utf-8-sig")
+        except OSError as error:
             raise ValueError(f"no access token in {file}: {error}") from None
+        except UnicodeDecodeError:  # which quotes a byte of it
+            raise ValueError(f"no access token in {file}: it is no text in UTF-8") from None
     if token is None:
         return None
     token = token.strip()

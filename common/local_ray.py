@@ -223,9 +223,8 @@ class _Watch:
     def _answer(self) -> None:
         """Tells the owner of Ray that this process says why it ended, which the owner would do otherwise."""
         assert self._owner.stdin is not None
-        with contextlib.suppress(OSError):  # it was killed
-            self._owner.stdin.write("said")
-            self._owner.stdin.flush()
+        with contextlib.suppress(OSError):  # it was killed; unbuffered, since closing would write again
+            os.write(self._owner.stdin.fileno(), b"said")
 
 
 def _remove_what_is_left() -> None:
@@ -247,12 +246,13 @@ def _remove_what_is_left() -> None:
 def _remove_left(folder: Path, age_s: float) -> None:
     session_file = folder / _SESSION
     if session_file.exists():
-        number, _, _ = session_file.read_text().partition(" ")
+        line = session_file.read_text()
+        number, _, _ = line.partition(" ")
         if not number.isdecimal():
             return  # nothing that a command writes
         # Numbers are given again after a restart of the machine and in another container; in this one only
         # when no process has the number and no session is named by it.
-        same_numbers = session_file.read_text() == _session_line(int(number))
+        same_numbers = line == _session_line(int(number))
         if same_numbers and not private_ray.is_alive(int(number)):
             private_ray.end_session(int(number), 0)
             if private_ray.session_members(int(number)):

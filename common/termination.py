@@ -15,22 +15,28 @@ _timers: list[threading.Timer] = []
 
 
 @contextmanager
-def ended_by_signals() -> Iterator[None]:
+def ended_by_signals(exit_code: int | None = None) -> Iterator[None]:
     """A block that SIGINT and SIGTERM end: a KeyboardInterrupt in it, the one exception that Ray lets through
-    its own calls, and after it the exit code that a shell gives a signal."""
+    its own calls, and after it ``exit_code``; None: the one that a shell gives a signal. A second signal does
+    not interrupt the cleaning up, and one that was ignored stays so."""
     came: list[int] = []
 
-    def interrupt(number: int, frame: Any) -> NoReturn:
-        came.append(number)
-        end_in_time(128 + number)
+    def interrupt(number: int, frame: Any) -> None:
+        if _timers:  # it ends already
+            return
+        came.append(128 + number if exit_code is None else exit_code)
+        end_in_time(came[0])
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
     try:
         yield
     except KeyboardInterrupt:
         if came:
-            sys.exit(128 + came[0])
+            sys.exit(came[0])
         raise
     finally:
         for number, handler in before.items():

@@ -3,7 +3,8 @@ import that it interrupts would end in Python's traceback. ``command`` takes ove
 
 import signal
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def data() -> None:

@@ -22,16 +22,13 @@ from salt_distill.common.config import ServeConfig
 from salt_distill.common.console import console
 from salt_distill.common.local_ray import is_private, join, ray_to_join
 from salt_distill.common.protocol import Header, Route
+from salt_distill.common.termination import ended_by_signals
 from salt_distill.teacher_server.board.board import Ending
 from salt_distill.teacher_server.http.access import check_access
 from salt_distill.teacher_server.ray_serve.deployment import ALONE, NAMESPACE, QUIET, bind
 from salt_distill.teacher_server.ray_serve.ingress import free_port, haproxy_environment
 from salt_distill.teacher_server.ray_serve.placement import SAY_PENDING_S, check_fits, what_is_missing
-from salt_distill.teacher_server.ray_serve.signals import (
-    count_signals,
-    ended_by_signals,
-    ignore_signals,
-)
+from salt_distill.teacher_server.ray_serve.signals import count_signals, ignore_signals
 
 _POLL_S = 0.2
 _BOARD_LOST_S = 60.0
@@ -61,7 +58,7 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console = console) 
     stdout = sys.stdout
     with (
         contextlib.redirect_stdout(sys.stderr),
-        ended_by_signals(),
+        ended_by_signals(exit_code=0),
         ray_to_join(config.address, environment=environment) as ray_arguments,
     ):
         import ray

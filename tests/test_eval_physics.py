@@ -386,6 +386,9 @@ def test_the_baseline_has_its_targets_with_it(tmp_path):
 # --- what predicts pixels ---
 
 
+RUN = "data: none\nsplit: train\nseed: 0\nbatch_size: 6\n"
+
+
 def noise(num_clips: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (num_clips, *CONFIG.view.clip_shape), dtype=np.uint8)
 
@@ -395,7 +398,7 @@ def test_a_stage_1_is_surprised_by_pixels(tmp_path, pixel_norm):
     """Its squared error is the loss that it was trained with, under a mask that hides what is to come."""
     encoder, predictor = make_models(1)
     save(tmp_path / "run", CONFIG, encoder, predictor)
-    (tmp_path / "run" / "config.yaml").write_text(f"pixel_norm: {pixel_norm}\n")
+    (tmp_path / "run" / "config.yaml").write_text(f"{RUN}pixel_norm: {pixel_norm}\n")
     model = open_predictor(str(tmp_path / "run"), None, **SETTINGS)
     windows = noise(2)
     error = model.predictions(windows, 2) - model.targets(windows)[:, 16:]
@@ -435,7 +438,7 @@ def test_a_videomae_predicts_what_transformers_predicts(tmp_path):
 def test_the_command_for_what_predicts_pixels(tmp_path, scenes):
     encoder, predictor = make_models(1)
     save(tmp_path / "run", CONFIG, encoder, predictor)
-    (tmp_path / "run" / "config.yaml").write_text("pixel_norm: channel\n")
+    (tmp_path / "run" / "config.yaml").write_text(f"{RUN}pixel_norm: channel\n")
     out = tmp_path / "physics.json"
     run(PhysicsConfig(ckpt=str(tmp_path / "run"), data=str(scenes), out=str(out), window=8))
     results = PhysicsResults.read(out)

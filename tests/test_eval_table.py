@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from eval_tools import make_dataset, make_run, probe_results
+from eval_tools import VIEW, make_dataset, make_run, probe_results
 from test_eval_select import frozen, student
 
 from salt_distill.common.config import TableConfig
@@ -14,6 +14,8 @@ from salt_distill.student_trainer.evaluation.finished_runs import (
     RunSettings,
     TeacherName,
 )
+from salt_distill.student_trainer.evaluation.physics.results import PhysicsResults
+from salt_distill.student_trainer.evaluation.records import EncoderIdentity
 from salt_distill.student_trainer.evaluation.table.measured import Measured, MeasuredRun, TrainingData
 from salt_distill.student_trainer.evaluation.table.paper import paper_tables
 from salt_distill.student_trainer.evaluation.table.rows import ResultTable
@@ -142,6 +144,41 @@ def test_results_are_joined_by_the_weights(made, tmp_path, capsys):
     assert "The teacher of a is not among the runs" in printed.err
     assert "Table 16" in printed.out
     assert "| ? |" in out.read_text()
+
+
+def physics(path, benchmark, accuracy, *, encoder, run_fingerprint, teacher=None):
+    """A file of `salt-eval physics`."""
+    PhysicsResults(
+        benchmark=benchmark, encoder=EncoderIdentity(fingerprint=encoder, view=VIEW),
+        teacher_fingerprint=teacher, run_fingerprint=run_fingerprint, index_hash="ef" * 32, protocol="p",
+        contexts=[2], fixed_context={}, best_context={"average": accuracy, "maximum": 0.0}, accuracy={},
+        surprise={}, skipped={},
+    ).write(path)  # fmt: skip
+    return str(path)
+
+
+def test_physics_is_joined_by_what_a_run_is_known_by(made, tmp_path, capsys):
+    """A baseline by its moving average; a stranger whose teacher is one of the runs is not that run."""
+    _, runs = made
+    known = frozen(runs[0]).spec.fingerprint  # here as the moving average of a baseline
+    files = (
+        physics(tmp_path / "a.json", "grasp", 0.6, encoder="11" * 32, run_fingerprint=known, teacher=known),
+        physics(
+            tmp_path / "s.json", "grasp", 0.9, encoder="22" * 32, run_fingerprint="22" * 32, teacher=known
+        ),
+    )
+    run(TableConfig(run_dirs=tuple(runs), physics=files, layout="paper", json_=True))
+    rows = json.loads(capsys.readouterr().out)[0]["rows"]
+    grasp = {row["run"] or row["Encoder"]: row["GRASP"] for row in rows if row["GRASP"]}
+    assert grasp == {"s": "90.0", "teacher": "60.0"}
+    run(TableConfig(run_dirs=tuple(runs), physics=files, json_=True))
+    assert f"{files[1]} is not in the tables: it is of none of the runs" in capsys.readouterr().err
+
+
+def test_two_runs_of_one_name_are_refused(made, tmp_path):
+    _, runs = made
+    with pytest.raises(ValueError, match="got two runs of one name among"):
+        run(TableConfig(run_dirs=(runs[0], runs[0])))
 
 
 def test_what_may_not_be_put_in_one_column_is_refused(made, tmp_path):

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pytest
 from serve_tools import is_loopback, listening
 from service_tools import Caller
 
@@ -37,7 +36,8 @@ class Server(BaseHTTPRequestHandler):
 @contextmanager
 def ingress(folder: Path, server_port: int | None):
     """The URL of an HAProxy that Ray Serve has configured, and its process."""
-    haproxy = pytest.importorskip("ray.serve._private.haproxy")
+    from ray.serve._private import haproxy
+
     environment = {
         name: value.format(folder=folder) for name, value in haproxy_environment(header_timeout_s=0.5).items()
     }

@@ -5,7 +5,7 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ from salt_distill.teacher_server.board.board import Board
 from salt_distill.teacher_server.board.board_file import BoardFile
 from salt_distill.teacher_server.http.listener import MAX_HEAD_BYTES
 from salt_distill.teacher_server.http.replica import ReplicaContext
-from salt_distill.teacher_server.http.service import board_arguments
+from salt_distill.teacher_server.http.service import board_arguments, build_app
 from salt_distill.teacher_server.sharing.room import BusyError, Room, Share
 
 
@@ -184,6 +184,49 @@ def test_a_target_that_two_answers_hold_counts_until_the_last_one_ends(first_to_
         assert (room._answers, room._held, room._held_bytes) == ({}, {}, 0)
 
     asyncio.run(hold_and_read())
+
+
+def test_a_request_that_is_cancelled_as_its_answer_finds_room_takes_none(teacher):
+    [digest] = clips = clips_by_digest(1)
+    row = wire.RequestRow(clip_digest=digest, clip=clips[digest].tobytes())
+    body = b"".join(wire.write_request("float16", [row]))
+
+    async def ask() -> None:
+        app = build_app(teacher, ServiceConfig())
+        async with app.router.lifespan_context(app):
+            room = app.state.service.room
+            hold_targets = room.hold_targets
+
+            async def hold_and_cancel(*arguments, **options):
+                held = await hold_targets(*arguments, **options)
+                request.cancel()
+                return held
+
+            room.hold_targets = hold_and_cancel
+            while not app.state.service.ready:
+                await asyncio.sleep(0.01)
+            messages = iter([{"type": "http.request", "body": body}])
+
+            async def receive():
+                message = next(messages, None)
+                return message if message is not None else await asyncio.Event().wait()
+
+            async def send(message):
+                """Nobody reads."""
+
+            headers = [(b"content-type", ARROW["Content-Type"].encode()), (b"host", b"127.0.0.1")]
+            scope = {
+                "type": "http", "method": "POST", "path": "/v1/targets", "raw_path": b"/v1/targets",
+                "query_string": b"", "headers": headers, "server": ("127.0.0.1", 80), "scheme": "http",
+                "client": ("127.0.0.1", 1), "http_version": "1.1", "root_path": "", "extensions": {},
+            }  # fmt: skip
+            request = asyncio.create_task(app(scope, receive, send))
+            with suppress(asyncio.CancelledError):
+                await request
+            assert request.cancelled()
+            assert (room._held, room._held_bytes) == ({}, 0)
+
+    asyncio.run(ask())
 
 
 def test_an_answer_that_is_not_read_ends_and_counts(teacher):

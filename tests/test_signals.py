@@ -46,7 +46,7 @@ def test_every_command_is_a_program_that_a_signal_may_end_while_it_is_imported()
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert {name.partition(":")[0] for name in project["scripts"].values()} == {"salt_distill.programs"}
     for number in NUMBERS:
-        for moment_s in (0.0, 0.3):
+        for moment_s in (0.0, 0.1):
             process = begin("train", "teacher", begins="print('imported', flush=True)")
             assert process.stdout is not None
             assert process.stdout.readline() == "imported\n"
@@ -83,6 +83,25 @@ def test_what_was_begun_is_cleaned_up_and_what_does_not_end_is_ended(number, tmp
         assert time.monotonic() - began < 10
         if not more:
             assert list(tmp_path.iterdir()) == []
+
+
+CLEANING_UP = """
+import os, signal, sys
+from salt_distill.common.termination import ended_by_signals
+with ended_by_signals():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("cleaned up", flush=True)
+"""
+
+
+def test_a_second_signal_does_not_interrupt_the_cleaning_up():
+    ended = subprocess.run(
+        [sys.executable, "-c", CLEANING_UP], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + signal.SIGINT, "cleaned up\n", "")
 
 
 def folders_of(pids: set[int]) -> list[Path]:

@@ -33,6 +33,10 @@ logger = logging.getLogger(__name__)
 _PROBE_TIMEOUT_S = 600.0
 """Longest that a video in a tar that others packed may take to decode."""
 _MOST_WARNINGS = 20
+_MAKE_ANEW = (
+    "copy it or pack it again; only of tars that others packed, delete dataset.json and index.parquet to have"
+    " them made anew"
+)
 _COMPRESSED = [f"*.tar.{kind}" for kind in ("gz", "bz2", "xz", "zst", "lz4", "Z")] + [
     *("*.tgz", "*.tbz", "*.tbz2", "*.txz", "*.tzst"),
 ]
@@ -210,8 +214,7 @@ def load_index(data: str | Path | Folder) -> tuple[DatasetInfo, pa.Table]:
         )
     if index_hash(index) != info.index_hash:
         raise ValueError(
-            f"{folder.address}: index.parquet is not the one that dataset.json describes: delete both to have"
-            " them made anew"
+            f"{folder.address}: index.parquet is not the one that dataset.json describes: {_MAKE_ANEW}"
         )
     for selection in info.selections:
         _require_same(folder, selection)
@@ -224,8 +227,8 @@ def _info(folder: Folder, name: str = "dataset.json") -> DatasetInfo:
         return DatasetInfo.model_validate_json(folder.read(name))
     except pydantic.ValidationError as error:
         raise ValueError(
-            f"{folder.path(name)}: got a damaged file, expected what `salt-data` writes: delete it and"
-            f" index.parquet to have them made anew ({explain(error)})"
+            f"{folder.path(name)}: got a damaged file, expected what `salt-data` writes: {_MAKE_ANEW}"
+            f" ({explain(error)})"
         ) from error
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from salt_distill.common.config import FrozenConfig, explain, load_yaml
-from salt_distill.common.model.checkpoint import POINTER, open_encoder
+from salt_distill.common.model.checkpoint import POINTER, open_encoder, read_config
 from salt_distill.common.model.teacher import fingerprint
 from salt_distill.common.text_files import read_text
 from salt_distill.student_trainer.run_directory import read_metrics
@@ -98,6 +98,11 @@ class FinishedRun:
         """The frozen teacher it learned from, if one."""
         return None if self.results.teacher is None else self.results.teacher.fingerprint
 
+    @property
+    def is_initialised(self) -> bool:
+        """Whether it began with weights that somebody had trained (`--init`)."""
+        return (self.path / POINTER).is_file() and read_config(self.path).init_fingerprint is not None
+
     @cached_property
     def fingerprint(self) -> str | None:
         """Of its newest encoder, whose weights are loaded for it; None where it has no checkpoint."""
@@ -116,7 +121,7 @@ def find_runs(run_dirs: Sequence[str], folder: Path | None) -> tuple[list[Finish
     """The finished runs among ``run_dirs`` and in ``folder``, teachers first, then by name, and the
     directories of unfinished ones.
 
-    Raises ValueError where a named directory is no run, or nothing is found.
+    Raises ValueError where a named directory is no run, two have one name, or nothing is found.
     """
     if folder is not None and not folder.is_dir():
         raise ValueError(
@@ -137,6 +142,9 @@ def find_runs(run_dirs: Sequence[str], folder: Path | None) -> tuple[list[Finish
             f"got {len(paths)} run directories of which none has finished, expected one with a summary.json"
         )
     runs = [_read(path) for path in finished]
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"got two runs of one name among {', '.join(names)}, expected names that differ")
     runs.sort(key=lambda run: (run.objective != "vpixel", run.name))
     return runs, [path for path in paths if path not in finished]
 

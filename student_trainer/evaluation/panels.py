@@ -28,6 +28,7 @@ from salt_distill.student_trainer.evaluation.feature_pictures import (
     paint_agreement,
     pca_colours,
 )
+from salt_distill.student_trainer.evaluation.finished_runs import RunSettings
 from salt_distill.student_trainer.evaluation.probe.features import EncoderOnDevice
 from salt_distill.student_trainer.evaluation.reconstruction import reconstruct
 
@@ -81,7 +82,7 @@ def paintings(
     encoder, predictor, pixel_norm = (
         load_vit(path),
         load_predictor(path),
-        load_yaml(path / "config.yaml")["pixel_norm"],
+        RunSettings.model_validate(load_yaml(path / "config.yaml")).pixel_norm,
     )
     for row, clip in enumerate(clips):
         yield [

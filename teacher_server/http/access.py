@@ -19,7 +19,6 @@ from salt_distill.common.config import ServeConfig, TokenConfig
 from salt_distill.common.config.base import parse_yaml
 from salt_distill.common.local_ray import is_private
 from salt_distill.common.protocol import HttpStatus
-from salt_distill.common.text_files import read_text
 from salt_distill.teacher_server.http.errors import ApiError
 
 logger = logging.getLogger(__name__)
@@ -164,7 +163,7 @@ def read_tokens(path: Path) -> Mapping[bytes, Token]:
     """The tokens of a file by the SHA-256 of each secret. Raises ValueError, whose sentence holds none of
     them."""
     try:
-        entries = parse_yaml(read_text(path))
+        entries = parse_yaml(path.read_text("utf-8-sig"))
     except OSError as error:
         raise ValueError(f"--tokens {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

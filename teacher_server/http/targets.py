@@ -52,8 +52,9 @@ class TargetsRoute:
         record.token.require_run(context.share.run)
         self._check_headers(request, record.token)
         held = self._room.enter(context.share)
+        deadline = asyncio.timeout_at(context.deadline_s)
         try:
-            async with asyncio.timeout_at(context.deadline_s):
+            async with deadline:
                 return await self._answer(request, context, held)
         except BusyError as error:
             raise ApiError(
@@ -65,7 +66,7 @@ class TargetsRoute:
                 retry_after_s=self._config.retry_after_s,
             ) from error
         except TimeoutError as error:
-            if context.deadline_s is None:
+            if not deadline.expired():
                 raise
             self._counters.expired += 1
             raise ApiError(
@@ -96,14 +97,20 @@ class TargetsRoute:
         asked = [replace(row, clip=None) for row in parsed.rows]
         del parsed, body  # the targets are what is held from here on
         held.release()
-        holding = self._room.hold_targets(
-            context.share,
-            [row.encoded for row in answer.rows if row.encoded is not None],
-            copied_bytes=copied_bytes,
-            timeout_s=self._config.body_timeout_s,
-        )
-        targets = await unless_left(request, holding)
+        held_targets: list[HeldTargets] = []  # here, since what a cancelled task returns is lost
+
+        async def hold() -> None:
+            held_targets.append(
+                await self._room.hold_targets(
+                    context.share,
+                    [row.encoded for row in answer.rows if row.encoded is not None],
+                    copied_bytes=copied_bytes,
+                    timeout_s=self._config.body_timeout_s,
+                )
+            )
+
         try:
+            await unless_left(request, hold())
             started = time.perf_counter()
             pieces = await asyncio.to_thread(self._serialise, asked, answer)
             self._counters.serialise.observe(time.perf_counter() - started)
@@ -111,10 +118,11 @@ class TargetsRoute:
             record.num_computed, record.bytes_out = answer.num_computed, num_bytes
             told = self._service.count_answer(context, answer, num_bytes)
             return AnswerInPieces(
-                pieces, targets, timeout_s=self._config.body_timeout_s, before_the_last=told
+                pieces, held_targets[0], timeout_s=self._config.body_timeout_s, before_the_last=told
             )
         except BaseException:
-            targets.release()
+            for targets in held_targets:
+                targets.release()
             raise
 
     def _check_headers(self, request: Request, token: Token) -> None:

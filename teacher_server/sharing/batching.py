@@ -3,6 +3,7 @@ asyncio."""
 
 import asyncio
 import math
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -98,7 +99,7 @@ class Batcher:
         try:
             while True:
                 batch = await self._next_batch()
-                started = self._forward_since_s = loop.time()
+                started, self._forward_since_s = loop.time(), time.monotonic()
                 for pending in batch:
                     self.counters.queue_wait.observe(started - pending.queued_s)
                 forward = loop.run_in_executor(
@@ -118,13 +119,15 @@ class Batcher:
             self._encode_thread.shutdown(wait=False, cancel_futures=True)
 
     def check(self) -> None:
-        """Raises HangError where a forward takes too long."""
-        if self._forward_since_s is None:
+        """Raises HangError where a forward takes too long. From any thread: Ray Serve asks from one of its
+        own."""
+        since_s = self._forward_since_s
+        if since_s is None:
             return
-        taken_s = asyncio.get_running_loop().time() - self._forward_since_s
+        taken_s = time.monotonic() - since_s
         if taken_s > self._forward_timeout_s:
             raise HangError(
-                f"a forward has not ended after {taken_s:.0f} s, and service.forward_timeout_s is"
+                f"a forward has not ended after {taken_s:.1f} s, and service.forward_timeout_s is"
                 f" {self._forward_timeout_s:g}"
             )
 

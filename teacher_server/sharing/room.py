@@ -137,7 +137,7 @@ class Room:
             if key not in self._held or not self._held[key].answers[owner]
         )
         owned, others = self._answers[owner], len(self._answers.keys() - {owner})
-        limit = self._token_limit(share, others) if share.token else self._max_bytes // (others + 2)
+        limit = self._max_bytes // (others + 2) if share.token is None else self._token_limit(share, others)
         return (not new or not self._held_bytes or self._held_bytes + new <= self._max_bytes) and (
             not owned or not new_to_owner or owned + new_to_owner <= limit
         )

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from salt_distill.common.config import SimilarConfig, ViewConfig
 from salt_distill.common.config.embed import VideosConfig
+from salt_distill.common.console import new_results
 from salt_distill.common.pictures import png_bytes
 from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.evaluation.embed.files import matrix, read_features
@@ -48,12 +49,12 @@ def run(config: SimilarConfig) -> None:
     rows, cosines = nearest(matrix(table, about.shape), query, config.num)
     neighbours = [(clips[row], float(cosine)) for row, cosine in zip(rows, cosines, strict=True)]
     write_whole(Path(config.out), _csv(neighbours))
-    result = Table(title=f"Nearest to {clips[query].path} at {clips[query].start_s:.1f} s")
+    result = Table(title=f"Nearest to {escape(clips[query].path)} at {clips[query].start_s:.1f} s")
     for name in ("video", "from", "to", "cosine"):
         result.add_column(name, justify="left" if name == "video" else "right")
     for clip, cosine in neighbours:
-        result.add_row(clip.path, f"{clip.start_s:.1f} s", f"{clip.end_s:.1f} s", f"{cosine:.3f}")
-    Console().print(result)
+        result.add_row(escape(clip.path), f"{clip.start_s:.1f} s", f"{clip.end_s:.1f} s", f"{cosine:.3f}")
+    new_results().print(result)
     if config.sheet is not None and config.videos is not None:
         sheet = _sheet([(clips[query], 1.0), *neighbours], config.videos)
         write_whole(Path(config.sheet), png_bytes(sheet))

@@ -15,6 +15,7 @@ from salt_distill.common.model.checkpoint import (
     load_module,
     load_predictor,
     load_vit,
+    on_this_machine,
     open_encoder,
     read_config,
 )
@@ -24,6 +25,7 @@ from salt_distill.common.model.hugging_face import hf_model_type
 from salt_distill.common.model.pixels import normalise, pixel_targets
 from salt_distill.common.model.teacher import Teacher, fingerprint
 from salt_distill.common.model.videomae import load_videomae_decoder
+from salt_distill.student_trainer.evaluation.finished_runs import RunSettings
 from salt_distill.student_trainer.evaluation.physics.surprise import Windows
 from salt_distill.student_trainer.evaluation.records import EncoderIdentity
 
@@ -39,6 +41,8 @@ class ContextPredictor:
     """Of the encoder; the view is that of a window."""
     teacher_fingerprint: str | None
     """Of the encoder whose latents are predicted; none where pixels are."""
+    run_fingerprint: str
+    """By which its run is known: the encoder's; of a baseline its moving average's."""
     encoder: nn.Module
     predict: Predict
     targets: Callable[[Windows], Float[Tensor, "b n d"]]
@@ -71,7 +75,7 @@ def open_predictor(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if _is_videomae(ckpt):
         _require_teacher(teacher, ckpt, "a VideoMAE", "none: it predicts pixels")
-        decoder = load_videomae_decoder(Path(ckpt)).to(device)
+        decoder = load_videomae_decoder(on_this_machine(ckpt)).to(device)
         return _of_pixels(ckpt, opened, opened.load(), decoder, "channel", device)
     objective = read_config(ckpt).objective
     expected = {
@@ -86,9 +90,16 @@ def open_predictor(
         return _of_pixels(ckpt, opened, encoder, predict, _pixel_norm(ckpt), device)
     frozen = _teacher(ckpt, teacher, opened.view, batch_size, num_threads, device)
     if objective == "vjepa":
-        load_module(encoder, find_checkpoint(Path(ckpt)), "online.safetensors")  # the encoder that learned
+        load_module(encoder, find_checkpoint(ckpt), "online.safetensors")  # the encoder that learned
     return _context_predictor(
-        ckpt, opened, encoder, predict, frozen.forward, device, teacher_fingerprint=frozen.spec.fingerprint
+        ckpt,
+        opened,
+        encoder,
+        predict,
+        frozen.forward,
+        device,
+        teacher_fingerprint=frozen.spec.fingerprint,
+        run_fingerprint=frozen.spec.fingerprint if objective == "vjepa" else None,
     )
 
 
@@ -145,12 +156,14 @@ def _context_predictor(
     device: torch.device,
     *,
     teacher_fingerprint: str | None,
+    run_fingerprint: str | None = None,
 ) -> ContextPredictor:
+    """``run_fingerprint``: None for the encoder's own."""
+    of_encoder = fingerprint(open_encoder(FrozenConfig(ckpt=ckpt)), encoder)
     return ContextPredictor(
-        identity=EncoderIdentity(
-            fingerprint=fingerprint(open_encoder(FrozenConfig(ckpt=ckpt)), encoder), view=opened.view
-        ),
+        identity=EncoderIdentity(fingerprint=of_encoder, view=opened.view),
         teacher_fingerprint=teacher_fingerprint,
+        run_fingerprint=run_fingerprint or of_encoder,
         encoder=encoder.to(device),
         predict=predict,
         targets=targets,
@@ -163,17 +176,18 @@ def _context_predictor(
 
 
 def _is_videomae(ckpt: str) -> bool:
-    return Path(ckpt).is_dir() and hf_model_type(Path(ckpt)) == "videomae"
+    path = on_this_machine(ckpt)
+    return path.is_dir() and hf_model_type(path) == "videomae"
 
 
 def _pixel_norm(ckpt: str) -> str:
     """What a stage 1's pixels were normalised over, from its run's configuration. Raises ValueError for a
     checkpoint without its run."""
-    folders = (Path(ckpt), find_checkpoint(Path(ckpt)).parent.parent)
+    folders = (Path(ckpt), find_checkpoint(ckpt).parent.parent)
     path = next((folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()), None)
     if path is None:
         raise ValueError(
             f"{ckpt}: got a stage 1 without its run's config.yaml, expected the run directory: it says how"
             " the pixels were normalised"
         )
-    return load_yaml(path)["pixel_norm"]
+    return RunSettings.model_validate(load_yaml(path)).pixel_norm

@@ -70,6 +70,8 @@ class PhysicsResults(Record):
     """That predicts; the view is that of a window."""
     teacher_fingerprint: str | None
     """Of the encoder whose latents are predicted; none where pixels are."""
+    run_fingerprint: str
+    """By which the run is known that this is of: the encoder's; of a baseline its moving average's."""
     index_hash: str
     """Of the pairs: their names, and the names and sizes of their files."""
     protocol: str
@@ -97,6 +99,7 @@ class PhysicsResults(Record):
         benchmark: Literal["intphys", "grasp", "inflevel"],
         encoder: EncoderIdentity,
         teacher_fingerprint: str | None,
+        run_fingerprint: str,
         index_hash: str,
         protocol: str,
         skipped: Mapping[str, str],
@@ -107,6 +110,7 @@ class PhysicsResults(Record):
             benchmark=benchmark,
             encoder=encoder,
             teacher_fingerprint=teacher_fingerprint,
+            run_fingerprint=run_fingerprint,
             index_hash=index_hash,
             protocol=protocol,
             contexts=list(contexts),

@@ -84,6 +84,7 @@ def run(config: PhysicsConfig) -> None:
         benchmark=config.benchmark,
         encoder=model.identity,
         teacher_fingerprint=model.teacher_fingerprint,
+        run_fingerprint=model.run_fingerprint,
         index_hash=pairs_hash(pairs),
         protocol=protocol,
         skipped=skipped,

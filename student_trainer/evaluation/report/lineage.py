@@ -19,8 +19,10 @@ def teachers_among(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun | None]
 
 def training_flops(run: FinishedRun, teachers: Mapping[str, FinishedRun | None]) -> float | None:
     """The 6ND of a run and of every run it learned from, one after the other; None where a teacher's training
-    is not known here."""
+    is not known here, or what came before weights that a run began with."""
     teacher = teachers[run.name]
+    if run.is_initialised:
+        return None
     if run.teacher_fingerprint is None:
         return run.results.flops
     of_teacher = None if teacher is None else training_flops(teacher, teachers)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, computed_field
+from pydantic import BaseModel, ValidationError, computed_field
 
+from salt_distill.common.config import explain
 from salt_distill.common.model.flops import FORWARD_FLOPS
 from salt_distill.common.text_files import read_text
 from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun
@@ -97,7 +98,11 @@ class ServiceStatus(BaseModel, frozen=True):
 
 def read_status(path: Path) -> Sharing:
     """From the file with what `salt-serve status --json` prints."""
-    return ServiceStatus.model_validate_json(read_text(path)).sharing()
+    try:
+        return ServiceStatus.model_validate_json(read_text(path)).sharing()
+    except ValidationError as error:
+        problem = explain(error).splitlines()[0]
+        raise ValueError(f"{path}: got {problem}; expected what `salt-serve status --json` prints") from None
 
 
 def section(shared: Sharing, runs: Sequence[FinishedRun]) -> Section:

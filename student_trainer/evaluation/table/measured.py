@@ -1,11 +1,11 @@
 """Finished runs with what was measured of them, joined by the fingerprints of their weights."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from salt_distill.common.config import PRESETS, EncoderConfig, TableConfig
+from salt_distill.common.data.index_table import DatasetInfo
 from salt_distill.common.folders.folder import Folder
 from salt_distill.common.model.checkpoint import POINTER, read_config
 from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun, find_runs
@@ -34,7 +34,8 @@ class MeasuredRun:
     """The run that it learned from; None without one, or where that is not among the runs."""
     data: TrainingData
     flops: float | None
-    """6ND of the run and of all that it learned from; None where one of these is not among the runs."""
+    """6ND of the run and of all that it learned from; None where one of these is not among the runs, or began
+    with trained weights."""
     scores: Mapping[str, float]
     """By benchmark: shares of 1."""
 
@@ -72,23 +73,19 @@ def measure(config: TableConfig) -> Measured:
     """Reads runs and results. Raises ValueError where a benchmark has several data sets, protocols or numbers
     of one encoder."""
     runs, unfinished = find_runs(config.run_dirs, None if config.runs is None else Path(config.runs))
-    scores, names = _Scores(), dict[str, str]()
+    known = {run.fingerprint for run in runs}
+    scores, names, left_out = _Scores(), dict[str, str](), list[str]()
     for benchmark, path in config.probes:
-        _add_probe(scores, benchmark, path, config.label)
+        left_out += _add_probe(scores, benchmark, path, config.label, known)
     for path in config.physics:
         results = PhysicsResults.read(Path(path))
-        known = {run.fingerprint for run in runs}
-        own, teacher = results.encoder.fingerprint, results.teacher_fingerprint
-        # Of the baseline the encoder that learned predicts; its run is known by the moving average.
-        of_baseline = own not in known and any(
-            run.objective == "vjepa" and run.fingerprint == teacher for run in runs
-        )
-        fingerprint = str(teacher) if of_baseline else own
-        if fingerprint not in known:
-            names.setdefault(fingerprint, Path(path).stem)
+        if results.run_fingerprint not in known:
+            names.setdefault(results.run_fingerprint, Path(path).stem)
+            if config.layout == "runs":
+                left_out.append(path)
         scores.add(
             results.benchmark,
-            fingerprint,
+            results.run_fingerprint,
             results.best_context["average"],
             source=(results.index_hash, results.protocol),
             path=path,
@@ -101,6 +98,10 @@ def measure(config: TableConfig) -> Measured:
         ],
         remarks=[
             *(f"{path.name} is not in the tables: it has not finished." for path in unfinished),
+            *(
+                f"{name} is not in the tables: it is of none of the runs' newest checkpoints."
+                for name in left_out
+            ),
             *(
                 f"The teacher of {run.run.name} is not among the runs: give its run directory too."
                 for run in measured
@@ -143,7 +144,10 @@ class _Scores:
         return {name: score for (name, owner), score in self._scores.items() if owner == fingerprint}
 
 
-def _add_probe(scores: _Scores, benchmark: str, path: str, label: str | None) -> None:
+def _add_probe(
+    scores: _Scores, benchmark: str, path: str, label: str | None, known: Container[str | None]
+) -> list[str]:
+    """Which of its encoders are not ``known``."""
     probe = ProbeResults.read(Path(path))
     labels = sorted(probe.labels)
     if label is None and len(labels) > 1:
@@ -159,6 +163,7 @@ def _add_probe(scores: _Scores, benchmark: str, path: str, label: str | None) ->
             source=(probe.index_hash, probe.protocol),
             path=path,
         )
+    return [f"{row} in {path}" for row, encoder in probe.encoders.items() if encoder.fingerprint not in known]
 
 
 def _with_scores(runs: Sequence[FinishedRun], scores: _Scores) -> list[MeasuredRun]:
@@ -203,8 +208,8 @@ def _other_size(encoder: EncoderConfig) -> str:
 
 def _training_data(address: str, split: str) -> TrainingData:
     try:
-        info = json.loads(Folder(address).read("dataset.json"))
+        info = DatasetInfo.model_validate_json(Folder(address).read("dataset.json"))
     except (OSError, ValueError):  # moved since, or in a store that is not at hand: its name is left
         return TrainingData(name=address.rstrip("/").rpartition("/")[2], num_samples=None)
-    num_samples = info["num_samples"] if split == "all" else info["splits"].get(split)
-    return TrainingData(name=info["name"], num_samples=num_samples)
+    num_samples = info.num_samples if split == "all" else info.splits.get(split)
+    return TrainingData(name=info.name, num_samples=num_samples)
