@@ -11,19 +11,16 @@ from rich.table import Table
 
 from salt_distill.common.config import PRESETS, EncoderConfig, StudentRun, TrainConfig
 from salt_distill.common.console import new_results
-from salt_distill.common.model.compute import set_up, uses_bfloat16, wait_for
+from salt_distill.common.model.compute import uses_bfloat16, wait_for
 from salt_distill.common.model.flops import num_parameters
 from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.teacher import TeacherSpec, device_kind
 from salt_distill.student_trainer.batches import Batches
 from salt_distill.student_trainer.estimate import peak_bytes
 from salt_distill.student_trainer.estimate_table import duration
-from salt_distill.student_trainer.init import initialised
 from salt_distill.student_trainer.job import dry_run_job
-from salt_distill.student_trainer.loop import opened, update
-from salt_distill.student_trainer.objective import new_objective
-from salt_distill.student_trainer.optim import new_optimizer, set_schedule
-from salt_distill.student_trainer.parallel import spread
+from salt_distill.student_trainer.loop import assembled, opened, update
+from salt_distill.student_trainer.optim import set_schedule
 from salt_distill.student_trainer.ranks import Worker
 from salt_distill.student_trainer.run_directory import check_run
 from salt_distill.student_trainer.targets.source import source_order
@@ -87,18 +84,12 @@ def begin(config: TrainConfig, worker: Worker) -> DryRun:
     """Opens everything, and makes the first steps; every rank calls it."""
     torch.set_num_threads(config.num_threads)
     with opened(config, worker) as (reader, source):
-        objective, checkpoint_config = new_objective(config, None if source is None else source.spec)
-        initialised(checkpoint_config, objective, config, worker, None)
-        set_up(objective, config.compute, worker.device)
-        model = spread(objective, config.compute.sharding, worker)
-        optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
+        objective, model, optimizer, _ = assembled(config, source, worker, None)
         Validation(config, worker, objective, reader, source, start=None)
         losses, num_bad, num_steps = [], 0, min(_STEPS, config.steps)
         read_s = teacher_wait_s = compute_s = 0.0
-        begun = time.perf_counter()
         for future in Batches.of(config, reader, source, worker).steps(1, num_steps):
-            batch, _ = worker.ranks.result(future)
-            read_s = (time.perf_counter() - begun) / num_steps
+            batch, read_s = worker.ranks.result(future)
             target, teacher_wait_s = (
                 (None, 0.0) if batch.target is None else worker.ranks.result(batch.target)
             )
@@ -129,13 +120,14 @@ def begin(config: TrainConfig, worker: Worker) -> DryRun:
 
 
 def _without_traces(config: TrainConfig) -> TrainConfig:
-    """The same, without what it would leave on disks, ports and boards, and in groups."""
+    """The same, without what it would leave on disks, ports and boards, and in groups; a step is read when
+    the one before is done, so that each part is timed by itself."""
     none = ["wandb", "metrics_port", *(["cache", "group"] if isinstance(config, StudentRun) else [])]
     return config.model_copy(
         update=dict.fromkeys(none)
         | {
             "out": str(Path(config.out).with_name("dry-run")),  # a service knows a run by its name
-            "loader": config.loader.model_copy(update={"shard_cache_dir": None, "prefetch_steps": 1}),
+            "loader": config.loader.model_copy(update={"shard_cache_dir": None, "prefetch_steps": 0}),
             "max_failures": 0,
         }
     )

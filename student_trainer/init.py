@@ -45,6 +45,8 @@ def start_from(init: str, objective: Objective, config: TrainConfig, worker: Wor
     the encoder is another: clips may differ, since positions are rotations, but no width."""
     if (Path(init) / POINTER).exists():  # of a run that may still train: encoder and predictor of one step
         init = str(find_checkpoint(init))
+    elif Path(init).is_symlink():  # checkpoints/best, which may point elsewhere soon
+        init = str(Path(init).resolve())
     frozen = open_encoder(FrozenConfig(ckpt=init))
     if not isinstance(frozen.config, EncoderConfig):
         raise ValueError(

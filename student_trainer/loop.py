@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from salt_distill.common.config import StudentRun, TrainConfig
 from salt_distill.common.data.reader import Reader
+from salt_distill.common.model.checkpoint import CheckpointConfig
 from salt_distill.common.model.compute import prepare, set_up, uses_bfloat16
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.student_trainer.batches import Batch, Batches
 from salt_distill.student_trainer.init import initialised
 from salt_distill.student_trainer.metrics import Update
-from salt_distill.student_trainer.objective import new_objective
+from salt_distill.student_trainer.objective import Objective, new_objective
 from salt_distill.student_trainer.optim import new_optimizer, set_schedule
 from salt_distill.student_trainer.parallel import (
     clip_gradients,
@@ -41,11 +42,7 @@ def train_on(
     """Runs ``config`` from rank 0's ``checkpoint`` (None: from the start) to its last step, with clips from
     ``reader`` and, in stage 2, targets from ``source``; every rank calls it."""
     torch.set_num_threads(config.num_threads)
-    objective, checkpoint_config = new_objective(config, None if source is None else source.spec)
-    checkpoint_config = initialised(checkpoint_config, objective, config, worker, checkpoint)
-    set_up(objective, config.compute, worker.device)
-    model = spread(objective, config.compute.sharding, worker)
-    optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
+    objective, model, optimizer, checkpoint_config = assembled(config, source, worker, checkpoint)
     start = restore(checkpoint, objective, optimizer, worker)
     if start is not None:
         torch.set_rng_state(start.rng)
@@ -89,6 +86,19 @@ def train_on(
         if validation.ends_run:
             break
     record.close()
+
+
+def assembled(
+    config: TrainConfig, source: TargetSource | None, worker: Worker, checkpoint: Path | None
+) -> tuple[Objective, torch.nn.Module, torch.optim.Optimizer, CheckpointConfig]:
+    """What a run trains: its objective, the module that a step calls, the optimizer, and the configuration of
+    its checkpoints. ``checkpoint``: where it goes on; None: it begins."""
+    objective, checkpoint_config = new_objective(config, None if source is None else source.spec)
+    checkpoint_config = initialised(checkpoint_config, objective, config, worker, checkpoint)
+    set_up(objective, config.compute, worker.device)
+    model = spread(objective, config.compute.sharding, worker)
+    optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
+    return objective, model, optimizer, checkpoint_config
 
 
 def update(

@@ -108,6 +108,8 @@ class Summary(BaseModel):
     """Where targets came from: service, cache or in-process; None where a run makes its own."""
     steps: int
     """Done: fewer than were to be where `--stop-after-no-gain` ended the run."""
+    ended_early: bool = False
+    """`--stop-after-no-gain` ended it."""
     batch_size: int
     loss_first: float
     loss_last: float
@@ -158,15 +160,14 @@ class RunRecord:
         self._objective, self._optimizer, self._checkpoint_config = objective, optimizer, checkpoint_config
         self._reader, self._source, self._validation = reader, source, validation
         self._step = 0 if start is None else start.step
+        self._overtaken = set[Path]()
         peak = sum(worker.ranks.all_values(matrix_peak(worker.device, config.compute.dtype)))
         if worker.rank == 0:
             Environment.here(
                 config, worker, decoder=reader.decoder, after_step=self._step, peak_flops_per_s=peak
             ).add_to(self._out)
-            if validation.best.step:
-                point_to_best(
-                    self._out, validation.best.step, config.keep_every
-                )  # a kill may have come before it
+            if validation.best.step:  # a kill may have come before it
+                self._overtaken |= point_to_best(self._out, validation.best.step, config.keep_every)
         self._uploads = Uploads(self._out, config.storage if worker.rank == 0 else None)
         if checkpoint is not None:
             self._uploads.add(checkpoint)  # the copy may lag behind
@@ -254,12 +255,13 @@ class RunRecord:
         )
         point_to(self._out, directory)
         self._uploads.add(directory)
-        overtaken = point_to_best(self._out, self._step, self._config.keep_every) if is_best else None
+        if is_best:
+            self._overtaken |= point_to_best(self._out, self._step, self._config.keep_every)
         best, kept = best_of(self._out), self._uploads.under_way()
         remove_old(
             self._out,
             self._config.keep_last,
-            overtaken=overtaken,
+            overtaken=self._overtaken,
             but=kept if best is None else {*kept, best},
         )
 
@@ -291,6 +293,7 @@ class RunRecord:
             objective=self._config.objective,
             source=None if source is None else source.name,
             steps=self._step,
+            ended_early=self._validation.ends_run and self._step < self._config.steps,
             batch_size=self._config.batch_size,
             loss_first=lines[0]["loss"],
             loss_last=lines[-1]["loss"],

@@ -101,6 +101,8 @@ def continued(before: ConfigValues, now: TrainConfig, out: Path) -> TrainConfig:
             " it with the command that started it, or choose another directory"
         ) from error
     free = {key for key, _ in marked(type(now), OnResume)}
+    if None in (started.val_every, now.val_every):
+        free.add("val_clips")  # of a measurement that is switched on or off
     # Workers write the paths as they mean them everywhere; a command is given them as it likes.
     values_then = dict(_fixed(started.absolute(), free))
     for key, value in _fixed(now.absolute(), free):

@@ -3,6 +3,7 @@ directory has none so new."""
 
 import logging
 import shutil
+from collections.abc import Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -93,13 +94,13 @@ class Uploads:
                 folder.write(file, self._run / file)
 
 
-def remove_old(run: Path, num_newest: int | None, *, overtaken: Path | None, but: set[Path]) -> None:
+def remove_old(run: Path, num_newest: int | None, *, overtaken: Container[Path], but: set[Path]) -> None:
     """Removes the checkpoints of a run that are older than its ``num_newest``, but for ``but`` and the one
-    that the run goes on from; None: only ``overtaken``, if there is one."""
+    that the run goes on from; None: only those ``overtaken``."""
     needed = {*but, run / (run / POINTER).read_text().strip()}
     folder = run / "checkpoints"
     in_order = sorted(folder.glob("step-*"), key=lambda path: _step(path.name))
-    old = [path for path in in_order if path == overtaken] if num_newest is None else in_order[:-num_newest]
+    old = [path for path in in_order if path in overtaken] if num_newest is None else in_order[:-num_newest]
     for path in old:
         if path not in needed:
             path.rename(path.with_name(PARTIAL + path.name))  # at once: a kill leaves no half a checkpoint

@@ -12,6 +12,7 @@ from salt_distill.common.config import (
     FlopsConfig,
     FrozenConfig,
     PredictorConfig,
+    StudentRun,
     TeacherComputeConfig,
 )
 from salt_distill.common.model.checkpoint import open_encoder
@@ -21,7 +22,8 @@ from salt_distill.common.model.roofline import GPUS, seconds
 from salt_distill.common.model.rope import rotate, rotate_queries_and_keys
 from salt_distill.common.model.teacher import TARGET_NORM_EPS, Teacher
 from salt_distill.common.model.vit import Encoder, Norm, RopeTables
-from salt_distill.common.plan.counted import student_kernels, teacher_kernels
+from salt_distill.common.plan.counted import teacher_kernels
+from salt_distill.student_trainer.step_count import count_step
 
 CPU = torch.device("cpu")
 GRID = TokenGrid(2, 4, 4)
@@ -121,9 +123,13 @@ def test_the_kernels_of_a_step_stay_as_few_as_they_are():
 
     def ms(depth, predictor_depth):
         encoder, predictor = EncoderConfig(depth=depth), PredictorConfig(depth=predictor_depth)
-        sizes = FlopsConfig(encoder=encoder, predictor=predictor)
-        parts = (teacher_kernels(sizes), student_kernels(sizes, 1024))
-        return [1000 * seconds(part, GPUS["h200"]) for part in parts]
+        compute = {"dtype": "bfloat16", "compile": False}
+        run = StudentRun(
+            data="", out="", teacher_url="http://127.0.0.1:1", workers=0, steps=160_000, batch_size=24,
+            encoder=encoder, predictor=predictor, compute=compute,
+        )  # fmt: skip
+        teacher = teacher_kernels(FlopsConfig(encoder=encoder))
+        return [1000 * seconds(part, GPUS["h200"]) for part in (teacher, count_step(run, 1024).group)]
 
     (dense, step), (dense_2, step_2), (_, predictor_2) = ms(1, 1), ms(2, 1), ms(1, 2)
     assert (dense + 23 * (dense_2 - dense)) / 73.27 < 0.76

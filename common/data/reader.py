@@ -76,6 +76,9 @@ class Reader:
         self._earlier_clips = self._earlier_bad = 0
         self._counts_lock = threading.Lock()
         self._frames = FrameCache(loader.frame_cache_bytes)
+        self._read_once = (
+            frozenset[str]() if self.held_out is None else frozenset(self.dataset.keys(self.held_out.rows))
+        )
         self._videos = (
             None
             if loader.shard_cache_dir is None
@@ -187,6 +190,8 @@ class Reader:
         )
 
     def _may_keep(self, sample: Sample) -> bool:
+        if sample.key in self._read_once:
+            return False
         return self._frames.get(sample.key) is not None or self._frames.has_room(_num_bytes(sample))
 
     def _clip(self, sample: Sample, cut: Cut | SegmentCut) -> Clip:
@@ -194,7 +199,7 @@ class Reader:
         kept = self._frames.get(sample.key)
         if kept is None:
             encoded = self._encoded(sample)
-            if not self._frames.has_room(_num_bytes(sample)):
+            if not self._may_keep(sample):
                 return self._pool.submit(Task(encoded, sample.num_frames, cut, sample.seekable)).result()
             kept = self._pool.submit(Task(encoded, sample.num_frames, None, sample.seekable)).result()
             self._frames.put(sample.key, kept)

@@ -61,13 +61,17 @@ def run(config: SweepConfig, console: rich.console.Console = console) -> None:
 
 
 def _is_done(config: StudentRun) -> bool:
-    """Whether a run has come to its last step. Raises ValueError where it learned something else than the
-    file says now."""
+    """Whether a run has come to its last step, or had no gain for as long as it may. Raises ValueError where
+    it learned something else than the file says now."""
     summary = Path(config.out) / "summary.json"
     if not summary.exists():
         return False
-    continued(load_yaml(Path(config.out) / "config.yaml"), config, Path(config.out))
-    return json.loads(summary.read_text())["steps"] >= config.steps
+    before = continued(load_yaml(Path(config.out) / "config.yaml"), config, Path(config.out))
+    results = json.loads(summary.read_text())
+    return results["steps"] >= config.steps or (
+        results.get("ended_early", False)
+        and (before.steps, before.stop_after_no_gain) == (config.steps, config.stop_after_no_gain)
+    )
 
 
 def _train(
