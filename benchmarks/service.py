@@ -15,7 +15,7 @@ import torch
 from serving import CostlessTeacher, make_clips, real_teacher, served, served_by_ray
 from transport import PEERS, transport_rates
 
-from salt_distill.common.config import MaskConfig, ServiceClientConfig
+from salt_distill.common.config import MaskConfig, ServiceClientConfig, ServiceConfig
 from salt_distill.common.model.grid import TokenGrid
 from salt_distill.common.model.masking import mask_group
 from salt_distill.student_trainer.targets.local_targets import LocalTargets
@@ -59,7 +59,7 @@ def teacher(arguments):
         urls = {"uvicorn": stack.enter_context(served(real_teacher, *size))[0]}
         if not arguments.no_ray:
             urls["Ray Serve, HAProxy"] = stack.enter_context(
-                served_by_ray(haproxy_environment(), real_teacher, *size)
+                served_by_ray(haproxy_environment(ServiceConfig().header_timeout_s), real_teacher, *size)
             )[0]
         sources = {
             name: ServiceTargets(url, "float16", ServiceClientConfig(), "benchmark")

@@ -21,6 +21,7 @@ from serving import (
     wait_until_ready,
 )
 
+from salt_distill.common.config import ServiceConfig
 from salt_distill.common.protocol import ARROW_TYPE
 from salt_distill.common.targets import wire
 from salt_distill.teacher_server.ray_serve.ingress import free_port, haproxy_environment
@@ -40,7 +41,9 @@ def transport_rates(
         asked["bare uvicorn"] = (url, b"", ARROW_TYPE)
         url, _ = stack.enter_context(served(CostlessTeacher))
         asked["the service under uvicorn"] = (url, upload(url), ARROW_TYPE)
-        haproxy, direct = stack.enter_context(served_by_ray(haproxy_environment(), CostlessTeacher))
+        haproxy, direct = stack.enter_context(
+            served_by_ray(haproxy_environment(ServiceConfig().header_timeout_s), CostlessTeacher)
+        )
         asked["Ray Serve, HAProxy"] = (haproxy, upload(haproxy), ARROW_TYPE)
         if direct is not None:
             asked["Ray Serve, direct ingress"] = (direct, upload(direct), ARROW_TYPE)

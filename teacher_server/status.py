@@ -20,6 +20,9 @@ _POLL_S = 0.2
 _MAX_BYTES = 64_000_000
 """Of an answer: far more than a board of many runs."""
 
+_RUNS_WIDTH = 130
+"""Characters of a line of the table of runs: a run's name and its loss stay whole."""
+
 
 def show_status(config: StatusConfig) -> None:
     """Prints teacher, counters and runs on standard output. Raises ConnectionError where the service is not
@@ -29,7 +32,7 @@ def show_status(config: StatusConfig) -> None:
         known = {**facts.model_dump(mode="json"), "runs": [run.model_dump(mode="json") for run in runs]}
         print(json.dumps(known, indent=2))
         return
-    console = new_results()
+    console = new_results(_RUNS_WIDTH)
     console.print(_teacher_table(facts))
     console.print(_counters_table(facts))
     console.print(_runs_table(runs))
@@ -41,7 +44,7 @@ def show_runs(config: RunsConfig) -> None:
     if config.json_:
         print(json.dumps([run.model_dump(mode="json") for run in runs], indent=2))
     else:
-        new_results().print(_runs_table(runs))
+        new_results(_RUNS_WIDTH).print(_runs_table(runs))
 
 
 def stop(config: DrainConfig) -> None:

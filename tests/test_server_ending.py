@@ -61,6 +61,15 @@ class Student:
         assert not self._thread.is_alive()
 
 
+def test_a_runs_name_and_loss_stand_on_one_line(tmp_path):
+    with serving(load_teacher(tmp_path)) as (url, _):
+        Caller(url).post("student-with-a-name", step=30_000, slot=24, loss=0.5, val_loss=0.4, flops=1e19)
+        for command in ("status", "runs"):
+            shown = salt_serve(command, "--url", url).stdout
+            [line] = [line for line in shown.splitlines() if "student-with-a-name" in line]
+            assert all(value in line for value in ("30,000", "0.5000", "0.4000", "1.00e+19")), shown
+
+
 @pytest.mark.faults
 def test_a_stop_under_load_loses_no_request_and_the_board_outlives_it(ckpt, tmp_path):
     board = ["--board-file", str(tmp_path / "board.jsonl")]

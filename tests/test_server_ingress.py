@@ -2,14 +2,17 @@
 
 import json
 import os
+import resource
+import select
 import socket
 import subprocess
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
 from serve_tools import is_loopback, listening
 from service_tools import Caller
 
@@ -34,19 +37,19 @@ class Server(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def ingress(folder: Path, server_port: int | None):
+def ingress(folder: Path, server_port: int | None, header_timeout_s: float = 0.5):
     """The URL of an HAProxy that Ray Serve has configured, and its process."""
     from ray.serve._private import haproxy
 
-    environment = {
-        name: value.format(folder=folder) for name, value in haproxy_environment(header_timeout_s=0.5).items()
-    }
+    variables = haproxy_environment(header_timeout_s=header_timeout_s)
+    environment = {name: value.format(folder=folder) for name, value in variables.items()}
     port, metrics_port = free_port("127.0.0.1"), int(environment["RAY_SERVE_HAPROXY_METRICS_PORT"])
     config = haproxy.HAProxyConfig(
         http_options=haproxy.HTTPOptions(host="127.0.0.1", port=port),
         socket_path=environment["RAY_SERVE_HAPROXY_SOCKET_PATH"],
         metrics_port=metrics_port,
         stats_port=int(environment["RAY_SERVE_HAPROXY_STATS_PORT"]),
+        maxconn=int(environment["RAY_SERVE_HAPROXY_MAXCONN"]),
     )
     backends = {}
     if server_port is not None:
@@ -86,6 +89,53 @@ def test_a_path_that_is_not_known_yet_is_a_service_that_starts(tmp_path):
 def test_no_replica_is_a_service_that_starts(tmp_path):
     with ingress(tmp_path, free_port("127.0.0.1")) as (url, _):
         require_not_ready(Caller(url).send("GET", "/readyz"))
+
+
+def half_heads(url: str, count: int, source: str, stack: ExitStack) -> list[socket.socket]:
+    """Connections from an address on which half a head was sent."""
+    parts, connections = Caller(url).parts, []
+    for _ in range(count):
+        connection = stack.enter_context(socket.socket())
+        connection.bind((source, 0))
+        connection.setblocking(False)
+        connection.connect_ex((parts.hostname, parts.port))
+        connections.append(connection)
+    time.sleep(0.3)  # they are open
+    for connection in connections:
+        with suppress(OSError):  # refused
+            connection.send(b"GET / HTTP/1.1\r\nHost: teacher\r\nX-More: ")
+    return connections
+
+
+@contextmanager
+def many_files():
+    """As many as this process may have."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("other_address", [False, True])
+def test_half_heads_of_one_address_leave_room_for_others(other_address, tmp_path):
+    with (
+        many_files(),
+        ExitStack() as stack,
+        ThreadingHTTPServer(("127.0.0.1", 0), Server) as server,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url, _ = stack.enter_context(ingress(tmp_path, server.server_address[1], header_timeout_s=30))
+        most = int(haproxy_environment(header_timeout_s=30)["RAY_SERVE_HAPROXY_MAXCONN"]) * 3 // 4
+        count = most + 300 if other_address else 4_300
+        halves = half_heads(url, count, "127.0.0.2" if other_address else "127.0.0.1", stack)
+        began = time.monotonic()
+        assert Caller(url).send("GET", "/ours")[0] == 404
+        assert time.monotonic() - began < 1
+        poll = select.poll()
+        for connection in halves:
+            poll.register(connection, select.POLLIN)
+        assert len(poll.poll(0)) == max(0, count - most)  # ended: they are more than one address may have
+        server.shutdown()
 
 
 def test_a_404_that_is_not_ours_is_a_service_that_starts(tmp_path):

@@ -14,7 +14,7 @@ from serve_tools import descendants, end, start
 from service_tools import Caller, clips_by_digest, wait_until
 from teacher_tools import batch_of, load_teacher, random_clips, save_teacher
 
-from salt_distill.common.config import ServiceClientConfig
+from salt_distill.common.config import ServiceClientConfig, ServiceConfig
 from salt_distill.common.local_ray import ray_to_join
 from salt_distill.student_trainer.targets.local_targets import LocalTargets
 from salt_distill.student_trainer.targets.service_targets import ServiceTargets
@@ -31,7 +31,7 @@ def teacher(tmp_path_factory):
 
 def test_two_teachers_in_a_cluster_that_others_started(tmp_path):
     teachers = [save_teacher(tmp_path / f"teacher-{seed}", seed) for seed in (0, 1)]
-    with ray_to_join(None, haproxy_environment()) as cluster:
+    with ray_to_join(None, haproxy_environment(ServiceConfig().header_timeout_s)) as cluster:
         servers = [
             start(ckpt, "--address", cluster["address"], "--name", f"t{seed}")
             for seed, ckpt in enumerate(teachers)
@@ -153,7 +153,7 @@ def test_a_replica_joins_under_load(teacher):
 
 def test_a_rolling_replacement_never_mixes_targets(tmp_path):
     old, new = (save_teacher(tmp_path / f"teacher-{seed}", seed) for seed in (0, 1))
-    with ray_to_join(None, haproxy_environment()) as cluster:
+    with ray_to_join(None, haproxy_environment(ServiceConfig().header_timeout_s)) as cluster:
         first, url = start(old, "--address", cluster["address"], "--name", "t")
         caller, clips = Caller(url), clips_by_digest(4)
         fingerprint = caller.json("/v1/teacher")["fingerprint"]

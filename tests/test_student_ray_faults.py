@@ -20,6 +20,7 @@ from student_tools import run_of, train
 from teacher_tools import load_teacher, save_teacher
 from train_tools import RandomClips
 
+from salt_distill.common.config import ServiceConfig
 from salt_distill.common.local_ray import ray_to_join
 from salt_distill.common.targets import codec, wire
 from salt_distill.student_trainer.targets.client import TeacherMismatchError
@@ -72,7 +73,7 @@ class Served:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
     ckpt = save_teacher(tmp_path_factory.mktemp("ckpt") / "teacher-0")
-    with ray_to_join(None, haproxy_environment()) as cluster:
+    with ray_to_join(None, haproxy_environment(ServiceConfig().header_timeout_s)) as cluster:
         command, url = start(ckpt, "--address", cluster["address"], *SETTINGS)
         served = Served(ckpt, cluster["address"], url, command)
         try:

@@ -4,6 +4,7 @@ import contextlib
 import copyreg
 import importlib.util
 import math
+import resource
 import secrets
 import socket
 from pathlib import Path
@@ -13,6 +14,9 @@ from salt_distill.common.protocol import Header
 
 _REPLICA_PORTS = 100
 """Ports that the replicas of a private Ray choose from."""
+_MAX_CONNECTIONS, _OTHER_FILES = 20_000, 1_000
+"""Connections that HAProxy takes, of which one address may hold three quarters, and files that it opens for
+others than its clients."""
 
 
 def haproxy_environment(header_timeout_s: float) -> dict[str, str]:
@@ -48,12 +52,19 @@ def haproxy_environment(header_timeout_s: float) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + _REPLICA_PORTS),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_MAXCONN": str(_max_connections()),
         "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": f"hdr({Header.BUCKET})",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "2",
         # A client that stops in the middle of a request is dropped
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
     }
+
+
+def _max_connections() -> int:
+    """As many as HAProxy has files for, which takes two and a half for each: with fewer it does not start."""
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MAX_CONNECTIONS if most_files < 0 else min(_MAX_CONNECTIONS, (most_files - _OTHER_FILES) * 2 // 5)
 
 
 def _haproxy_of_ray() -> str | None:
