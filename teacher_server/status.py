@@ -20,7 +20,7 @@ _POLL_S = 0.2
 _MAX_BYTES = 64_000_000
 """Of an answer: far more than a board of many runs."""
 
-_RUNS_WIDTH = 130
+_RUNS_WIDTH = 140
 """Characters of a line of the table of runs: a run's name and its loss stay whole."""
 
 
