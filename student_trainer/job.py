@@ -171,8 +171,8 @@ def _train(config: TrainConfig, worker: "Worker") -> None:
     from salt_distill.student_trainer.run_directory import claimed
 
     with (
+        opened(config, worker) as (reader, source),  # first: what is wrong with them leaves `out` as it was
         claimed(config) if worker.rank == 0 else nullcontext() as checkpoint,
-        opened(config, worker) as (reader, source),
     ):
         train_on(reader, source, config, worker, checkpoint)
 

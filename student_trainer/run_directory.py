@@ -12,12 +12,15 @@ import yaml
 
 from salt_distill.common.config import TrainConfig, dump_yaml, load_yaml
 from salt_distill.common.model.checkpoint import POINTER, find_checkpoint
+from salt_distill.common.untouched import left_as_it_was
 from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.resume import continued, require_more_steps, schedule_change
 from salt_distill.student_trainer.storage import fetch_newer, stored_config
 
 CLAIM_S = 30.0
 """How long a start waits for the run's last process to end, in seconds."""
+_LOCK = ".lock"
+"""File that the process which trains has locked."""
 
 
 def check_run(config: TrainConfig) -> None:
@@ -55,7 +58,7 @@ def claimed(config: TrainConfig) -> Iterator[Path | None]:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     try:  # flock, which ends with the process, however that ends
-        lock = filelock.UnixFileLock(out / ".lock", timeout=CLAIM_S, poll_interval=0.1).acquire()
+        lock = filelock.UnixFileLock(out / _LOCK, timeout=CLAIM_S, poll_interval=0.1).acquire()
     except filelock.Timeout as error:
         raise ValueError(
             f"got {out}, in which another process trains since {CLAIM_S:g} s: end it, or choose another"
@@ -90,12 +93,36 @@ def _write_config(config: TrainConfig, step: int) -> None:
     write_whole(path, dump_yaml(config))
 
 
+@contextmanager
+def no_trace_of_a_failed_start(config: TrainConfig) -> Iterator[None]:
+    """A block that trains. Where it ends with an error before there is anything to go on from, ``out`` is
+    what it was before."""
+    out = Path(config.out)
+
+    def is_of_use() -> bool:
+        return _has_begun(out) or _is_claimed(out)
+
+    with left_as_it_was(out, unless=is_of_use):
+        yield
+
+
 def _has_begun(out: Path) -> bool:
-    """Whether a run in ``out`` came to its first step: one that its data or its teacher stopped before may be
-    begun anew."""
-    return (out / "config.yaml").exists() and any(
-        (out / name).exists() for name in ("metrics.jsonl", POINTER)
-    )
+    """Whether a run in ``out`` came to its first line of metrics, or to a checkpoint: one that its data or
+    its teacher stopped before may be begun anew."""
+    metrics = out / "metrics.jsonl"
+    has_metrics = metrics.exists() and metrics.stat().st_size > 0
+    return (out / "config.yaml").exists() and (has_metrics or (out / POINTER).exists())
+
+
+def _is_claimed(out: Path) -> bool:
+    """Whether another process trains in ``out``."""
+    if not (out / _LOCK).exists():
+        return False
+    try:
+        filelock.UnixFileLock(out / _LOCK, timeout=0).acquire().lock.release()
+    except filelock.Timeout:
+        return True
+    return False
 
 
 def _newest_step(out: Path) -> int:

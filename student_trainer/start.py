@@ -6,11 +6,13 @@ import torch
 
 from salt_distill.common.config import TrainConfig
 from salt_distill.common.console import console, say
+from salt_distill.common.data.shards import open_dataset
+from salt_distill.common.local_ray import is_private
 from salt_distill.student_trainer import dry_run, estimate
 from salt_distill.student_trainer.job import run_job
 from salt_distill.student_trainer.loop import Worker, opened, train_on
 from salt_distill.student_trainer.progress import show_progress
-from salt_distill.student_trainer.run_directory import check_run, claimed
+from salt_distill.student_trainer.run_directory import check_run, claimed, no_trace_of_a_failed_start
 
 
 def start(config: TrainConfig) -> None:
@@ -22,11 +24,13 @@ def start(config: TrainConfig) -> None:
         dry_run.run(config)
         return
     check_run(config)
-    with show_progress(Path(config.out), config.steps, console):
+    if config.most_workers and is_private(config.address):
+        open_dataset(config.data).samples(config.split)  # before a Ray starts, which takes seconds
+    with no_trace_of_a_failed_start(config), show_progress(Path(config.out), config.steps, console):
         if config.workers == 0:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             worker = Worker(rank=0, world_size=1, device=device)
-            with claimed(config) as checkpoint, opened(config, worker) as (reader, source):
+            with opened(config, worker) as (reader, source), claimed(config) as checkpoint:
                 train_on(reader, source, config, worker, checkpoint)
         else:
             run_job(config)

@@ -1,6 +1,7 @@
 """``salt-serve precompute``: a frozen teacher's targets on disk or in an object store, a file for each view
 of each shard."""
 
+import contextlib
 import datetime
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from salt_distill.common.config import PrecomputeConfig
 from salt_distill.common.console import console
+from salt_distill.common.data.shards import open_dataset
 from salt_distill.common.folders.fetched import copies
 from salt_distill.common.local_ray import is_private, join, ray_to_join
 from salt_distill.common.targets import codec
 from salt_distill.common.targets.cache_file import file_path
 from salt_distill.common.targets.codec import CorruptTargetError
 from salt_distill.common.targets.manifest import MANIFEST, CacheSpec, FileListing, Manifest
+from salt_distill.common.untouched import left_as_it_was
 from salt_distill.teacher_server.cache.cache_folder import CacheFolder
 from salt_distill.teacher_server.cache.target_files import FileDone, FileTask, TargetMaker
 from salt_distill.teacher_server.ray_serve.placement import SAY_PENDING_S, check_fits, what_is_missing
@@ -35,7 +38,9 @@ def precompute(config: PrecomputeConfig, console: rich.console.Console = console
     config = config.absolute()  # a worker may have another working directory
     cache = CacheFolder(config.out)
     cache.require_own()
-    with cache.alone():
+    if config.workers and is_private(config.address):
+        open_dataset(config.data).samples(config.split)  # before a Ray starts, which takes seconds
+    with _no_trace_of_a_failed_start(cache), cache.alone():
         if config.workers == 0:
             maker = TargetMaker(config, device=None)
             spec, tasks = maker.spec(), maker.tasks()
@@ -44,6 +49,14 @@ def precompute(config: PrecomputeConfig, console: rich.console.Console = console
             _collect(cache, spec, tasks, map(maker.make, tasks, listings), console)
         else:
             _run_actors(config, cache, console)
+
+
+def _no_trace_of_a_failed_start(cache: CacheFolder) -> contextlib.AbstractContextManager[None]:
+    """A block that makes files; where it ends with an error before one is whole, the folder is as before."""
+    local = cache.local
+    if local is None:
+        return contextlib.nullcontext()
+    return left_as_it_was(local, unless=lambda: any(local.rglob("*.arrow")) or (local / MANIFEST).exists())
 
 
 def _run_actors(config: PrecomputeConfig, cache: CacheFolder, console: rich.console.Console) -> None:

@@ -173,8 +173,35 @@ def test_a_service_that_stays_away_ends_the_run_with_a_typed_error(teacher, open
         source = open_source(ServiceTargets(url, "float16", IMPATIENT, "a"))
     with pytest.raises(TeacherUnavailableError, match=r"failed for .*retry_budget_s=0\.5.*--resume"):
         source.request(batch_of(random_clips(2))).result(timeout=30)
-    with pytest.raises(TeacherUnavailableError):
+    with pytest.raises(TeacherUnavailableError, match=r"no teacher answered at .*give its own URL"):
         ServiceTargets(url, "float16", IMPATIENT, "a")
+
+
+def test_a_service_that_was_never_reached_is_asked_for_as_long_as_it_may_take_to_connect():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        url = f"http://127.0.0.1:{other.getsockname()[1]}"
+    since = time.monotonic()
+    with pytest.raises(TeacherUnavailableError, match="no teacher answered"):
+        ServiceTargets(url, "float16", ServiceClientConfig(connect_budget_s=0.3), "a")
+    assert time.monotonic() - since < 5
+
+
+def test_what_speaks_another_protocol_is_said_at_once(teacher):
+    client = ServiceClientConfig(connect_budget_s=60)
+    with serving(teacher) as (url, _), pytest.raises(ValueError, match="does not speak https"):
+        ServiceTargets(url.replace("http", "https"), "float16", client, "a")
+    with socket.create_server(("127.0.0.1", 0)) as other, ThreadPoolExecutor(1) as thread:
+
+        def greet() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+                connection.recv(1000)
+
+        greeting = thread.submit(greet)
+        with pytest.raises(ValueError, match="does not speak http: SSH"):
+            ServiceTargets(f"http://127.0.0.1:{other.getsockname()[1]}", "float16", client, "a")
+        greeting.result()
 
 
 class Faults:

@@ -18,6 +18,7 @@ from salt_distill.common.command import run_app
 from salt_distill.common.config import TeacherRun
 from salt_distill.common.data.making.cli import app as data_app
 from salt_distill.common.model.checkpoint import find_checkpoint
+from salt_distill.common.untouched import left_as_it_was
 from salt_distill.student_trainer.cli import app as train_app
 from salt_distill.student_trainer.evaluation.cli import app as eval_app
 from salt_distill.teacher_server.cli import app as serve_app
@@ -252,3 +253,68 @@ def test_the_traceback_stays_where_it_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["salt", *RUN, "--data", "none", "--out", str(tmp_path / "run")])
     with pytest.raises((ValueError, OSError)):
         run_app(train_app)
+
+
+def test_a_failed_start_leaves_out_as_it_was_and_corrected_it_works(
+    said, done, shards, tmp_path, monkeypatch
+):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "note.txt").write_text("mine")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        free = f"127.0.0.1:{other.getsockname()[1]}"
+    none, student = tmp_path / "none", ("student", *RUN[1:], "--data", shards)
+    wrong_run = tmp_path / "wrong.yaml"
+    wrong_run.write_text(
+        f"common: {{preset: nano, steps: 100, data: {none}, teacher_ckpt: {done}}}\nruns: {{a: {{}}}}\n"
+    )
+    before = sorted(tmp_path.rglob("*"))
+    for out in ("new/below", "there"):
+        for app, *line in (
+            (train_app, *RUN, "--data", none),
+            (train_app, *RUN, "--data", none, "--workers", 1),
+            (train_app, *RUN, "--data", shards, "--split", "none", "--workers", 1),
+            (train_app, *RUN, "--data", shards, "--init", none),
+            (train_app, *RUN, "--data", shards, "--workers", 1, "--address", free),
+            (train_app, *student, "--teacher-ckpt", none),
+            (train_app, *student, "--targets", none),
+            (train_app, *student, "--teacher-url", f"http://{free}", "--set", "client.connect_budget_s=0.2"),
+            (train_app, "sweep", wrong_run),
+            (serve_app, "precompute", "--views", 1, "--ckpt", done, "--data", none, "--workers", 0),
+            (serve_app, "precompute", "--views", 1, "--ckpt", done, "--data", none),
+            (serve_app, "precompute", "--views", 1, "--ckpt", none, "--data", shards, "--workers", 0),
+            (serve_app, "precompute", "--views", 1, "--ckpt", done, "--data", shards, "--address", free),
+        ):
+            said(app, *line, "--out", tmp_path / out)
+            assert sorted(tmp_path.rglob("*")) == before, line
+    probe = ("probe", "--ckpt", done, "--data", shards, "--out", tmp_path / "new" / "probe.json")
+    embed = ("embed", "--ckpt", done, "--out", tmp_path / "new" / "rows.parquet")
+    for line in (
+        ("probe", "--ckpt", none, *probe[3:]),
+        (*probe, "--workers", 1, "--address", free),
+        (*embed, none),
+        (*embed, shards, "--workers", 1, "--address", free),
+    ):
+        said(eval_app, *line)
+        assert sorted(tmp_path.rglob("*")) == before, line
+    for out in ("new/below", "there"):
+        arguments = ["salt", *map(str, (*RUN, "--data", shards, "--out", tmp_path / out))]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as ended:
+            run_app(train_app)
+        assert ended.value.code == 0
+        assert find_checkpoint(tmp_path / out).name == "step-2"
+    assert (tmp_path / "there" / "note.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("is_of_use", [True, False])
+def test_a_folder_that_somebody_goes_on_from_stays(is_of_use, tmp_path):
+    place = tmp_path / "above" / "out"
+
+    def fail() -> None:
+        with left_as_it_was(place, unless=lambda: is_of_use):
+            (place / "part").mkdir(parents=True)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert (tmp_path / "above").exists() == is_of_use

@@ -30,7 +30,6 @@ from salt_distill.common.config.model import (
 
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 
-
 Sharding = Literal["ddp", "fsdp"]
 """How the ranks of a run share a model."""
 
@@ -89,6 +88,8 @@ class ServiceClientConfig(Config):
     """Longest wait for one response, in seconds."""
     segment_bytes: PositiveInt = 64_000_000
     """Size at which a file of `--cache` is sealed, in bytes: what a kill costs each rank."""
+    connect_budget_s: PositiveFloat = 10.0
+    """How long a service that never answered is asked again, in seconds; for ever with `wait`."""
     retry_budget_s: PositiveFloat = 120.0
     """How long one request is retried, with backoff, before the service counts as lost (`--on-teacher-loss`),
     in seconds."""

@@ -16,7 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from salt_distill.common.config import StudentRun, SweepConfig, dump_yaml, load_yaml
 from salt_distill.common.console import console
-from salt_distill.common.local_ray import join, ray_to_join
+from salt_distill.common.data.shards import open_dataset
+from salt_distill.common.local_ray import is_private, join, ray_to_join
+from salt_distill.common.untouched import left_as_it_was
 from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.job import ENVIRONMENT
 from salt_distill.student_trainer.resume import continued
@@ -42,10 +44,16 @@ def run(config: SweepConfig, console: rich.console.Console = console) -> None:
     runs, out = runs_of(config), Path(config.out)
     to_do = {name: student for name, student in runs.items() if not _is_done(student)}
     console.print(f"{len(runs)} runs, {len(runs) - len(to_do)} of them done", highlight=False)
-    for folder in (out / "configs", out / "logs"):
-        folder.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
-    with SharedWork(next(iter(runs.values())), out / "summary.json") as shared:
+    with (
+        left_as_it_was(out, unless=lambda: any((out / "logs").glob("*.log"))),
+        SharedWork(next(iter(runs.values())), out / "summary.json") as shared,
+    ):
+        for folder in (out / "configs", out / "logs"):
+            folder.mkdir(parents=True, exist_ok=True)
+        if is_private(config.address):
+            for data, split in {(student.data, student.split) for student in to_do.values()}:
+                open_dataset(data).samples(split)  # before a Ray starts, which takes seconds
         if to_do:
             failed = _train(to_do, config, console)
         summary = summarise(runs, failed, shared)

@@ -97,7 +97,9 @@ class ServiceClient:
         self._local = threading.local()
         self._connections: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
-        self.retries = Retries(self.url, None if for_ever else config.retry_budget_s)
+        self.retries = Retries(
+            self.url, None if for_ever else config.retry_budget_s, connect_budget_s=config.connect_budget_s
+        )
         self.counters = ClientCounters()
 
     def count(self, name: str, amount: int = 1) -> None:
@@ -215,11 +217,17 @@ class ServiceClient:
             ) from error
         except (OSError, http.client.HTTPException) as error:
             connection.close()
+            if not self.retries.was_reached and _speaks_otherwise(error):
+                raise ValueError(
+                    f"{self.url} does not speak {self._parts.scheme}: {error}: give the URL as `salt-serve"
+                    " teacher` prints it"
+                ) from error
             if not was_open or not isinstance(error, ConnectionError) or self.retries.is_closed:
                 raise RetryableError(f"{type(error).__name__}: {error} (request {request_id})") from error
             # A server closes idle connections as it likes; requests are pure, so they are sent again at once.
             self.count("reconnects")
             return self._send(method, path, body, headers, max_bytes)
+        self.retries.was_reached = True
         if response.status < 300:
             return content
         raise _refusal(response, bytes(content), request_id)
@@ -244,6 +252,14 @@ class ServiceClient:
         if buffer is None or len(buffer) < num_bytes:
             buffer = self._local.buffer = memoryview(bytearray(num_bytes))
         return buffer
+
+
+def _speaks_otherwise(error: Exception) -> bool:
+    """Whether something else than HTTP, or than TLS, has answered."""
+    if isinstance(error, ssl.SSLError):
+        return not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)  # a server that just ends
+    is_bad = isinstance(error, http.client.BadStatusLine)
+    return is_bad and not isinstance(error, http.client.RemoteDisconnected)
 
 
 def _read(response: http.client.HTTPResponse, into: memoryview) -> memoryview:

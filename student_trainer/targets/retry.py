@@ -51,9 +51,12 @@ class Retries:
     the loss together; until ``mend``.
     """
 
-    def __init__(self, url: str, budget_s: float | None) -> None:
-        """``budget_s``: of one attempt and its repetitions; None tries for ever."""
-        self._url, self._budget_s = url, budget_s
+    def __init__(self, url: str, budget_s: float | None, connect_budget_s: float | None = None) -> None:
+        """``budget_s``: of one attempt and its repetitions; None tries for ever. ``connect_budget_s``: the
+        same until the service has answered anything; None: no other."""
+        self._url, self._budget_s, self._connect_budget_s = url, budget_s, connect_budget_s
+        self.was_reached = False
+        """The service has answered, whatever it said."""
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._lost: str | None = None
@@ -110,7 +113,10 @@ class Retries:
 
     def _is_spent(self, state: tenacity.RetryCallState) -> bool:
         spent_s = state.seconds_since_start or 0.0
-        return self._budget_s is not None and spent_s + state.upcoming_sleep > self._budget_s
+        budget_s = self._budget_s
+        if budget_s is not None and self._connect_budget_s is not None and not self.was_reached:
+            budget_s = min(budget_s, self._connect_budget_s)
+        return budget_s is not None and spent_s + state.upcoming_sleep > budget_s
 
     def _count_retry(self, state: tenacity.RetryCallState, clock: str) -> None:
         self._thread.tried = state.attempt_number
@@ -126,13 +132,20 @@ class Retries:
         )
 
     def _give_up(self, state: tenacity.RetryCallState) -> NoReturn:
-        sentence = (
-            f"the teacher at {self._url} failed for {state.seconds_since_start:.1f} s, and the budget is"
-            f" client.retry_budget_s={self._budget_s:g}: {_failure(state)}. Start it again and repeat the run"
-            " with --resume"
-        )
+        spent_s, failure = state.seconds_since_start, _failure(state)
+        if self.was_reached:
+            sentence = (
+                f"the teacher at {self._url} failed for {spent_s:.1f} s, and the budget is"
+                f" client.retry_budget_s={self._budget_s:g}: {failure}. Start it again and repeat the run"
+                " with --resume"
+            )
+        else:
+            sentence = (
+                f"no teacher answered at {self._url} for {spent_s:.1f} s: {failure}. Start it, or give its"
+                " own URL; --on-teacher-loss wait, or more client.connect_budget_s, waits longer"
+            )
         self._open(sentence)
-        raise TeacherUnavailableError(sentence) from _failure(state)
+        raise TeacherUnavailableError(sentence) from failure
 
     def mend(self) -> None:
         """Closes the circuit: the service answers again."""

@@ -21,6 +21,7 @@ from salt_distill.common.model.compute import uses_bfloat16
 from salt_distill.common.model.frozen import FrozenEncoder
 from salt_distill.common.model.grid import TokenGrid
 from salt_distill.common.model.teacher import device_kind, fingerprint
+from salt_distill.common.untouched import left_as_it_was
 from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.evaluation.candidates import open_candidates
 from salt_distill.student_trainer.evaluation.embed.files import FeatureTable, join_parts, table_of, write_part
@@ -40,14 +41,15 @@ def run(config: EmbedConfig) -> None:
     if out.exists():
         raise ValueError(f"got --out {out}, which is there already: give another name, or delete it")
     parts = out.resolve().with_name(f".{out.name}.parts")
-    parts.mkdir(parents=True, exist_ok=True)
-    if config.workers == 0:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        num_videos = embed(config, parts, Worker(rank=0, world_size=1, device=device))
-    else:
-        from salt_distill.student_trainer.job import in_workers
+    with left_as_it_was(parts, unless=lambda: any(parts.glob("*.skipped.json"))):
+        parts.mkdir(parents=True, exist_ok=True)
+        if config.workers == 0:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            num_videos = embed(config, parts, Worker(rank=0, world_size=1, device=device))
+        else:
+            from salt_distill.student_trainer.job import in_workers
 
-        num_videos = in_workers(partial(embed, config.absolute(), parts), config, folder=parts)
+            num_videos = in_workers(partial(embed, config.absolute(), parts), config, folder=parts)
     skipped = {
         name: reason
         for path in sorted(parts.glob("*.skipped.json"))

@@ -10,6 +10,7 @@ import torch
 from salt_distill.common.config import ProbeConfig
 from salt_distill.common.console import console, new_results
 from salt_distill.common.model.frozen import FrozenEncoder
+from salt_distill.common.untouched import left_as_it_was
 from salt_distill.student_trainer.evaluation.candidates import open_candidates, with_fresh_weights
 from salt_distill.student_trainer.evaluation.probe.features import common_labels, labelled_samples
 from salt_distill.student_trainer.evaluation.probe.kept import save_predictions, save_probes
@@ -44,7 +45,8 @@ def run(config: ProbeConfig) -> None:
     state = out.with_name(f".{out.name}.training")
     if not config.resume:
         shutil.rmtree(state, ignore_errors=True)
-    outcome = _outcome(config, task, candidates, state)
+    with left_as_it_was(state, unless=lambda: any(state.glob("*.*"))):
+        outcome = _outcome(config, task, candidates, state)
     names = dict(zip(outcome.results, (candidate.name for candidate in candidates), strict=True))
     results = _results(config, outcome, names, task.split)  # workers know other paths
     label_results = {names[name]: row for name, row in outcome.results.items()}
