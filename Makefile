@@ -3,10 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo study test test-slow test-faults lint clean
+.PHONY: demo docs study test test-slow test-faults lint clean
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo.sh
+
+# The site, into site/: open site/index.html. It needs no network.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 # Claims of the paper at small scale, into docs/study.md: an hour of a core's work. STUDY=large: all of them, in a night; STUDY_MINUTES=9 ends it in
 # time. What is there already, in runs/study, is not run again.
@@ -35,4 +39,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv runs/demo
+	rm -rf .venv runs/demo site

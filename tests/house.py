@@ -40,7 +40,7 @@ def with_map(page: str, root: Path = ROOT) -> str:
     """A page with the map as it is now."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n```\n{folder_map(root)}\n```\n{END}{after}"
+    return f"{before}{BEGIN}\n```text\n{folder_map(root)}\n```\n{END}{after}"
 
 
 @functools.cache
