@@ -191,7 +191,7 @@ def test_the_readmes_first_commands_as_they_stand(installed, tmp_path):
     """But for `pip install`: the wheel is installed."""
     (block,) = [
         block
-        for block in re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+        for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
         if block.startswith("pip install")
     ]
     path = f"{installed / 'bin'}:{os.environ['PATH']}"
