@@ -117,6 +117,8 @@ class ServiceCounters(BaseModel):
     """Targets sent that were in memory."""
     from_disk: Annotated[int, counter("targets")] = 0
     """Targets sent that were in the cache on disk."""
+    shared: Annotated[int, counter("targets")] = 0
+    """Targets sent that another run had asked for first; a run's own earlier epochs are not among them."""
     passed_on: Annotated[int, counter("rows")] = 0
     """Rows that another replica, their clip's owner, was asked for."""
     need_clip: Annotated[int, counter("rows")] = 0

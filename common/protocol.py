@@ -47,6 +47,7 @@ class Route(enum.StrEnum):
     RUNS = "/v1/runs"
     RUN = "/v1/runs/{run}"
     PROGRESS = "/v1/runs/{run}/progress"
+    HISTORY = "/v1/history"
     DRAIN = "/v1/drain"
     STOP = "/v1/stop"
     ALIVE = "/healthz"
@@ -139,6 +140,11 @@ class TeacherLimits(_Fact):
     """How long who was answered ``need_clip`` may take to upload the clip, in seconds."""
 
 
+Activity = Literal["running", "finished", "stopped"]
+"""What a run says of itself: it trains, it has done its last step, or it ended before (an error, Ctrl-C)."""
+RunStatus = Literal["running", "finished", "stopped", "lost"]
+"""What the board says of a run: what it said itself, or lost where one that trains is not heard of any more."""
+
 EndingName = Literal["no", "drain", "stop"]
 """A service takes new requests for targets (no), only answers what it has begun (drain), then ends (stop)."""
 
@@ -203,6 +209,9 @@ class RunState(BaseModel):
 
     step: Annotated[NonNegativeInt, gauge("steps")] = Field(le=MAX_COUNT)
     """Optimizer steps done, as the run reported last."""
+    num_steps: NonNegativeInt | None = Field(default=None, le=MAX_COUNT)
+    """Optimizer steps of the whole run; None where it has not said."""
+    activity: Activity = "running"
     slot: NonNegativeInt = Field(le=MAX_COUNT)
     """The next slot of the data order."""
     loss: Annotated[float | None, gauge("L1")] = Field(default=None, ge=-1e30, le=1e30)
@@ -215,6 +224,8 @@ class RunState(BaseModel):
     """Compute spent, teacher forward included."""
     teacher_wait_ms: Annotated[NonNegativeFloat | None, gauge("milliseconds")] = Field(default=None, le=1e15)
     """What a step waited for its targets."""
+    step_ms: Annotated[NonNegativeFloat | None, gauge("milliseconds")] = Field(default=None, le=1e15)
+    """A step."""
     clips_per_s: Annotated[NonNegativeFloat | None, gauge("clips/s")] = Field(default=None, le=1e15)
     """Speed."""
     group: str | None = Field(default=None, pattern=ID_PATTERN)
@@ -273,16 +284,33 @@ class BoardRun(_Fact):
     """Targets that a run was sent."""
     clips_computed: Annotated[int, counter("clips")]
     """Clips that a run caused the forward of."""
+    clips_shared: Annotated[int, counter("targets")]
+    """Targets that a run was sent from work that another run had asked for."""
     bytes_out: Annotated[int, counter("bytes")]
     """Bodies of answers to a run."""
     seen_s: Annotated[float, gauge("seconds since 1970", name="seen_timestamp_seconds")]
     """When it was heard of last."""
     hit_rate: float | None
-    """Share of its targets that others had computed."""
+    """Share of its targets that another run had asked for: ``clips_shared`` over ``clips_served``. A run's own
+    earlier epochs are not among them."""
     skew_clips: Annotated[int | None, gauge("clips")]
     """How far ahead of the slowest of its group; none without a group."""
     progress: RunState | None
     """What it reported last; None before its first report."""
+    status: RunStatus
+    left_s: float | None
+    """Time to its last step at the speed of its last report, in seconds; None where that is not known, or it
+    does not train."""
+
+
+class ServedHistory(_Fact):
+    """The answer to ``GET /v1/history``: what the service has served over the last hour, all replicas
+    together."""
+
+    seconds: list[float]
+    """When each number was taken, in seconds since 1970."""
+    clips_served: list[int]
+    """Targets sent by then."""
 
 
 class CurvePoints(_Fact):

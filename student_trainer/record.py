@@ -214,7 +214,7 @@ class RunRecord:
             is_last=is_last,
         )
         if line is not None and self._source is not None and self._worker.rank == 0:
-            self._source.report(line)
+            self._source.report(line, is_last=is_last)
         is_best = measured is not None and measured.is_best
         if self._step % self._config.keep_every == 0 or is_last or is_best:
             self._write_checkpoint(is_best=is_best)

@@ -11,7 +11,7 @@ from scipy.stats import linregress
 from salt_distill.common.config import ReportConfig
 from salt_distill.student_trainer.evaluation.finished_runs import find_runs
 from salt_distill.student_trainer.evaluation.probe.results import ProbeResults
-from salt_distill.student_trainer.evaluation.report import predictions
+from salt_distill.student_trainer.evaluation.report import predictions, sharing
 from salt_distill.student_trainer.evaluation.report.blocks import (
     BarTable,
     Chart,
@@ -38,7 +38,7 @@ STATUS = {
     "grid": [2, 4, 4],
     "num_parameters": 1000,
     "counters": {
-        "clips_served": 30, "clips_computed": 15, "coalesced": 5, "from_memory": 10,
+        "clips_served": 30, "clips_computed": 15, "coalesced": 5, "from_memory": 10, "shared": 9,
         "bytes_in": 200_000, "bytes_out": 90_000, "forward_s": 0.5,
     },
 }  # fmt: skip
@@ -266,9 +266,20 @@ def test_a_selection_without_a_line_is_a_table(demo):
 
 def test_what_sharing_saved():
     shared = ServiceStatus.model_validate(STATUS).sharing()
-    assert shared.forwards_avoided == 15
-    assert shared.flops_saved == 15 * 2 * 1000 * 32
-    assert shared.bytes_not_uploaded == 30 * 4 * 32 * 32 * 3 - 200_000
+    assert (shared.forwards_avoided, shared.repeated) == (9, 6)
+    assert shared.flops_saved == 9 * 2 * 1000 * 32
+    assert shared.bytes_not_uploaded == 9 * 4 * 32 * 32 * 3
+
+
+def test_a_run_alone_shares_nothing():
+    """Its own second epoch costs no forward, and is nobody's sharing."""
+    counters = STATUS["counters"] | {"shared": 0}
+    alone = ServiceStatus.model_validate(STATUS | {"counters": counters}).sharing()
+    assert (alone.forwards_avoided, alone.flops_saved, alone.bytes_not_uploaded) == (0, 0, 0)
+    assert alone.repeated == 15
+    assert ">0</b><span>targets that another run had asked for first, 0%" in section_html(
+        sharing.section(alone, [])
+    )
 
 
 def test_wrong_input_is_one_sentence(tmp_path, data):

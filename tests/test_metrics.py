@@ -121,7 +121,7 @@ def test_either_replica_speaks_for_both(teacher):
             },
             **{
                 (f"salt_run_{name}_total", "a"): value
-                for name, value in (("clips_served", 2), ("clips_computed", 2))
+                for name, value in (("clips_served", 2), ("clips_computed", 2), ("clips_shared", 0))
             },
             ("salt_run_bytes_out_total", "a"): of_one["salt_run_bytes_out_total", "a"],
             ("salt_run_seen_timestamp_seconds", "a"): of_one["salt_run_seen_timestamp_seconds", "a"],
@@ -191,7 +191,7 @@ def test_every_counter_has_a_metric_and_every_metric_a_sample(teacher, tmp_path)
         caller, clips = Caller(url), clips_by_digest(1)
         assert caller.statuses(list(clips), clips, run="a") == ["ok"]
         val = {"val_loss": 1.0, "val_step": 1}
-        rest = {"teacher_wait_ms": 1.0, "clips_per_s": 1.0, "group": "g"}
+        rest = {"teacher_wait_ms": 1.0, "step_ms": 1.0, "clips_per_s": 1.0, "group": "g"}
         caller.post("a", step=1, slot=1, loss=1.0, flops=1.0, **val, **rest)
         counters = json.loads(caller.send("GET", "/v1/teacher")[2])["counters"]
         exposed = scrape(caller)

@@ -18,7 +18,7 @@ from salt_distill.common.protocol import MAX_CONFIG_BYTES, Progress
 from salt_distill.student_trainer.targets.source import open_source
 from salt_distill.teacher_server.board import board_file
 from salt_distill.teacher_server.board.board import Board, Ending
-from salt_distill.teacher_server.board.runs import MAX_POINTS, Curve
+from salt_distill.teacher_server.board.runs import LOST_S, MAX_POINTS, Curve
 from salt_distill.teacher_server.http.replica import ReplicaContext
 
 
@@ -70,6 +70,7 @@ def test_the_board_outlives_its_process(tmp_path):
             "student",
             clips=7,
             computed=3,
+            shared=3,
             num_bytes=70,
         )
     )
@@ -92,7 +93,7 @@ def test_the_board_outlives_its_process(tmp_path):
             "loss": [1 / 10, 1 / 20, 1 / 30],
         }
         assert seen["config"] == {"optim": {"lr": 1e-3}}
-        assert (seen["clips_served"], seen["hit_rate"]) == (7, pytest.approx(4 / 7))
+        assert (seen["clips_served"], seen["hit_rate"]) == (7, pytest.approx(3 / 7))
         judged = now(again.run("judged")).model_dump()
         assert judged["val_curve"] == {"step": [40], "flops": [4e10], "loss": [0.3]}
         assert judged["progress"]["val_loss"] == 0.3
@@ -258,6 +259,42 @@ def test_a_student_shows_what_it_learns_and_no_place(service):
         secret in json.dumps(seen["config"]) for secret in ("secret", "/home", "127.0.0.1", "bucket")
     )
     assert seen["progress"]["step"] == 2
+    assert (seen["progress"]["num_steps"], seen["status"], seen["left_s"]) == (10, "stopped", None)
+
+
+def test_how_a_run_ended(monkeypatch):
+    """What a run has said itself; lost is who trains and is not heard of."""
+    board = new_board()
+
+    def status():
+        [run] = now(board.runs())
+        return run.status, run.left_s
+
+    now(board.served("http://a#1", counters(), "a", clips=1))
+    assert status() == ("running", None)
+    now(board.post("a", report(3, num_steps=10, step_ms=500.0)))
+    assert status() == ("running", 3.5)
+    seen_s = board._runs["a"].seen_s
+    monkeypatch.setattr("time.time", lambda: seen_s + LOST_S + 1)
+    assert status() == ("lost", None)
+    now(board.post("a", report(4, num_steps=10, step_ms=500.0)))
+    assert status() == ("running", 3.0)
+    for activity in ("stopped", "finished"):
+        now(board.post("a", report(10, num_steps=10, step_ms=500.0, activity=activity)))
+        monkeypatch.setattr("time.time", lambda: seen_s + 10 * LOST_S)
+        assert status() == (activity, None)
+
+
+def test_the_board_remembers_an_hour(monkeypatch):
+    board, clock = new_board(), [1000.0]
+    monkeypatch.setattr("time.time", lambda: clock[0])
+    for number in range(2000):
+        now(board.served(f"http://a#{number % 2}", counters(clips_served=number)))
+        clock[0] += 2.5
+    seen = now(board.history())
+    assert len(seen.seconds) == len(seen.clips_served) == 720
+    assert seen.seconds == [clock[0] - 5.0 * number for number in range(720, 0, -1)]
+    assert [later - earlier for earlier, later in itertools.pairwise(seen.clips_served)] == [4] * 719
 
 
 def test_a_drained_service_answers_only_what_it_has_begun(tmp_path):

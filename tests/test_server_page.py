@@ -9,11 +9,13 @@ import time
 import pytest
 from screenshots import has_browser, new_browser, prefer
 from serve_tools import end, start
+from service_tools import Caller, clips_by_digest
 from teacher_tools import batch_of, load_teacher, random_clips, serving
 from train_tools import metrics_line
 
 from salt_distill.common.config import ServiceClientConfig
 from salt_distill.student_trainer.targets.service_targets import ServiceTargets
+from salt_distill.teacher_server.board.runs import LOST_S
 
 EVIL = "<img src=x onerror=document.title='owned'>"
 
@@ -46,6 +48,7 @@ class LiveRun:
             f"run-{number}",
             group="g",
             shown=self._shown,
+            num_steps=9_999,
         )
         for step in range(1, 10_000):
             if self._ended.wait(0.15):
@@ -55,6 +58,7 @@ class LiveRun:
                 "loss": (1 + number) / step,
                 "flops": 1e9 * step * (1 + number),
                 "teacher_wait_ms": 2.5,
+                "step_ms": 60.0,
                 "clips_per_s": 25.0,
             }
             if number == 0 and step % 3 == 0:
@@ -69,6 +73,16 @@ class LiveRun:
 
 def ask(browser, script):
     return browser.execute_script("return " + script)
+
+
+def table(browser):
+    """The runs' rows, each by the table's header."""
+    names, *rows = ask(
+        browser,
+        "[document.querySelector('#columns'), ...document.querySelectorAll('tr.row')].map(row =>"
+        " [...row.cells].map(cell => cell.textContent))",
+    )
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def until(condition, seconds=30):
@@ -99,28 +113,23 @@ def test_the_page_of_two_replicas_and_three_live_runs(browser, tmp_path):
             )
         )
         until(lambda: ask(browser, "document.querySelectorAll('#tiles b')[5].textContent") == "2")  # replicas
-        rows = ask(
-            browser,
-            "[...document.querySelectorAll('tr.row')].map(row => [...row.cells].map(cell =>"
-            " cell.textContent))",
-        )
-        assert [row[0] for row in rows] == ["run-0", "run-1", "run-2"]
-        assert all(
-            row[5] == "25.0" and row[6] == "2.5 ms" and row[9] == "g" and row[10].endswith("clips")
-            for row in rows
-        )
+        rows = table(browser)
+        assert [row["run"] for row in rows] == ["run-0", "run-1", "run-2"]
+        for row in rows:
+            assert (row["clips/s"], row["teacher wait"], row["group"]) == ("25.0", "2.5 ms", "g")
+            assert row["ahead"].endswith("clips")
+            assert row["step"].endswith(" of 9,999")
+            assert (row["status"], row["left"]) == ("running", "10 min")
         assert ask(browser, "document.querySelector('#state').textContent") == "ready"
-        assert "forwards avoided" in ask(browser, "document.querySelector('#avoided-of').textContent")
+        assert "another run's work" in ask(browser, "document.querySelector('#avoided-of').textContent")
         # The loss on held-out clips of the run that has one: a dashed line, and a number.
         dashed = "[...document.querySelectorAll('#chart path.val')].map(path => path.dataset.run)"
         until(lambda: ask(browser, dashed) == ["run-0"])
-        val = "[...document.querySelectorAll('tr.row')].map(row => row.cells[3].textContent)"
-        until(lambda: ask(browser, val)[0].startswith("0."))
-        assert ask(browser, val)[1:] == ["\N{EN DASH}"] * 2
+        until(lambda: table(browser)[0]["held-out"].startswith("0."))
+        assert [row["held-out"] for row in table(browser)[1:]] == ["\N{EN DASH}"] * 2
         # It is live: steps grow without a reload.
-        step = "Number(document.querySelector('tr.row').cells[1].textContent.replaceAll(',', ''))"
-        before = ask(browser, step)
-        until(lambda: ask(browser, step) > before)
+        before = table(browser)[0]["step"]
+        until(lambda: table(browser)[0]["step"] != before)
         # The other axis, by the keyboard; and the chart read by the keyboard.
         by_steps = ask(browser, "document.querySelector('#chart path.run').getAttribute('d')")
         browser.execute_script("document.querySelector('#by-flops').click()")
@@ -153,6 +162,9 @@ def test_the_page_of_two_replicas_and_three_live_runs(browser, tmp_path):
                 )
             )
         assert len({color for pair in colors for color in pair}) == 4
+        # What came before the tab was opened is there at once.
+        browser.refresh()
+        until(lambda: ask(browser, "document.querySelector('#tiles svg path')?.getAttribute('d').includes('L')"))
         # Nothing came from elsewhere.
         assert all(
             name.startswith(url)
@@ -168,7 +180,40 @@ def test_the_page_of_two_replicas_and_three_live_runs(browser, tmp_path):
     until(lambda: ask(browser, "document.body.className") == "late")
     assert ask(browser, "document.querySelector('#state').textContent").startswith("no answer since ")
     assert ask(browser, "getComputedStyle(document.querySelector('main')).filter") == "grayscale(1)"
-    assert ask(browser, "document.querySelectorAll('tr.row').length") == 3
+    assert len(table(browser)) == 3
+
+
+def test_the_page_says_how_runs_ended_and_how_to_join(browser, tmp_path):
+    """Finished, stopped and lost are three things; a run alone shares nothing; without a run there is a
+    command."""
+    with serving(load_teacher(tmp_path)) as (url, inside):
+        browser.get(url)
+        until(lambda: browser.find_element("css selector", "#command").is_displayed())
+        command = browser.find_element("css selector", "#command").text
+        assert command.startswith("salt-train student --preset nano ")
+        assert f"--teacher-url {url} " in command
+        caller, clips = Caller(url), clips_by_digest(3)
+        for _ in range(2):
+            caller.targets(list(clips), clips, run="alone")
+        for run, more in {
+            "alone": {"activity": "finished"},
+            "broken": {"activity": "stopped"},
+            "lost": {},
+            "trains": {"step_ms": 2000.0},
+        }.items():
+            assert caller.post(run, step=40, num_steps=100, slot=8, loss=0.5, **more)[0] == 200
+        inside.board._board._runs["lost"].seen_s -= 2 * LOST_S
+        until(lambda: len(table(browser)) == 4)
+        assert [(row["run"], row["status"], row["left"], row["shared"]) for row in table(browser)] == [
+            ("trains", "running", "2 min", "\N{EN DASH}"),
+            ("alone", "finished", "\N{EN DASH}", "0 %"),
+            ("broken", "stopped", "\N{EN DASH}", "\N{EN DASH}"),
+            ("lost", "lost", "\N{EN DASH}", "\N{EN DASH}"),
+        ]
+        assert table(browser)[0]["step"] == "40 of 100"
+        until(lambda: not browser.find_element("css selector", "#command").is_displayed())
+        assert "0 %" in ask(browser, "document.querySelector('#avoided').textContent")
+        assert "a run's own earlier epochs 50 %" in ask(browser, "document.querySelector('#keys').textContent")
 
 
 def locked(app):

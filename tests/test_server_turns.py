@@ -101,6 +101,25 @@ def test_a_shared_clip_is_charged_to_the_run_that_brought_it(teacher):
         assert shown == {"first": (3, 0.0), "second": (0, 1.0)}
 
 
+def test_a_runs_own_earlier_epochs_are_not_shared(teacher, tmp_path):
+    """Neither from memory nor from disk, and not while they are computed."""
+    with serving(teacher, cache=tmp_path) as (url, _):
+        caller, clips = Caller(url), clips_by_digest(3)
+        for _ in range(3):
+            caller.targets(list(clips), clips, run="alone")
+        [alone] = caller.json("/v1/runs")
+        assert (alone["clips_served"], alone["clips_computed"], alone["clips_shared"]) == (9, 3, 0)
+        assert (alone["hit_rate"], caller.counters()["shared"]) == (0.0, 0)
+        caller.targets(list(clips), run="other")
+        other, alone = caller.json("/v1/runs")
+        assert (other["clips_shared"], other["hit_rate"], alone["hit_rate"]) == (3, 1.0, 0.0)
+        assert caller.counters()["shared"] == 3
+    with serving(teacher, cache=tmp_path) as (url, _):  # whose those on disk were is not known any more
+        caller = Caller(url)
+        caller.targets(list(clips), run="alone")
+        assert (caller.counters()["from_disk"], caller.counters()["shared"]) == (3, 0)
+
+
 def test_a_greedy_run_leaves_room_for_others(teacher):
     gated = GatedTeacher(teacher)
     body_bytes = 2 * random_clips(1).nbytes

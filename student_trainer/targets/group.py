@@ -36,15 +36,22 @@ class GroupMember:
     """
 
     def __init__(
-        self, client: ServiceClient, group: str | None, rank: int, config: dict[str, JsonValue] | None = None
+        self,
+        client: ServiceClient,
+        group: str | None,
+        rank: int,
+        config: dict[str, JsonValue] | None = None,
+        *,
+        num_steps: int | None = None,
     ) -> None:
-        """``config``: what the board shows of the run's configuration."""
+        """``config``: what the board shows of the run's configuration. ``num_steps``: of the whole run."""
         self._client, self._group, self._rank, self._config = client, group, rank, config
         self._config_s = -math.inf
         self._posts = ThreadPoolExecutor(1, thread_name_prefix="progress")
         self._lock = threading.Lock()
         self._has_left = False
-        self._state = RunState(step=0, slot=0)
+        self._state, self._num_steps = RunState(step=0, slot=0), num_steps
+        self._has_reported = False
         self._lacking: collections.Counter[int] = collections.Counter()
         self._asked_end = 0
         self._turn = threading.Lock()  # held through a wait, when the training goes on with what it has
@@ -52,9 +59,9 @@ class GroupMember:
         self._posted_s = -math.inf
         self._skew_clips, self._wait_s = 0, 0.0
 
-    def report(self, line: MetricsLine) -> None:
+    def report(self, line: MetricsLine, *, is_last: bool = False) -> None:
         """Posts a line of metrics, in the background; one that no board takes, as a diverged run's, is
-        counted."""
+        counted. ``is_last``: the run has finished."""
         val = {"val_loss": self._state.val_loss, "val_step": self._state.val_step}
         if line.val_loss is not None:
             val = {
@@ -62,12 +69,16 @@ class GroupMember:
                 "val_step": line.step,
             }  # in every report, since some are left out
         try:
-            state = RunState(**line.model_dump(include=set(_REPORTED)) | val)
+            state = RunState(
+                **line.model_dump(include=set(_REPORTED)) | val,
+                num_steps=self._num_steps,
+                activity="finished" if is_last else "running",
+            )
         except ValueError as error:
             self._client.progress_failed(error)
             return
         with self._lock:
-            self._state = state
+            self._state, self._has_reported = state, True
         self._posts.submit(lambda: self._client.progress(self._to_post()))  # the newest, when its turn comes
 
     def lacks(self, slot: int) -> None:
@@ -100,11 +111,14 @@ class GroupMember:
         )
 
     def close(self) -> None:
-        """Leaves the group, so that nobody waits for a run that has ended, and waits for the last reports."""
+        """Leaves the group, so that nobody waits for a run that has ended, says that it has ended, and waits
+        for the last reports."""
         with self._lock:
             self._has_left = True  # nothing that is still to be posted joins it again
+            if self._state.activity == "running":
+                self._state = self._state.model_copy(update={"activity": "stopped"})
         with self._turn:  # nor what is being posted
-            if self._posted_s > 0:
+            if self._posted_s > 0 or self._has_reported:
                 self._posts.submit(lambda: self._client.progress(self._to_post()))
         self._posts.shutdown(wait=True)
 

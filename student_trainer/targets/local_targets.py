@@ -40,7 +40,7 @@ class LocalTargets:
         """See TargetSource."""
         require_same_teacher(self.spec, spec)
 
-    def report(self, line: MetricsLine) -> None:
+    def report(self, line: MetricsLine, *, is_last: bool = False) -> None:
         """Nobody watches."""
 
     def metrics(self) -> dict[str, float]:

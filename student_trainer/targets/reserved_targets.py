@@ -59,9 +59,9 @@ class ReservedTargets:
         """See TargetSource."""
         require_same_teacher(self.spec, spec)
 
-    def report(self, line: MetricsLine) -> None:
+    def report(self, line: MetricsLine, *, is_last: bool = False) -> None:
         """See TargetSource."""
-        self._service.report(line)
+        self._service.report(line, is_last=is_last)
 
     def metrics(self) -> dict[str, float]:
         """See TargetSource."""

@@ -60,12 +60,13 @@ class ServiceTargets:
         cache: str | None = None,
         rank: int = 0,
         shown: dict[str, JsonValue] | None = None,
+        num_steps: int | None = None,
         token: str | None = None,
         ca: str | None = None,
     ) -> None:
         """Waits for the service within the client's retry budget, or ``for_ever``. ``masked``: only hidden
-        tokens travel. ``shown``: what the service's board shows of the run's configuration. ``token``,
-        ``ca``: see ServiceClient.
+        tokens travel. ``shown``: what the service's board shows of the run's configuration; ``num_steps``: of
+        its length. ``token``, ``ca``: see ServiceClient.
 
         ``group``: see Note [groups]. ``rank``: of several that ask for parts of one run's batches. ``cache``:
         folder that keeps what the service gives, and is looked into before it is asked. Raises
@@ -92,7 +93,7 @@ class ServiceTargets:
         self._pool = ThreadPoolExecutor(client.connections, thread_name_prefix="targets")
         self._probes = ThreadPoolExecutor(1, thread_name_prefix="probe")
         self._probe: Future[None] | None = None
-        self._member = GroupMember(self._client, group, rank, shown)
+        self._member = GroupMember(self._client, group, rank, shown, num_steps=num_steps)
         self._counters = {"need_clip": 0, "clips_up": 0, "corrupt": 0}
         self._lock = threading.Lock()
 
@@ -117,10 +118,10 @@ class ServiceTargets:
         """See TargetSource."""
         require_same_teacher(self.spec, spec)
 
-    def report(self, line: MetricsLine) -> None:
+    def report(self, line: MetricsLine, *, is_last: bool = False) -> None:
         """Sends a line of metrics to the service's board, in the background; a board that does not take it
         stops no run."""
-        self._member.report(line)
+        self._member.report(line, is_last=is_last)
 
     def metrics(self) -> dict[str, float]:
         """See TargetSource."""

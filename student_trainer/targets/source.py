@@ -57,8 +57,9 @@ class TargetSource(Protocol):
         """
         ...
 
-    def report(self, line: MetricsLine) -> None:
-        """Tells whoever watches the run about a line of its metrics; never fails it."""
+    def report(self, line: MetricsLine, *, is_last: bool = False) -> None:
+        """Tells whoever watches the run about a line of its metrics; never fails it. ``is_last``: with it the
+        run has finished."""
         ...
 
     def metrics(self) -> dict[str, float]:
@@ -96,6 +97,7 @@ def open_source(
             rank=rank,
             cache=config.cache,
             shown=shown_config(config) if rank == 0 else None,
+            num_steps=config.steps,
         )
         if config.on_teacher_loss != "local":
             return service

@@ -63,7 +63,7 @@ class StoredTargets:
         """See TargetSource."""
         require_same_teacher(self.spec, spec)
 
-    def report(self, line: MetricsLine) -> None:
+    def report(self, line: MetricsLine, *, is_last: bool = False) -> None:
         """Nobody watches."""
 
     def metrics(self) -> dict[str, float]:

@@ -14,9 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from salt_distill.common.metrics import ServiceMetrics
-from salt_distill.common.protocol import BoardRun, BoardRunDetail, EndingName, Progress, Standing
+from salt_distill.common.protocol import (
+    BoardRun,
+    BoardRunDetail,
+    EndingName,
+    Progress,
+    ServedHistory,
+    Standing,
+)
 from salt_distill.teacher_server.board.board_file import BoardFile, CountersLine, Line
 from salt_distill.teacher_server.board.groups import Groups
+from salt_distill.teacher_server.board.history import History
 from salt_distill.teacher_server.board.runs import Run
 
 _ALIVE_S = 10.0
@@ -86,6 +94,7 @@ class Board:
         self._urls: set[str] = set()
         self._replicas: dict[str, _Replica] = {}
         self._ended = ServiceMetrics()
+        self._history = History()
         self._ending = Ending.NO
         self._saved_s, self._saved = time.monotonic(), self._counters_line()
         self._file = None if file is None else BoardFile(file, teacher)
@@ -137,6 +146,7 @@ class Board:
         token: str = "",
         clips: int = 0,
         computed: int = 0,
+        shared: int = 0,
         num_bytes: int = 0,
         ending: int = Ending.NO,
     ) -> int:
@@ -149,10 +159,13 @@ class Board:
         known.metrics, known.heard_s = metrics, time.monotonic()
         self._ending = max(self._ending, Ending(ending))
         self._look_after_replicas()
+        served = sum(replica.metrics.clips_served for replica in self._replicas.values())
+        self._history.add(served + self._ended.clips_served)
         if run is not None:
             entry = self._entry(run, token)
             entry.clips_served += clips
             entry.clips_computed += computed
+            entry.clips_shared += shared
             entry.bytes_out += num_bytes
         if time.monotonic() - self._saved_s > _SAVE_S or metrics.draining:
             await self._save()
@@ -206,6 +219,10 @@ class Board:
         total.replicas = max(1, len(self._urls))
         return total
 
+    async def history(self) -> ServedHistory:
+        """What the replicas have sent over the last hour."""
+        return self._history.shown()
+
     # The end
 
     async def end(self, ending: int) -> None:
@@ -251,11 +268,14 @@ class Board:
             id=name,
             clips_served=run.clips_served,
             clips_computed=run.clips_computed,
+            clips_shared=run.clips_shared,
             bytes_out=run.bytes_out,
             seen_s=run.seen_s,
-            hit_rate=1 - run.clips_computed / run.clips_served if run.clips_served else None,
+            hit_rate=run.clips_shared / run.clips_served if run.clips_served else None,
             skew_clips=skew_clips,
             progress=progress,
+            status=run.status,
+            left_s=run.left_s,
         )
 
     def _look_after_replicas(self) -> None:

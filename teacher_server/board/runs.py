@@ -1,14 +1,19 @@
 """A student run as the board knows it: its progress, its curve in a bounded number of points, what it was
 sent."""
 
+import time
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel, JsonValue
 
-from salt_distill.common.protocol import CurvePoints, Progress, RunState
+from salt_distill.common.protocol import CurvePoints, Progress, RunState, RunStatus
 
 MAX_POINTS = 400
 """Most points of a run's curve, an even number: enough for every column of a chart."""
+
+
+LOST_S = 120.0
+"""A run that trains and was silent for so long is lost."""
 
 
 class Point(BaseModel):
@@ -71,6 +76,8 @@ class RunLine(BaseModel):
     run: str
     clips_served: int
     clips_computed: int
+    clips_shared: int = 0
+    """Missing in older files."""
     bytes_out: int
     seen_s: float
     progress: Progress | None = None
@@ -89,6 +96,8 @@ class Run:
     clips_served: int = 0
     clips_computed: int = 0
     """Clips that this run caused the forward of."""
+    clips_shared: int = 0
+    """Targets from work that another run had asked for."""
     bytes_out: int = 0
     seen_s: float = 0.0
     """When it was heard of last, in seconds since 1970."""
@@ -113,6 +122,21 @@ class Run:
             flops = progress.flops and progress.flops * progress.val_step / max(1, progress.step)
             self.val_curve.add(progress.val_step, flops, progress.val_loss)
 
+    @property
+    def status(self) -> RunStatus:
+        """Whether it trains, has ended, or is lost."""
+        activity = "running" if self.progress is None else self.progress.activity
+        is_silent = time.time() - self.seen_s > LOST_S
+        return "lost" if activity == "running" and is_silent else activity
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds to its last step at the speed of its last report."""
+        state = self.progress
+        if self.status != "running" or state is None or state.num_steps is None or state.step_ms is None:
+            return None
+        return max(0, state.num_steps - state.step) * state.step_ms / 1000
+
     def line(self, name: str, report: Progress) -> RunLine:
         """What the board's file says of a report."""
         return self._line(name, report)
@@ -127,7 +151,7 @@ class Run:
     def read(self, line: RunLine) -> None:
         """Takes a line of the board's file in."""
         self.clips_served, self.clips_computed = line.clips_served, line.clips_computed
-        self.bytes_out, self.seen_s = line.bytes_out, line.seen_s
+        self.clips_shared, self.bytes_out, self.seen_s = line.clips_shared, line.bytes_out, line.seen_s
         if line.curve is not None:
             self.progress = None if line.progress is None else _without_config(line.progress)
             self.config, self.curve, self.val_curve = line.config, line.curve, line.val_curve or Curve()
@@ -139,6 +163,7 @@ class Run:
             run=name,
             clips_served=self.clips_served,
             clips_computed=self.clips_computed,
+            clips_shared=self.clips_shared,
             bytes_out=self.bytes_out,
             seen_s=self.seen_s,
             progress=report,

@@ -13,6 +13,7 @@ from salt_distill.common.protocol import (
     HttpStatus,
     Progress,
     Route,
+    ServedHistory,
     Standing,
 )
 from salt_distill.teacher_server.board.board import Ending
@@ -54,6 +55,11 @@ def add_board_routes(app: FastAPI, service: TeacherService) -> None:
                 hint=f"see GET {Route.RUNS}",
             )
         return detail
+
+    @app.get(Route.HISTORY)
+    async def history() -> ServedHistory:
+        """How many targets all replicas had sent, every few seconds of the last hour."""
+        return await service.board.history()
 
     @app.post(Route.PROGRESS, openapi_extra=_PROGRESS)
     async def progress(run: str, request: Request) -> Standing:

@@ -264,10 +264,10 @@ class TeacherService:
         sent_bytes = 0 if context.is_passed_on else num_bytes
         self.batcher.counters.bytes_out += sent_bytes
         clips = 0 if context.is_passed_on else sum(row.status == "ok" for row in answer.rows)
-        return asyncio.create_task(self._tell_board(context, clips, answer.num_computed, sent_bytes))
+        return asyncio.create_task(self._tell_board(context, clips, answer, sent_bytes))
 
     async def _tell_board(
-        self, context: RequestContext, clips: int, num_computed: int, num_bytes: int
+        self, context: RequestContext, clips: int, answer: Answer, num_bytes: int
     ) -> None:
         with suppress(BoardAwayError):
             await self.board.served(
@@ -276,6 +276,7 @@ class TeacherService:
                 context.share.run,
                 token=context.share.token or "",
                 clips=clips,
-                computed=num_computed,
+                computed=answer.num_computed,
+                shared=answer.num_shared,
                 num_bytes=num_bytes,
             )

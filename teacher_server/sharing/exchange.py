@@ -7,7 +7,7 @@ import math
 import urllib.parse
 from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +23,7 @@ from salt_distill.teacher_server.board.link import BoardAwayError
 from salt_distill.teacher_server.sharing.batching import Batcher
 from salt_distill.teacher_server.sharing.disk import DiskTargets
 from salt_distill.teacher_server.sharing.leases import LeaseEnd, Leases
+from salt_distill.teacher_server.sharing.origins import Origins
 from salt_distill.teacher_server.sharing.peers import PeerLostError, Peers
 from salt_distill.teacher_server.sharing.room import Share
 
@@ -66,6 +67,8 @@ class Answer:
     """Rows whose need_clip means: the clip is on its way, ask again without bytes."""
     num_computed: int
     """Rows that caused a forward here."""
+    num_shared: int
+    """Rows answered here from work that another run had asked for."""
 
 
 @dataclass
@@ -79,6 +82,7 @@ class _Ask:
     on_disk: dict[bytes, EncodedTarget]
     """What the disk has of it."""
     num_computed: int = 0
+    num_shared: int = 0
 
     def grant(self) -> None:
         if not self.granted.done():
@@ -123,6 +127,7 @@ class Exchange:
     replica: str = ""
     """The URL at which other replicas reach this one; empty where there are none."""
     disk: DiskTargets | None = None
+    origins: Origins = field(default_factory=Origins)
 
     async def answer(self, request: Request, context: RequestContext) -> Answer:
         """The answer, when the rows with bytes are computed, and the others too unless the client is to
@@ -144,7 +149,11 @@ class Exchange:
         self.batcher.counters.refused += sum(status is not None for status in refused)
         leased = tuple(number for number, outcome in enumerate(outcomes) if outcome.leased)
         return Answer(
-            target_dtype=request.target_dtype, rows=rows, leased=leased, num_computed=ask.num_computed
+            target_dtype=request.target_dtype,
+            rows=rows,
+            leased=leased,
+            num_computed=ask.num_computed,
+            num_shared=ask.num_shared,
         )
 
     async def _answer_rows(self, rows: list[RequestRow], ask: _Ask) -> list[_Outcome]:
@@ -254,11 +263,14 @@ class Exchange:
         if pending is None:
             pending = self.batcher.submit(row.clip_digest, row.clip, ask.context.share)
             self.leases.fulfil(row.clip_digest, ask.context.share)
+            self.origins.add(row.clip_digest, ask.context.share.run)
             ask.num_computed += 1
         else:
             self.batcher.counters.coalesced += 1
         with self.batcher.waiting(pending):
-            return _Outcome("ok", await asyncio.shield(pending.result(ask.dtype)))
+            encoded = await asyncio.shield(pending.result(ask.dtype))
+        self._count_shared(row, ask)
+        return _Outcome("ok", encoded)
 
     async def _ask(self, row: RequestRow, ask: _Ask) -> _Outcome:
         """The target of a row without bytes, or need_clip. See Note [leases]."""
@@ -273,6 +285,7 @@ class Exchange:
                 if not result.done():
                     return _LEASED
                 self.batcher.counters.coalesced += 1
+                self._count_shared(row, ask)
                 return _Outcome("ok", result.result())
             end = await self._lease_end(row.clip_digest, ask)
             if end is None:
@@ -300,7 +313,15 @@ class Exchange:
         elif (encoded := ask.on_disk.get(row.clip_digest)) is not None:
             self.batcher.counters.from_disk += 1
             self.batcher.memory.put(row.clip_digest, ask.dtype, encoded)
+        if encoded is not None:
+            self._count_shared(row, ask)
         return encoded
+
+    def _count_shared(self, row: RequestRow, ask: _Ask) -> None:
+        """Counts a row that is answered, where another run had its target computed."""
+        is_shared = self.origins.is_others(row.clip_digest, ask.context.share.run)
+        ask.num_shared += is_shared
+        self.batcher.counters.shared += is_shared
 
 
 async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

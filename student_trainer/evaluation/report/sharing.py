@@ -32,6 +32,8 @@ class SharingCounters(BaseModel, frozen=True):
     """Targets sent that another request had already begun."""
     from_memory: int
     """Targets sent that the service still had."""
+    shared: int
+    """Targets sent that another run had asked for first."""
     bytes_in: int
     """Bytes that students sent."""
     bytes_out: int
@@ -47,7 +49,7 @@ class SharingCounters(BaseModel, frozen=True):
 
 
 NOTHING = SharingCounters(
-    clips_served=0, clips_computed=0, coalesced=0, from_memory=0, bytes_in=0, bytes_out=0, forward_s=0
+    clips_served=0, clips_computed=0, coalesced=0, from_memory=0, shared=0, bytes_in=0, bytes_out=0, forward_s=0
 )
 """Of a service that has done nothing yet."""
 
@@ -63,8 +65,15 @@ class Sharing(SharingCounters, frozen=True):
     @computed_field
     @property
     def forwards_avoided(self) -> int:
-        """Clips that a teacher in every student's own process would have computed in addition."""
-        return self.clips_served - self.clips_computed
+        """Clips that a run did not have computed, since another one had."""
+        return self.shared
+
+    @computed_field
+    @property
+    def repeated(self) -> int:
+        """Targets that cost no forward and no other run's either: those of a run's own earlier epochs, and
+        of a cache on disk that was there before the service."""
+        return max(0, self.clips_served - self.clips_computed - self.shared)
 
     @computed_field
     @property
@@ -75,8 +84,8 @@ class Sharing(SharingCounters, frozen=True):
     @computed_field
     @property
     def bytes_not_uploaded(self) -> int:
-        """Bytes that students would have sent more, had each of them uploaded every clip."""
-        return max(0, self.clips_served * self.clip_bytes - self.bytes_in)
+        """Pixels of those clips, in bytes."""
+        return self.forwards_avoided * self.clip_bytes
 
 
 class ServiceStatus(BaseModel, frozen=True):
@@ -114,6 +123,7 @@ def section(shared: Sharing, runs: Sequence[FinishedRun]) -> Section:
         (f"{shared.clips_computed:,}", "clips the teacher computed"),
         (f"{shared.coalesced:,}", "joined a computation under way"),
         (f"{shared.from_memory:,}", "answered from memory"),
+        (f"{shared.repeated:,}", "of a run's own earlier epochs, or on disk from before"),
         (quantity(shared.bytes_in, "B"), "received"),
         (quantity(shared.bytes_out, "B"), "sent"),
     ]
@@ -123,11 +133,17 @@ def section(shared: Sharing, runs: Sequence[FinishedRun]) -> Section:
         )
     share = shared.forwards_avoided / max(1, shared.clips_served)
     saved = [
-        (f"{shared.forwards_avoided:,}", f"teacher forwards avoided, {share:.0%} of the targets"),
+        (
+            f"{shared.forwards_avoided:,}",
+            f"targets that another run had asked for first, {share:.0%} of those served",
+        ),
         (quantity(shared.flops_saved, "FLOP"), "of teacher compute not spent (2ND)"),
         (quantity(shared.bytes_not_uploaded, "B"), "of pixels not uploaded"),
     ]
-    against = "Against a teacher that every student runs, and uploads to, for itself."
+    against = (
+        "Against a teacher for each run, which keeps its targets as this one does: a run's own earlier epochs"
+        " are not counted as shared."
+    )
     why = "A target depends on the clip alone, so students that share a data seed share their targets."
     blocks: list[Block] = [
         LargeNumbers(counters),
