@@ -143,7 +143,7 @@ class TeacherLimits(_Fact):
 Activity = Literal["running", "finished", "stopped"]
 """What a run says of itself: it trains, it has done its last step, or it ended before (an error, Ctrl-C)."""
 RunStatus = Literal["running", "finished", "stopped", "lost"]
-"""What the board says of a run: what it said itself, or lost where one that trains is not heard of any more."""
+"""What the board says of a run: what it said itself, or lost where a running one fell silent."""
 
 EndingName = Literal["no", "drain", "stop"]
 """A service takes new requests for targets (no), only answers what it has begun (drain), then ends (stop)."""
@@ -291,7 +291,7 @@ class BoardRun(_Fact):
     seen_s: Annotated[float, gauge("seconds since 1970", name="seen_timestamp_seconds")]
     """When it was heard of last."""
     hit_rate: float | None
-    """Share of its targets that another run had asked for: ``clips_shared`` over ``clips_served``. A run's own
+    """Share of its targets that another run had asked for: ``clips_shared`` over ``clips_served``. Its own
     earlier epochs are not among them."""
     skew_clips: Annotated[int | None, gauge("clips")]
     """How far ahead of the slowest of its group; none without a group."""

@@ -92,6 +92,17 @@ def until(condition, seconds=30):
         time.sleep(0.1)
 
 
+def require_light_and_dark(browser):
+    """Light and dark are not the same page."""
+    colors = []
+    for scheme in ("light", "dark"):
+        prefer(browser, scheme)
+        colors.append(
+            ask(browser, "['backgroundColor', 'color'].map(name => getComputedStyle(document.body)[name])")
+        )
+    assert len({color for pair in colors for color in pair}) == 4
+
+
 @pytest.mark.slow
 def test_the_page_of_two_replicas_and_three_live_runs(browser, tmp_path):
     load_teacher(tmp_path)
@@ -152,19 +163,12 @@ def test_the_page_of_two_replicas_and_three_live_runs(browser, tmp_path):
         assert EVIL in ask(browser, "document.querySelector('tr.config').textContent")
         assert ask(browser, "document.querySelectorAll('main img').length") == 0
         assert ask(browser, "document.title").endswith("SALT teacher")
-        # Light and dark are not the same page.
-        colors = []
-        for scheme in ("light", "dark"):
-            prefer(browser, scheme)
-            colors.append(
-                ask(
-                    browser, "['backgroundColor', 'color'].map(name => getComputedStyle(document.body)[name])"
-                )
-            )
-        assert len({color for pair in colors for color in pair}) == 4
+        require_light_and_dark(browser)
         # What came before the tab was opened is there at once.
         browser.refresh()
-        until(lambda: ask(browser, "document.querySelector('#tiles svg path')?.getAttribute('d').includes('L')"))
+        until(
+            lambda: ask(browser, "document.querySelector('#tiles svg path')?.getAttribute('d').includes('L')")
+        )
         # Nothing came from elsewhere.
         assert all(
             name.startswith(url)
@@ -213,7 +217,9 @@ def test_the_page_says_how_runs_ended_and_how_to_join(browser, tmp_path):
         assert table(browser)[0]["step"] == "40 of 100"
         until(lambda: not browser.find_element("css selector", "#command").is_displayed())
         assert "0 %" in ask(browser, "document.querySelector('#avoided').textContent")
-        assert "a run's own earlier epochs 50 %" in ask(browser, "document.querySelector('#keys').textContent")
+        assert "a run's own earlier epochs 50 %" in ask(
+            browser, "document.querySelector('#keys').textContent"
+        )
 
 
 def locked(app):

@@ -266,9 +266,7 @@ class TeacherService:
         clips = 0 if context.is_passed_on else sum(row.status == "ok" for row in answer.rows)
         return asyncio.create_task(self._tell_board(context, clips, answer, sent_bytes))
 
-    async def _tell_board(
-        self, context: RequestContext, clips: int, answer: Answer, num_bytes: int
-    ) -> None:
+    async def _tell_board(self, context: RequestContext, clips: int, answer: Answer, num_bytes: int) -> None:
         with suppress(BoardAwayError):
             await self.board.served(
                 self._name,

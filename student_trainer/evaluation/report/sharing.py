@@ -49,7 +49,14 @@ class SharingCounters(BaseModel, frozen=True):
 
 
 NOTHING = SharingCounters(
-    clips_served=0, clips_computed=0, coalesced=0, from_memory=0, shared=0, bytes_in=0, bytes_out=0, forward_s=0
+    clips_served=0,
+    clips_computed=0,
+    coalesced=0,
+    from_memory=0,
+    shared=0,
+    bytes_in=0,
+    bytes_out=0,
+    forward_s=0,
 )
 """Of a service that has done nothing yet."""
 
