@@ -20,7 +20,8 @@ def argument_or_flag(name: str, field: FieldInfo, *, positional: bool) -> inspec
         "required" if field.is_required() else "" if default in (None, ()) else f"default {_plain(default)}"
     )
     help = f"{field.description or ''}" + (f" \\[{note}]" if note else "")
-    many = any(typing.get_origin(kind) is tuple for kind in kinds)
+    has_tuple = any(typing.get_origin(kind) is tuple for kind in kinds)
+    many = has_tuple and int not in kinds
     if positional:
         annotation = list[str] | None if many else str | None
         return parameter(
@@ -32,6 +33,8 @@ def argument_or_flag(name: str, field: FieldInfo, *, positional: bool) -> inspec
         return parameter(name, bool | None, option)
     choices = [str(choice) for kind in kinds for choice in _choices(kind)]
     others = "NUMBER" if kinds & {int, float} else "" if choices else "TEXT"
+    if has_tuple and not many:  # one text: 224, or 64x96
+        others = "NUMBER|NUMBERxNUMBER"
     metavar = "|".join(filter(None, [*choices, others]))
     option = typer.Option(
         flag,

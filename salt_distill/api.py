@@ -57,15 +57,16 @@ class Clips(IterableDataset):
         batch_size: int,
         num_frames: int = 16,
         frame_step: int = 4,
-        crop_size: int = 224,
+        crop_size: int | tuple[int, int] = 224,
         data_seed: int = 0,
         views: Views = "fresh",
         split: str = "train",
         decode_processes: int = 2,
         prefetch: int = 2,
     ) -> None:
-        """``data``: shards as ``salt-data pack`` writes them. ``views``: ``fresh`` draws a new crop in every
-        pass over the data, a number K repeats K of them. ``prefetch``: batches decoded ahead."""
+        """``data``: shards as ``salt-data pack`` writes them. ``crop_size``: height and width in pixels,
+        one number where they are equal. ``views``: ``fresh`` draws a new crop in every pass over the data, a
+        number K repeats K of them. ``prefetch``: batches decoded ahead."""
         self.batch_size, self._prefetch = batch_size, prefetch
         view = ViewConfig(num_frames=num_frames, frame_step=frame_step, crop_size=crop_size)
         loader = LoaderConfig(decode_processes=decode_processes)

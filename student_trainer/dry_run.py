@@ -145,7 +145,7 @@ def _rows(config: TrainConfig, found: DryRun) -> list[tuple[str, str]]:
         (
             "clips",
             f"{config.data}: {found.num_samples:,} samples of split {config.split!r}, seen"
-            f" {clips / found.num_samples:,.1f} times; {view.num_frames} frames of {view.crop_size} pixels,"
+            f" {clips / found.num_samples:,.1f} times; {view.num_frames} frames of {view.size_text} pixels,"
             f" {grid} tokens; decoded by {found.decoder}",
         ),
     ]

@@ -5,10 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from teacher_tools import serving
 from train_tools import CPU, train
 
 from salt_distill.common.config import (
+    FrozenConfig,
+    PrecomputeConfig,
     StudentRun,
     TeacherComputeConfig,
     TeacherRun,
@@ -16,9 +19,10 @@ from salt_distill.common.config import (
     VJepaRun,
     merge,
 )
-from salt_distill.common.model.checkpoint import read_config
+from salt_distill.common.model.checkpoint import open_encoder, read_config
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.student_trainer.run_directory import read_metrics
+from salt_distill.teacher_server.precompute import precompute
 
 SMALL = {
     "steps": 3,
@@ -38,6 +42,9 @@ def run(kind: type[TrainConfig], shards: Path, out: Path, **values) -> list[floa
     return [line["loss"] for line in read_metrics(out)]
 
 
+WIDE = {"view": {"crop_size": [16, 32]}}
+
+
 @pytest.fixture(scope="module")
 def student(shards, tmp_path_factory) -> Path:
     """A student of a V-Pixel teacher, wider than it."""
@@ -47,12 +54,18 @@ def student(shards, tmp_path_factory) -> Path:
     return folder / "student-a"
 
 
-def test_a_student_teaches_the_next_one_in_process_and_served(student, shards, tmp_path):
-    local = run(StudentRun, shards, tmp_path / "local", teacher_ckpt=str(student))
-    teacher = Teacher.load(student, TeacherComputeConfig(), CPU)
+@pytest.mark.parametrize("clip", [{}, WIDE])
+def test_a_student_teaches_the_next_one_in_process_served_and_cached(student, shards, tmp_path, clip):
+    local = run(StudentRun, shards, tmp_path / "local", teacher_ckpt=str(student), **clip)
+    choice = FrozenConfig.model_validate({"ckpt": str(student), **clip.get("view", {})})
+    teacher = Teacher(open_encoder(choice), TeacherComputeConfig(), CPU)
+    assert teacher.spec.grid == ((2, 2, 4) if clip else (2, 4, 4))
     with serving(teacher) as (url, _):
-        served = run(StudentRun, shards, tmp_path / "served", teacher_url=url)
-    assert served == local
+        served = run(StudentRun, shards, tmp_path / "served", teacher_url=url, **clip)
+    values = choice.model_dump(exclude_none=True) | {"data": str(shards), "out": str(tmp_path / "targets")}
+    precompute(PrecomputeConfig.model_validate(values | {"views": 2, "workers": 0}), Console(quiet=True))
+    cached = run(StudentRun, shards, tmp_path / "cached", targets=str(tmp_path / "targets"), **clip)
+    assert cached == served == local
     config = read_config(tmp_path / "served")
     assert (config.objective, config.encoder.width, config.predictor_out_width) == (
         "salt",

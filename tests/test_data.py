@@ -116,6 +116,10 @@ def test_crops_have_the_configured_area_and_shape():
     for _, _, crop_h, crop_w in boxes:
         assert 0.29 <= crop_h * crop_w / 400**2 <= 0.51
         assert 0.74 <= crop_w / crop_h <= 1.36
+    wide = ViewConfig.model_validate({"crop_size": "64x128", "scale": (0.1, 0.2)})
+    for number in range(50):  # a clip twice as wide as high takes such crops
+        _, _, crop_h, crop_w = views.crop_box(wide, 400, 400, views.draw(0, "source/name", number))
+        assert 1.47 <= crop_w / crop_h <= 2.73
 
 
 @given(st.integers(1, 300), st.floats(0, 1, exclude_max=True))
@@ -154,13 +158,15 @@ def test_windows_start_where_the_reference_lets_them():
     assert starts == set(range(6))  # of the seven that fit, the reference draws no last one
 
 
-@pytest.mark.parametrize(("height", "width", "size"), [(37, 53, 24), (16, 20, 24), (100, 24, 24), (1, 1, 8)])
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(37, 53, (24, 24)), (16, 20, (24, 24)), (100, 24, (18, 30)), (1, 1, (8, 8))]
+)
 def test_resize_is_bilinear_interpolation(height, width, size):
     frames = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), dtype=np.uint8)
-    ours = views.resize(frames, size)
+    ours = views.resize(frames, *size)
     exact = F.interpolate(
         torch.from_numpy(frames).permute(0, 3, 1, 2).double(),
-        (size, size),
+        size,
         mode="bilinear",
         align_corners=False,
     )
@@ -172,7 +178,7 @@ def test_resize_is_bilinear_interpolation(height, width, size):
 
 def test_resize_to_the_same_size_changes_nothing():
     frames = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3), dtype=np.uint8)
-    assert np.array_equal(views.resize(frames, 24), frames)
+    assert np.array_equal(views.resize(frames, 24, 24), frames)
 
 
 def test_flip_mirrors_half_of_the_draws():

@@ -5,7 +5,7 @@ import pytest
 
 from salt_distill.common.config import PROTOCOLS, ProbeConfig, ViewConfig, preset_layer
 from salt_distill.common.data import views
-from salt_distill.common.data.segments import SegmentCut, segment_start, square_box
+from salt_distill.common.data.segments import SegmentCut, centred_box, segment_start
 
 VIEW = ViewConfig(num_frames=4, frame_step=2, crop_size=16)  # a clip spans 7 frames
 
@@ -24,7 +24,18 @@ def numbered(num_frames: int, height: int, width: int) -> list[np.ndarray]:
     [(16, 16, (0, 0, 16, 16)), (40, 24, (8, 0, 24, 24)), (25, 46, (0, 11, 25, 25))],
 )
 def test_one_whole_square_is_the_largest_centred_one(height, width, box):
-    assert square_box(height, width, 0.5, 1.0) == box
+    assert centred_box(VIEW, height, width, 0.5, 1.0) == box
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "box"),
+    [(16, 24, (0, 0, 16, 24)), (40, 24, (12, 0, 16, 24)), (25, 46, (0, 4, 25, 38)), (30, 46, (0, 1, 30, 45))],
+)
+def test_a_crop_of_a_wide_clip_is_the_largest_of_its_shape(height, width, box):
+    wide = VIEW.model_copy(update={"crop_size": (16, 24)})
+    assert centred_box(wide, height, width, 0.5, 1.0) == box
+    pixels, _ = SegmentCut(wide, 1, 1, 1.0).clip(numbered(4, height, width))
+    assert pixels.shape == (4, 16, 24, 3)
 
 
 @pytest.mark.parametrize(("num_frames", "idx"), [(1, [0] * 4), (5, [0, 2, 4, 4]), (30, [12, 14, 16, 18])])
@@ -72,12 +83,12 @@ def test_times_decide_where_the_rate_varies():
 
 
 def test_squares_stand_at_both_ends_and_in_the_middle():
-    boxes = [square_box(10, 31, position, 1.0) for position in (0, 0.5, 1)]
+    boxes = [centred_box(VIEW, 10, 31, position, 1.0) for position in (0, 0.5, 1)]
     assert boxes == [(0, 0, 10, 10), (0, 11, 10, 10), (0, 21, 10, 10)]
-    assert [square_box(31, 10, position, 1.0) for position in (0, 0.5, 1)] == [
+    assert [centred_box(VIEW, 31, 10, position, 1.0) for position in (0, 0.5, 1)] == [
         (left, top, h, w) for top, left, h, w in boxes
     ]
-    assert square_box(256, 340, 0.5, 0.875) == (16, 58, 224, 224)  # V-JEPA's single view: 224 of 256
+    assert centred_box(VIEW, 256, 340, 0.5, 0.875) == (16, 58, 224, 224)  # V-JEPA's single view: 224 of 256
 
 
 def test_views_come_one_after_the_other_with_all_their_segments():

@@ -18,6 +18,7 @@ from salt_distill.common.config import (
     PhysicsConfig,
     ScenesConfig,
     TeacherComputeConfig,
+    ViewConfig,
 )
 from salt_distill.common.data.encode import encode_mp4
 from salt_distill.common.data.making.scenes import PROPERTIES, SCREEN, make_scenes, scene
@@ -46,6 +47,7 @@ from salt_distill.student_trainer.evaluation.physics.run import context_lengths,
 from salt_distill.student_trainer.evaluation.physics.surprise import surprise
 from salt_distill.student_trainer.vpixel import VPixel
 
+VIEW = ViewConfig(crop_size=16)
 SETTINGS = {"window": 4, "crop_size": None, "batch_size": 2, "num_threads": 1}
 
 
@@ -174,13 +176,13 @@ def test_a_model_that_knows_the_rule_is_right_and_one_that_is_wrong_is_not(scene
         model = Knows(1)
         model.impossible = set()
         for pair in pairs:
-            clips = read_pair(pair, 2, 16)
+            clips = read_pair(pair, 2, VIEW)
             sides = [
                 {clip[start : start + 4].tobytes() for start in range(0, len(clip) - 3, 2)} for clip in clips
             ]
             model.impossible |= sides[0] - sides[1] if swapped else sides[1] - sides[0]
         judged, skipped = judge(
-            model, pairs, frame_step=2, size=16, window=4, contexts=[2], stride=2, batch_size=3
+            model, pairs, frame_step=2, view=VIEW, window=4, contexts=[2], stride=2, batch_size=3
         )
         assert skipped == {}
         assert {score.accuracy for score in accuracies(judged, [2])["average"][FILTERED].values()} == {
@@ -216,13 +218,13 @@ def test_what_is_taken_of_a_video(tmp_path):
     assert parents == [
         ("O1", "2", "4"), ("O1", "3", "1"),
     ]  # fmt: skip
-    possible, impossible = read_pair(pairs[0], 2, 4)
-    assert possible.shape == impossible.shape == (49, 4, 4, 3)
+    possible, impossible = read_pair(pairs[0], 2, ViewConfig(crop_size=[4, 6]))
+    assert possible.shape == impossible.shape == (49, 4, 6, 3)
     assert possible[:25, 0, 0, 0].tolist() == list(range(0, 50, 2))
 
     (pair,) = grasp(tmp_path)
     assert (pair.property, pair.possible.path.parent.name) == ("Gravity", "P_Gravity")
-    clip, _ = read_pair(pair, 10, 16)
+    clip, _ = read_pair(pair, 10, VIEW)
     assert (clip[:, 8, 8, 0] / 4).round().tolist() == [0, 10, 20, 30, 40]
 
     with (tmp_path / "continuity.csv").open("w", newline="") as file:
@@ -236,7 +238,7 @@ def test_what_is_taken_of_a_video(tmp_path):
         ]
         csv.writer(file).writerows([fields, ["long.mp4", "impossible", 9, "short.mp4", "possible", 4]])
     (pair,) = inflevel(tmp_path)
-    possible, impossible = read_pair(pair, 5, 16)  # 43 frames are left of the short one, 50 of the long one
+    possible, impossible = read_pair(pair, 5, VIEW)  # 43 frames are left of the short one, 50 of the long one
     assert (possible[:, 8, 8, 0] / 4).round().tolist() == list(range(5, 48, 5))
     assert (impossible[:, 8, 8, 0] / 4).round().tolist() == list(range(17, 60, 5))
 
@@ -267,7 +269,7 @@ def test_folders_that_are_not_the_benchmark_are_errors(tmp_path, scenes):
 def test_unreadable_videos_are_named_until_they_are_many(scenes):
     pairs = intphys(scenes)[:4]
     broken = [pair.__class__(**vars(pair) | {"possible": PairVideo(path=scenes)}) for pair in pairs]
-    settings = {"frame_step": 2, "size": 16, "window": 4, "contexts": [2], "stride": 2, "batch_size": 3}
+    settings = {"frame_step": 2, "view": VIEW, "window": 4, "contexts": [2], "stride": 2, "batch_size": 3}
     judged, skipped = judge(Still(), [broken[0], *pairs[1:]], **settings)
     assert len(judged) == 3
     assert "holds no images" in skipped[pairs[0].name]

@@ -9,7 +9,7 @@ import torch
 
 from salt_distill.common.config import MASKS, BlockSetConfig, MaskConfig, TubeSetConfig, mask_layer
 from salt_distill.common.model.grid import TokenGrid
-from salt_distill.common.model.masking import group_idx, mask_group
+from salt_distill.common.model.masking import block_size, group_idx, mask_group
 
 PAPER_GRID = TokenGrid(8, 14, 14)
 NUM_PLACES = 14 * 14
@@ -195,3 +195,19 @@ def test_a_group_outside_the_batch_is_an_error():
 def test_every_mask_group_has_one_rank(batch_size, world_size):
     taken = [group for rank in range(world_size) for group in group_idx(batch_size, rank, world_size)]
     assert taken == list(range(-(-batch_size // 24)))
+
+
+@pytest.mark.parametrize(
+    ("grid", "short", "long"),
+    [
+        ((4, 6), [(2, 1), (2, 2)], [(3, 5), (4, 3), (4, 4), (4, 5)]),
+        ((6, 4), [(2, 1), (2, 2)], [(3, 4), (4, 4), (5, 3), (5, 4)]),
+        ((9, 16), [(4, 5), (5, 4), (5, 5), (6, 4)], [(9, 8), (9, 9), (9, 10), (9, 11), (9, 12)]),
+    ],
+)
+def test_blocks_of_wide_and_high_grids_are_the_references(grid, short, long):
+    """All that V-JEPA 2's generator gives for seeds 0 to 1999: each side is cut to its own of the grid."""
+    for mask_set, expected in zip(MaskConfig().sets, (short, long), strict=True):
+        assert isinstance(mask_set, BlockSetConfig)
+        sizes = {block_size(seed, TokenGrid(2, *grid), mask_set)[1:] for seed in range(2000)}
+        assert sorted(sizes) == expected

@@ -45,6 +45,20 @@ def test_transformers_is_right_only_at_the_crop_that_was_exported(ours, as_hf, t
     assert (right - expected).abs().max() < 1e-5
 
 
+def test_wide_clips_go_where_the_format_has_a_place_for_them(tmp_path):
+    """V-JEPA 2's encoder takes rows and columns from the clip, its predictor and transformers from one
+    number."""
+    view = {"num_frames": 4, "frame_step": 1, "crop_size": [32, 48]}
+    wide = save_ours(tmp_path / "ours", encoder_config(), view=view)
+    with pytest.raises(ValueError, match="got clips of 32x48 pixels, expected square ones"):
+        exported(wide, tmp_path / "hf", "hf")
+    file = exported(wide, tmp_path / "x.pt", "vjepa2")
+    assert "predictor" not in torch.load(file, weights_only=True)
+    assert open_encoder(FrozenConfig(ckpt=str(file))).grid == (2, 2, 3)
+    assert torch.equal(tokens(file, random_clip(4, 32, 48)), tokens(wide, random_clip(4, 32, 48)))
+    exported(wide, tmp_path / "hf", "hf", crop_size=32)
+
+
 def test_every_mlp_width_survives_the_ratio():
     sizes = [(width, hidden) for width in range(8, 1700, 8) for hidden in range(8, 4 * width, 72)] + [
         (1408, 6144),

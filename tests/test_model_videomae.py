@@ -62,10 +62,10 @@ def test_both_spellings_of_the_biases_are_read(tmp_path):
 
 def test_a_clip_of_another_size_is_refused(tmp_path):
     save_random(VideoMAEModel, tmp_path)
-    with pytest.raises(
-        ValueError, match=r"got clips of 64 tokens for an encoder with absolute positions, expected 32"
-    ):
-        load_encoder(tmp_path)(random_clip(8, 32))
+    expected = "tokens for an encoder with absolute positions, expected 32 of a square clip"
+    for clip, grid in ((random_clip(8, 32), "4x4x4"), (random_clip(4, 16, 64), "2x2x8")):
+        with pytest.raises(ValueError, match=f"got clips of {grid} {expected}"):
+            load_encoder(tmp_path)(clip)
 
 
 def test_what_does_not_fit_is_named(tmp_path):

@@ -30,6 +30,7 @@ from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
     MAX_DEPTH,
     BlockSetConfig,
+    CropSize,
     EncoderConfig,
     GpuName,
     MaskConfig,
@@ -39,6 +40,7 @@ from salt_distill.common.config.model import (
     TubeSetConfig,
     ViewConfig,
     Views,
+    is_whole_cubes,
 )
 from salt_distill.common.config.plan import PlanConfig, PlannedStudent
 from salt_distill.common.config.presets import MASKS, PRESETS, mask_layer, preset_layer, warmup_layer
@@ -88,6 +90,7 @@ __all__ = [
     "ComputeDtype",
     "Config",
     "ConfigValues",
+    "CropSize",
     "DrainConfig",
     "DrawConfig",
     "EmaConfig",
@@ -145,6 +148,7 @@ __all__ = [
     "Views",
     "dump_yaml",
     "explain",
+    "is_whole_cubes",
     "load_yaml",
     "mask_layer",
     "merge",

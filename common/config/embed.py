@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from salt_distill.common.config.base import Config
+from salt_distill.common.config.model import CropSize
 from salt_distill.common.config.train import ComputeDtype
 
 
@@ -40,7 +41,7 @@ class EmbedConfig(Config):
     """Seconds from the start of one window to the next; none: those of a window."""
     num_frames: PositiveInt | None = None
     """Frames of a clip; none: what the checkpoint says, 16 where it says nothing."""
-    crop_size: PositiveInt | None = None
+    crop_size: CropSize | None = None
     """Height and width of a clip, in pixels; none: what the checkpoint says, 224 where it says nothing."""
     frame_step: PositiveInt | None = None
     """Frames of the video from one frame of a clip to the next; none: what the checkpoint says, 4 where it

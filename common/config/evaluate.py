@@ -15,6 +15,7 @@ from pydantic import (
 from salt_distill.common.config.base import Config
 from salt_distill.common.config.loader import LoaderConfig
 from salt_distill.common.config.model import (
+    CropSize,
     EncoderConfig,
     MaskConfig,
     PredictorConfig,
@@ -43,7 +44,7 @@ class ProbeConfig(Config):
     """JSON file of the accuracies; tables and pictures of the classes are written beside it."""
     num_frames: PositiveInt | None = None
     """Frames of a clip; none: what each checkpoint says, 16 where it says nothing."""
-    crop_size: PositiveInt | None = None
+    crop_size: CropSize | None = None
     """Height and width of a clip, in pixels; none: what each checkpoint says, 224 where it says nothing."""
     frame_step: PositiveInt | None = None
     """Frames of the video from one frame of a clip to the next; none: what each checkpoint says, 4 where it
@@ -51,11 +52,11 @@ class ProbeConfig(Config):
     segments: PositiveInt = 1
     """Equal parts of a video, each of which gives a clip; the probe reads the tokens of all together."""
     views: PositiveInt = 1
-    """Squares, spread along a frame's longer side, that are scored; their class probabilities are averaged.
-    The probe learns on the middle one."""
+    """Crops of a clip's shape, spread along the side of a frame that has more than it needs, that are scored;
+    their class probabilities are averaged. The probe learns on the middle one."""
     square: float = Field(default=1.0, gt=0, le=1)
-    """Side of a square, as a share of the frame's shorter side (V-JEPA 2: 0.875 with one view, 1 with
-    three)."""
+    """Sides of a crop, as a share of those of the largest: of a square, the frame's shorter side (V-JEPA 2:
+    0.875 with one view, 1 with three)."""
     augment: bool = False
     """Learn on other clips in every epoch, starting anywhere in their segments, cropped to 8 to 100% of the
     frame. Every epoch then costs a forward; without it, the tokens of each training clip are computed
@@ -175,7 +176,7 @@ class PhysicsConfig(Config):
     frame_step: PositiveInt | None = None
     """Frames of a video from one that is taken to the next; none: 2 for IntPhys, 10 for GRASP, 5 for
     InfLevel."""
-    crop_size: PositiveInt | None = None
+    crop_size: CropSize | None = None
     """Height and width of a window, in pixels; none: those of a clip of the checkpoint."""
     batch_size: PositiveInt = 16
     """Windows of one forward."""
@@ -199,7 +200,7 @@ class RankConfig(Config):
     """Nearest training clips that vote."""
     num_frames: PositiveInt | None = None
     """Frames of a clip; none: what each checkpoint says, 16 where it says nothing."""
-    crop_size: PositiveInt | None = None
+    crop_size: CropSize | None = None
     """Height and width of a clip, in pixels; none: what each checkpoint says, 224 where it says nothing."""
     encode_batch_size: PositiveInt = 16
     """Clips of one forward of an encoder."""
@@ -263,7 +264,7 @@ class ExportConfig(Config):
     """The directory or file to write; it must not exist."""
     num_frames: PositiveInt | None = None
     """Frames of the clips that it is meant for; none: the checkpoint's."""
-    crop_size: PositiveInt | None = None
+    crop_size: CropSize | None = None
     """Height and width of the clips that it is meant for, in pixels; none: the checkpoint's. `transformers`
     is right for no other."""
     probe: str | None = None
@@ -290,7 +291,7 @@ class PicturesConfig(Config):
     """Split of the data set; `all` takes every sample."""
     num_frames: PositiveInt | None = None
     """Frames of a clip; none: what each checkpoint says, 16 where it says nothing."""
-    crop_size: PositiveInt | None = None
+    crop_size: CropSize | None = None
     """Height and width of a clip, in pixels; none: what each checkpoint says, 224 where it says nothing."""
     seed: int = 0
     """Decides the masks."""

@@ -3,7 +3,7 @@
 from pydantic import PositiveFloat, PositiveInt
 
 from salt_distill.common.config.base import Config
-from salt_distill.common.config.model import Sampling, ViewConfig
+from salt_distill.common.config.model import CropSize, Sampling, ViewConfig
 
 TIMM, TIMM_RANDOM = "timm:", "timm-random:"
 """What a --ckpt begins with that names an architecture of timm: with its released weights, or with random
@@ -21,7 +21,7 @@ class FrozenConfig(Config):
     for random weights."""
     num_frames: PositiveInt | None = None
     """Frames of a clip; none: what the checkpoint says, 16 where it says nothing."""
-    crop_size: PositiveInt | None = None
+    crop_size: CropSize | None = None
     """Height and width of a clip, in pixels; none: what the checkpoint says, 224 where it says nothing."""
     patch_size: PositiveInt | None = None
     """Side of the square of pixels that gives a token, for `timm:` only (16): the student's. Frames are

@@ -1,8 +1,9 @@
 """Models, clips and masks."""
 
-from typing import Literal, Self
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from salt_distill.common.config.base import Config
 
@@ -83,6 +84,24 @@ def _check_heads(name: str, width: int, num_heads: int) -> None:
 Sampling = Literal["step", "window"]
 
 
+def _crop_size(value: Any) -> int | tuple[int, int]:
+    """A square's side as one number, however it was written: equal clips are equal in every file."""
+    sides = re.split(r"\s*[x,]\s*", value.strip("[ ]")) if isinstance(value, str) else value
+    sides = list(sides) if isinstance(sides, list | tuple) else [sides]
+    pixels = [int(side) for side in sides if _PIXELS.fullmatch(str(side))]
+    if not 0 < len(pixels) == len(sides) <= 2:
+        raise ValueError(
+            f"got {value!r}, expected height and width of a clip in pixels: one number, such as 224, or two,"
+            " such as [64, 96]"
+        )
+    return pixels[0] if pixels[0] == pixels[-1] else (pixels[0], pixels[1])
+
+
+_PIXELS = re.compile("[1-9][0-9]{0,5}")
+CropSize = Annotated[int | tuple[int, int], BeforeValidator(_crop_size)]
+"""Height and width of a clip, in pixels; one number where they are equal. 64x96 as a flag."""
+
+
 class ViewConfig(Config):
     """Which clip a draw takes from a video (Table 5). Everything that decides a clip's bytes beside the draw
     itself."""
@@ -94,12 +113,12 @@ class ViewConfig(Config):
     sampling: Sampling = "step"
     """Every `frame_step`-th frame (0, 4, 8 ... 60), or frames spread evenly over a window of num_frames x
     frame_step, its end included (0, 4, 8, 12, 17 ... 63: V-JEPA's loader)."""
-    crop_size: PositiveInt = 224
-    """Height and width of a clip, in pixels."""
+    crop_size: CropSize = 224
+    """Height and width of a clip, in pixels: one number, or [HEIGHT, WIDTH]."""
     scale: tuple[PositiveFloat, PositiveFloat] = (0.3, 1.0)
     """Range of the crop's share of the frame's area."""
     ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.35)
-    """Range of the crop's width over height, drawn log-uniformly."""
+    """Range of the crop's width over height, as a multiple of the clip's, drawn log-uniformly."""
     flip: bool = True
     """Mirror half of the clips left to right. Off where labels name directions."""
 
@@ -115,16 +134,36 @@ class ViewConfig(Config):
         return self
 
     @property
+    def height(self) -> int:
+        """Of a clip, in pixels."""
+        return self.crop_size if isinstance(self.crop_size, int) else self.crop_size[0]
+
+    @property
+    def width(self) -> int:
+        """Of a clip, in pixels."""
+        return self.crop_size if isinstance(self.crop_size, int) else self.crop_size[1]
+
+    @property
+    def size_text(self) -> str:
+        """Height and width for people: 224, or 64x96."""
+        return str(self.crop_size) if isinstance(self.crop_size, int) else f"{self.height}x{self.width}"
+
+    @property
     def clip_shape(self) -> tuple[int, int, int, int]:
         """(t, h, w, 3)."""
-        return (self.num_frames, self.crop_size, self.crop_size, 3)
+        return (self.num_frames, self.height, self.width, 3)
+
+
+def is_whole_cubes(view: ViewConfig, *, tubelet_size: int, patch_size: int) -> bool:
+    """Whether a clip is a whole number of cubes, along each of its sides."""
+    return not (view.num_frames % tubelet_size or view.height % patch_size or view.width % patch_size)
 
 
 def require_whole_cubes(view: ViewConfig, encoder: EncoderConfig) -> None:
     """Raises ValueError unless a clip is a whole number of the encoder's cubes."""
-    if view.num_frames % encoder.tubelet_size or view.crop_size % encoder.patch_size:
+    if not is_whole_cubes(view, tubelet_size=encoder.tubelet_size, patch_size=encoder.patch_size):
         raise ValueError(
-            f"got a clip of {view.num_frames} frames of {view.crop_size} pixels, expected multiples of "
+            f"got a clip of {view.num_frames} frames of {view.size_text} pixels, expected multiples of "
             f"encoder.tubelet_size={encoder.tubelet_size} and encoder.patch_size={encoder.patch_size}"
         )
 

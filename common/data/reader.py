@@ -112,7 +112,7 @@ class Reader:
         )
 
     def evaluation(self, samples: Sequence[Sample]) -> ClipBatch:
-        """The centre view of each sample: middle frames, largest centred square, no flip. Bad videos as in
+        """The centre view of each sample: middle frames, largest centred crop, no flip. Bad videos as in
         ``clips``."""
         return self.view(samples, CENTRE_VIEW)
 

@@ -1,5 +1,5 @@
 """The clips that an evaluation takes from one video: one of each of its segments, and of each of those one or
-more squares."""
+more crops."""
 
 from dataclasses import dataclass
 
@@ -19,11 +19,12 @@ class SegmentCut:
     view: ViewConfig
     num_segments: int
     num_views: int
-    """Squares along the longer side: the middle one, or equally spaced from end to end."""
+    """Crops along the side that has more than a clip needs: the middle one, or equally spaced from end to
+    end."""
     square: float
-    """Their side, as a share of the shorter side."""
+    """Their side, as a share of that of the largest crop: of a square clip, the frame's shorter side."""
     draws: tuple[Draw, ...] = ()
-    """One for each segment: its start and its crop, in place of the middle and of the squares."""
+    """One for each segment: its start and its crop, in place of the middle and of those crops."""
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
@@ -41,7 +42,7 @@ class SegmentCut:
         ]
         return [idx for share in shares for idx in frame_idx(self.view, num_frames, share, times)]
 
-    def clip(self, frames: Frames) -> tuple[UInt8[np.ndarray, "t s s 3"], bytes]:
+    def clip(self, frames: Frames) -> tuple[UInt8[np.ndarray, "t rows columns 3"], bytes]:
         """Every clip, and the digest of all."""
         height, width, _ = frames[0].shape
         t = self.view.num_frames
@@ -51,12 +52,13 @@ class SegmentCut:
             ]
         else:
             positions = np.linspace(0, 1, self.num_views) if self.num_views > 1 else [0.5]
-            squares = [square_box(height, width, position, self.square) for position in positions]
-            boxes = [[(number, box) for number in range(self.num_segments)] for box in squares]
+            crops = [centred_box(self.view, height, width, position, self.square) for position in positions]
+            boxes = [[(number, box) for number in range(self.num_segments)] for box in crops]
         clips = [
             resize(
                 [frame[top : top + h, left : left + w] for frame in frames[number * t : (number + 1) * t]],
-                self.view.crop_size,
+                self.view.height,
+                self.view.width,
             )
             for of_view in boxes
             for number, (top, left, h, w) in of_view
@@ -83,14 +85,18 @@ def segment_start(view: ViewConfig, num_frames: int, number: int, num_segments: 
     return (min(int(first), num_starts - 1) + 0.5) / num_starts
 
 
-def square_box(height: int, width: int, position: float, share: float) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a square of ``share`` of the shorter side: in its middle, and at
-    ``position`` along the longer one."""
-    short = min(height, width)
-    side = max(1, round(short * share))
-    along = (position, 0.5) if height > width else (0.5, position)
+def centred_box(
+    view: ViewConfig, height: int, width: int, position: float, share: float
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a crop of a clip's shape whose sides are ``share`` of those of the
+    largest in the frame: in the middle of the side that the largest fills, and at ``position`` along the
+    other."""
+    ratio = view.width / view.height
+    largest = min(height, width / ratio)  # its height
+    box = max(1, round(largest * share)), max(1, min(width, round(largest * ratio * share)))
+    along = (position, 0.5) if height * ratio > width else (0.5, position)
     top, left = (
         min(int(place * (extent - side + 1)), extent - side)
-        for place, extent in zip(along, (height, width), strict=True)
+        for place, extent, side in zip(along, (height, width), box, strict=True)
     )
-    return top, left, side, side
+    return top, left, *box

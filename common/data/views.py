@@ -102,7 +102,7 @@ def crop_box(view: ViewConfig, height: int, width: int, draw: Draw) -> tuple[int
     """(top, left, height, width) of the crop, in pixels of the frame, as torchvision's and V-JEPA's random
     resized crop: area uniform, aspect ratio log-uniform, position uniform; the first try that fits, else the
     largest centred box whose ratio is allowed."""
-    low, high = view.ratio
+    low, high = (ratio * (view.width / view.height) for ratio in view.ratio)
     for box in draw.tries:
         area = height * width * _between(view.scale, box.area)
         ratio = math.exp(_between((math.log(low), math.log(high)), box.ratio))
@@ -115,16 +115,18 @@ def crop_box(view: ViewConfig, height: int, width: int, draw: Draw) -> tuple[int
     return (height - crop_h) // 2, (width - crop_w) // 2, crop_h, crop_w
 
 
-def apply(view: ViewConfig, frames: Frames, draw: Draw) -> UInt8[np.ndarray, "t s s 3"]:
+def apply(view: ViewConfig, frames: Frames, draw: Draw) -> UInt8[np.ndarray, "t rows columns 3"]:
     """The clip: ``frames`` (those of ``frame_idx``) cropped, resized to ``crop_size``, mirrored for half of
     the draws. C order."""
     frame_height, frame_width, _ = frames[0].shape
     top, left, height, width = crop_box(view, frame_height, frame_width, draw)
     crops = [frame[top : top + height, left : left + width] for frame in frames]
-    return resize(crops, view.crop_size, mirror=view.flip and draw.flip < 0.5)
+    return resize(crops, view.height, view.width, mirror=view.flip and draw.flip < 0.5)
 
 
-def resize(frames: Frames, size: int, *, mirror: bool = False) -> UInt8[np.ndarray, "t s s 3"]:
+def resize(
+    frames: Frames, out_height: int, out_width: int, *, mirror: bool = False
+) -> UInt8[np.ndarray, "t rows columns 3"]:
     """Bilinear, half-pixel centres, no antialias, in float32, rounded half to even: what
     ``interpolate(align_corners=False)`` computes.
 
@@ -132,20 +134,20 @@ def resize(frames: Frames, size: int, *, mirror: bool = False) -> UInt8[np.ndarr
     multiply and add in ways that depend on the machine and on how the work was cut among threads.
     """
     height, width, _ = frames[0].shape
-    top, bottom, down = _taps(height, size)
-    left, right, along = _taps(width, size)
+    top, bottom, down = _taps(height, out_height)
+    left, right, along = _taps(width, out_width)
     if mirror:  # costs nothing here, and as much as the resizing afterwards
         left, right, along = left[::-1], right[::-1], along[::-1]
     channel = np.arange(3)
     left, right = ((column[:, None] * 3 + channel).ravel() for column in (left, right))
     down, along = down[:, None], along.repeat(3)
-    resized = np.empty((len(frames), size, size * 3), np.uint8)
+    resized = np.empty((len(frames), out_height, out_width * 3), np.uint8)
     for frame, out in zip(frames, resized, strict=True):  # by frame: stays in the processor's cache
         frame = frame.reshape(height, width * 3)
         rows = _mix(frame.take(top, 0).astype(np.float32), frame.take(bottom, 0).astype(np.float32), down)
         mixed = _mix(rows.take(left, 1), rows.take(right, 1), along)
         out[...] = np.rint(mixed, out=mixed)
-    return resized.reshape(len(frames), size, size, 3)
+    return resized.reshape(len(frames), out_height, out_width, 3)
 
 
 def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

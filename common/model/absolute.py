@@ -40,11 +40,11 @@ class AbsoluteEncoder(nn.Module):
         ValueError for a clip of another size than its own."""
         config = self.config
         grid = grid_of(clip, patch_size=config.patch_size, tubelet_size=config.tubelet_size)
-        if grid.num_tokens != config.num_tokens:
+        if grid.num_tokens != config.num_tokens or grid.h != grid.w:
             raise ValueError(
-                f"got clips of {grid.num_tokens} tokens for an encoder with absolute positions, expected"
-                f" {config.num_tokens}, whose positions it was trained with: leave --num-frames and"
-                " --crop-size as the checkpoint says"
+                f"got clips of {grid.t}x{grid.h}x{grid.w} tokens for an encoder with absolute positions,"
+                f" expected {config.num_tokens} of a square clip, whose positions it was trained with: leave"
+                " --num-frames and --crop-size as the checkpoint says"
             )
         pixels = cubes(clip, token_idx, patch_size=config.patch_size, tubelet_size=config.tubelet_size)
         positions = self.positions if token_idx is None else self.positions[token_idx]

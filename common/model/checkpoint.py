@@ -25,6 +25,7 @@ from salt_distill.common.config import (
     MaskConfig,
     PredictorConfig,
     ViewConfig,
+    is_whole_cubes,
 )
 from salt_distill.common.model.frozen import AbsoluteConfig, FrozenEncoder
 from salt_distill.common.model.grid import TokenGrid, token_grid
@@ -219,13 +220,13 @@ def open_encoder(choice: FrozenConfig) -> FrozenEncoder:
     view = encoder.view.model_copy(update={name: value for name, value in clip.items() if value is not None})
     if isinstance(encoder.config, AbsoluteConfig) and view.clip_shape != encoder.view.clip_shape:
         raise ValueError(
-            f"{choice.ckpt}: got clips of {view.num_frames} frames of {view.crop_size} pixels, expected"
-            f" {encoder.view.num_frames} of {encoder.view.crop_size}, whose positions it was trained with:"
+            f"{choice.ckpt}: got clips of {view.num_frames} frames of {view.size_text} pixels, expected"
+            f" {encoder.view.num_frames} of {encoder.view.size_text}, whose positions it was trained with:"
             " leave --num-frames and --crop-size out"
         )
-    if view.num_frames % tubelet or view.crop_size % patch:
+    if not is_whole_cubes(view, tubelet_size=tubelet, patch_size=patch):
         raise ValueError(
-            f"{choice.ckpt}: got clips of {view.num_frames} frames of {view.crop_size} pixels, expected"
+            f"{choice.ckpt}: got clips of {view.num_frames} frames of {view.size_text} pixels, expected"
             f" multiples of {tubelet} frames and {patch} pixels: choose --num-frames and --crop-size so"
         )
     return dataclasses.replace(encoder, view=view)

@@ -10,7 +10,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from salt_distill.common.config import ExportConfig, FrozenConfig
+from salt_distill.common.config import ExportConfig, FrozenConfig, ViewConfig
 from salt_distill.common.console import console
 from salt_distill.common.model.checkpoint import (
     CheckpointConfig,
@@ -51,6 +51,8 @@ def export(choice: ExportConfig, console: Console = console) -> None:
             f"{choice.ckpt}: got rope={config.encoder.rope}, expected vjepa2_tiled: neither transformers nor"
             " V-JEPA 2 rotates positions the other way"
         )
+    if choice.format == "hf":
+        require_square(config.view, choice.ckpt)
     obstacle = _obstacle(config)
     predictor = load_predictor(choice.ckpt) if obstacle is None else None
     if choice.format == "hf":
@@ -64,11 +66,22 @@ def export(choice: ExportConfig, console: Console = console) -> None:
     console.print(f"{out}: {held}", highlight=False, markup=False, soft_wrap=True)
 
 
+def require_square(view: ViewConfig, ckpt: str) -> None:
+    """Raises ValueError for clips whose positions a VJEPA2 directory has no place for."""
+    if view.height != view.width:
+        raise ValueError(
+            f"{ckpt}: got clips of {view.size_text} pixels, expected square ones: transformers takes rows and"
+            f" columns from one crop_size; give --crop-size {view.height}, or --format vjepa2"
+        )
+
+
 def _obstacle(config: CheckpointConfig) -> str | None:
     """Why the predictor stays here, if it does: both formats have one that predicts latents as wide as the
     encoder's."""
     if config.objective == "vpixel":
         return "its predictor predicts pixels"
+    if config.view.height != config.view.width:
+        return "V-JEPA 2's predictor takes its positions from the grid of a square clip"
     if config.predictor_out_width != config.encoder.width:
         return (
             f"its predictor predicts latents of {config.predictor_out_width} channels, the encoder's have"
@@ -82,7 +95,7 @@ def _write_hf(out: Path, config: CheckpointConfig, encoder: nn.Module, predictor
     if predictor is not None:
         tensors |= to_theirs(predictor.state_dict(), hf_predictor(predictor))
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    crop_size = config.view.crop_size
+    crop_size = config.view.height
     processor = {
         "video_processor_type": "VJEPA2VideoProcessor",
         "size": {"shortest_edge": int(crop_size * 256 / 224)},
@@ -103,7 +116,7 @@ def _hf_config(config: CheckpointConfig, with_predictor: bool) -> dict[str, Any]
         "architectures": ["VJEPA2Model"],
         "model_type": "vjepa2",
         "patch_size": encoder.patch_size,
-        "crop_size": config.view.crop_size,
+        "crop_size": config.view.height,
         # The format has no place for the frame step and the like; transformers keeps what it does not know.
         "salt_view": config.view.model_dump(mode="json"),
         "frames_per_clip": config.view.num_frames,

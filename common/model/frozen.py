@@ -80,5 +80,7 @@ class FrozenEncoder:
     @property
     def grid(self) -> TokenGrid:
         """The token grid of a clip."""
-        side = self.view.crop_size // self.config.patch_size
-        return TokenGrid(self.view.num_frames // self.config.tubelet_size, side, side)
+        view, patch_size = self.view, self.config.patch_size
+        return TokenGrid(
+            view.num_frames // self.config.tubelet_size, view.height // patch_size, view.width // patch_size
+        )

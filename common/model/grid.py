@@ -25,8 +25,11 @@ class TokenGrid(NamedTuple):
 
 def token_grid(view: ViewConfig, encoder: EncoderConfig) -> TokenGrid:
     """The grid that an encoder cuts a clip into."""
-    side = view.crop_size // encoder.patch_size
-    return TokenGrid(view.num_frames // encoder.tubelet_size, side, side)
+    return TokenGrid(
+        view.num_frames // encoder.tubelet_size,
+        view.height // encoder.patch_size,
+        view.width // encoder.patch_size,
+    )
 
 
 def grid_of(clip: Shaped[Tensor, "b c t h w"], *, patch_size: int, tubelet_size: int) -> TokenGrid:

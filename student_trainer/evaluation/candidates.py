@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from salt_distill.common.config import TIMM_RANDOM, EncoderConfig, FrozenConfig
+from salt_distill.common.config import TIMM_RANDOM, CropSize, EncoderConfig, FrozenConfig
 from salt_distill.common.draws import words
 from salt_distill.common.model.checkpoint import open_encoder
 from salt_distill.common.model.frozen import FrozenEncoder
@@ -18,7 +18,7 @@ RANDOM_INIT = "random-init"
 
 
 def open_candidates(
-    paths: Sequence[str], num_frames: int | None, crop_size: int | None, frame_step: int | None
+    paths: Sequence[str], num_frames: int | None, crop_size: CropSize | None, frame_step: int | None
 ) -> list[FrozenEncoder]:
     """The encoders that these name, each once, on clips that are as asked for; named after their runs."""
     names = [checkpoint_name(path) for path in paths]

@@ -55,7 +55,7 @@ class EncoderIdentity(Record):
     def clips(self) -> str:
         """The clips in words."""
         view = self.view
-        return f"{view.num_frames} frames, one in {view.frame_step}, of {view.crop_size} pixels"
+        return f"{view.num_frames} frames, one in {view.frame_step}, of {view.size_text} pixels"
 
 
 def index_hash(data: str) -> str:

@@ -8,7 +8,7 @@ from jaxtyping import Float64, Int64, UInt8
 from salt_distill.common.clip import clip_digest
 from salt_distill.common.config import ViewConfig
 from salt_distill.common.data.clock import usual_interval
-from salt_distill.common.data.segments import square_box
+from salt_distill.common.data.segments import centred_box
 from salt_distill.common.data.views import Frames, frame_idx, resize
 
 
@@ -22,7 +22,7 @@ class Window:
 
 @dataclass(frozen=True)
 class WindowsCut:
-    """The clips of several windows, for ``Task``: the square in the middle of each frame."""
+    """The clips of several windows, for ``Task``: the middle of each frame."""
 
     view: ViewConfig
     windows: tuple[Window, ...]
@@ -55,12 +55,12 @@ class WindowsCut:
         ticks = times - times[0]
         return ticks * (self.duration_s / (ticks[-1] + usual_interval(times)))
 
-    def clip(self, frames: Frames) -> tuple[UInt8[np.ndarray, "n s s 3"], bytes]:
+    def clip(self, frames: Frames) -> tuple[UInt8[np.ndarray, "n rows columns 3"], bytes]:
         """Every clip, and the digest of all."""
         height, width, _ = frames[0].shape
-        top, left, side, _ = square_box(height, width, 0.5, 1.0)
-        squares = [frame[top : top + side, left : left + side] for frame in frames]
-        pixels = resize(squares, self.view.crop_size)
+        top, left, high, wide = centred_box(self.view, height, width, 0.5, 1.0)
+        crops = [frame[top : top + high, left : left + wide] for frame in frames]
+        pixels = resize(crops, self.view.height, self.view.width)
         return pixels, clip_digest(pixels)
 
 

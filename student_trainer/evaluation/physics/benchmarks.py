@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from salt_distill.common.clip import BadVideoError
-from salt_distill.common.data.segments import square_box
+from salt_distill.common.config import ViewConfig
+from salt_distill.common.data.segments import centred_box
 from salt_distill.common.data.stills import decode_stills
 from salt_distill.common.data.video import decode, probe
 from salt_distill.common.data.video_facts import VideoFacts
@@ -65,7 +66,7 @@ class VideoPair:
     first: tuple[int, int] = (0, 0)
     """The first frames to be taken of each, before their lengths are made equal."""
     whole_frame: bool = False
-    """Squash the frame instead of taking its middle square."""
+    """Squash the frame instead of taking its middle."""
     whole_steps: bool = False
     """Take only frames that a whole step follows: 49 of IntPhys's 100."""
 
@@ -181,10 +182,10 @@ LAYOUTS: dict[str, Callable[[Path], list[VideoPair]]] = {
 
 
 def read_pair(
-    pair: VideoPair, frame_step: int, size: int
-) -> tuple[UInt8[np.ndarray, "t s s 3"], UInt8[np.ndarray, "t s s 3"]]:
-    """The frames that are taken of both videos, resized, equally many: of the longer one the first are left
-    out. Raises BadVideoError."""
+    pair: VideoPair, frame_step: int, view: ViewConfig
+) -> tuple[UInt8[np.ndarray, "t h w 3"], UInt8[np.ndarray, "t h w 3"]]:
+    """The frames that are taken of both videos, of a clip's size, equally many: of the longer one the first
+    are left out. Raises BadVideoError."""
     films = (pair.possible, pair.impossible)
     lengths = [film.num_frames() for film in films]
     left = min(length - first for length, first in zip(lengths, pair.first, strict=True))
@@ -194,7 +195,7 @@ def read_pair(
         frames = film.frames(range(length - left, end, frame_step), length)
         if not pair.whole_frame:
             height, width, _ = frames[0].shape
-            top, start, side, _ = square_box(height, width, 0.5, 1.0)
-            frames = [frame[top : top + side, start : start + side] for frame in frames]
-        clips.append(resize(list(frames), size))
+            top, start, high, wide = centred_box(view, height, width, 0.5, 1.0)
+            frames = [frame[top : top + high, start : start + wide] for frame in frames]
+        clips.append(resize(list(frames), view.height, view.width))
     return clips[0], clips[1]

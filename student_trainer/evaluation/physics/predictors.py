@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from salt_distill.common.config import FrozenConfig, TeacherComputeConfig, ViewConfig, load_yaml
+from salt_distill.common.config import CropSize, FrozenConfig, TeacherComputeConfig, ViewConfig, load_yaml
 from salt_distill.common.model.checkpoint import (
     find_checkpoint,
     load_module,
@@ -66,7 +66,13 @@ class ContextPredictor:
 
 
 def open_predictor(
-    ckpt: str, teacher: str | None, *, window: int, crop_size: int | None, batch_size: int, num_threads: int
+    ckpt: str,
+    teacher: str | None,
+    *,
+    window: int,
+    crop_size: CropSize | None,
+    batch_size: int,
+    num_threads: int,
 ) -> ContextPredictor:
     """A student with the teacher that its checkpoint names, a baseline with its moving average, a stage 1 or
     a VideoMAE directory with its decoder of pixels. Raises ValueError where the teacher is another, or

@@ -7,7 +7,7 @@ import torch
 from rich.progress import track
 
 from salt_distill.common.clip import BadVideoError
-from salt_distill.common.config import FrozenConfig, PhysicsConfig
+from salt_distill.common.config import FrozenConfig, PhysicsConfig, ViewConfig
 from salt_distill.common.console import console, new_results
 from salt_distill.common.model.checkpoint import open_encoder
 from salt_distill.common.model.frozen import AbsoluteConfig
@@ -66,7 +66,7 @@ def run(config: PhysicsConfig) -> None:
         model,
         pairs,
         frame_step=frame_step,
-        size=model.identity.view.crop_size,
+        view=model.identity.view,
         window=window,
         contexts=contexts,
         stride=config.stride,
@@ -104,7 +104,7 @@ def judge(
     pairs: Sequence[VideoPair],
     *,
     frame_step: int,
-    size: int,
+    view: ViewConfig,
     window: int,
     contexts: list[int],
     stride: int,
@@ -117,7 +117,7 @@ def judge(
         pairs, description="surprise", console=console, transient=True, disable=not console.is_terminal
     ):
         try:
-            videos = read_pair(pair, frame_step, size)
+            videos = read_pair(pair, frame_step, view)
         except BadVideoError as error:
             skipped[pair.name] = str(error)
             if len(skipped) > max(1, _MAX_BAD * len(pairs)):

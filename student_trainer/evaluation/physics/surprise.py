@@ -23,7 +23,7 @@ class SurpriseModel(Protocol):
 
 def surprise(
     model: SurpriseModel,
-    video: UInt8[np.ndarray, "t s s 3"],
+    video: UInt8[np.ndarray, "t h w 3"],
     *,
     window: int,
     contexts: list[int],

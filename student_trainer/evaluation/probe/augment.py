@@ -23,7 +23,7 @@ ERASE_ASPECT = (0.3, 1 / 0.3)
 RAND_AUGMENT = "rand-m7-n4-mstd0.5-inc1"
 AUTO_AUGMENT = "original"
 EVAL_RESIZE = 256 / 224
-"""Shorter side of an image over the side of the square in its middle that is scored."""
+"""Sides of an image, resized to cover a clip, over those of its middle that is scored."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class AugmentedVideoCut(SegmentCut):
     seeds: tuple[int, ...] = ()
     """One for each segment."""
 
-    def clip(self, frames: Frames) -> tuple[UInt8[np.ndarray, "t s s 3"], bytes]:
+    def clip(self, frames: Frames) -> tuple[UInt8[np.ndarray, "t rows columns 3"], bytes]:
         """Every clip, and the digest of all."""
         t = self.view.num_frames
         changed = [
@@ -56,30 +56,28 @@ class ImageCut(SegmentCut):
     """Of a training image: cropped, mirrored, changed by AutoAugment, a rectangle erased. None: its
     middle."""
 
-    def clip(self, frames: Frames) -> tuple[UInt8[np.ndarray, "t s s 3"], bytes]:
+    def clip(self, frames: Frames) -> tuple[UInt8[np.ndarray, "t rows columns 3"], bytes]:
         """The clip, and its digest."""
         image = Image.fromarray(np.ascontiguousarray(frames[0]))
         pixels = self._middle(image) if self.seed is None else self._drawn(image, self.seed)
         clip = np.repeat(pixels[None], self.view.num_frames, axis=0)
         return clip, clip_digest(clip)
 
-    def _middle(self, image: Image.Image) -> UInt8[np.ndarray, "s s 3"]:
-        size = self.view.crop_size
-        shorter = int(size * EVAL_RESIZE)
-        width, height = image.size
-        if width < height:
-            wide, high = shorter, int(shorter * height / width)
+    def _middle(self, image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+        high, wide = (int(size * EVAL_RESIZE) for size in (self.view.height, self.view.width))
+        if image.width * high < image.height * wide:
+            high = int(wide * image.height / image.width)
         else:
-            wide, high = int(shorter * width / height), shorter
+            wide = int(high * image.width / image.height)
         resized = image.resize((wide, high), Image.Resampling.BILINEAR)
-        left, top = round((wide - size) / 2), round((high - size) / 2)
-        return np.asarray(resized.crop((left, top, left + size, top + size)))
+        left, top = round((wide - self.view.width) / 2), round((high - self.view.height) / 2)
+        return np.asarray(resized.crop((left, top, left + self.view.width, top + self.view.height)))
 
-    def _drawn(self, image: Image.Image, seed: int) -> UInt8[np.ndarray, "s s 3"]:
-        size, draw = self.view.crop_size, self.draws[0]
+    def _drawn(self, image: Image.Image, seed: int) -> UInt8[np.ndarray, "h w 3"]:
+        draw = self.draws[0]
         top, left, height, width = crop_box(self.view, image.height, image.width, draw)
         cropped = image.crop((left, top, left + width, top + height))
-        cropped = cropped.resize((size, size), Image.Resampling.BICUBIC)
+        cropped = cropped.resize((self.view.width, self.view.height), Image.Resampling.BICUBIC)
         if draw.flip < 0.5:
             cropped = cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pixels = np.array(_seeded(seed, _auto_augment(), cropped))

@@ -44,7 +44,7 @@ class FeatureFacts(Record):
     split: str
     view: ViewConfig
     clips: tuple[int, int, float]
-    """Segments, views, and the side of a square as a share of the frame's shorter side."""
+    """Segments, views, and a crop's sides as a share of those of the largest."""
     antialias: bool
     """Whether frames were resized with antialias, as images are."""
 

@@ -54,7 +54,7 @@ class KeptProbes(Record):
     views: int
     """Squares along the longer side."""
     square: float
-    """Side of a square, as a share of the frame's shorter side."""
+    """A crop's sides, as a share of those of the largest."""
     is_image: bool
     """Whether clips are repeated images, resized with antialias."""
 
