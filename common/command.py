@@ -6,6 +6,7 @@ import importlib
 import inspect
 import logging
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -231,7 +232,8 @@ def resolve(
         layers.append(file)
 
     def flag_or_argument(key: str) -> str:
-        return key.upper() if key in positional else flag_of(key)
+        name, _, below = re.sub(r"\.\d+", "", key).partition(".")
+        return (name.upper() if name in positional else flag_of(name)) + (f": {below}" if below else "")
 
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     layers.append(Layer(given, flag_or_argument))

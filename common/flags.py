@@ -1,20 +1,19 @@
 """A field of a configuration class as a flag or an argument of a command."""
 
 import inspect
-import types
 import typing
-from collections.abc import Iterator
 from typing import Any
 
 import typer
 from pydantic.fields import FieldInfo
 
 from salt_distill.common.config.layers import flag_of
+from salt_distill.common.config.wrong_values import members_of
 
 
 def argument_or_flag(name: str, field: FieldInfo, *, positional: bool) -> inspect.Parameter:
     """The parameter of a command for one field; its docstring is the help."""
-    kinds = set(_members(field.annotation))
+    kinds = {kind for kind, _ in members_of(field.annotation)}
     default = None if field.is_required() else field.get_default(call_default_factory=True)
     note = (
         "required" if field.is_required() else "" if default in (None, ()) else f"default {_plain(default)}"
@@ -51,18 +50,6 @@ def parameter(name: str, annotation: Any, option: Any, default: Any = None) -> i
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, annotation=typing.Annotated[annotation, option], default=default
     )
-
-
-def _members(annotation: Any) -> Iterator[Any]:
-    """The alternatives of a type, without Annotated and unions around them."""
-    origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        yield from _members(typing.get_args(annotation)[0])
-    elif origin in (typing.Union, types.UnionType):
-        for member in typing.get_args(annotation):
-            yield from _members(member)
-    else:
-        yield annotation
 
 
 def _choices(kind: Any) -> tuple[Any, ...]:

@@ -260,10 +260,13 @@ def test_one_rank_that_loses_its_teacher_stops_both_with_its_sentence(teacher, t
         link.fault, link.every = goes_away(link, lambda: False), 8
         (tmp_path / "run").mkdir()
         torch.multiprocessing.spawn(_rank, ([url, link.url], tmp_path), nprocs=2)
-    for when, lost in ("opening", "http://127.0.0.1:1"), ("training", link.url):
+    for when, sentence in (
+        ("opening", "no teacher answered at http://127.0.0.1:1 for"),
+        ("training", f"the teacher at {link.url} failed for"),
+    ):
         said = [(tmp_path / f"{when}-{rank}").read_text() for rank in (0, 1)]
         assert said[0] == said[1]
-        assert said[0].startswith(f"TeacherUnavailableError: the teacher at {lost} failed for")
+        assert said[0].startswith(f"TeacherUnavailableError: {sentence}")
 
 
 def _rank(rank: int, urls: list[str], folder: Path) -> None:

@@ -449,10 +449,17 @@ def test_aliases_of_aliases_are_refused_and_plain_ones_are_not():
         ("steps: ten\n", "1: steps: got 'ten', expected a whole number (as a flag: --steps)"),
         ("optim:\n  lr: a\n", "2: optim.lr: got 'a', expected a number (as a flag: --set optim.lr=...)"),
         ("optim.lr: -1\n", "1: optim.lr: got -1, expected more than 0 (as a flag: --set optim.lr=...)"),
-        ("views: []\n", "1: views: got [], expected fresh or a whole number (as a flag: --views)"),
+        (
+            "views: []\n",
+            "1: views: got [], expected fresh, or a whole number more than 0 (as a flag: --views)",
+        ),
         ("seed: 1\nlr: 1\n", "2: lr: unknown key, did you mean 'optim.lr'?"),
         ("stepps: 1\n", "1: stepps: unknown key, did you mean 'steps'?"),
-        ("view: {scale: 1}\n", "1: view.scale: got 1, expected a list (as a flag: --set view.scale=...)"),
+        (
+            "view: {scale: 1}\n",
+            "1: view.scale: got 1, expected a list of 2 numbers more than 0, such as [0.3, 1.0]"
+            " (as a flag: --set view.scale=...)",
+        ),
         ("seed: [1\n", "2: got no YAML: expected ',' or ']', but got '<stream end>'"),
     ],
 )  # fmt: skip

@@ -187,7 +187,7 @@ def test_a_directory_that_does_not_fit_is_refused(ours, tmp_path, change, senten
         ("hidden_size", 64, r"got \(128, 3, 2, 16, 16\), expected \(64, 3, 2, 16, 16\)"),
         ("model_type", "dinov2", "model_type: got 'dinov2', expected vjepa2"),
         ("hidden_act", "silu", "hidden_act: got 'silu', expected gelu"),
-        ("qkv_bias", False, "qkv_bias.*got False"),
+        ("qkv_bias", False, "qkv_bias.*got false, expected true"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(ours, tmp_path, key, value, sentence):

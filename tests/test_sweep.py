@@ -176,7 +176,7 @@ def test_a_run_may_have_a_preset_and_a_mask_of_its_own(write):
     [
         (
             {"runs": {"a": {"encoder.widht": 8}}},
-            "sweep.yaml: run a: encoder.widht: unknown key",
+            """sweep.yaml, line 7: run a: encoder.widht: unknown key, did you mean 'encoder.width'?""",
         ),
         ({"runs": {"a": {"out": "b"}}}, "run a: got out, expected none of it in the file"),
         ({"runs": {"a": {"workers": 0}}}, "run a: got workers=0, expected at least 1"),
@@ -188,7 +188,7 @@ def test_a_run_may_have_a_preset_and_a_mask_of_its_own(write):
             "got 2 sources of targets, expected one",
         ),
         ({"grid": {"seed": [1, 1]}}, "got two runs named a_seed-1"),
-        ({"run": {}}, "run\n  Extra inputs are not permitted"),
+        ({"run": {}}, """sweep.yaml, line 7: run: unknown key, did you mean 'runs'?"""),
     ],
 )
 def test_what_is_wrong_in_a_file_names_the_run(write, change, sentence):

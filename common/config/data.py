@@ -22,6 +22,7 @@ from salt_distill.common.config.model import (
     ViewConfig,
     require_whole_cubes,
 )
+from salt_distill.common.config.wrong_values import matching, shown
 
 
 class SynthConfig(Config):
@@ -71,7 +72,7 @@ class PackConfig(Config):
     out: str
     """Folder for the shards; a second run on the same input gives the same bytes, and continues one that was
     killed."""
-    name: str | None = Field(default=None, pattern="^[^/]+$")
+    name: Annotated[str, matching("[^/]+", "a name without /")] | None = None
     """Name of the source in keys and file names; else the name of the folder or list."""
     images: Literal["each", "frames"] | None = None
     """Images in a folder or glob: `each` is a clip that stands still, or all of a folder are the `frames` of
@@ -123,10 +124,10 @@ def _one_group(pattern: str | None) -> str | None:
         try:
             num_groups = re.compile(pattern).groups
         except re.error as error:
-            raise ValueError(f"got {pattern!r}, expected a regular expression: {error}") from error
+            raise ValueError(f"got {shown(pattern)}, expected a regular expression: {error}") from error
         if num_groups != 1:
             raise ValueError(
-                f"got {pattern!r} with {num_groups} groups, expected one: what it takes out of a key"
+                f"got {shown(pattern)} with {num_groups} groups, expected one: what it takes out of a key"
             )
     return pattern
 
@@ -140,7 +141,7 @@ class MixSource(Config):
 
     path: str
     """A data set that `salt-data pack` wrote, or tars that others packed; relative to the recipe."""
-    name: str | None = Field(default=None, pattern="^[^/]+$")
+    name: Annotated[str, matching("[^/]+", "a name without /")] | None = None
     """Name in the mixture's table and keys; else the data set's own."""
     split: str = "train"
     """Split whose samples are taken; `all` takes every sample."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from salt_distill.common.config.base import Config
+from salt_distill.common.config.wrong_values import shown
 
 Views = Literal["fresh"] | PositiveInt
 TargetDtype = Literal["float16", "bfloat16", "int8"]
@@ -91,8 +92,8 @@ def _crop_size(value: Any) -> int | tuple[int, int]:
     pixels = [int(side) for side in sides if _PIXELS.fullmatch(str(side))]
     if not 0 < len(pixels) == len(sides) <= 2:
         raise ValueError(
-            f"got {value!r}, expected height and width of a clip in pixels: one number, such as 224, or two,"
-            " such as [64, 96]"
+            f"got {shown(value)}, expected height and width of a clip in pixels: one number, such as 224, or"
+            " two, such as [64, 96]"
         )
     return pixels[0] if pixels[0] == pixels[-1] else (pixels[0], pixels[1])
 
@@ -126,11 +127,11 @@ class ViewConfig(Config):
     def _ranges(self) -> Self:
         if not self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(
-                f"got scale={self.scale}, expected the least and the largest share of a frame's area, at most"
-                " 1"
+                f"got scale={list(self.scale)}, expected the least and the largest share of a frame's area,"
+                " at most 1"
             )
         if self.ratio[0] > self.ratio[1]:
-            raise ValueError(f"got ratio={self.ratio}, expected the least width over height first")
+            raise ValueError(f"got ratio={list(self.ratio)}, expected the least width over height first")
         return self
 
     @property

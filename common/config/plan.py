@@ -5,6 +5,7 @@ from typing import Any, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from salt_distill.common.config.base import Config
+from salt_distill.common.config.layers import choice
 from salt_distill.common.config.model import GpuName, TargetDtype, Views
 from salt_distill.common.config.presets import PRESETS
 
@@ -142,4 +143,4 @@ class PlanConfig(Config):
 def require_preset(role: str, preset: str) -> None:
     """Raises ValueError unless it is one."""
     if preset not in PRESETS:
-        raise ValueError(f"got {role} {preset!r}, expected a preset: {', '.join(PRESETS)}")
+        raise ValueError(choice(role, preset, PRESETS))

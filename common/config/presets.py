@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from salt_distill.common.config.base import Config, ConfigValues
-from salt_distill.common.config.layers import merge
+from salt_distill.common.config.layers import choice, merge
 from salt_distill.common.config.model import MaskConfig
 
 _PAPER_STEPS = {"TeacherRun": 80_000, "StudentRun": 160_000, "VJepaRun": 240_000}
@@ -71,8 +71,8 @@ def preset_layer(
     config_class: type[Config], preset: str, presets: Mapping[str, ConfigValues] = PRESETS
 ) -> ConfigValues:
     """The values that a preset sets for a kind of run: of those that it has."""
-    if preset not in presets:
-        raise ValueError(f"got preset {preset!r}, expected one of {', '.join(presets)}")
+    if preset not in list(presets):  # a file may hold what is no text
+        raise ValueError(choice("preset", preset, presets))
     steps = {"steps": _PAPER_STEPS[config_class.__name__]} if config_class.__name__ in _PAPER_STEPS else {}
     return merge(
         steps, {key: value for key, value in presets[preset].items() if key in config_class.model_fields}
@@ -101,5 +101,5 @@ def warmup_layer(
 def mask_layer(mask: str) -> ConfigValues:
     """The values that a masking strategy sets."""
     if mask not in MASKS:
-        raise ValueError(f"got mask {mask!r}, expected one of {', '.join(MASKS)}")
+        raise ValueError(choice("mask", mask, MASKS))
     return {"mask": {"sets": MASKS[mask]}}

@@ -1,9 +1,10 @@
 """A frozen teacher as a service, or on disk: ``salt-serve``."""
 
 import ipaddress
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -18,6 +19,7 @@ from salt_distill.common.config.frozen import DrawConfig, FrozenConfig
 from salt_distill.common.config.loader import LoaderConfig
 from salt_distill.common.config.model import TargetDtype
 from salt_distill.common.config.train import TeacherComputeConfig
+from salt_distill.common.config.wrong_values import NAME_PARTS, matching
 
 
 class ServiceConfig(Config):
@@ -64,6 +66,14 @@ class ServiceConfig(Config):
     """Waiting clips that call for one more replica, where `--replicas` is a range."""
 
 
+_SERVICE_NAME = f"{NAME_PARTS}, a letter or a digit first"
+_REPLICAS = "a number of replicas, or the fewest and the most of them, such as 1:4"
+
+
+def _number_as_text(value: object) -> object:
+    return str(value) if type(value) is int else value
+
+
 class ServeConfig(FrozenConfig):
     """`salt-serve teacher`: a frozen teacher behind Ray Serve."""
 
@@ -83,10 +93,11 @@ class ServeConfig(FrozenConfig):
     resource: str | None = None
     """Custom resource of Ray that a machine must have for a replica, such as `teacher` of
     deploy/cluster-aws.yaml; None: any machine."""
-    replicas: str = Field(default="1", pattern=r"^[1-9]\d*(:[1-9]\d*)?$")
-    """Replicas, each with its own CPUs and GPUs: N, or MIN:MAX to follow the waiting clips. In a YAML file it
-    stands in quotes."""
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    replicas: Annotated[
+        str, BeforeValidator(_number_as_text), matching(r"[1-9]\d*(:[1-9]\d*)?", _REPLICAS)
+    ] = "1"
+    """Replicas, each with its own CPUs and GPUs: N, or MIN:MAX to follow the waiting clips."""
+    name: Annotated[str, matching("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", _SERVICE_NAME)] | None = None
     """Name of this teacher beside others of one cluster; its URL is then http://HOST:PORT/NAME. None: the one
     teacher, at the root."""
     cache: str | None = None

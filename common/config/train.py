@@ -27,6 +27,7 @@ from salt_distill.common.config.model import (
     Views,
     require_whole_cubes,
 )
+from salt_distill.common.config.wrong_values import Name, shown
 
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 
@@ -229,7 +230,7 @@ class TrainConfig(Config):
         fewest, separator, most = str(value).partition(":")
         if not fewest.isdecimal() or (separator and not (most.isdecimal() and 1 <= int(fewest) <= int(most))):
             raise ValueError(
-                f"got {value!r}, expected a number of workers, or the fewest and the most of them, such"
+                f"got {shown(value)}, expected a number of workers, or the fewest and the most of them, such"
                 " as 2:8"
             )
         return f"{int(fewest)}:{int(most)}" if separator else int(fewest)
@@ -326,9 +327,7 @@ class StudentRun(TrainConfig):
     """Folder that keeps what a service gave, for the next epoch or run: a clip is looked up there before the
     service is asked. Any number of runs and ranks may share it. For pinned views (`--views K`): fresh ones
     are not seen again."""
-    group: Annotated[str | None, Shown(), OnResume("which runs wait for each other")] = Field(
-        default=None, pattern=r"^[A-Za-z0-9._-]{1,64}$"
-    )
+    group: Annotated[Name | None, Shown(), OnResume("which runs wait for each other")] = None
     """Runs that share a service's work under this name: those ahead wait before the others would find targets
     gone and compute them again."""
     teacher: Annotated[TeacherComputeConfig, Shown()] = TeacherComputeConfig()

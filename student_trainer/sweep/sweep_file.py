@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,12 @@ from salt_distill.common.config import (
     SweepConfig,
     SweepFile,
     explain,
-    load_yaml,
     mask_layer,
     merge,
     preset_layer,
     warmup_layer,
 )
-from salt_distill.common.config.layers import nested
+from salt_distill.common.config.layers import Layer, nested, read_config
 from salt_distill.common.config.marks import DecidedBySweep, marked
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -28,7 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 def runs_of(config: SweepConfig) -> dict[str, StudentRun]:
     """The runs by their names, in the file's order. Raises ValueError that names the run and the key that is
     wrong."""
-    file = SweepFile.model_validate(load_yaml(config.file))
+    file, layer = read_config(SweepFile, config.file)
     if not file.runs and not file.grid:
         raise ValueError(f"{config.file}: got no runs, expected `runs`, `grid` or both")
     runs: dict[str, StudentRun] = {}
@@ -45,7 +45,8 @@ def runs_of(config: SweepConfig) -> dict[str, StudentRun]:
             raise ValueError(
                 f"{config.file}: got two runs named {full_name}, expected different values in the grid"
             )
-        runs[full_name] = _run(config, file, full_name, nested(own), nested(point))
+        where = _Where(config.file, layer, name, full_name)
+        runs[full_name] = _run(config, file, where, nested(own), nested(point))
     sources = {(run.teacher_url, run.targets, run.teacher_ckpt) for run in runs.values()}
     if len(sources) > 1:
         raise ValueError(
@@ -55,35 +56,47 @@ def runs_of(config: SweepConfig) -> dict[str, StudentRun]:
     return runs
 
 
-def _run(config: SweepConfig, file: SweepFile, name: str, *own: ConfigValues) -> StudentRun:
+@dataclass(frozen=True)
+class _Where:
+    """What an error calls a run and a key of it."""
+
+    file: str
+    layer: Layer
+    name: str
+    """Of the run in the file; the grid makes ``run`` of it."""
+    run: str
+
+    def __call__(self, key: str = "") -> str:
+        lines = (self.layer.lines.get(f"{above}.{key}") for above in (f"runs.{self.name}", "grid", "common"))
+        line = next((f", line {line}" for line in lines if line is not None), "")
+        return f"{self.file}{line}: run {self.run}" + (f": {key}" if key else "")
+
+
+def _run(config: SweepConfig, file: SweepFile, where: _Where, *own: ConfigValues) -> StudentRun:
     values = merge(nested(file.common), *own)
     if decided := [key for key, _ in marked(StudentRun, DecidedBySweep) if key in values]:
         raise ValueError(
-            f"{config.file}: run {name}: got {', '.join(decided)}, expected none of it in the file: the sweep"
-            " decides that"
+            f"{where()}: got {', '.join(decided)}, expected none of it in the file: the sweep decides that"
         )
     if config.teacher_url is not None:
         values["teacher_url"] = config.teacher_url
     if values.get("teacher_url") is not None:
         values = {"group": _group(config)} | values
-    out = Path(config.out) / name
+    out = Path(config.out) / where.run
     preset, mask = values.pop("preset", file.preset), values.get("mask")
     try:
         preset_values = preset_layer(StudentRun, preset)
         masks = [mask_layer(values.pop("mask"))] if isinstance(mask, str) else []
         shorter_warmup, _ = warmup_layer(StudentRun, preset_values, values)
         decided_values = {"out": str(out), "resume": (out / "config.yaml").exists()}
-        run = StudentRun.model_validate(merge(preset_values, *masks, values, shorter_warmup, decided_values))
+        values = merge(preset_values, *masks, values, shorter_warmup, decided_values)
+        run = StudentRun.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise ValueError(explain(error, [Layer(values, where)], StudentRun, unset=where)) from error
     except ValueError as error:
-        raise ValueError(
-            f"{config.file}: run {name}:"
-            f" {explain(error) if isinstance(error, pydantic.ValidationError) else error}"
-        ) from error
+        raise ValueError(f"{where()}: {error}") from error
     if run.workers == 0:
-        raise ValueError(
-            f"{config.file}: run {name}: got workers=0, expected at least 1: Ray places the workers of a"
-            " sweep"
-        )
+        raise ValueError(f"{where()}: got workers=0, expected at least 1: Ray places the workers of a sweep")
     return run
 
 

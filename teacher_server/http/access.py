@@ -17,6 +17,7 @@ import yaml
 
 from salt_distill.common.config import ServeConfig, TokenConfig
 from salt_distill.common.config.base import parse_yaml
+from salt_distill.common.config.wrong_values import at
 from salt_distill.common.local_ray import is_private
 from salt_distill.common.protocol import HttpStatus
 from salt_distill.teacher_server.http.errors import ApiError
@@ -188,11 +189,9 @@ def _entry(path: Path, name: str, entry: Any) -> TokenConfig:
     try:
         return TokenConfig.model_validate(entry)
     except pydantic.ValidationError as error:
-        first = error.errors(include_input=False, include_context=False)[0]
+        first = error.errors()[0]
         place = ".".join([name, *map(str, first["loc"])])
-        raise ValueError(
-            f"--tokens {path}: {place}: {first['msg'].removeprefix('Value error, ')}"
-        ) from None  # the error holds the input
+        raise ValueError(f"--tokens {path}: {at(place, first)}") from None  # the value may be a secret
 
 
 def _digest(secret: str) -> bytes:

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from salt_distill.common.config.wrong_values import at
 from salt_distill.common.protocol import ErrorBody, Header, HttpStatus
 from salt_distill.teacher_server.board.link import BoardAwayError
 
@@ -100,7 +101,7 @@ def malformed(errors: Sequence[Any]) -> ApiError:
     place = ".".join(str(part) for part in first["loc"])
     return ApiError(
         HttpStatus.MALFORMED,
-        f"{place}: {first['msg']}"[:500],
+        f"{at(place or 'the body', first)}"[:500],
         expected="a body as /docs describes it",
         got=ascii(first["input"])[:200],
         hint="every wrong value is an error, unknown keys too",

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pydantic
 from rich.table import Table
 
-from salt_distill.common.config import MixConfig, MixRecipe, MixSource, explain, load_yaml
+from salt_distill.common.config import MixConfig, MixRecipe, MixSource
+from salt_distill.common.config.layers import read_config
 from salt_distill.common.console import new_results
 from salt_distill.common.data.index import SCHEMA, load_index, write_dataset
 from salt_distill.common.data.index_table import MixedFolder, MixedSource
@@ -55,10 +55,7 @@ def mix(config: MixConfig) -> None:
     """Writes the mixture and prints its table. Raises ValueError where the recipe cannot be followed, or OUT
     holds something else."""
     recipe_path, out = Path(config.recipe), Path(config.out)
-    try:
-        recipe = MixRecipe.model_validate(load_yaml(recipe_path))
-    except pydantic.ValidationError as error:
-        raise ValueError(f"{recipe_path}: {explain(error)}") from error
+    recipe, _ = read_config(MixRecipe, recipe_path)
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - _OURS):
         raise ValueError(
             f"got OUT {out}, which holds something else than a mixture, expected a new folder or one that"
