@@ -38,6 +38,7 @@ from salt_distill.common.config import (
     PlanConfig,
     PrecomputeConfig,
     PredictConfig,
+    PretextConfig,
     ProbeConfig,
     RankConfig,
     ReportConfig,
@@ -69,6 +70,7 @@ RUN = {"data": "shards", "out": "run"}
 COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
     "salt-data synth": (SynthConfig, {"out": "videos"}),
     "salt-data scenes": (ScenesConfig, {"out": "scenes"}),
+    "salt-data pretext": (PretextConfig, {"src": "videos", "out": "clips"}),
     "salt-data pack": (PackConfig, {"src": "videos", "out": "shards"}),
     "salt-data mix": (MixConfig, {"recipe": "recipe.yaml", "out": "mixture"}),
     "salt-data inspect": (InspectConfig, {"data": "shards"}),
@@ -119,6 +121,7 @@ COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
 """Each command with the fewest values that it accepts."""
 OTHER = {
     "size": "96",
+    "num_frames": "18",
     "views": "3",
     "preset": "nano",
     "mask": "random-tube",

@@ -8,6 +8,7 @@ from salt_distill.common.config.data import (
     MixRecipe,
     MixSource,
     PackConfig,
+    PretextConfig,
     ScenesConfig,
     SynthConfig,
 )
@@ -120,6 +121,7 @@ __all__ = [
     "PrecomputeConfig",
     "PredictConfig",
     "PredictorConfig",
+    "PretextConfig",
     "ProbeConfig",
     "RankConfig",
     "ReportConfig",

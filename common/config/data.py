@@ -8,6 +8,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     model_validator,
@@ -61,6 +62,37 @@ class ScenesConfig(Config):
     """Height and width of a video, in pixels."""
     num_frames: int = Field(default=100, ge=8)
     """Frames of a video."""
+
+
+class PretextConfig(Config):
+    """`salt-data pretext`: labelled clips of anybody's videos, whose labels are made from the clips
+    themselves."""
+
+    src: str
+    """Videos: a folder, a quoted glob or a list, as `salt-data pack` takes them."""
+    out: str
+    """Folder for the clips and their labels.csv."""
+    num_pretrain: NonNegativeInt = 4000
+    """Most clips of the split `pretrain`: as they were filmed, to train encoders on. Each video has the same
+    share; one in which little moves gives fewer."""
+    num_train: PositiveInt = 4000
+    """Most clips of the split `train`: from the same parts of the videos, changed as their labels say."""
+    num_test: PositiveInt = 800
+    """Most clips of the split `test`: from the end of each video, which the other splits do not show."""
+    test_share: float = Field(default=0.3, gt=0, lt=1)
+    """Share of each video, at its end, that test clips are cut from."""
+    seed: int = 0
+    """Decides the clips."""
+    size: int = Field(default=64, ge=16, multiple_of=2)
+    """Height and width of a clip, in pixels: a square of the video, as high as it."""
+    num_frames: int = Field(default=16, ge=4, multiple_of=2)
+    """Frames of a clip."""
+    min_change: NonNegativeFloat = 1.0
+    """Least change from frame to frame, in values of 0 to 255: where nothing moves, time has no direction."""
+    max_video_bytes: PositiveInt = 1_000_000_000
+    """Largest video that is taken, in bytes."""
+    timeout_s: PositiveFloat = 600.0
+    """Longest that the clips of one video may take, in seconds."""
 
 
 class PackConfig(Config):

@@ -1,7 +1,14 @@
 """The command line ``salt-data``."""
 
 from salt_distill.common.command import add_command, new_app, run_app
-from salt_distill.common.config import InspectConfig, MixConfig, PackConfig, ScenesConfig, SynthConfig
+from salt_distill.common.config import (
+    InspectConfig,
+    MixConfig,
+    PackConfig,
+    PretextConfig,
+    ScenesConfig,
+    SynthConfig,
+)
 
 app = new_app(
     "Videos as a data set: `synth` makes labelled ones, `pack` turns any folder into WebDataset shards, `mix`"
@@ -29,6 +36,18 @@ add_command(
     help=(
         "Write pairs of possible and impossible videos, in IntPhys's folders, for `salt-eval"
         " physics`.\n\nExample: `salt-data scenes SCENES`"
+    ),
+)
+add_command(
+    app,
+    "pretext",
+    PretextConfig,
+    "salt_distill.common.data.making.pretext:make_pretext",
+    positional=("src", "out"),
+    help=(
+        "Cut labelled clips from unlabelled videos: which way time runs (label `arrow`), how fast it plays"
+        " (`speed`), whether its halves were exchanged (`order`), which video it is from"
+        " (`origin`).\n\nExample: `salt-data pretext VIDEOS CLIPS`, then `salt-data pack CLIPS SHARDS`"
     ),
 )
 add_command(

@@ -120,7 +120,7 @@ def prepare(job: PackingJob) -> Prepared:
 
 
 def _file(job: PackingJob) -> Prepared:
-    data = _read(job.path, job.max_video_bytes)
+    data = read_file(job.path, job.max_video_bytes)
     suffix, images = job.path.suffix.lower(), stills_in(data)
     facts = probe(data)
     require_usable(facts, suffix, is_image=images is not None)
@@ -138,7 +138,7 @@ def _folder(job: PackingJob) -> Prepared:
     members: list[tuple[str, bytes]] = []
     room = job.max_video_bytes
     for place, name in enumerate(names):
-        data = _read(job.path / name, room)
+        data = read_file(job.path / name, room)
         members.append((f".{place:06d}{Path(name).suffix.lower()}", data))
         room -= len(data)
     images = [memoryview(data) for _, data in members]
@@ -147,7 +147,7 @@ def _folder(job: PackingJob) -> Prepared:
     return Prepared(members=members, facts=facts, sha256=content_hash(images))
 
 
-def _read(path: Path, max_bytes: int) -> bytes:
+def read_file(path: Path, max_bytes: int) -> bytes:
     """The content of a regular file; opening a named pipe would wait for its other end."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
