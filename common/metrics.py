@@ -141,6 +141,10 @@ class ServiceCounters(BaseModel):
     """Teacher forwards, the padded ones too."""
     forward_s: float = 0.0
     """Seconds in the teacher's forward."""
+    forwards_hung: Annotated[int, counter("forwards")] = 0
+    """Forwards that took longer than service.forward_timeout_s; their replica is replaced."""
+    replicas_lost: Annotated[int, counter("replicas")] = 0
+    """Replicas that fell silent or sent what is no answer; those that left in order are not among them."""
     disk_not_written: Annotated[int, counter("targets")] = 0
     """Targets that the cache on disk was too slow for, or failed at."""
     disk_corrupt: Annotated[int, counter("targets")] = 0

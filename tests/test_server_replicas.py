@@ -162,6 +162,57 @@ def test_a_replica_whose_answer_has_no_end_is_lost(pause_s, teacher, board, capl
     assert ("TimeoutError" if pause_s else "answered with more than") in caplog.text
 
 
+def test_equal_rows_travel_between_replicas_once(teacher, board):
+    (digest, clip), *_ = clips_by_digest(1).items()
+    with replica(teacher, board) as (one, _), replica(teacher, board) as (other, _):
+        assert one.statuses([digest], {digest: clip}) == ["ok"]
+        _, rows = other.targets([digest] * 100)
+        expected = codec.encode(teacher.forward(clip[None]), "float16")[0].checksum
+        assert [(row.status, row.encoded.checksum) for row in rows] == [("ok", expected)] * 100
+        counters = one.counters()
+        assert counters["passed_on"] == 1
+        assert counters["clips_served"] == 101
+        assert counters["clips_computed"] + counters["coalesced"] + counters["from_memory"] == 101
+
+
+@contextmanager
+def slow_replica(num_bytes, go_on):
+    """The URL of one that sends so many bytes of an answer, and ends when it may go on."""
+
+    def answer(listener):
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + bytes(num_bytes))
+            assert go_on.wait(20)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread.join()
+
+
+def test_answers_of_other_replicas_take_room_as_they_come(teacher, board):
+    clips, others = clips_by_digest(100), clips_by_digest(40, seed=1)
+    room, go_on = sum(clip.nbytes for clip in others.values()), threading.Event()
+    with (
+        replica(teacher, board, max_pending_bytes=room + 50_000) as (one, inside),
+        slow_replica(60_000, go_on) as slow,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        asyncio.run(board.join(slow, list(clips)))
+        asked = pool.submit(one.statuses, list(clips), run="a")
+        wait_until(lambda: inside.room._requests.total() > 60_000)
+        assert one.ask(list(others), others, run="b")[0] == 429
+        assert one.counters()["replicas_lost"] == 0
+        go_on.set()  # it ends in the middle of its answer: lost
+        assert asked.result() == ["need_clip"] * 100
+        assert one.statuses(list(others), others, run="b") == ["ok"] * 40
+        assert not inside.room._requests
+        assert one.counters()["replicas_lost"] == 1
+
+
 def test_targets_outlive_the_service_on_disk(teacher, tmp_path):
     clips = clips_by_digest(6)
     with serving(teacher, cache=tmp_path, memory_bytes=0) as (url, _):

@@ -132,6 +132,7 @@ def test_a_teacher_that_hangs_is_not_ready_until_it_goes_on(teacher):
         )
         with pytest.raises(HangError):  # as Ray Serve asks: from another thread
             inside.check()
+        assert caller.counters()["forwards_hung"] == 1  # however often it was asked
         gated.gate.set()
         assert asked.result() == ["ok"]
         wait_until(lambda: caller.send("GET", "/readyz")[0] == 200)

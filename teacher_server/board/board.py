@@ -208,6 +208,11 @@ class Board:
         self._lose(replica)
         await self._save()
 
+    async def leave(self, replica: str) -> None:
+        """A replica ends in order: its clips are nobody's."""
+        self._forget(replica)
+        await self._save()
+
     async def metrics(self) -> ServiceMetrics:
         """The sums over all replicas, those that have ended included, and how many there are; what is held
         now, over those that live."""
@@ -288,6 +293,10 @@ class Board:
                 self._ended.add(self._replicas.pop(name).metrics.lasting())
 
     def _lose(self, url: str) -> None:
+        self._ended.replicas_lost += url in self._urls  # several may say it of one
+        self._forget(url)
+
+    def _forget(self, url: str) -> None:
         self._urls.discard(url)
         self._owners = OrderedDict((digest, owner) for digest, owner in self._owners.items() if owner != url)
         for name, replica in self._replicas.items():

@@ -131,7 +131,7 @@ class TeacherService:
             await self.peers.close()
             if self._context.url:
                 with suppress(BoardAwayError):  # it takes a silent replica for lost by itself
-                    await self.board.lost(self._context.url)
+                    await self.board.leave(self._context.url)
             if self._disk is not None:
                 await asyncio.to_thread(self._disk.close)
             if self._log is not None:

@@ -52,6 +52,7 @@ class TargetsRoute:
         record.token.require_run(context.share.run)
         self._check_headers(request, record.token)
         held = self._room.enter(context.share)
+        context = replace(context, held=held)
         deadline = asyncio.timeout_at(context.deadline_s)
         try:
             async with deadline:
@@ -95,8 +96,8 @@ class TargetsRoute:
             self._counters.bytes_in += len(body)
         answer = await unless_left(request, self._service.exchange.answer(parsed, context))
         asked = [replace(row, clip=None) for row in parsed.rows]
+        held.give_back(len(body))
         del parsed, body  # the targets are what is held from here on
-        held.release()
         held_targets: list[HeldTargets] = []  # here, since what a cancelled task returns is lost
 
         async def hold() -> None:
@@ -111,6 +112,7 @@ class TargetsRoute:
 
         try:
             await unless_left(request, hold())
+            held.release()  # what other replicas answered is among the targets now
             started = time.perf_counter()
             pieces = await asyncio.to_thread(self._serialise, asked, answer)
             self._counters.serialise.observe(time.perf_counter() - started)

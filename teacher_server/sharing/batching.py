@@ -80,6 +80,8 @@ class Batcher:
     ) -> None:
         self._forward_timeout_s = forward_timeout_s
         self._forward_since_s: float | None = None
+        self._hung_since_s: float | None = None
+        """When the forward began that was last found to hang."""
         self._teacher, self._batch_size, self._batch_wait_s = teacher, batch_size, batch_wait_s
         self._queue: FairQueue[PendingClip] = FairQueue()
         self._queued = asyncio.Event()
@@ -126,6 +128,9 @@ class Batcher:
             return
         taken_s = time.monotonic() - since_s
         if taken_s > self._forward_timeout_s:
+            if self._hung_since_s != since_s:  # asked again and again of one forward
+                self._hung_since_s = since_s
+                self.counters.forwards_hung += 1
             raise HangError(
                 f"a forward has not ended after {taken_s:.1f} s, and service.forward_timeout_s is"
                 f" {self._forward_timeout_s:g}"

@@ -5,6 +5,7 @@ import asyncio
 import logging
 import math
 import urllib.parse
+from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from salt_distill.teacher_server.sharing.disk import DiskTargets
 from salt_distill.teacher_server.sharing.leases import LeaseEnd, Leases
 from salt_distill.teacher_server.sharing.origins import Origins
 from salt_distill.teacher_server.sharing.peers import PeerLostError, Peers
-from salt_distill.teacher_server.sharing.room import Share
+from salt_distill.teacher_server.sharing.room import HeldBytes, Share
 
 T = TypeVar("T")
 
@@ -42,8 +43,15 @@ class RequestContext:
     """The request's id."""
     is_passed_on: bool = False
     """Another replica passes it on, since the rows are this one's."""
+    held: HeldBytes | None = None
+    """What counts the bytes that other replicas answer; None: nobody."""
     deadline_s: float | None = None
     """When nobody reads the answer any more, on the event loop's clock."""
+
+    def take(self, num_bytes: int) -> None:
+        """Counts bytes that another replica answers. Raises BusyError where there is no room for them."""
+        if self.held is not None:
+            self.held.take(num_bytes)
 
     def headers(self) -> dict[str, str]:
         """Said to the replica that rows are passed on to."""
@@ -216,11 +224,14 @@ class Exchange:
     async def _pass_on(self, owner: str, rows: list[RequestRow], ask: _Ask) -> list[_Outcome]:
         """The outcomes that the owner of the rows says, or this replica's where it is lost. See Note
         [owners]."""
-        self.batcher.counters.passed_on += len(rows)
-        whole = [replace(row, token_idx=None) for row in rows]  # cut once, where the answer leaves
-        max_bytes = wire.max_response_bytes(len(rows), codec.num_bytes(ask.dtype, *self.target_shape))
+        # Each clip once, whole: rows are cut, and equal rows answered alike, where the answer leaves.
+        whole = list({row.clip_digest: replace(row, token_idx=None) for row in rows}.values())
+        self.batcher.counters.passed_on += len(whole)
+        max_bytes = wire.max_response_bytes(len(whole), codec.num_bytes(ask.dtype, *self.target_shape))
         asking = asyncio.create_task(
-            self.peers.ask(owner, ask.dtype, whole, ask.context.headers(), max_bytes=max_bytes)
+            self.peers.ask(
+                owner, ask.dtype, whole, ask.context.headers(), max_bytes=max_bytes, take=ask.context.take
+            )
         )
         try:
             if rows[0].clip is None:
@@ -235,12 +246,17 @@ class Exchange:
             return await self._answer_rows(rows, ask)
         finally:
             asking.cancel()
-        outcomes = [
-            _Outcome(row.status, row.encoded, number in header.leased) for number, row in enumerate(answered)
-        ]
-        if any(outcome.status == "need_clip" and not outcome.leased for outcome in outcomes):
+        outcomes = {
+            row.clip_digest: _Outcome(row.status, row.encoded, number in header.leased)
+            for number, row in enumerate(answered)
+        }
+        if any(outcome.status == "need_clip" and not outcome.leased for outcome in outcomes.values()):
             ask.grant()
-        return outcomes
+        num_ok = Counter(outcomes[row.clip_digest].status for row in rows)["ok"]
+        num_equal = num_ok - Counter(outcome.status for outcome in outcomes.values())["ok"]
+        self.batcher.counters.coalesced += num_equal
+        self.batcher.counters.clips_served += num_equal
+        return [outcomes[row.clip_digest] for row in rows]
 
     def _refusals(self, rows: list[RequestRow]) -> list[RowStatus | None]:
         """What is wrong with each row's bytes, if anything. Hashes, so not for the event loop."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import aiohttp
 
@@ -42,11 +42,13 @@ class Peers:
         headers: dict[str, str],
         *,
         max_bytes: int,
+        take: Callable[[int], None],
     ) -> tuple[wire.ResponseHeader, list[wire.ResponseRow]]:
-        """The rows of a replica's answer, of at most ``max_bytes``, in order. Cancelled, it closes its
-        connection, and the other one sees that nobody waits any more.
+        """The rows of a replica's answer, of at most ``max_bytes``, in order; ``take`` counts its bytes
+        as they come. Cancelled, it closes its connection, and the other one sees that nobody waits any more.
 
-        Raises BusyError, and PeerLostError where the replica is not there or answers otherwise.
+        Raises BusyError, as ``take`` may, and PeerLostError where the replica is not there or answers
+        otherwise.
         """
         body = await asyncio.to_thread(wire.write_request, dtype, rows)
         head = {
@@ -58,7 +60,7 @@ class Peers:
         try:
             async with self._open().post(url + Route.TARGETS, data=_pieces(body), headers=head) as answer:
                 async with asyncio.timeout(self._body_timeout_s):
-                    content = await _read(answer, max_bytes)
+                    content = await _read(answer, max_bytes, take)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise PeerLostError(f"replica {url}: {type(error).__name__}: {error}") from error
         if len(content) > max_bytes:
@@ -87,10 +89,11 @@ class Peers:
         return self._session
 
 
-async def _read(answer: aiohttp.ClientResponse, max_bytes: int) -> bytearray:
+async def _read(answer: aiohttp.ClientResponse, max_bytes: int, take: Callable[[int], None]) -> bytearray:
     """The body, or of a longer one a byte more than ``max_bytes``: its connection is then closed."""
     content = bytearray()
     while len(content) <= max_bytes and (piece := await answer.content.read(max_bytes + 1 - len(content))):
+        take(len(piece))
         content += piece
     if len(content) > max_bytes:
         answer.close()

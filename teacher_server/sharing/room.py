@@ -153,7 +153,7 @@ class Room:
 
 
 class HeldBytes:
-    """The bytes of one request that have come."""
+    """The bytes of one request that have come: its own, and those that other replicas answer to it."""
 
     def __init__(self, room: Room, share: Share) -> None:
         self._room, self.share, self.num_bytes = room, share, 0
@@ -168,8 +168,13 @@ class HeldBytes:
         self._room.add(self.share, num_bytes)
         self.num_bytes += num_bytes
 
+    def give_back(self, num_bytes: int) -> None:
+        """So many of the bytes are gone."""
+        self._room.add(self.share, -num_bytes)
+        self.num_bytes -= num_bytes
+
     def release(self) -> None:
-        """The request's bytes are gone; may be called again."""
+        """All of the request's bytes are gone; may be called again."""
         self._room.add(self.share, -self.num_bytes)
         self.num_bytes = 0
 
