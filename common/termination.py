@@ -40,7 +40,8 @@ def ended_by_signals(exit_code: int | None = None) -> Iterator[None]:
         raise
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # What a process does at its end, such as Ray's own cleaning up, is not interrupted either.
+            signal.signal(number, signal.SIG_IGN if came else handler)
 
 
 def exit_by(number: int) -> NoReturn:
