@@ -64,6 +64,7 @@ LANGUAGES = {"bash", "python", "yaml", "json", "text"}
 RUN_BY = {
     "docs/python.md": "tests/test_wheel.py",
     "docs/protocol.md": "tests/test_client_targets.py",
+    "docs/cache-layout.md": "tests/test_targets_cache.py",
 }
 """Tests that run a page's blocks of Python with what those need, in place of this one."""
 CONFIGS: dict[str, Callable[[dict], object]] = {

@@ -2,13 +2,17 @@
 
 import json
 import os
+import re
 import resource
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
+from salt_distill.common.clip import clip_digest
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.common.targets import cache_file, codec
 from salt_distill.common.targets.manifest import MANIFEST, CacheSpec, FileListing, Manifest
@@ -215,3 +219,35 @@ def test_a_cache_may_have_more_files_than_a_process_may_open_by_default(tmp_path
         assert len(TargetCache(tmp_path)) == 1200
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("dtype", codec.TARGET_DTYPES)
+def test_the_reader_of_the_layouts_page_reads_the_same_values(dtype, tmp_path):
+    """As it stands in docs/cache-layout.md; it knows nothing of this project."""
+    page = (Path(__file__).parents[1] / "docs" / "cache-layout.md").read_text()
+    [block] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert not re.search(r"salt_distill", block)
+    names: dict[str, Any] = {}
+    exec(compile(block, "docs/cache-layout.md", "exec"), names)
+    spec = SPEC.model_copy(update={"target_dtype": dtype})
+    clips = np.random.default_rng(0).integers(0, 256, (3, 2, 8, 8, 3), dtype=np.uint8)
+    encoded = codec.encode(torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)), dtype)
+    rows = [
+        cache_file.CacheRow(clip_digest=clip_digest(clip), key=None, view=None, encoded=each)
+        for clip, each in zip(clips, encoded, strict=True)
+    ]
+    name = cache_file.file_path(spec, 0, "train-000000.tar")
+    num_rows = cache_file.write_file(tmp_path / name, spec, rows)
+    Manifest(spec=spec, files={name: FileListing.of(tmp_path / name, num_rows)}, skipped=("ä",)).write(
+        tmp_path
+    )
+    found = names["read"](tmp_path)
+    assert len(found) == 3
+    for clip, each in zip(clips, encoded, strict=True):
+        expected = codec.decode(each, dtype, num_tokens=5, width=8)
+        assert torch.equal(torch.from_numpy(found[names["digest"](clip)].copy()), expected)
+    damaged = bytearray((tmp_path / name).read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / name).write_bytes(damaged)
+    with pytest.raises(ValueError, match="is damaged"):
+        names["read"](tmp_path)
