@@ -10,7 +10,11 @@ STUDENT_STEPS=$((STEPS * 3 / 5)) # of each student: a frozen teacher is learned 
 NUM_VIDEOS=${DEMO_VIDEOS:-4000} # made videos of the training split
 VIEWS=1                         # pinned views per video: what lets runs, and epochs, share a target
 
-rm -rf "$OUT" && mkdir -p "$OUT"
+# Only what an earlier demo made is removed; its first act is to write steps.tsv.
+if [ -e "$OUT" ] && [ ! -f "$OUT/steps.tsv" ] && [ -n "$(ls -A "$OUT")" ]; then
+  echo "error: got DEMO_OUT=$OUT, which is not empty and was not made by this demo, expected a new folder" >&2; exit 2
+fi
+rm -rf "$OUT" && mkdir -p "$OUT" && : > "$OUT/steps.tsv"
 SERVER=; STUDENT=
 finish() { for pid in $STUDENT $SERVER; do kill -TERM "$pid" 2>/dev/null && wait "$pid" || true; done; }
 trap finish EXIT; trap 'exit 130' INT; trap 'exit 143' TERM

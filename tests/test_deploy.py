@@ -228,3 +228,32 @@ SERVED = """if True:  # a process of its own: a private Ray's token is read wher
         serve.shutdown()
         ray.shutdown()
 """
+
+
+def test_the_demo_removes_only_what_a_demo_made(tmp_path):
+    (tmp_path / "bin").mkdir()
+    stub = tmp_path / "bin" / "salt-data"  # ends the demo at its first command
+    stub.write_text("#!/bin/sh\nexit 3\n")
+    stub.chmod(0o755)
+
+    def demo(out: Path) -> subprocess.CompletedProcess[str]:
+        path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        return subprocess.run(
+            ["bash", str(DEPLOY / "demo.sh")],
+            env={"PATH": path, "DEMO_OUT": str(out)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years")
+    refused = demo(mine)
+    assert refused.returncode == 2
+    assert "which is not empty and was not made by this demo, expected a new folder" in refused.stderr
+    assert (mine / "thesis.tex").read_text() == "years"
+    for _ in range(2):
+        assert demo(tmp_path / "demo").returncode == 3
+        assert not (tmp_path / "demo" / "old").exists()
+        (tmp_path / "demo" / "old").touch()
