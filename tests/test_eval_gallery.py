@@ -165,16 +165,18 @@ def test_a_run_finds_its_teacher_and_counts_its_training(runs):
 
 
 def test_the_report_compares_accuracy_with_compute_and_shows_latents(runs):
-    accuracy = {"teacher": 0.6, "other": 0.5, "student": 0.9}
+    accuracy = {"random-init": 0.7, "teacher": 0.6, "other": 0.5, "student": 0.9}
     found, _ = find_runs((), runs)
     probe = probe_results(
         {name: {"shade": value} for name, value in accuracy.items()},
-        {run.name: run.fingerprint for run in found},
+        {run.name: run.fingerprint for run in found} | {"random-init": "0" * 64},
     )
     page, _ = build(ReportInput(runs=found, unfinished=[], probe=probe, seconds={}))
     html = html_of(page)
     assert "Accuracy against compute" in html
-    assert "Without" not in html[html.index("Accuracy against compute") :].split("</section>")[0]
+    compute = html[html.index("Accuracy against compute") :].split("</section>")[0]
+    assert "Without" not in compute
+    assert ">random weights<" in compute, "a teacher below them is on no front"
     latents = html[html.index("<h2>Latents") :].split("</section>")[0]
     assert latents.count("<img") == 1 + 3 + 2, "the clip, three encoders, a student under two mask sets"
     students = [run for run in found if run.name != "teacher"]

@@ -134,6 +134,8 @@ def test_the_line_is_least_squares():
 def test_a_line_needs_three_places():
     """Two of three points are one point: through the rest goes every line with R² 1."""
     assert fit([0.3, 0.3, 0.4], [0.5, 0.5, 0.6]) is None
+    assert fit([0.3, 0.3 + 1e-8, 0.4], [0.5, 0.5, 0.6]) is None  # the same weights, scored twice
+    assert fit([], []) is None
     assert fit([0.3, 0.35, 0.4], [0.5, 0.5, 0.6]) is not None
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from salt_distill.student_trainer.evaluation.candidates import RANDOM_INIT
 from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun
 from salt_distill.student_trainer.evaluation.report.blocks import Chart, DataTable, Paragraph, Section
 from salt_distill.student_trainer.evaluation.report.figures import (
@@ -67,7 +68,8 @@ def accuracy_and_compute(probed: ProbedRuns, teachers: Mapping[str, FinishedRun 
     probe = probed.probe
     flops = {run.name: training_flops(run, teachers) for run in probed.runs}
     by_label = {
-        label: [
+        label: _random_weights(probed, label)
+        + [
             CostPoint(
                 name=run.name,
                 colour=colour,
@@ -80,7 +82,7 @@ def accuracy_and_compute(probed: ProbedRuns, teachers: Mapping[str, FinishedRun 
         ]
         for label in probe.labels
     }
-    if not by_label or len(next(iter(by_label.values()))) < 2:
+    if sum(flops[run.name] is not None and probed.row(run) is not None for run in probed.runs) < 2:
         return None
     unknown = [run.name for run in probed.runs if flops[run.name] is None]
     without = (
@@ -89,9 +91,18 @@ def accuracy_and_compute(probed: ProbedRuns, teachers: Mapping[str, FinishedRun 
     explained = (
         "A student's compute is its own, with its teacher's forwards, and the whole training of the teacher"
         " it learned from: several students of one teacher pay that once, but here each counts it in full."
-        " Dashed: the Pareto front, the best accuracy up to each cost."
+        " Random weights cost nothing. Dashed: the Pareto front, the best accuracy up to each cost."
     )
     return Section(
         "Accuracy against compute",
         [Paragraph(explained + without), Chart(accuracy_against_flops(by_label, chart_id="pareto"))],
     )
+
+
+def _random_weights(probed: ProbedRuns, label: str) -> list[CostPoint]:
+    """What an encoder scores that was not trained, where the probe has one: no front begins below it."""
+    probe = probed.probe
+    if RANDOM_INIT not in probe.accuracy:
+        return []
+    value, interval = probe.accuracy[RANDOM_INIT][label], probe.interval[RANDOM_INIT][label]
+    return [CostPoint(name="random weights", colour=None, flops=0.0, value=value, interval=interval)]

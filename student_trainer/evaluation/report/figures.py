@@ -55,7 +55,8 @@ class CostPoint:
     """A run's accuracy, with its 95% interval, and what it cost."""
 
     name: str
-    colour: int
+    colour: int | None
+    """None: no run of this page (drawn muted)."""
     flops: float
     value: float
     interval: tuple[float, float]
@@ -139,7 +140,7 @@ def accuracy_against_flops(panels: Mapping[str, Sequence[CostPoint]], *, chart_i
             linestyle=(0, (4, 3)),
         )
         for point in points:
-            colour = _SERIES[point.colour % len(_SERIES)]
+            colour = _MUTED if point.colour is None else _SERIES[point.colour % len(_SERIES)]
             axes.plot((point.flops, point.flops), point.interval, color=colour, linewidth=1.1)
             axes.plot(point.flops, point.value, "o", color=colour, markersize=6)
         middle = (min(p.flops for p in points) + max(p.flops for p in points)) / 2
