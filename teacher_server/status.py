@@ -6,9 +6,12 @@ import json
 import time
 import urllib.error
 import urllib.request
+from datetime import timedelta
 from typing import Any
 
 from rich import box
+from rich.filesize import decimal
+from rich.measure import Measurement
 from rich.table import Table
 
 from salt_distill.common.config import DrainConfig, OfServiceConfig, RunsConfig, StatusConfig
@@ -20,8 +23,22 @@ _POLL_S = 0.2
 _MAX_BYTES = 64_000_000
 """Of an answer: far more than a board of many runs."""
 
-_RUNS_WIDTH = 140
-"""Characters of a line of the table of runs: a run's name and its loss stay whole."""
+_FAULTS = (
+    "refused",
+    "busy",
+    "expired",
+    "abandoned",
+    "retries_seen",
+    "forwards_hung",
+    "replicas_lost",
+    "disk_not_written",
+    "disk_corrupt",
+    "board_not_written",
+    "board_corrupt",
+)
+"""Counters of what went wrong; those that are not 0 are shown."""
+_WIDEST = 1000
+"""Characters of a line: a run's name and its loss stand on one, however narrow the terminal is."""
 
 
 def show_status(config: StatusConfig) -> None:
@@ -32,10 +49,7 @@ def show_status(config: StatusConfig) -> None:
         known = {**facts.model_dump(mode="json"), "runs": [run.model_dump(mode="json") for run in runs]}
         print(json.dumps(known, indent=2))
         return
-    console = new_results(_RUNS_WIDTH)
-    console.print(_teacher_table(facts))
-    console.print(_counters_table(facts))
-    console.print(_runs_table(runs))
+    _print(_teacher_table(facts), _counters_table(facts), _runs_table(runs))
 
 
 def show_runs(config: RunsConfig) -> None:
@@ -44,7 +58,15 @@ def show_runs(config: RunsConfig) -> None:
     if config.json_:
         print(json.dumps([run.model_dump(mode="json") for run in runs], indent=2))
     else:
-        new_results(_RUNS_WIDTH).print(_runs_table(runs))
+        _print(_runs_table(runs))
+
+
+def _print(*tables: Table) -> None:
+    console = new_results()
+    for table in tables:
+        needed = Measurement.get(console, console.options.update_width(_WIDEST), table).maximum
+        console.width = max(console.width, needed)
+        console.print(table)
 
 
 def stop(config: DrainConfig) -> None:
@@ -173,14 +195,28 @@ def _teacher_table(facts: TeacherFacts) -> Table:
 
 
 def _counters_table(facts: TeacherFacts) -> Table:
-    counters = sorted(facts.counters.model_dump().items())
-    half = -(-len(counters) // 2)
+    """What a person wants to know first; ``--json`` has every counter."""
+    counters = facts.counters
+    ms = f", {1000 * counters.forward_s / counters.forwards:,.1f} ms each" if counters.forwards else ""
+    faults = [f"{name} {value:,}" for name in _FAULTS if (value := getattr(counters, name))]
+    shared = f" ({counters.shared / counters.clips_served:.0%})" if counters.clips_served else ""
+    rows = {
+        "targets sent": f"{counters.clips_served:,}: {counters.clips_computed:,} computed,"
+        f" {counters.coalesced:,} already begun by another request, {counters.from_memory:,} from memory,"
+        f" {counters.from_disk:,} from disk",
+        "shared": f"{counters.shared:,} targets that another run had asked for{shared}",
+        "forwards": f"{counters.forwards:,}{ms}, {counters.batch_fill:.0%} of a batch filled",
+        "traffic": f"{decimal(counters.bytes_in)} of clips in, {decimal(counters.bytes_out)} of targets out",
+        "now": f"{counters.open_requests:,} requests open, {counters.queued_clips:,} clips wait,"
+        f" {counters.memory_clips:,} targets in memory ({decimal(counters.memory_bytes)}),"
+        f" {counters.disk_clips:,} on disk",
+        "faults": ", ".join(faults) or "none",
+    }
     table = Table(box=box.SIMPLE_HEAD, show_header=False)
-    for justify in ("left", "right", "left", "right"):
-        table.add_column(justify=justify, style="dim" if justify == "left" else "")
-    for number in range(half):
-        cells = [cell for name, value in counters[number::half] for cell in (name, f"{round(value, 3):,}")]
-        table.add_row(*cells)
+    table.add_column(style="dim")
+    table.add_column()
+    for name, value in rows.items():
+        table.add_row(name, value)
     return table
 
 
@@ -188,10 +224,11 @@ def _runs_table(runs: list[BoardRun]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     for name in (
         "run",
+        "status",
         "step",
+        "left",
         "loss",
         "held-out",
-        "FLOPs",
         "clips/s",
         "wait ms",
         "clips served",
@@ -200,23 +237,27 @@ def _runs_table(runs: list[BoardRun]) -> Table:
         "ahead",
         "heard",
     ):
-        table.add_column(name, justify="left" if name in ("run", "group") else "right", overflow="fold")
+        table.add_column(
+            name, justify="left" if name in ("run", "status", "group") else "right", overflow="fold"
+        )
     for run in runs:
         progress = run.progress
         reported = (
             [""] * 6
             if progress is None
             else [
-                _cell(progress.step, ","),
+                _cell(progress.step, ",")
+                + ("" if progress.num_steps is None else f" of {progress.num_steps:,}"),
+                "" if run.left_s is None else str(timedelta(seconds=round(run.left_s))),
                 _cell(progress.loss, ".4f"),
                 _cell(progress.val_loss, ".4f"),
-                _cell(progress.flops, ".2e"),
                 _cell(progress.clips_per_s, ",.1f"),
                 _cell(progress.teacher_wait_ms, ",.1f"),
             ]
         )
         table.add_row(
             run.id,
+            run.status,
             *reported,
             _cell(run.clips_served, ","),
             _cell(run.hit_rate, ".0%"),

@@ -4,6 +4,7 @@ board outlives it."""
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -63,11 +64,20 @@ class Student:
 
 def test_a_runs_name_and_loss_stand_on_one_line(tmp_path):
     with serving(load_teacher(tmp_path)) as (url, _):
-        Caller(url).post("student-with-a-name", step=30_000, slot=24, loss=0.5, val_loss=0.4, flops=1e19)
+        name = "student-with-a-name"
+        Caller(url).post(
+            name, step=30_000, num_steps=90_000, step_ms=100, slot=24, loss=0.5, val_loss=0.4, flops=1e19
+        )
+        assert Caller(url).statuses(list(clips := clips_by_digest(2)), clips) == ["ok"] * 2
         for command in ("status", "runs"):
             shown = salt_serve(command, "--url", url).stdout
-            [line] = [line for line in shown.splitlines() if "student-with-a-name" in line]
-            assert all(value in line for value in ("30,000", "0.5000", "0.4000", "1.00e+19")), shown
+            [line] = [line for line in shown.splitlines() if name in line]
+            values = ("running", "30,000 of 90,000", "1:40:00", "0.5000", "0.4000")
+            assert all(value in line for value in values), shown
+        status = salt_serve("status", "--url", url).stdout
+        assert "2: 2 computed, 0 already begun" in status
+        assert "0 targets that another run had asked for (0%)" in status
+        assert re.search(r"faults +none", status)
 
 
 @pytest.mark.faults
