@@ -9,9 +9,10 @@ import torch
 from rich import box
 from rich.table import Table
 
-from salt_distill.common.config import PRESETS, EncoderConfig, StudentRun, TrainConfig
+from salt_distill.common.config import StudentRun, TrainConfig, name_of_size
 from salt_distill.common.console import new_results
-from salt_distill.common.model.compute import uses_bfloat16, wait_for
+from salt_distill.common.devices import device_here
+from salt_distill.common.model.compute import precision, wait_for
 from salt_distill.common.model.flops import num_parameters
 from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.teacher import TeacherSpec, device_kind
@@ -68,7 +69,7 @@ def run(config: TrainConfig) -> None:
     """Prints what was found. Raises what the run itself would."""
     quiet = _without_traces(config)
     if config.workers == 0:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = device_here(config.device)
         found = begin(quiet, Worker(rank=0, world_size=1, device=device))
     else:
         found = dry_run_job(quiet)
@@ -102,7 +103,7 @@ def begin(config: TrainConfig, worker: Worker) -> DryRun:
         return DryRun(
             world_size=worker.world_size,
             device=device_kind(worker.device),
-            precision="bfloat16" if uses_bfloat16(config.compute.dtype, worker.device) else "float32",
+            precision=precision(config.compute.dtype, worker.device),
             num_samples=reader.num_samples,
             decoder=reader.decoder,
             num_parameters={
@@ -140,7 +141,11 @@ def _rows(config: TrainConfig, found: DryRun) -> list[tuple[str, str]]:
     losses = ", then ".join(f"{loss:.4f}" for loss in found.losses)
     rows = [
         ("run", f"{config.objective}, {config.steps:,} steps of {config.batch_size:,} clips"),
-        ("model", f"{_preset(config)}: encoder of {encoder:,.2f} M weights, predictor of {predictor:,.2f} M"),
+        (
+            "model",
+            f"{name_of_size(config.encoder)}: encoder of {encoder:,.2f} M weights, predictor of"
+            f" {predictor:,.2f} M",
+        ),
         ("device", f"{found.world_size} worker(s) on {found.device}, {found.precision}"),
         (
             "clips",
@@ -170,14 +175,6 @@ def _rows(config: TrainConfig, found: DryRun) -> list[tuple[str, str]]:
 def _described(teacher: TeacherSpec) -> str:
     compute = ", ".join(f"{name} {value}" for name, value in teacher.compute.items())
     return f"{teacher.fingerprint[:12]} of width {teacher.width}: {compute}"
-
-
-def _preset(config: TrainConfig) -> str:
-    """The preset whose encoder it is."""
-    of_presets = {name: EncoderConfig(**values["encoder"]) for name, values in PRESETS.items()}
-    return next(
-        (name for name, encoder in of_presets.items() if encoder == config.encoder), "sizes of no preset"
-    )
 
 
 def _refusal(config: TrainConfig) -> str | None:

@@ -16,7 +16,8 @@ import torch
 
 from salt_distill.common.clip import ClipBatch, clip_digest
 from salt_distill.common.config import StudentRun, TrainConfig, VJepaRun
-from salt_distill.common.model.compute import set_up, uses_bfloat16, wait_for
+from salt_distill.common.devices import device_here, gpus_of_worker, resources_here
+from salt_distill.common.model.compute import precision, set_up, wait_for
 from salt_distill.common.model.flops import FORWARD_FLOPS, KeptTokens, encoder_forward, kept_tokens
 from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.masking import MaskGroup, group_idx, mask_group
@@ -51,9 +52,9 @@ def run(config: TrainConfig) -> None:
     if config.gpu is not None:
         gpu_estimate.run(config)
         return
-    if config.most_workers > 0 and config.gpus_per_worker == 0:
+    if config.most_workers > 0 and gpus_of_worker(config, resources_here()) == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as Ray does for such a worker
-    measured = estimate(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    measured = estimate(config, device_here(config.device))
     if config.estimate_out is not None:
         Path(config.estimate_out).write_text(json.dumps(asdict(measured), indent=2) + "\n")
     print_estimate(measured)
@@ -88,7 +89,7 @@ def estimate(config: TrainConfig, device: torch.device) -> RunEstimate:
         clips_per_worker=num_clips,
         device=device_kind(device),
         num_threads=config.num_threads,
-        dtype="bfloat16" if uses_bfloat16(config.compute.dtype, device) else "float32",
+        dtype=precision(config.compute.dtype, device),
         student=student,
         teacher=teacher,
         step_s=step_s,

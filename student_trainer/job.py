@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from salt_distill.common.config import EmbedConfig, ProbeConfig, TrainConfig
+from salt_distill.common.devices import gpus_of_worker, require_device
 from salt_distill.common.local_ray import join, ray_to_join
 from salt_distill.common.termination import exit_by
 
@@ -71,7 +72,11 @@ def in_workers(
 
         join(ray_arguments)
         try:
-            return _fit(work, config, folder, max_failures)
+            resources = ray.cluster_resources()
+            if isinstance(config, TrainConfig):
+                require_device(config, resources)
+            gpus = gpus_of_worker(config, resources)
+            return _fit(work, config.model_copy(update={"gpus_per_worker": gpus}), folder, max_failures)
         finally:
             ray.shutdown()
 
@@ -95,7 +100,7 @@ def _trainer(
                     raise error
 
     return TorchTrainer(
-        lambda: work(_worker()),
+        lambda: work(_worker(config)),
         torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(
@@ -103,7 +108,7 @@ def _trainer(
                 if isinstance(config.workers, int)
                 else (config.fewest_workers, config.most_workers)
             ),
-            use_gpu=config.gpus_per_worker > 0,
+            use_gpu=bool(config.gpus_per_worker),
             resources_per_worker=_resources(config),
         ),
         run_config=RunConfig(
@@ -148,7 +153,7 @@ def _fit(
     return results[0]
 
 
-def _worker() -> "Worker":
+def _worker(config: TrainConfig | ProbeConfig | EmbedConfig) -> "Worker":
     """Where this process stands, as Ray Train says."""
     import ray.train
     import torch
@@ -157,7 +162,7 @@ def _worker() -> "Worker":
     from salt_distill.student_trainer.ranks import Worker
 
     context = ray.train.get_context()
-    device = get_device()
+    device = get_device() if config.gpus_per_worker else torch.device("cpu")
     assert isinstance(device, torch.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # what gathers and scatters takes the current one

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from salt_distill.common.config import StudentRun, TrainConfig
+from salt_distill.common.config import StudentRun, TrainConfig, name_of_size
 from salt_distill.common.data.reader import Reader
 from salt_distill.common.model.checkpoint import CheckpointConfig
-from salt_distill.common.model.compute import prepare, set_up, uses_bfloat16
-from salt_distill.common.model.teacher import TeacherSpec
+from salt_distill.common.model.compute import precision, prepare, set_up, uses_bfloat16
+from salt_distill.common.model.teacher import TeacherSpec, device_kind
 from salt_distill.student_trainer.batches import Batch, Batches
 from salt_distill.student_trainer.init import initialised
 from salt_distill.student_trainer.metrics import Update
@@ -146,6 +146,11 @@ def opened(config: TrainConfig, worker: Worker) -> Iterator[tuple[Reader, Target
     prepare(worker.device)
     with ThreadPoolExecutor(1) as opening, contextlib.ExitStack() as stack:
         (reader, source), _ = worker.ranks.result(opening.submit(_open, config, worker, stack))
+        worker.say(
+            f"{name_of_size(config.encoder)}: {config.steps:,} steps of {config.batch_size:,} clips on"
+            f" {worker.world_size} worker(s), each on {device_kind(worker.device)},"
+            f" {precision(config.compute.dtype, worker.device)}"
+        )
         worker.say(f"{config.data}: {reader.num_samples} samples, decoded by {reader.decoder}")
         if source is not None and isinstance(config, StudentRun):
             worker.say(f"targets of teacher {source.spec.fingerprint[:12]} from {source_order(config)}")

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from salt_distill.common.config import ComputeConfig, TrainConfig
 from salt_distill.common.data.reader import Reader
 from salt_distill.common.model.checkpoint import CheckpointConfig, point_to, save_checkpoint
-from salt_distill.common.model.compute import matrix_peak, uses_bfloat16
+from salt_distill.common.model.compute import matrix_peak, precision
 from salt_distill.common.model.flops import num_parameters, step_flops
 from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.teacher import TeacherSpec, device_kind
@@ -64,7 +64,7 @@ class Environment(ComputeConfig):
         cls, config: TrainConfig, worker: Worker, *, decoder: str, after_step: int, peak_flops_per_s: float
     ) -> "Environment":
         """That of this process, for a run."""
-        dtype = "bfloat16" if uses_bfloat16(config.compute.dtype, worker.device) else "float32"
+        dtype = precision(config.compute.dtype, worker.device)
         return cls(
             **config.compute.model_copy(update={"dtype": dtype}).model_dump(),
             after_step=after_step,

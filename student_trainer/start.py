@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import torch
-
 from salt_distill.common.config import TrainConfig
 from salt_distill.common.console import console, say
 from salt_distill.common.data.shards import open_dataset
+from salt_distill.common.devices import device_here, require_device, resources_here
 from salt_distill.common.local_ray import is_private
 from salt_distill.student_trainer import dry_run, estimate
 from salt_distill.student_trainer.job import run_job
@@ -20,6 +19,8 @@ def start(config: TrainConfig) -> None:
     if config.estimate:
         estimate.run(config)
         return
+    if not config.most_workers or is_private(config.address):
+        require_device(config, resources_here())  # of another Ray it is known when it is joined
     if config.dry_run:
         dry_run.run(config)
         return
@@ -28,8 +29,7 @@ def start(config: TrainConfig) -> None:
         open_dataset(config.data).samples(config.split)  # before a Ray starts, which takes seconds
     with no_trace_of_a_failed_start(config), show_progress(Path(config.out), config.steps, console):
         if config.workers == 0:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            worker = Worker(rank=0, world_size=1, device=device)
+            worker = Worker(rank=0, world_size=1, device=device_here(config.device))
             with opened(config, worker) as (reader, source), claimed(config) as checkpoint:
                 train_on(reader, source, config, worker, checkpoint)
         else:

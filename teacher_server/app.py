@@ -20,6 +20,7 @@ import rich.console
 
 from salt_distill.common.config import ServeConfig
 from salt_distill.common.console import console
+from salt_distill.common.devices import gpus_or_any
 from salt_distill.common.local_ray import is_private, join, ray_to_join
 from salt_distill.common.protocol import Header, Route
 from salt_distill.common.termination import ended_by_signals
@@ -66,8 +67,10 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console = console) 
         join({**ray_arguments, "log_to_driver": True})
         try:
             least, most = config.replica_range
+            gpus = gpus_or_any(config.gpus, ray.cluster_resources())
+            config = config.model_copy(update={"gpus": gpus})
             if is_private(config.address):
-                each = {"cpus": least * config.cpus, "gpus": least * config.gpus}
+                each = {"cpus": least * config.cpus, "gpus": least * gpus}
                 check_fits(ray.cluster_resources(), **each, flags="--cpus, --gpus and --replicas")
             was_running = "SERVE_CONTROLLER_ACTOR" in _named_actors("serve")
             board_name = f"{config.name or ALONE}-{time.time_ns():016x}"  # a later command's comes after it
@@ -224,7 +227,7 @@ def _wait_until_ready(
         states = [
             state for deployment in application.deployments.values() for state in deployment.replica_states
         ]
-        missing = what_is_missing(ray.available_resources(), cpus=config.cpus, gpus=config.gpus)
+        missing = what_is_missing(ray.available_resources(), cpus=config.cpus, gpus=config.gpus or 0)
         if (
             missing is not None
             and "RUNNING" not in states

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from salt_distill.common.config import PrecomputeConfig
 from salt_distill.common.console import console
 from salt_distill.common.data.shards import open_dataset
+from salt_distill.common.devices import device_here, gpus_of_worker
 from salt_distill.common.folders.fetched import copies
 from salt_distill.common.local_ray import is_private, join, ray_to_join
 from salt_distill.common.targets import codec
@@ -42,7 +43,7 @@ def precompute(config: PrecomputeConfig, console: rich.console.Console = console
         open_dataset(config.data).samples(config.split)  # before a Ray starts, which takes seconds
     with _no_trace_of_a_failed_start(cache), cache.alone():
         if config.workers == 0:
-            maker = TargetMaker(config, device=None)
+            maker = TargetMaker(config, device_here(config.device))
             spec, tasks = maker.spec(), maker.tasks()
             listings = _listings(cache, spec, tasks)
             _say_estimate(cache, spec, tasks, maker.rate, lambda: [maker.room()], console)
@@ -68,24 +69,22 @@ def _run_actors(config: PrecomputeConfig, cache: CacheFolder, console: rich.cons
 
         join(ray_arguments)
         try:
+            resources = ray.cluster_resources()
+            gpus = gpus_of_worker(config, resources)
             if is_private(config.address):
                 check_fits(
-                    ray.cluster_resources(),
+                    resources,
                     cpus=config.workers * config.cpus_per_worker,
-                    gpus=config.workers * config.gpus_per_worker,
+                    gpus=config.workers * gpus,
                     flags="--workers, --cpus-per-worker and --gpus-per-worker",
                 )
-            actor_class = ray.remote(num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker)(
-                TargetMaker
-            )
-            device = torch.device("cuda" if config.gpus_per_worker else "cpu")
+            actor_class = ray.remote(num_cpus=config.cpus_per_worker, num_gpus=gpus)(TargetMaker)
+            device = torch.device("cuda" if gpus else "cpu")
             actors = [actor_class.remote(config, device) for _ in range(config.workers)]
             _, waiting = ray.wait(
                 [actor.spec.remote() for actor in actors], num_returns=len(actors), timeout=SAY_PENDING_S
             )
-            missing = what_is_missing(
-                ray.available_resources(), cpus=config.cpus_per_worker, gpus=config.gpus_per_worker
-            )
+            missing = what_is_missing(ray.available_resources(), cpus=config.cpus_per_worker, gpus=gpus)
             if waiting and missing is not None:
                 console.print(
                     f"{len(waiting)} of {len(actors)} workers wait for a place: {missing} free",

@@ -318,3 +318,18 @@ def test_a_folder_that_somebody_goes_on_from_stays(is_of_use, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert (tmp_path / "above").exists() == is_of_use
+
+
+def test_a_paper_size_without_a_gpu_is_refused_at_once(said, shards, tmp_path):
+    """The default preset on a laptop ended after minutes in the kernel's out-of-memory killer."""
+    out = tmp_path / "run"
+    for more in ([], ["--workers", "0"], ["--gpus-per-worker", "0"], ["--dry-run"]):
+        sentence = said(train_app, "teacher", "--data", str(shards), "--out", str(out), *more)
+        assert "got an encoder of width 1024 and depth 24 without a GPU, expected a GPU" in sentence
+        assert "--preset nano" in sentence
+        assert "--device cpu" in sentence
+        assert not out.exists()
+    base = ["teacher", "--data", str(shards), "--out", str(out), "--device", "cpu"]
+    assert "got --device cpu with --gpus-per-worker 1" in said(train_app, *base, "--gpus-per-worker", "1")
+    # What was asked for is begun: it comes to the data, which is not there.
+    assert "nothing-there" in said(train_app, *base, "--workers", "0", "--data", "nothing-there")

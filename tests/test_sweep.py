@@ -202,10 +202,12 @@ def test_a_run_starts_where_its_workers_have_room():
     values = {**SMALL, "data": "d", "out": "o", "teacher_url": URL, "batch_size": 96}
     small, large = (
         StudentRun.model_validate(values | more)
-        for more in ({}, {"workers": 2, "cpus_per_worker": 2, "gpus_per_worker": 0.5})
+        for more in ({"gpus_per_worker": 0}, {"workers": 2, "cpus_per_worker": 2, "gpus_per_worker": 0.5})
     )
     room = {"CPU": 6.0, "GPU": 1.0}
-    assert needs(large) == {"CPU": 4.0, "GPU": 1.0}
+    assert needs(StudentRun.model_validate(values), room) == {"CPU": 1.0, "GPU": 1.0}  # GPUs are used
+    assert needs(StudentRun.model_validate(values), {"CPU": 6.0}) == {"CPU": 1.0, "GPU": 0.0}
+    assert needs(large, {}) == {"CPU": 4.0, "GPU": 1.0}
     assert fits(large, [small, small], room)
     assert not fits(large, [small, small, small], room)
     assert not fits(large, [large], room)

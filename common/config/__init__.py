@@ -12,6 +12,7 @@ from salt_distill.common.config.data import (
     ScenesConfig,
     SynthConfig,
 )
+from salt_distill.common.config.device import Device
 from salt_distill.common.config.embed import EmbedConfig, PredictConfig, SimilarConfig
 from salt_distill.common.config.evaluate import (
     ExportConfig,
@@ -44,7 +45,15 @@ from salt_distill.common.config.model import (
     is_whole_cubes,
 )
 from salt_distill.common.config.plan import PlanConfig, PlannedStudent
-from salt_distill.common.config.presets import MASKS, PRESETS, mask_layer, preset_layer, warmup_layer
+from salt_distill.common.config.presets import (
+    MASKS,
+    PRESETS,
+    is_papers_size,
+    mask_layer,
+    name_of_size,
+    preset_layer,
+    warmup_layer,
+)
 from salt_distill.common.config.protocols import PROTOCOLS
 from salt_distill.common.config.serve import (
     CacheGcConfig,
@@ -58,14 +67,13 @@ from salt_distill.common.config.serve import (
     ServiceConfig,
     StatusConfig,
 )
+from salt_distill.common.config.service_client import OnTeacherLoss, ServiceClientConfig
 from salt_distill.common.config.sweep import SweepConfig, SweepFile
 from salt_distill.common.config.tables import ReportConfig, TableConfig
 from salt_distill.common.config.token import TokenConfig
 from salt_distill.common.config.train import (
     ComputeConfig,
     ComputeDtype,
-    OnTeacherLoss,
-    ServiceClientConfig,
     Sharding,
     StudentRun,
     TeacherComputeConfig,
@@ -92,6 +100,7 @@ __all__ = [
     "Config",
     "ConfigValues",
     "CropSize",
+    "Device",
     "DrainConfig",
     "DrawConfig",
     "EmaConfig",
@@ -150,10 +159,12 @@ __all__ = [
     "Views",
     "dump_yaml",
     "explain",
+    "is_papers_size",
     "is_whole_cubes",
     "load_yaml",
     "mask_layer",
     "merge",
+    "name_of_size",
     "preset_layer",
     "shown_config",
     "warmup_layer",

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from salt_distill.common.config.base import Config
+from salt_distill.common.config.device import Device, GpusPerWorker, require_one_device
 from salt_distill.common.config.model import CropSize
 from salt_distill.common.config.train import ComputeDtype
 
@@ -54,9 +55,11 @@ class EmbedConfig(Config):
     """Ray Train workers, which share the videos; 0 runs in this process, without Ray."""
     cpus_per_worker: PositiveFloat = 1.0
     """CPUs that Ray sets aside for a worker; may be a fraction."""
-    gpus_per_worker: float = Field(default=0.0, ge=0)
-    """GPUs that Ray sets aside for a worker; with 0 it runs on the CPU. `--workers 0` takes a GPU if there is
-    one."""
+    gpus_per_worker: GpusPerWorker = None
+    """GPUs that Ray sets aside for a worker; may be a fraction. None: one where Ray has any; 0 runs on the
+    CPU."""
+    device: Device = "auto"
+    """`auto`: GPUs where there are any, else the CPU. `cpu`: the CPU."""
     address: str | None = None
     """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the
     command."""
@@ -66,6 +69,7 @@ class EmbedConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        require_one_device(self.device, self.gpus_per_worker)
         if self.stride is not None and self.window is None:
             raise ValueError("got --stride without --window, expected both: without it a video has one clip")
         if self.frame_step is not None and self.window is not None:

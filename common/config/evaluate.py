@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from salt_distill.common.config.base import Config
+from salt_distill.common.config.device import Device, GpusPerWorker, require_one_device
 from salt_distill.common.config.loader import LoaderConfig
 from salt_distill.common.config.model import (
     CropSize,
@@ -105,9 +106,11 @@ class ProbeConfig(Config):
     Ray."""
     cpus_per_worker: Annotated[PositiveFloat, COMMAND_ONLY] = 1.0
     """CPUs that Ray sets aside for a worker; may be a fraction."""
-    gpus_per_worker: Annotated[float, COMMAND_ONLY] = Field(default=0.0, ge=0)
-    """GPUs that Ray sets aside for a worker; with 0 it runs on the CPU. `--workers 0` takes a GPU if there is
-    one."""
+    gpus_per_worker: Annotated[GpusPerWorker, COMMAND_ONLY] = None
+    """GPUs that Ray sets aside for a worker; may be a fraction. None: one where Ray has any; 0 runs on the
+    CPU."""
+    device: Annotated[Device, COMMAND_ONLY] = "auto"
+    """`auto`: GPUs where there are any, else the CPU. `cpu`: the CPU."""
     address: Annotated[str | None, COMMAND_ONLY] = None
     """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the
     command."""
@@ -137,6 +140,7 @@ class ProbeConfig(Config):
 
     @model_validator(mode="after")
     def _keeps_what_stays(self) -> Self:
+        require_one_device(self.device, self.gpus_per_worker)
         if self.augment and self.features is not None:
             raise ValueError(
                 "got --features with --augment, expected one of them: tokens of clips that change are of no"

@@ -6,7 +6,7 @@ from typing import Any
 
 from salt_distill.common.config.base import Config, ConfigValues
 from salt_distill.common.config.layers import choice, merge
-from salt_distill.common.config.model import MaskConfig
+from salt_distill.common.config.model import EncoderConfig, MaskConfig
 
 _PAPER_STEPS = {"TeacherRun": 80_000, "StudentRun": 160_000, "VJepaRun": 240_000}
 
@@ -65,6 +65,18 @@ MASKS: dict[str, list[ConfigValues]] = {
     # (46 and 13 of 196 places), so that only the masks' shape differs.
     "multi-random-tube": [{"hidden_fraction": 0.766}, {"hidden_fraction": 0.934}],
 }
+
+
+def is_papers_size(encoder: EncoderConfig) -> bool:
+    """Whether an encoder is as large as the smallest of the paper, ViT-B."""
+    smallest = PRESETS["vit-b"]["encoder"]
+    return encoder.width >= smallest["width"] and encoder.depth >= smallest["depth"]
+
+
+def name_of_size(encoder: EncoderConfig) -> str:
+    """The preset whose encoder it is."""
+    of_presets = {name: EncoderConfig(**values["encoder"]) for name, values in PRESETS.items()}
+    return next((name for name, other in of_presets.items() if other == encoder), "sizes of no preset")
 
 
 def preset_layer(

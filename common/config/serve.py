@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from salt_distill.common.config.base import Config
+from salt_distill.common.config.device import Device, GpusPerWorker, require_one_device
 from salt_distill.common.config.frozen import DrawConfig, FrozenConfig
 from salt_distill.common.config.loader import LoaderConfig
 from salt_distill.common.config.model import TargetDtype
@@ -88,8 +89,9 @@ class ServeConfig(FrozenConfig):
     command."""
     cpus: PositiveFloat = 1.0
     """CPUs that Ray sets aside for the teacher; may be a fraction."""
-    gpus: float = Field(default=0.0, ge=0)
-    """GPUs that Ray sets aside for the teacher; with 0 it runs on the CPU."""
+    gpus: GpusPerWorker = None
+    """GPUs that Ray sets aside for the teacher; may be a fraction. None: one where Ray has any; 0 runs on the
+    CPU."""
     resource: str | None = None
     """Custom resource of Ray that a machine must have for a replica, such as `teacher` of
     deploy/cluster-aws.yaml; None: any machine."""
@@ -179,9 +181,11 @@ class PrecomputeConfig(FrozenConfig):
     """Ray actors; 0 runs in this process, without Ray."""
     cpus_per_worker: PositiveFloat = 1.0
     """CPUs that Ray sets aside for a worker; may be a fraction."""
-    gpus_per_worker: float = Field(default=0.0, ge=0)
-    """GPUs that Ray sets aside for a worker. With 0 it runs on the CPU; `--workers 0` takes a GPU if there is
-    one."""
+    gpus_per_worker: GpusPerWorker = None
+    """GPUs that Ray sets aside for a worker; may be a fraction. None: one where Ray has any; 0 runs on the
+    CPU."""
+    device: Device = "auto"
+    """`auto`: GPUs where there are any, else the CPU. `cpu`: the CPU."""
     address: str | None = None
     """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the
     command."""
@@ -192,6 +196,11 @@ class PrecomputeConfig(FrozenConfig):
     @property
     def extras(self) -> tuple[str, ...]:
         return ("serve",) if self.workers else ()
+
+    @model_validator(mode="after")
+    def _on_one_device(self) -> Self:
+        require_one_device(self.device, self.gpus_per_worker)
+        return self
 
 
 class OfServiceConfig(Config):

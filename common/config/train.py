@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from salt_distill.common.config.base import Config
+from salt_distill.common.config.device import Device, GpusPerWorker, require_one_device
 from salt_distill.common.config.learning import EmaConfig, OptimConfig
 from salt_distill.common.config.loader import LoaderConfig
 from salt_distill.common.config.marks import DecidedBySweep, OnResume, Shown, marked
@@ -27,6 +28,7 @@ from salt_distill.common.config.model import (
     Views,
     require_whole_cubes,
 )
+from salt_distill.common.config.service_client import OnTeacherLoss, ServiceClientConfig
 from salt_distill.common.config.wrong_values import Name, shown
 
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
@@ -74,28 +76,6 @@ class TeacherComputeConfig(Config):
     `compute.compile`."""
 
 
-OnTeacherLoss = Literal["wait", "local", "fail"]
-"""What a student does when its teacher service stays away."""
-
-
-class ServiceClientConfig(Config):
-    """How a student asks the teacher service."""
-
-    request_clips: PositiveInt = 16
-    """Clips of one request."""
-    connections: PositiveInt = 4
-    """Requests in flight at a time."""
-    timeout_s: PositiveFloat = 60.0
-    """Longest wait for one response, in seconds."""
-    segment_bytes: PositiveInt = 64_000_000
-    """Size at which a file of `--cache` is sealed, in bytes: what a kill costs each rank."""
-    connect_budget_s: PositiveFloat = 10.0
-    """How long a service that never answered is asked again, in seconds; for ever with `wait`."""
-    retry_budget_s: PositiveFloat = 120.0
-    """How long one request is retried, with backoff, before the service counts as lost (`--on-teacher-loss`),
-    in seconds."""
-
-
 class TrainConfig(Config):
     """What every training run has. The top level holds the flags of ``salt-train``; the rest is reached by
     ``--set``."""
@@ -134,9 +114,12 @@ class TrainConfig(Config):
     moment. 0 runs in this process, without Ray."""
     cpus_per_worker: Annotated[PositiveFloat, OnResume("speed")] = 1.0
     """CPUs that Ray sets aside for a worker; may be a fraction."""
-    gpus_per_worker: Annotated[float, OnResume("losses agree to rounding")] = Field(default=0.0, ge=0)
-    """GPUs that Ray sets aside for a worker; with 0 it trains on the CPU. `--workers 0` takes a GPU if there
-    is one."""
+    gpus_per_worker: Annotated[GpusPerWorker, OnResume("losses agree to rounding")] = None
+    """GPUs that Ray sets aside for a worker; may be a fraction. None: one where Ray has any; 0 trains on the
+    CPU."""
+    device: Annotated[Device, OnResume("losses agree to rounding")] = "auto"
+    """`auto`: GPUs where there are any, else the CPU; encoders as large as the paper's are then refused.
+    `cpu`: the CPU, whatever the size."""
     max_failures: Annotated[int, OnResume("when the command ends")] = Field(default=0, ge=-1)
     """Times that lost workers are replaced and the run goes on from its newest checkpoint, -1: always. A node
     that a cloud takes back does not count. With 0 the run stops, and `--resume` continues it."""
@@ -244,6 +227,7 @@ class TrainConfig(Config):
                 " warm-up shorter than the run: raise --steps, or --set"
                 f" optim.warmup_steps={self.steps // 10}"
             )
+        require_one_device(self.device, self.gpus_per_worker)
         num_groups = -(-self.batch_size // MASK_GROUP_SIZE)
         if self.most_workers > num_groups:
             raise ValueError(

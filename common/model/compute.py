@@ -71,6 +71,11 @@ def uses_bfloat16(dtype: ComputeDtype, device: torch.device) -> bool:
     return dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
 
 
+def precision(dtype: ComputeDtype, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """That of matrix products on this device."""
+    return "bfloat16" if uses_bfloat16(dtype, device) else "float32"
+
+
 def cast_products(model: nn.Module) -> None:
     """Casts the weights of matrix products to bfloat16 for good: the bits that autocast would make of them at
     every forward. For a model that is frozen."""

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from salt_distill.common.config import StudentRun, SweepConfig, dump_yaml, load_yaml
 from salt_distill.common.console import console
 from salt_distill.common.data.shards import open_dataset
+from salt_distill.common.devices import gpus_of_worker
 from salt_distill.common.local_ray import is_private, join, ray_to_join
 from salt_distill.common.untouched import left_as_it_was
 from salt_distill.common.whole import write_whole
@@ -100,7 +101,8 @@ def _train(
                 for name, student in list(waiting.items()):
                     if not running or fits(student, [to_do[other] for other in running], room):
                         running[name] = _start(name, waiting.pop(name), Path(config.out), address)
-                        display.say(name, f"started with {_said(needs(student))}; log: {_log(config, name)}")
+                        taken = _said(needs(student, room))
+                        display.say(name, f"started with {taken}; log: {_log(config, name)}")
                 for name, process in list(running.items()):
                     display.look(name, to_do[name])
                     if process.poll() is None:
@@ -115,17 +117,17 @@ def _train(
     return failed
 
 
-def needs(config: StudentRun) -> dict[str, float]:
-    """What Ray sets aside for a run, at least."""
+def needs(config: StudentRun, room: Mapping[str, float]) -> dict[str, float]:
+    """What a Ray with ``room`` sets aside for a run, at least."""
     return {
         "CPU": config.fewest_workers * config.cpus_per_worker,
-        "GPU": config.fewest_workers * config.gpus_per_worker,
+        "GPU": config.fewest_workers * gpus_of_worker(config, room),
     }
 
 
 def fits(config: StudentRun, beside: list[StudentRun], room: Mapping[str, float]) -> bool:
     """Whether there is room for a run beside others."""
-    taken = [needs(other) for other in (config, *beside)]
+    taken = [needs(other, room) for other in (config, *beside)]
     return all(sum(of_run[name] for of_run in taken) <= room.get(name, 0.0) for name in ("CPU", "GPU"))
 
 

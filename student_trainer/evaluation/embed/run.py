@@ -17,6 +17,7 @@ from salt_distill.common.clip import BadVideoError
 from salt_distill.common.config import EmbedConfig
 from salt_distill.common.console import console
 from salt_distill.common.data.video import decoder_name
+from salt_distill.common.devices import device_here
 from salt_distill.common.model.compute import uses_bfloat16
 from salt_distill.common.model.frozen import FrozenEncoder
 from salt_distill.common.model.grid import TokenGrid
@@ -44,8 +45,8 @@ def run(config: EmbedConfig) -> None:
     with left_as_it_was(parts, unless=lambda: any(parts.glob("*.skipped.json"))):
         parts.mkdir(parents=True, exist_ok=True)
         if config.workers == 0:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            num_videos = embed(config, parts, Worker(rank=0, world_size=1, device=device))
+            alone = Worker(rank=0, world_size=1, device=device_here(config.device))
+            num_videos = embed(config, parts, alone)
         else:
             from salt_distill.student_trainer.job import in_workers
 

@@ -9,6 +9,7 @@ import torch
 
 from salt_distill.common.config import ProbeConfig
 from salt_distill.common.console import console, new_results
+from salt_distill.common.devices import device_here
 from salt_distill.common.model.frozen import FrozenEncoder
 from salt_distill.common.untouched import left_as_it_was
 from salt_distill.student_trainer.evaluation.candidates import open_candidates, with_fresh_weights
@@ -80,8 +81,7 @@ def _outcome(
     """Of this process, or of Ray's workers together."""
     if config.workers == 0:
         torch.set_num_threads(config.num_threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        alone = Worker(rank=0, world_size=1, device=device)
+        alone = Worker(rank=0, world_size=1, device=device_here(config.device))
         return ProbeRunner(config, task, state, alone, _say).all(candidates)
     from salt_distill.student_trainer.job import in_workers
 
