@@ -72,7 +72,7 @@ class Environment(ComputeConfig):
             torch=torch.__version__,
             platform=platform.platform(),
             num_cpus=os.cpu_count(),
-            git_commit=_git_commit(),
+            git_commit=git_commit(),
             world_size=worker.world_size,
             device=device_kind(worker.device),
             peak_flops_per_s=peak_flops_per_s,
@@ -315,7 +315,7 @@ class RunRecord:
         )
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """Of this code; None where it is no checkout, or there is no git, as in an image."""
     if shutil.which("git") is None:
         return None

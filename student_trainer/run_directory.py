@@ -146,6 +146,8 @@ def _step_of(line: bytes) -> float:
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``, also of other versions; none without the file."""
+    """The whole lines of ``metrics.jsonl``, also of other versions; none without the file. The last one
+    of a killed run may be cut off."""
     path = Path(run) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+    return [json.loads(line) for line in whole.splitlines()]

@@ -2,21 +2,35 @@
 
 import json
 import re
+import shlex
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from eval_tools import FINGERPRINT, make_dataset, make_run, probe_results
+import yaml
+from eval_tools import CONFIG, FINGERPRINT, MASK, VIEW, make_dataset, make_run, probe_results
 from scipy.stats import linregress
+from typer.testing import CliRunner
 
-from salt_distill.common.config import ReportConfig
+from salt_distill.common.config import (
+    ReportConfig,
+    StudentRun,
+    TeacherRun,
+    VJepaRun,
+    dump_yaml,
+    mask_layer,
+)
+from salt_distill.student_trainer.cli import app
 from salt_distill.student_trainer.evaluation.finished_runs import find_runs
 from salt_distill.student_trainer.evaluation.probe.results import ProbeResults
-from salt_distill.student_trainer.evaluation.report import predictions, sharing
+from salt_distill.student_trainer.evaluation.probe.score import Score
+from salt_distill.student_trainer.evaluation.report import clip_pictures, predictions, sharing
 from salt_distill.student_trainer.evaluation.report.blocks import (
     BarTable,
     Chart,
     ColourKey,
     Columns,
+    CommandLine,
     DataTable,
     Heading,
     LargeNumbers,
@@ -28,7 +42,9 @@ from salt_distill.student_trainer.evaluation.report.blocks import (
 )
 from salt_distill.student_trainer.evaluation.report.build import run
 from salt_distill.student_trainer.evaluation.report.figures import LossCurve, loss_curves
+from salt_distill.student_trainer.evaluation.report.findings import difference_interval
 from salt_distill.student_trainer.evaluation.report.render import html_of
+from salt_distill.student_trainer.evaluation.report.run_command import command_of
 from salt_distill.student_trainer.evaluation.report.sharing import ServiceStatus
 from salt_distill.student_trainer.evaluation.selection import MeasuredCheckpoint, SelectResults
 
@@ -76,7 +92,7 @@ SELECTION = selection(LOSSES)
 
 def section_html(section: Section) -> str:
     """As on the page."""
-    html = html_of(ReportPage(title="", lead=[], sections=[section], footer=""))
+    html = html_of(ReportPage(title="", lead=[], made="", sections=[section], footer=""))
     return html[html.index("<section>") : html.index("</section>")]
 
 
@@ -136,7 +152,12 @@ def test_a_whole_report(demo, capsys):
     text = (demo / "report.html").read_text()
     found = Page(text)
     assert [source[:22] for source in found.loads] == ["data:image/png;base64,"] * (9 + 5)
-    assert re.findall(r"https?:|//|@import|<script|<link", re.sub(r"base64,[A-Za-z0-9+/=]*", "", text)) == []
+    assert (
+        re.findall(
+            r"https?:|//|@import|<script|<link", re.sub(r"base64,[A-Za-z0-9+/=]*|<code>.*?</code>", "", text)
+        )
+        == []
+    )
     assert len(found.ids) == len(set(found.ids))
     assert found.fragments <= set(found.ids)
     assert found.open == []
@@ -155,6 +176,14 @@ def test_a_whole_report(demo, capsys):
     assert "Not in this report" not in text
     assert f"Stage 2, teacher {FINGERPRINT[:12]}: student-a, student-b, student-c" in text
     assert "mean and the deviation of each cube are taken from the input" in text
+    lead = text[text.index("<h1>") : text.index("<section>")]
+    assert "Compared: 1 V-Pixel teacher and 3 students of 1 frozen teacher." in lead
+    low, high = difference_interval(0.8, (0.7, 0.85), 0.125, (0.025, 0.175))
+    assert (
+        "On motion (4 classes, 80 test clips) teacher, best of 2 encoders, names 80.0% right [70.0% to 85.0%]"
+        f", +67.5 points against random weights (12.5%), 95% interval {100 * low:+.1f} to {100 * high:+.1f}."
+    ) in lead
+    assert "by salt-distill 0." in lead
     shown = capsys.readouterr().out
     assert "student-c" in shown
     assert str(demo / "report.html") in shown.replace("\n", "")
@@ -189,6 +218,7 @@ def test_what_is_missing_is_said_and_not_made_up(tmp_path, data, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     for sentence in (
         "the run has not finished",
+        "unfinished (unfinished)",
         "No probe",
         "No held-out losses",
         "No counters",
@@ -324,9 +354,74 @@ def test_names_are_escaped():
         Picture(hostile, hostile),
         Columns([[Paragraph(hostile)]]),
         ColourKey([((0, 0, 0), hostile)]),
-        Chart(loss_curves([curve, curve], chart_id="x", loss_name=hostile)),
+        CommandLine(hostile, [hostile]),
+        Chart(loss_curves([curve, curve], chart_id="x", loss_name=hostile).svg),
     ]
     sections = [Section(hostile, blocks)]
-    html = html_of(ReportPage(title=hostile, lead=[hostile], sections=sections, footer=hostile))
+    html = html_of(ReportPage(title=hostile, lead=[hostile], made=hostile, sections=sections, footer=hostile))
     assert "<script" not in html
     assert html.count("alert") > 15
+
+
+def test_the_interval_of_a_difference():
+    """Against Newcombe's own example (1998, Table II (a)): 56 of 70 and 48 of 80, method 10."""
+    first, second = Score(num_correct=56, num_clips=70), Score(num_correct=48, num_clips=80)
+    interval = difference_interval(first.accuracy, first.interval, second.accuracy, second.interval)
+    assert interval == pytest.approx((0.0524, 0.3339), abs=1e-4)
+
+
+def test_a_command_makes_the_configuration_again(tmp_path, data):
+    """Of every objective, with nested keys, masks, flags that are switched off and values that are none."""
+    runs = [
+        StudentRun(
+            data=str(data), out="my runs/a", steps=40, teacher_url="http://127.0.0.1:1", views=2,
+            optim={"warmup_steps": 3}, mask=mask_layer("random-tube")["mask"], masked_targets=True,
+        ),
+        TeacherRun(data="s3://bucket/shards", out="b", steps=9, view={"crop_size": (64, 96)}, mask=MASK,
+                   optim={"warmup_steps": 1}, compute={"compile": False}, pixel_norm="joint"),
+        VJepaRun(data=str(data), out="c", steps=30_000, loader={"frame_cache_bytes": 0}),
+    ]  # fmt: skip
+    for number, config in enumerate(runs):
+        path = tmp_path / str(number)
+        path.mkdir()
+        (path / "config.yaml").write_text(dump_yaml(config))
+        command = shlex.split(command_of(path))
+        made = CliRunner().invoke(app, [*command[1:], "--print-config"])
+        assert made.exit_code == 0, made.output
+        assert type(config).model_validate(yaml.safe_load(made.stdout)) == config
+
+
+def test_a_run_of_another_version_is_named_by_its_file(tmp_path, data):
+    path = make_run(tmp_path / "old", data)
+    with (path / "config.yaml").open("a") as file:
+        file.write("forgotten_key: 1\n")
+    assert command_of(path) == f"salt-train teacher --config {path / 'config.yaml'}"
+
+
+def test_the_first_steps_do_not_flatten_a_chart():
+    """A curve that begins far up ends where it can be read; what stands above is said; equal curves are
+    told apart."""
+    steps = list(range(1, 101))
+    losses = [7.0, 2.0, *(0.5 - 0.002 * step for step in steps[2:])]
+    first = LossCurve(name="a", colour=0, steps=steps, flops=[1e12 * step for step in steps], losses=losses)
+    chart = loss_curves([first, replace(first, name="b", colour=1)], chart_id="x", loss_name="L1")
+    assert chart.notes == [
+        "Above the axis: a, up to 7.",
+        "Above the axis: b, up to 7.",
+        "A dashed curve lies on a wide one: they are the same to 1% of the axis.",
+    ]
+    assert "b (on a)" in chart.svg
+    assert "TFLOPs" in chart.svg
+    assert "1e12" not in chart.svg
+    ticks = [float(text) for text in re.findall(r">(\d\.\d+)</text>", chart.svg)]
+    assert max(ticks) < 0.6
+    short = replace(first, steps=steps[:4], flops=first.flops[:4], losses=losses[:4])
+    assert loss_curves([short], chart_id="x", loss_name="L1").notes == []
+
+
+def test_small_tokens_are_shown_at_full_size():
+    picture = Picture("data:,", "caption")
+    fine = CONFIG.model_copy(update={"view": VIEW.model_copy(update={"crop_size": 64})})
+    assert clip_pictures._row([picture], fine) == [replace(picture, full_size=True)]
+    assert clip_pictures._row([picture], CONFIG) == [Columns([[picture]])]
+    assert '<figure class="full">' in section_html(Section("", clip_pictures._row([picture], fine)))

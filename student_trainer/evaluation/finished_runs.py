@@ -1,11 +1,11 @@
 """Finished runs, read from their directories."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,6 +16,8 @@ from salt_distill.common.text_files import read_text
 from salt_distill.student_trainer.run_directory import read_metrics
 
 Objective = Literal["vpixel", "salt", "vjepa"]
+_SOURCES = {"targets": "cache", "teacher_url": "service", "teacher_ckpt": "in-process"}
+"""What a student's configuration has, and where its targets come from then."""
 
 
 class _Part(BaseModel):
@@ -110,6 +112,48 @@ class FinishedRun:
             return None
         encoder = open_encoder(FrozenConfig(ckpt=str(self.path)))
         return fingerprint(encoder, encoder.load())
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnfinishedRun:
+    """A run that trains still, or ended before its last step; it has no summary.json."""
+
+    name: str
+    path: Path
+    objective: Objective
+    source: str | None
+    """Where a student's targets come from."""
+    num_steps: int
+    """Of the whole run."""
+    metrics: list[LoggedStep]
+    """So far; may be empty."""
+
+    @property
+    def teacher_fingerprint(self) -> str | None:
+        """The frozen teacher that its newest checkpoint learned from; None without one."""
+        return read_config(self.path).teacher_fingerprint if (self.path / POINTER).is_file() else None
+
+
+def objective_of(values: Mapping[str, Any]) -> Objective:
+    """What a run with this ``config.yaml`` learns."""
+    return "vpixel" if "pixel_norm" in values else "vjepa" if "ema" in values else "salt"
+
+
+def read_unfinished(path: Path) -> UnfinishedRun:
+    """A run that has no summary yet. Raises ValueError where its configuration is no run's."""
+    values = load_yaml(path / "config.yaml")
+    objective = objective_of(values)
+    given = [source for key, source in _SOURCES.items() if values.get(key) is not None]
+    if not isinstance(values.get("steps"), int):
+        raise ValueError(f"{path}: got a config.yaml without steps, expected that of a run of `salt-train`")
+    return UnfinishedRun(
+        name=path.resolve().name,
+        path=path,
+        objective=objective,
+        source=given[0] if given and objective == "salt" else None,
+        num_steps=values["steps"],
+        metrics=[LoggedStep.model_validate(line) for line in read_metrics(path)],
+    )
 
 
 def is_run(path: Path) -> bool:

@@ -91,7 +91,8 @@ def accuracy_and_compute(probed: ProbedRuns, teachers: Mapping[str, FinishedRun 
     explained = (
         "A student's compute is its own, with its teacher's forwards, and the whole training of the teacher"
         " it learned from: several students of one teacher pay that once, but here each counts it in full."
-        " Random weights cost nothing. Dashed: the Pareto front, the best accuracy up to each cost."
+        " Random weights cost nothing. Runs of one cost and one accuracy lie on each other."
+        " Dashed: the Pareto front, the best accuracy up to each cost."
     )
     return Section(
         "Accuracy against compute",

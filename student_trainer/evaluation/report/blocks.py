@@ -16,6 +16,16 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
+class CommandLine:
+    """What is typed in a terminal, under what it makes."""
+
+    kind: ClassVar[str] = "command"
+    caption: str
+    parts: Sequence[str]
+    """Between which a line may break."""
+
+
+@dataclass(frozen=True)
 class Heading:
     """A title inside a section."""
 
@@ -79,6 +89,8 @@ class Picture:
     kind: ClassVar[str] = "picture"
     data_uri: str
     caption: str
+    full_size: bool = False
+    """Never made smaller than it is; scrolls where the page is narrower."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,18 @@ class ColourKey:
     colours: Sequence[tuple[tuple[int, int, int], str]]
 
 
-Block = Paragraph | Heading | DataTable | BarTable | LargeNumbers | Chart | Picture | Columns | ColourKey
+Block = (
+    Paragraph
+    | CommandLine
+    | Heading
+    | DataTable
+    | BarTable
+    | LargeNumbers
+    | Chart
+    | Picture
+    | Columns
+    | ColourKey
+)
 
 
 @dataclass(frozen=True)
@@ -115,5 +138,7 @@ class ReportPage:
     title: str
     lead: Sequence[str]
     """Paragraphs under the title."""
+    made: str
+    """When, and by what."""
     sections: Sequence[Section]
     footer: str

@@ -12,12 +12,20 @@ from salt_distill.common.console import new_results
 from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.evaluation.finished_runs import (
     FinishedRun,
+    UnfinishedRun,
     find_runs,
     is_run,
     read_seconds,
+    read_unfinished,
 )
 from salt_distill.student_trainer.evaluation.probe.results import ProbeResults
-from salt_distill.student_trainer.evaluation.report import accuracy, clip_pictures, predictions, sharing
+from salt_distill.student_trainer.evaluation.report import (
+    accuracy,
+    clip_pictures,
+    predictions,
+    provenance,
+    sharing,
+)
 from salt_distill.student_trainer.evaluation.report.blocks import (
     BarTable,
     DataTable,
@@ -26,6 +34,7 @@ from salt_distill.student_trainer.evaluation.report.blocks import (
     ReportPage,
     Section,
 )
+from salt_distill.student_trainer.evaluation.report.findings import findings
 from salt_distill.student_trainer.evaluation.report.lineage import teachers_among
 from salt_distill.student_trainer.evaluation.report.probed_runs import ProbedRuns
 from salt_distill.student_trainer.evaluation.report.render import html_of
@@ -34,7 +43,7 @@ from salt_distill.student_trainer.evaluation.report.summary import ReportSummary
 from salt_distill.student_trainer.evaluation.selection import SelectResults
 
 FOOTER = "Made by salt-eval report from the runs' own files; nothing on this page is loaded from elsewhere."
-PAGE_ONLY = {"weights", "compute", "step"}
+PAGE_ONLY = {"weights", "time", "compute", "step"}
 """Columns of the table of runs that the terminal has no room for."""
 
 
@@ -43,7 +52,7 @@ class ReportInput:
     """What a report is about; None or empty where a file is not there."""
 
     runs: Sequence[FinishedRun]
-    unfinished: Sequence[Path]
+    unfinished: Sequence[UnfinishedRun]
     probe: ProbeResults | None = None
     selection: SelectResults | None = None
     shared: sharing.Sharing | None = None
@@ -68,7 +77,7 @@ def run(config: ReportConfig) -> None:
     probe, selection, server = (_there(folder, name) for name in ("probe.json", "select.json", "server.json"))
     report = ReportInput(
         runs=runs,
-        unfinished=unfinished,
+        unfinished=[read_unfinished(path) for path in unfinished],
         probe=probe and ProbeResults.read(probe),
         selection=selection and SelectResults.read(selection),
         shared=server and sharing.read_status(server),
@@ -89,10 +98,10 @@ def build(report: ReportInput) -> tuple[ReportPage, list[str]]:
     """The page, and a sentence for everything that could not be shown."""
     runs, probed = report.runs, report.probed
     teachers = teachers_among(runs)
-    missing = [f"{path} is left out: the run has not finished." for path in report.unfinished]
+    missing = [f"Only table and loss of {run.name}: the run has not finished." for run in report.unfinished]
     sections: list[Section | None] = [
-        Section("Runs", [DataTable(*headline(runs, probed))]),
-        curves(runs),
+        Section("Runs", [DataTable(*headline(runs, report.unfinished, probed))]),
+        curves(runs, report.unfinished),
     ]
     if probed is None:
         missing.append("No probe: there is no probe.json beside the runs (salt-eval probe writes it).")
@@ -121,13 +130,13 @@ def build(report: ReportInput) -> tuple[ReportPage, list[str]]:
         sections.append(_seconds(report.seconds))
     else:
         missing.append("No seconds per step: there is no steps.tsv beside the runs.")
+    sections.append(provenance.section(runs, report.unfinished))
     if missing:
         sections.append(Section("Not in this report", [Paragraph(text, quiet=True) for text in missing]))
-    num_students = sum(run.objective == "salt" for run in runs)
-    lead = f"{len(runs)} runs, {num_students} of them students of a frozen teacher (SALT, arXiv:2509.24317)."
     return ReportPage(
-        title="SALT as a service",
-        lead=[lead],
+        title="SALT: frozen teachers and their students",
+        lead=findings(runs, probed),
+        made=provenance.made_on(),
         sections=[section for section in sections if section is not None],
         footer=FOOTER,
     ), missing
@@ -158,7 +167,7 @@ def _seconds(seconds: dict[str, float]) -> Section:
 
 def _print(report: ReportInput, missing: Sequence[str], out: Path) -> None:
     console = new_results()
-    header, rows = headline(report.runs, report.probed)
+    header, rows = headline(report.runs, report.unfinished, report.probed)
     table = Table(box=box.SIMPLE_HEAD)
     columns = [number for number, name in enumerate(header) if name not in PAGE_ONLY]
     for number in columns:

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,9 @@ from salt_distill.student_trainer.evaluation.report.blocks import (
     Picture,
     Section,
 )
+
+_COARSE = 4
+"""Tokens along a side of a frame that are large enough in a small picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +98,11 @@ def masks(run: FinishedRun, clip: ClipOfRun) -> Section:
         "Masks",
         [
             Paragraph(explained),
-            Columns([[_picture(pixels, tubelet, caption)]]),
+            *_row([_picture(pixels, tubelet, caption)], config),
             ColourKey(
                 [(TARGET_COLOUR, "predicted (the rest, as it is, is seen)"), (DROPPED_COLOUR, dropped)]
             ),
-            Columns([[picture] for picture in pictures]),
+            *_row(pictures, config),
         ],
     )
 
@@ -126,13 +129,14 @@ def reconstruction(run: FinishedRun, clip: ClipOfRun) -> Section:
         }
         tubelet = clip.config.encoder.tubelet_size
         pictures = [_picture(pixels, tubelet, title) for title, pixels in frames.items()]
-        columns.append([Heading(describe(mask_set)), *pictures])
+        columns.append([Heading(describe(mask_set)), *_row(pictures, clip.config, beside=False)])
     explained = (
         f"What the run {run.name} paints into the hidden cubes from the visible ones. It predicts normalised"
         " pixels: the mean and the deviation of each cube are taken from the input, so a cube's brightness"
         " and contrast are given, and only its pattern is the model's."
     )
-    return Section("V-Pixel reconstruction", [Paragraph(explained), Columns(columns)])
+    blocks = list(itertools.chain(*columns)) if _is_fine(clip.config) else [Columns(columns)]
+    return Section("V-Pixel reconstruction", [Paragraph(explained), *blocks])
 
 
 def latents(
@@ -160,7 +164,7 @@ def latents(
             "The first three principal components of each encoder's tokens as colours: patterns compare"
             " between encoders, colours do not."
         ),
-        Columns([[picture] for picture in pictures]),
+        *_row(pictures, clip.config),
     ]
     if agreements:
         explained = (
@@ -170,7 +174,7 @@ def latents(
         blocks += [
             Heading("Predictions against targets"),
             Paragraph(explained),
-            Columns([[picture] for picture in agreements]),
+            *_row(agreements, clip.config),
         ]
     return Section("Latents", blocks)
 
@@ -178,6 +182,18 @@ def latents(
 def _masks(run: FinishedRun, config: CheckpointConfig) -> MaskGroup:
     settings = run.settings
     return masks_of(config, seed=settings.seed, step=config.step, batch_size=settings.batch_size)
+
+
+def _is_fine(config: CheckpointConfig) -> bool:
+    """Whether tokens are too small to be told apart in a picture of half the page's width."""
+    return max(config.grid.h, config.grid.w) > _COARSE
+
+
+def _row(pictures: Sequence[Picture], config: CheckpointConfig, *, beside: bool = True) -> list[Block]:
+    """Pictures side by side where ``beside``; of many tokens each at full size, below each other."""
+    if _is_fine(config):
+        return [replace(picture, full_size=True) for picture in pictures]
+    return [Columns([[picture] for picture in pictures])] if beside else [*pictures]
 
 
 def _picture(pixels: UInt8[np.ndarray, "t h w 3"], tubelet_size: int, caption: str) -> Picture:

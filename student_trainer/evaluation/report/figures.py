@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from salt_distill.student_trainer.evaluation.report.render import decimal_prefix
 from salt_distill.student_trainer.evaluation.selection import NAMES, SelectResults
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ _VARIABLES |= {colour: f"var(--s{number})" for number, colour in enumerate(_SERI
 """matplotlib knows only fixed colours: these, the page's light ones, stand for the page's variables, and are
 replaced in the SVG."""
 _DASHES = ["-", (0, (6, 2)), (0, (2.5, 1.5))]
-"""So that curves that lie on each other are both seen."""
+"""Of a curve, of one that lies on it, and of further ones: all are seen."""
+_MARKERS = "osD^vP"
+_FEWEST_TO_CUT = 8
+"""Points of a curve from which on its first ones may stand above the axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,15 @@ class LossCurve:
     flops: Sequence[float]
     """Training compute up to each of ``steps``, its teacher's forwards included."""
     losses: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossChart:
+    """Loss curves as SVG."""
+
+    svg: str
+    notes: Sequence[str]
+    """Sentences about what cannot be seen in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,29 +75,71 @@ class CostPoint:
     interval: tuple[float, float]
 
 
-def loss_curves(curves: Sequence[LossCurve], *, chart_id: str, loss_name: str) -> str:
-    """Losses that may be compared with each other, against steps and against training FLOPs."""
+def loss_curves(curves: Sequence[LossCurve], *, chart_id: str, loss_name: str) -> LossChart:
+    """Losses that may be compared with each other, against steps and against training compute."""
     figure = _figure(9.2, 3.0)
     by_steps, by_flops = figure.subplots(1, 2, sharey=True)
-    for curve in curves:
-        style = {"color": _SERIES[curve.colour % len(_SERIES)], "linewidth": 1.8, "label": curve.name}
-        style["linestyle"] = _DASHES[(curve.colour + curve.colour // len(_SERIES)) % len(_DASHES)]
+    low, top = _loss_range(curves)
+    size, prefix = decimal_prefix(max(curve.flops[-1] for curve in curves))
+    within = 0.01 * (top - low)
+    below = [
+        [other for other in curves[:number] if _coincide(curve, other, within)]
+        for number, curve in enumerate(curves)
+    ]
+    for curve, under in zip(curves, below, strict=True):
+        is_wide = not under and any(curve in others for others in below)
+        style = {
+            "color": _SERIES[curve.colour % len(_SERIES)],
+            "linewidth": 5 if is_wide else 1.8,
+            "alpha": 0.4 if is_wide else 1,
+            "linestyle": _DASHES[min(len(under), len(_DASHES) - 1)],
+            "label": f"{curve.name} (on {under[0].name})" if under else curve.name,
+        }
         by_steps.plot(curve.steps, curve.losses, **style)
-        by_flops.plot(curve.flops, curve.losses, **style)
+        by_flops.plot([flops / size for flops in curve.flops], curve.losses, **style)
     by_steps.set_xlabel("step")
-    by_flops.set_xlabel("training FLOPs (6ND)")
+    by_flops.set_xlabel(f"training compute in {prefix}FLOPs (6ND)")
     by_steps.set_ylabel(loss_name)
+    above = [curve for curve in curves if max(curve.losses) > top]
+    if above:
+        by_steps.set_ylim(low - 0.05 * (top - low), top)
     for axes in (by_steps, by_flops):
         _quiet(axes, grid_axis="y")
     if len(curves) > 1:
         by_flops.legend(frameon=False, labelcolor=_INK, fontsize=9)
-    return _svg(figure, chart_id)
+    notes = [f"Above the axis: {curve.name}, up to {max(curve.losses):.3g}." for curve in above]
+    if any(below):
+        notes.append("A dashed curve lies on a wide one: they are the same to 1% of the axis.")
+    return LossChart(svg=_svg(figure, chart_id), notes=notes)
+
+
+def _loss_range(curves: Sequence[LossCurve]) -> tuple[float, float]:
+    """Ends of an axis on which the steps after the first ones fill the chart: without the highest 5% of a
+    curve's losses, where these would take more than half of it."""
+    low, highest = (pick([pick(curve.losses) for curve in curves]) for pick in (min, max))
+    high = max(float(np.quantile(curve.losses, 0.95, method="lower")) for curve in curves)
+    if max(len(curve.losses) for curve in curves) < _FEWEST_TO_CUT or highest - low <= 2 * (high - low):
+        return low, highest
+    return low, high + 0.08 * (high - low)
+
+
+def _coincide(curve: LossCurve, other: LossCurve, within: float) -> bool:
+    """Whether two curves cannot be told apart where both are."""
+    losses = dict(zip(other.steps, other.losses, strict=True))
+    apart = [
+        abs(loss - losses[step])
+        for step, loss in zip(curve.steps, curve.losses, strict=True)
+        if step in losses
+    ]
+    return len(apart) > 1 and max(apart) <= within
 
 
 def accuracy_bars(
     panels: Mapping[str, Sequence[AccuracyBar]], chance: Mapping[str, float], *, chart_id: str
 ) -> str:
     """A panel of horizontal bars for every label, with intervals and the chance level as a dashed line."""
+    from matplotlib.ticker import MaxNLocator
+
     num_bars = max(len(bars) for bars in panels.values())
     figure = _figure(9.2, 0.9 + 0.34 * num_bars)
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -104,8 +159,9 @@ def accuracy_bars(
                 fontsize=9,
             )
         axes.axvline(chance[label], color=_INK, linewidth=1, linestyle=(0, (4, 3)))
-        axes.set_xlim(0, 1.08)
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        # Bars begin at 0; the longest interval leaves room for its number.
+        axes.set_xlim(0, min(1.08, 1.2 * max(chance[label], *(bar.interval[1] for bar in bars))))
         axes.set_yticks(rows, [bar.name for bar in bars])
         axes.set_title(label, fontsize=10, color=_INK, loc="left")
         _quiet(axes, grid_axis="x")
@@ -125,42 +181,35 @@ def pareto(points: Sequence[CostPoint]) -> list[CostPoint]:
 
 
 def accuracy_against_flops(panels: Mapping[str, Sequence[CostPoint]], *, chart_id: str) -> str:
-    """A panel for every label: accuracy against training FLOPs, with intervals and the Pareto front as a line
-    (arXiv:2509.24317, Figure 1)."""
+    """A panel for every label: accuracy against training compute, with intervals and the Pareto front as a
+    line (arXiv:2509.24317, Figure 1)."""
     figure = _figure(9.2, 3.2)
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    size, prefix = decimal_prefix(max(point.flops for points in panels.values() for point in points))
     for axes, (label, points) in zip(all_axes, panels.items(), strict=True):
         front = pareto(points)
         axes.step(
-            [p.flops for p in front],
+            [p.flops / size for p in front],
             [p.value for p in front],
             where="post",
             color=_MUTED,
             linewidth=1.2,
             linestyle=(0, (4, 3)),
         )
-        for point in points:
+        for number, point in enumerate(points):
             colour = _MUTED if point.colour is None else _SERIES[point.colour % len(_SERIES)]
-            axes.plot((point.flops, point.flops), point.interval, color=colour, linewidth=1.1)
-            axes.plot(point.flops, point.value, "o", color=colour, markersize=6)
-        middle = (min(p.flops for p in points) + max(p.flops for p in points)) / 2
-        for (flops, value), names in _names_at(points).items():
-            right = flops > middle  # its name stands to its left, inside the panel
-            offset, side = ((-6, 5), "right") if right else ((6, 5), "left")
-            axes.annotate(
-                ", ".join(names),
-                (flops, value),
-                offset,
-                textcoords="offset points",
-                ha=side,
-                color=_INK,
-                fontsize=9,
-            )
+            place = point.flops / size
+            axes.plot((place, place), point.interval, color=colour, linewidth=1.1)
+            marker = _MARKERS[number % len(_MARKERS)]
+            axes.plot(place, point.value, marker, color=colour, markersize=6, label=point.name)
         axes.margins(x=0.12, y=0.15)
-        axes.set_xlabel("training FLOPs (6ND), its teachers' included")
+        axes.set_xlabel(f"training compute in {prefix}FLOPs (6ND)")
         axes.set_title(label, fontsize=10, color=_INK, loc="left")
         _quiet(axes, grid_axis="y")
     all_axes[0].set_ylabel("accuracy")
+    # Names beside the points would lie on each other where runs cost the same.
+    handles, names = all_axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper", frameon=False, labelcolor=_INK, fontsize=9)
     return _svg(figure, chart_id)
 
 
@@ -220,14 +269,6 @@ def _accuracy_by_line(selection: SelectResults, colours: Mapping[str, int]) -> "
     _quiet(axes, grid_axis="y")
     axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
     return figure
-
-
-def _names_at(points: Sequence[CostPoint]) -> dict[tuple[float, float], list[str]]:
-    """Runs that lie on one point share its label."""
-    names: dict[tuple[float, float], list[str]] = {}
-    for point in points:
-        names.setdefault((point.flops, point.value), []).append(point.name)
-    return names
 
 
 def _figure(width_in: float, height_in: float) -> "Figure":

@@ -26,7 +26,20 @@ def _environment() -> jinja2.Environment:
 
 def quantity(value: float, unit: str) -> str:
     """Three digits and a decimal prefix: 1.23 GB."""
+    size, prefix = decimal_prefix(value)
+    return f"{value / size:.3g} {prefix}{unit}"
+
+
+def decimal_prefix(value: float) -> tuple[float, str]:
+    """The size and the letter that a number of this size is told with: 1e9 and G."""
     for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
-            return f"{value / size:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}"
+            return size, prefix
+    return 1.0, ""
+
+
+def duration(seconds: float) -> str:
+    """For people: 36 s, 12.3 min, 4.1 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

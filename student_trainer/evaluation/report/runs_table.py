@@ -1,12 +1,13 @@
 """The report's table of runs, and their loss curves."""
 
 from collections.abc import Sequence
+from itertools import chain
 
-from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun
+from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun, UnfinishedRun
 from salt_distill.student_trainer.evaluation.report.blocks import Block, Chart, Heading, Paragraph, Section
 from salt_distill.student_trainer.evaluation.report.figures import LossCurve, loss_curves
 from salt_distill.student_trainer.evaluation.report.probed_runs import ProbedRuns
-from salt_distill.student_trainer.evaluation.report.render import quantity
+from salt_distill.student_trainer.evaluation.report.render import duration, quantity
 
 TARGETS = {
     ("vpixel", None): "pixels",
@@ -33,10 +34,12 @@ _EXPLAINED = {
 """What the loss of an objective is, and its name on an axis."""
 
 
-def headline(runs: Sequence[FinishedRun], probed: ProbedRuns | None) -> tuple[list[str], list[list[str]]]:
+def headline(
+    runs: Sequence[FinishedRun], unfinished: Sequence[UnfinishedRun], probed: ProbedRuns | None
+) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of runs, plain text: for the page, and in part for the terminal."""
     labels = list(probed.probe.labels) if probed else []
-    header = ["run", "targets", "weights", "steps", "compute", "loss", "step", "wait", *labels]
+    header = ["run", "targets", "weights", "steps", "time", "compute", "loss", "step", "wait", *labels]
     rows = []
     for run in runs:
         results = run.results
@@ -47,11 +50,28 @@ def headline(runs: Sequence[FinishedRun], probed: ProbedRuns | None) -> tuple[li
                 TARGETS[run.objective, results.source],
                 quantity(results.num_parameters.encoder, "").strip(),
                 f"{results.steps:,}",
-                quantity(results.flops, "FLOP"),
+                duration(results.steps * results.step_ms / 1000),
+                quantity(results.flops, "FLOPs"),
                 f"{results.loss_first:.3f} \u2192 {results.loss_last:.3f}",
                 f"{results.step_ms:.0f} ms",
                 "-" if wait is None else f"{wait:.1f} ms",
                 *(probed.accuracy(run, label) for label in labels if probed),
+            ]
+        )
+    for run in unfinished:
+        losses = [line.loss for line in run.metrics]
+        rows.append(
+            [
+                f"{run.name} (unfinished)",
+                TARGETS[run.objective, run.source],
+                "-",
+                f"{run.metrics[-1].step if losses else 0:,} of {run.num_steps:,}",
+                "-",
+                quantity(run.metrics[-1].flops, "FLOPs") if losses else "-",
+                f"{losses[0]:.3f} \u2192 {losses[-1]:.3f}" if losses else "-",
+                "-",
+                "-",
+                *("-" for _ in labels),
             ]
         )
     for name, row in probed.probe.accuracy.items() if probed else ():
@@ -61,16 +81,18 @@ def headline(runs: Sequence[FinishedRun], probed: ProbedRuns | None) -> tuple[li
     return header, rows
 
 
-def curves(runs: Sequence[FinishedRun]) -> Section:
+def curves(runs: Sequence[FinishedRun], unfinished: Sequence[UnfinishedRun]) -> Section:
     """Loss curves: runs whose losses may be compared stand in one chart."""
     charts: dict[tuple[str, str], list[LossCurve]] = {}
-    for colour, run in enumerate(runs):
+    for colour, run in enumerate(chain(runs, unfinished)):
+        if not run.metrics:
+            continue
         # A moving target makes every V-JEPA run a chart of its own; V-Pixel losses have one target, the
         # pixels.
         group = {"vpixel": "", "salt": run.teacher_fingerprint or "", "vjepa": run.name}[run.objective]
         charts.setdefault((run.objective, group), []).append(
             LossCurve(
-                name=run.name,
+                name=run.name if isinstance(run, FinishedRun) else f"{run.name} (unfinished)",
                 colour=colour,
                 steps=[line.step for line in run.metrics],
                 flops=[line.flops for line in run.metrics],
@@ -81,13 +103,14 @@ def curves(runs: Sequence[FinishedRun]) -> Section:
     for number, ((objective, group), members) in enumerate(charts.items()):
         stage = {
             "vpixel": "Stage 1",
-            "salt": f"Stage 2, teacher {group[:12]}",
+            "salt": f"Stage 2, teacher {group[:12] or 'not known yet'}",
             "vjepa": "EMA baseline",
         }[objective]
         explained, loss_name = _EXPLAINED[objective]
+        drawn = loss_curves(members, chart_id=f"loss{number}", loss_name=loss_name)
         blocks += [
             Heading(f"{stage}: {', '.join(curve.name for curve in members)}"),
-            Paragraph(explained, quiet=True),
-            Chart(loss_curves(members, chart_id=f"loss{number}", loss_name=loss_name)),
+            Paragraph(" ".join([explained, *drawn.notes]), quiet=True),
+            Chart(drawn.svg),
         ]
     return Section("Losses", blocks)
