@@ -148,8 +148,7 @@ def add_command(
             return
         for extra in config.extras:
             require_extra(extra)
-        if (out := dict(config).get("out")) is not None and "://" not in out:
-            require_place(Path(out))
+        _require_places(config, positional)
         function = load(run)  # until here a signal may end the process at once, as ``programs`` has it
         with ended_by_signals():
             function(config)
@@ -158,6 +157,19 @@ def add_command(
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     app.command(name, help=help)(command)
+
+
+def _require_places(config: Config, positional: tuple[str, ...]) -> None:
+    """Raises ValueError where a path of this machine is an address, or nothing can be written at ``out``."""
+    values = dict(config)
+    for name in config.places:
+        value = values.get(name)
+        if isinstance(value, str) and "://" in value:
+            flag = name.upper() if name in positional else flag_of(name)
+            copies = ": give a folder, and the address as --storage" if "storage" in values else ""
+            raise UsageError(f"got {flag} {value}, an address, expected a path of this machine{copies}")
+    if (out := values.get("out")) is not None and "://" not in out:
+        require_place(Path(out))
 
 
 def _parameters(

@@ -47,6 +47,21 @@ def named_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def _kept(partial: Path, path: Path) -> Iterator[None]:
+    """A block that writes ``partial``, which is to become ``path``: where somebody removes it meanwhile, the
+    error says so."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if error.filename is None or not Path(error.filename).is_relative_to(partial):
+            raise
+        raise OSError(
+            f"{path} was not written: {partial.name} beside it was removed meanwhile: let one command at a"
+            " time write there, and keep its folder until it ends"
+        ) from error
+
+
+@contextmanager
 def whole_file(path: Path, *, synced: bool = True, many_writers: bool = False) -> Iterator[Path]:
     """A path beside ``path`` to write to; at the end of the block it takes the place of ``path``, and after
     an error it is gone.
@@ -58,11 +73,11 @@ def whole_file(path: Path, *, synced: bool = True, many_writers: bool = False) -
     partial = path.with_name(f"{PARTIAL}{f'{os.getpid()}-' if many_writers else ''}{path.name}")
     partial.unlink(missing_ok=True)  # one that a kill has left, or a link that somebody put there
     try:
-        with named_errors(path):
+        with named_errors(path), _kept(partial, path):
             yield partial
             if synced:
                 _sync(partial)
-        partial.replace(path)
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     if synced:
@@ -77,16 +92,17 @@ def whole_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        with named_errors(path):
+        with named_errors(path), _kept(partial, path):
             yield partial
+            for written in [*partial.rglob("*"), partial]:
+                _sync(written)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    for written in [*partial.rglob("*"), partial]:
-        _sync(written)
     if path.exists():
         shutil.rmtree(path)
-    partial.rename(path)
+    with _kept(partial, path):
+        partial.rename(path)
     _sync(path.parent)
 
 

@@ -6,7 +6,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -196,6 +196,12 @@ def _resources(config: TrainConfig | ProbeConfig | EmbedConfig) -> dict[str, flo
     )
 
 
+def _amounts(resources: Mapping[str, float], kinds: Iterable[str]) -> str:
+    """How much of each kind: 1 CPU and 2 GPUs."""
+    amounts = {kind: resources.get(kind, 0.0) for kind in kinds}
+    return " and ".join(f"{amount:g} {kind}{'s' * (amount != 1)}" for kind, amount in amounts.items())
+
+
 class _Placement:
     """Says what is missing where the workers find no place. A run that had one waits for another, since nodes
     may come back."""
@@ -251,10 +257,12 @@ class _Placement:
     def _what_is_missing(self) -> str:
         import ray
 
+        workers, asked, free = self._config.workers, _resources(self._config), ray.available_resources()
         return (
-            f"the workers wait for a place since {_SAY_PENDING_S:.0f} s: they need {self._config.workers}"
-            f" times {_resources(self._config)}, free are {ray.available_resources()}: end other jobs, add"
-            " nodes, or lower --workers, --cpus-per-worker or --gpus-per-worker"
+            f"the run has waited {_SAY_PENDING_S:.0f} s for a place: it needs {workers}"
+            f" worker{'s' * (workers > 1)} with {_amounts(asked, asked)}{' each' * (workers > 1)},"
+            f" and Ray has {_amounts(free, asked)} free: end other jobs, add nodes, or lower --workers,"
+            " --cpus-per-worker or --gpus-per-worker"
         )
 
 

@@ -22,9 +22,9 @@ def new_objective(config: TrainConfig, teacher: TeacherSpec | None) -> tuple[Obj
     grid = tuple(token_grid(config.view, config.encoder))
     if teacher is not None and (teacher.grid != grid or teacher.clip_shape != config.view.clip_shape):
         raise ValueError(
-            f"got a teacher for clips {teacher.clip_shape} with token grid {teacher.grid}, expected clips"
-            f" {config.view.clip_shape} with token grid {grid}: choose the student's view and patch size to"
-            " match the teacher's"
+            f"got a teacher for {_clips(teacher.clip_shape, teacher.grid)}, and a student for"
+            f" {_clips(config.view.clip_shape, grid)}, expected the same: give the student"
+            f" {_flags(teacher)}"
         )
     checkpoint_config = CheckpointConfig(
         objective=config.objective,
@@ -55,6 +55,23 @@ def uninitialised_objective(config: TrainConfig, teacher_width: int | None) -> O
         norm_eps=config.encoder.norm_eps,
     )
     return _objective(config, Encoder(config.encoder), predictor)
+
+
+def _clips(clip_shape: tuple[int, ...], grid: tuple[int, ...]) -> str:
+    """Clips and their tokens in words."""
+    frames, height, width, _ = clip_shape
+    return f"clips of {frames} frames of {height}x{width} pixels, as {'x'.join(map(str, grid))} tokens"
+
+
+def _flags(teacher: TeacherSpec) -> str:
+    """Those that give a student the clips and tokens of its teacher."""
+    frames, height, width, _ = teacher.clip_shape
+    crop_size = height if height == width else f"[{height},{width}]"
+    tubelet_size, patch_size = frames // teacher.grid[0], height // teacher.grid[1]
+    return (
+        f"--set view.num_frames={frames} --set view.crop_size={crop_size} --set"
+        f" encoder.tubelet_size={tubelet_size} --set encoder.patch_size={patch_size}"
+    )
 
 
 def _out_width(config: TrainConfig, teacher_width: int | None) -> int:

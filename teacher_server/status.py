@@ -17,11 +17,14 @@ from rich.table import Table
 from salt_distill.common.config import DrainConfig, OfServiceConfig, RunsConfig, StatusConfig
 from salt_distill.common.console import new_results
 from salt_distill.common.credentials import access_token, authorization, trusted
+from salt_distill.common.foreign_answer import in_words, is_web_page
 from salt_distill.common.protocol import BoardRun, Route, TeacherFacts
 
 _POLL_S = 0.2
 _MAX_BYTES = 64_000_000
 """Of an answer: far more than a board of many runs."""
+_SAID_BYTES = 10_000
+"""Of an error's answer that are looked at."""
 
 _FAULTS = (
     "refused",
@@ -129,7 +132,10 @@ def call(service: OfServiceConfig, path: str, method: str = "GET") -> Any:
     tls = urllib.request.HTTPSHandler(context=trusted(service.ca) if url.startswith("https:") else None)
     try:
         with urllib.request.build_opener(tls, _NoRedirects).open(request, timeout=10) as reply:
-            return json.loads(reply.read(_MAX_BYTES))
+            content = reply.read(_MAX_BYTES)
+        if is_web_page(content):
+            raise ValueError(f"it answers with {in_words(content)}, expected a teacher service")
+        return json.loads(content)
     except urllib.error.HTTPError as error:
         if error.code in range(300, 400):
             raise ValueError(
@@ -137,7 +143,7 @@ def call(service: OfServiceConfig, path: str, method: str = "GET") -> Any:
                 " token does not go: give the URL of the service itself"
             ) from error
         raise ValueError(
-            f"{url} refused {method} {path}: {error.code} {error.read(500).decode(errors='replace')}"
+            f"{url} refused {method} {path}: {error.code} {in_words(error.read(_SAID_BYTES))}"
         ) from error
     except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
         raise ConnectionError(

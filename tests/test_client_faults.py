@@ -374,6 +374,18 @@ def test_a_404_of_the_service_itself_is_no_matter_of_waiting():
         client.teacher()
 
 
+def test_another_web_server_is_told_by_its_title():
+    page = b"\n<!DOCTYPE html>\n<html><head>\n<title>My\n page</title></head><body>" + 9000 * b"x"
+    for status, kind, begins in ((200, ValueError, "http.* answers with "), (404, RetryableError, "404 ")):
+        with (
+            answering(plain(status, page)) as url,
+            closing(ServiceClient(url, ServiceClientConfig(), "run")) as client,
+        ):
+            with pytest.raises(kind, match=rf"^{begins}a web page with the title 'My page'[^\n]*$"):
+                client._facts()
+            assert client.retries.was_reached == (status == 200)
+
+
 @pytest.mark.parametrize("where", ["head", "body"])
 def test_a_dripping_answer_ends_with_the_time_for_a_whole_one(where):
     answer = plain(200, b" " * 400) if where == "body" else plain(200, b"", "X-A: " + 400 * "a")

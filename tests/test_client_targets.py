@@ -16,6 +16,7 @@ from teacher_tools import VIEW, batch_of, load_teacher, random_clips, runs_on_bo
 from train_tools import metrics_line
 
 from salt_distill.common.config import ServiceClientConfig
+from salt_distill.common.data.shards import open_dataset
 from salt_distill.common.data.views import view_facts
 from salt_distill.common.targets import cache_file, codec
 from salt_distill.common.targets.manifest import CacheSpec, FileListing, Manifest
@@ -78,7 +79,8 @@ def write_cache(root, teacher, batch, dtype, **changes):
 
 
 def cached(path, dtype, **changes):
-    return StoredTargets(path, dtype, **{"data_seed": 0, "view": VIEW, "decoder": "decoder 1", **changes})
+    mine = {"data": "none", "split": "train", "data_seed": 0, "view": VIEW, "decoder": "decoder 1"}
+    return StoredTargets(path, dtype, **{**mine, **changes})
 
 
 @pytest.mark.parametrize("dtype", codec.TARGET_DTYPES)
@@ -391,6 +393,17 @@ def test_a_miss_shows_both_sides(teacher, tmp_path, open_source):
     with pytest.raises(
         TargetMissError,
         match=r"sample source/0.*Different: data_seed: here 7, in the cache 0\. Equal: view: .*decoder 1",
+    ):
+        source.request(batch_of(random_clips(1, seed=9))).result()
+
+
+def test_a_miss_in_a_cache_of_another_data_set_names_both(teacher, tmp_path, open_source, shards):
+    write_cache(tmp_path, teacher, batch_of(random_clips(1)), "float16", index_hash="f" * 64)
+    source = open_source(cached(tmp_path, "float16", data=str(shards)))
+    mine = open_dataset(shards).index_hash
+    with pytest.raises(
+        TargetMissError,
+        match=rf"Different: data set: here {shards} with index hash {mine}, in the cache one with ffff",
     ):
         source.request(batch_of(random_clips(1, seed=9))).result()
 

@@ -84,6 +84,14 @@ def test_whatever_is_in_a_folder_costs_only_itself(tmp_path):
 
 
 @pytest.mark.needs_data
+def test_labels_one_folder_down_are_not_passed_over_in_silence(tmp_path):
+    (tmp_path / "src" / "below").mkdir(parents=True)
+    (tmp_path / "src" / "below" / "a.mp4").write_bytes(VIDEO)
+    (tmp_path / "src" / "below" / "labels.csv").write_text("path,label\na.mp4,x\n")
+    said = packed(tmp_path / "src", tmp_path / "out")
+    assert f"the labels of {tmp_path}/src/below/labels.csv are not read, since it lies in a sub" in said
+
+
 def test_every_bad_file_has_a_reason(shared_bad, tmp_path):
     packed(shared_bad, tmp_path / "out", max_bad_fraction=0.9)
     assert skipped(tmp_path / "out") == {

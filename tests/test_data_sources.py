@@ -61,6 +61,7 @@ def test_vjepa_lists(tmp_path, text, paths, labels):
         ("path\tlabel\na.mp4\t1\n", "line 1: got .* columns with tabs between them"),
         ("path;label\na.mp4;1\n", "line 1: got .* columns with semicolons between them"),
         ("path,label\na.mp4,1\n".encode("utf-16"), "line 1: got a list in UTF-16"),
+        (b"\0\0\0 ftypisom\0\0\2\0", "train.csv: got a file that is no text, expected a list of videos"),
         ("a.mp4\nb.mp4\n", r"line 1: got 'a\.mp4', a path without a label"),
         ("a.mp4 0\nb.mp4 -1\n", "line 2: got the class number -1"),
     ],

@@ -333,3 +333,32 @@ def test_a_paper_size_without_a_gpu_is_refused_at_once(said, shards, tmp_path):
     assert "got --device cpu with --gpus-per-worker 1" in said(train_app, *base, "--gpus-per-worker", "1")
     # What was asked for is begun: it comes to the data, which is not there.
     assert "nothing-there" in said(train_app, *base, "--workers", "0", "--data", "nothing-there")
+
+
+def test_an_address_where_a_path_is_meant_is_no_folder_of_that_name(said, shards, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for app, line, expected in (
+        (
+            train_app,
+            (*RUN, "--data", shards, "--out", "s3://b/run"),
+            "--out s3://b/run, an address, expected a",
+        ),
+        (data_app, ("pack", shards, "s3://b/out"), "got OUT s3://b/out, an address, expected a path of this"),
+        (data_app, ("inspect", "s3://b/shards"), "got DATA s3://b/shards, an address, expected a path"),
+        (data_app, ("mix", "s3://b/recipe.yaml", "out"), "got RECIPE s3://b/recipe.yaml, an address"),
+    ):
+        assert expected in said(app, *line)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_is_a_png_by_its_name_too(said, shards, tmp_path):
+    sentence = said(data_app, "inspect", shards, "--sheet", tmp_path / "x.jpg")
+    assert "x.jpg" in sentence
+    assert "expected a file name that ends in .png" in sentence
+
+
+def test_the_page_of_numbers_has_no_place_outside_the_repository(said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said(eval_app, "fidelity").endswith(
+        "got --out docs/fidelity.md, but there is no folder docs here: give --out FILE.md"
+    )

@@ -267,9 +267,17 @@ def test_what_is_no_encoder_is_refused(tmp_path):
     torch.save({"encoder": re.compile("x")}, tmp_path / "code.pt")  # a pickled call, which is never made
     with pytest.raises(ValueError, match="got no file of tensors and plain values"):
         load_encoder(tmp_path / "code.pt")
-    (tmp_path / "text.pt").write_text("not a checkpoint")
-    with pytest.raises(ValueError, match="got no file of tensors and plain values"):
-        load_encoder(tmp_path / "text.pt")
+    noise = np.random.default_rng(0).bytes(5000)
+    part = (tmp_path / "probe.pt").read_bytes()[:-100]
+    for content in (b"not a checkpoint", noise, part, b""):
+        (tmp_path / "other.pt").write_bytes(content)
+        with pytest.raises(
+            ValueError, match=r"other\.pt: got a file that torch\.save did not write, or only a"
+        ):
+            load_encoder(tmp_path / "other.pt")
+    torch.save({"encoder": {}}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match=r"old\.pt: got a file in the format of torch before 1\.6"):
+        load_encoder(tmp_path / "old.pt")
     with pytest.raises(ValueError, match=r"got nowhere, expected a run or checkpoint.*hf download"):
         load_encoder("nowhere")
 

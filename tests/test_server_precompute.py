@@ -94,7 +94,15 @@ def test_a_student_finds_every_clip_and_the_same_bits(data, ckpt, tmp_path):
     batch = reader.clips(range(3 * SHARDS * SAMPLES))  # three passes over two views
     teacher = Teacher.load(ckpt, TeacherComputeConfig(batch_size=BATCH_SIZE), torch.device("cpu"))
     local = LocalTargets(teacher, "float16")
-    cached = StoredTargets(tmp_path / "targets", "float16", data_seed=5, view=VIEW, decoder=reader.decoder)
+    cached = StoredTargets(
+        tmp_path / "targets",
+        "float16",
+        data=str(data),
+        split="train",
+        data_seed=5,
+        view=VIEW,
+        decoder=reader.decoder,
+    )
     assert cached.spec == teacher.spec
     results = [source.request(batch).result(timeout=60) for source in (local, cached)]
     assert torch.equal(*results)

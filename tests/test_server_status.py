@@ -57,3 +57,13 @@ def test_an_answer_that_is_nested_without_end_is_a_sentence():
         pytest.raises(ConnectionError, match="does not answer GET /v1/teacher"),
     ):
         call(StatusConfig(url=url), Route.TEACHER)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(200, ConnectionError), (404, ValueError)])
+def test_another_web_server_is_told_by_its_title(status, kind):
+    page = b"<html><head><title>My page</title></head><body>" + 9000 * b"x\n"
+    with (
+        answering(status, {}, page) as (url, _),
+        pytest.raises(kind, match=r"^[^\n]* a web page with the title 'My page'[^\n]*$"),
+    ):
+        call(StatusConfig(url=url), Route.TEACHER)

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from salt_distill.common.whole import whole_file, whole_folder, write_whole
@@ -26,3 +28,14 @@ def test_a_folder_is_the_old_one_until_the_new_one_is_whole(tmp_path):
             (partial / content / "file").write_text(content)
         assert [file.name for file in path.iterdir()] == [content]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_partial_file_that_is_taken_away_is_a_sentence(tmp_path):
+    sentence = r"a was not written: .partial-a beside it was removed meanwhile: let one command at a time"
+    with pytest.raises(OSError, match=sentence), whole_file(tmp_path / "a") as partial:  # noqa: PT012
+        partial.write_text("new")
+        partial.unlink()
+    with pytest.raises(OSError, match=sentence), whole_folder(tmp_path / "a") as partial:
+        shutil.rmtree(partial)
+    with pytest.raises(FileNotFoundError, match="other"), whole_file(tmp_path / "a"):  # one that is read
+        (tmp_path / "other").read_text()

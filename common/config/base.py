@@ -24,6 +24,9 @@ class Config(BaseModel):
     """Fields that hold a path, or several, which are relative to where the command was given; or an address,
     or a name such as timm's."""
 
+    places: ClassVar[tuple[str, ...]] = ("out",)
+    """Fields that hold a path of this machine, where an address such as s3://BUCKET is refused."""
+
     @property
     def extras(self) -> tuple[str, ...]:
         """Optional packages that a command with this configuration needs, see ``common/extras.py``."""

@@ -23,7 +23,7 @@ from salt_distill.common.config.model import (
     ViewConfig,
     require_whole_cubes,
 )
-from salt_distill.common.config.wrong_values import matching, shown
+from salt_distill.common.config.wrong_values import PngFile, matching, shown
 
 
 class SynthConfig(Config):
@@ -68,6 +68,8 @@ class PretextConfig(Config):
     """`salt-data pretext`: labelled clips of anybody's videos, whose labels are made from the clips
     themselves."""
 
+    places = ("src", "out")
+
     src: str
     """Videos: a folder, a quoted glob or a list, as `salt-data pack` takes them."""
     out: str
@@ -97,6 +99,8 @@ class PretextConfig(Config):
 
 class PackConfig(Config):
     """`salt-data pack`: videos to WebDataset shards with an index."""
+
+    places = ("src", "out")
 
     src: str
     """What to pack: a folder (with its subfolders; its labels.csv, where it has one), a quoted glob, or a
@@ -249,6 +253,8 @@ class MixRecipe(Config):
 class MixConfig(Config):
     """`salt-data mix`: a selection of several data sets as one, without copying a video."""
 
+    places = ("recipe", "out")
+
     recipe: str
     """YAML file with name, sources, exclude and seed."""
     out: str
@@ -258,13 +264,15 @@ class MixConfig(Config):
 class InspectConfig(Config):
     """`salt-data inspect`: what a data set holds, and what a model would see of it."""
 
+    places = ("data", "sheet")
+
     data: str
     """A packed data set or a mixture."""
     split: str = "all"
     """Split to look at; `all` takes every sample."""
     json_: bool = False
     """One JSON object for programs, instead of tables for people."""
-    sheet: str | None = None
+    sheet: PngFile | None = None
     """PNG to write: the first clips that a run with this data seed sees, and the masks of the first of
     them."""
     num_clips: int = Field(default=6, ge=1, le=MASK_GROUP_SIZE)

@@ -8,6 +8,7 @@ from salt_distill.common.config.base import Config
 from salt_distill.common.config.device import Device, GpusPerWorker, require_one_device
 from salt_distill.common.config.model import CropSize
 from salt_distill.common.config.train import ComputeDtype
+from salt_distill.common.config.wrong_values import PngFile
 
 
 class VideosConfig(Config):
@@ -106,7 +107,7 @@ class SimilarConfig(Config):
     """CSV file of the nearest clips."""
     num: PositiveInt = 8
     """Clips to find."""
-    sheet: str | None = None
+    sheet: PngFile | None = None
     """PNG with the middle frame of each."""
     videos: str | None = None
     """What was embedded, for the pictures of `sheet`."""

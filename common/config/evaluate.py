@@ -157,6 +157,8 @@ class ProbeConfig(Config):
 class PhysicsConfig(Config):
     """`salt-eval physics`: how surprised a model is by impossible videos (arXiv:2509.24317, Appendix D)."""
 
+    places = ("data", "out")
+
     ckpt: str
     """What predicts: the run directory or checkpoint of a student (SALT), of the baseline or of a stage 1, or
     the directory of a VideoMAE with its decoder. The last two predict normalised pixels."""

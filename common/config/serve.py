@@ -161,6 +161,8 @@ class ServeConfig(FrozenConfig):
 class PrecomputeConfig(FrozenConfig):
     """`salt-serve precompute`: a frozen teacher's targets on disk or in an object store."""
 
+    places = ()
+
     paths = (*FrozenConfig.paths, "data", "out")
 
     data: str

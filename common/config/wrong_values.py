@@ -30,6 +30,7 @@ def matching(pattern: str, expected: str) -> AfterValidator:
 
 
 Name = Annotated[str, matching("[A-Za-z0-9._-]{1,64}", NAME_PARTS)]
+PngFile = Annotated[str, matching(r"(?i:.*\.png)", "a file name that ends in .png")]
 
 
 def shown(value: Any) -> str:

@@ -5,6 +5,7 @@ import functools
 import math
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -68,6 +69,9 @@ NUM_HEADS = {
 of V-JEPA 2 has 22; the paper's (arXiv:2509.24317, Table 3) has 16, and its files say so under PT_CONFIG. No
 ViT-G (1664, 48) of V-JEPA 2 was released: 16 or 26."""
 
+_OLD_FORMAT = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
+"""How a file of torch before 1.6 begins: a pickled number."""
+
 
 def open_pt(path: Path) -> FrozenEncoder:
     """The encoder of a file: its moving average where there is one, which is what V-JEPA 2's evaluations
@@ -103,6 +107,7 @@ def _load(path: Path, config: EncoderConfig | AbsoluteConfig) -> nn.Module:
 def _read(path: Path) -> dict[str, Any]:
     """The file's mapping; its tensors stay on disk until they are used (an optimizer's may be larger than the
     model's)."""
+    _require_archive(path)
     try:
         # VideoMAE's files hold the arguments of their command: an object of names and plain values
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -115,6 +120,24 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path}: got a {type(checkpoint).__name__}, expected a mapping of names to tensors")
     return checkpoint
+
+
+def _require_archive(path: Path) -> None:
+    """Raises ValueError where a file is not what torch.save writes, which torch says in words of its own."""
+    with path.open("rb") as file:
+        if zipfile.is_zipfile(file):
+            return
+        file.seek(0)
+        is_old = file.read(len(_OLD_FORMAT)) == _OLD_FORMAT
+    if is_old:
+        raise ValueError(
+            f"{path}: got a file in the format of torch before 1.6, expected today's: read it with torch.load"
+            " and write it with torch.save"
+        )
+    raise ValueError(
+        f"{path}: got a file that torch.save did not write, or only a part of one, expected weights: copy it"
+        " again, or give another file"
+    )
 
 
 def _encoder(checkpoint: Mapping[str, Any], path: Path) -> tuple[dict[str, Tensor], Family]:

@@ -14,8 +14,11 @@ import urllib.parse
 from contextlib import suppress
 from dataclasses import dataclass
 
-from salt_distill.common.config import ServiceClientConfig
+import pydantic
+
+from salt_distill.common.config import ServiceClientConfig, explain
 from salt_distill.common.credentials import authorization, trusted
+from salt_distill.common.foreign_answer import in_words, is_web_page
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.common.protocol import (
     ARROW_TYPE,
@@ -174,10 +177,15 @@ class ServiceClient:
 
     def _facts(self) -> TeacherFacts:
         content = bytes(self._send("GET", Route.TEACHER))
+        if is_web_page(content):
+            raise ValueError(
+                f"{self.url} answers with {in_words(content)}, expected a teacher service: give the URL as"
+                " `salt-serve teacher` prints it"
+            )
         try:
             return TeacherFacts.model_validate_json(content)
-        except ValueError as error:
-            raise RetryableError(f"a damaged answer: {error}") from error
+        except pydantic.ValidationError as error:
+            raise RetryableError(f"a damaged answer: {explain(error)}") from error
 
     def _send(
         self,
@@ -227,10 +235,12 @@ class ServiceClient:
             # A server closes idle connections as it likes; requests are pure, so they are sent again at once.
             self.count("reconnects")
             return self._send(method, path, body, headers, max_bytes)
-        self.retries.was_reached = True
         if response.status < 300:
+            self.retries.was_reached = True
             return content
-        raise _refusal(response, bytes(content), request_id)
+        body = _said_by_the_service(bytes(content))
+        self.retries.was_reached |= body is not None
+        raise _refusal(response, body, in_words(bytes(content)), request_id)
 
     def _connection(self) -> http.client.HTTPConnection:
         connection = getattr(self._local, "connection", None)
@@ -280,13 +290,21 @@ def _read(response: http.client.HTTPResponse, into: memoryview) -> memoryview:
     return into[:done]
 
 
-def _refusal(response: http.client.HTTPResponse, content: bytes, request_id: str) -> Exception:
-    """What an error answer means."""
+def _said_by_the_service(content: bytes) -> ErrorBody | None:
+    """An error answer of the service itself; None: a proxy's page, also while the service starts, or another
+    server's."""
     try:
-        body = ErrorBody.model_validate_json(content)
+        return ErrorBody.model_validate_json(content)
+    except ValueError:
+        return None
+
+
+def _refusal(
+    response: http.client.HTTPResponse, body: ErrorBody | None, said: str, request_id: str
+) -> Exception:
+    """What an error answer means; ``said``: what it says where it is not the service's own."""
+    if body is not None:
         said = f"{body.error}: got {body.got}, expected {body.expected} ({body.hint})"
-    except ValueError:  # not from the service: a proxy's page, also while the service starts
-        body, said = None, content[:200].decode(errors="replace")
     sentence = f"{response.status} {said} (request {request_id})"
     if response.status in RETRIED_STATUSES or (response.status == HttpStatus.NOT_FOUND and body is None):
         return RetryableError(sentence, _retry_after_s(response.getheader("Retry-After", "")))

@@ -56,7 +56,7 @@ class Retries:
         same until the service has answered anything; None: no other."""
         self._url, self._budget_s, self._connect_budget_s = url, budget_s, connect_budget_s
         self.was_reached = False
-        """The service has answered, whatever it said."""
+        """The service itself has answered, whatever it said."""
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._lost: str | None = None

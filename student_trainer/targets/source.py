@@ -110,6 +110,8 @@ def open_source(
         return StoredTargets(
             config.targets,
             config.target_dtype,
+            data=config.data,
+            split=config.split,
             data_seed=config.data_seed,
             view=config.view,
             decoder=decoder_name(),

@@ -12,6 +12,7 @@ from salt_distill.common.config import (
     TargetDtype,
     ViewConfig,
 )
+from salt_distill.common.data.index import load_index
 from salt_distill.common.data.views import VIEW_VERSION, view_facts
 from salt_distill.common.folders.fetched import fetched
 from salt_distill.common.metrics_line import MetricsLine
@@ -34,9 +35,17 @@ class StoredTargets:
     clip_flops = 0.0
 
     def __init__(
-        self, path: str | Path, dtype: TargetDtype, *, data_seed: int, view: ViewConfig, decoder: str
+        self,
+        path: str | Path,
+        dtype: TargetDtype,
+        *,
+        data: str,
+        split: str,
+        data_seed: int,
+        view: ViewConfig,
+        decoder: str,
     ) -> None:
-        """``data_seed``, ``view`` and ``decoder`` are the student's own, to explain a miss."""
+        """``data`` and what follows are the student's own, to explain a miss."""
         self._cache = TargetCache(fetched(path))
         cached = self._cache.spec
         if cached.target_dtype != dtype:
@@ -48,8 +57,8 @@ class StoredTargets:
         self.spec = cached.teacher
         self.views = cached.views
         """K: the student's view number is its pass modulo K."""
-        self._path = path
-        self._mine = {"data_seed": data_seed, "view": view_facts(view), "decoder": decoder}
+        self._path, self._data = path, data
+        self._mine = {"data_seed": data_seed, "view": view_facts(view), "decoder": decoder, "split": split}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="targets")
         self._rows_read = 0
 
@@ -101,8 +110,10 @@ class StoredTargets:
         different = [
             f"{name}: here {mine}, in the cache {theirs[name]}"
             for name, mine in self._mine.items()
-            if theirs[name] != mine
+            if theirs[name] not in (None, mine)
         ]
+        if not different:
+            different = self._other_data()
         same = [f"{name}: {mine}" for name, mine in self._mine.items() if theirs[name] == mine]
         advice = "Run with the cache's values, or precompute with these"
         if theirs["view"] and (version := theirs["view"].get("version", 1)) != VIEW_VERSION:
@@ -115,3 +126,13 @@ class StoredTargets:
             f" view {batch.views[row]} of {self.views}). Different: {'; '.join(different) or 'none'}. Equal:"
             f" {'; '.join(same) or 'none'}. {advice}"
         )
+
+    def _other_data(self) -> list[str]:
+        """How the data set is not the one that the cache was made of."""
+        info, _ = load_index(self._data)
+        cached = self._cache.spec.index_hash
+        if cached in (None, info.index_hash):
+            return []
+        return [
+            f"data set: here {self._data} with index hash {info.index_hash}, in the cache one with {cached}"
+        ]

@@ -75,8 +75,13 @@ def read_list(path: Path) -> tuple[list[Row], dict[str, list[str]]]:
 def read_text(path: Path) -> str:
     """The text of a list. A byte order mark is Excel's; a path on disk may have bytes that are no UTF-8."""
     content = path.read_bytes()
-    if content.startswith(_UTF16) or b"\0" in content[:100]:
+    start = content[:1000]
+    if content.startswith(_UTF16) or (b"\0" in start and (0 in (start[::2].count(0), start[1::2].count(0)))):
         raise ValueError(f"{path}: line 1: got a list in UTF-16, expected UTF-8: save it as CSV in UTF-8")
+    if b"\0" in start:
+        raise ValueError(
+            f"{path}: got a file that is no text, expected a list of videos: to pack a video give its folder"
+        )
     return content.decode("utf-8-sig", "surrogateescape")
 
 

@@ -47,6 +47,12 @@ def pack(config: PackConfig, console: rich.console.Console = console) -> None:
             f"left out {listing.num_left_out} files that are not named as what is packed, the first is"
             f" {listing.left_out}",
         )
+    if listing.unread_lists:
+        _say(
+            console,
+            f"the labels of {listing.unread_lists[0]} are not read, since it lies in a subfolder: give its"
+            f" folder as SRC, or put a labels.csv with paths from {config.src} in {config.src}",
+        )
 
     def stamp(first: int, end: int) -> str:
         return _stamp(listing.sources[first:end])

@@ -16,6 +16,9 @@ from salt_distill.common.data.video import VIDEO_SUFFIXES
 Rows = dict[str, tuple[Path, Row]]
 """Name -> where the video is, and what a list says of it."""
 
+_LABELS = "labels.csv"
+"""The list that is read where it lies in the folder to pack."""
+
 
 @dataclass(frozen=True)
 class UnpackedVideo:
@@ -43,6 +46,8 @@ class Listing:
     """Files that are not named as what was asked for."""
     left_out: str = ""
     """The first of them."""
+    unread_lists: list[str] = field(default_factory=list)
+    """Lists of labels in subfolders, which nothing reads."""
 
 
 def is_of_the_kernel(path: Path) -> bool:
@@ -57,7 +62,7 @@ def list_sources(config: PackConfig) -> Listing:
     Raises ValueError where there is nothing to pack, or labels or splits are not where the options say.
     """
     src = Path(config.src)
-    table = src / "labels.csv" if src.is_dir() else src
+    table = src / _LABELS if src.is_dir() else src
     _require_no_video(src)
     listing, sources = _from_list(config, src, table) if table.is_file() else _from_folder(config, src)
     if not listing.name:
@@ -106,7 +111,13 @@ def _from_folder(config: PackConfig, src: Path) -> tuple[Listing, Rows]:
         )
     tree = _Tree(*_roots(config.src), config.images)
     listing = Listing(
-        config.name or tree.base.resolve().name, {}, [], tree.skipped, tree.num_left_out, tree.left_out
+        config.name or tree.base.resolve().name,
+        {},
+        [],
+        tree.skipped,
+        tree.num_left_out,
+        tree.left_out,
+        tree.unread_lists,
     )
     return listing, {name: (path, Row(name, {}, None)) for name, path in tree.paths.items()}
 
@@ -166,6 +177,7 @@ class _Tree:
         """Name -> a file, or a folder of frames."""
         self.skipped: list[tuple[str, str]] = []
         self.num_left_out, self.left_out = 0, ""
+        self.unread_lists: list[str] = []
         self._num_images = 0
         named_as_videos: list[Path] = []
         for root in roots:
@@ -202,6 +214,8 @@ class _Tree:
         num_images = 0
         for file in files:
             suffix = Path(file).suffix.lower()
+            if file == _LABELS:
+                self.unread_lists.append(printable(folder / file))
             num_images += suffix in IMAGE_SUFFIXES and not file.startswith("._")
             if file.startswith("._"):  # what macOS writes beside files
                 self.num_left_out += 1

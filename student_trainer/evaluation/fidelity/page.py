@@ -8,6 +8,7 @@ import torch
 
 from salt_distill.common.config import FidelityConfig, FlopsConfig, preset_layer
 from salt_distill.common.console import console
+from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.evaluation.fidelity import crops, masks, models, probes, text, training
 from salt_distill.student_trainer.evaluation.fidelity.oracle import Oracle
 from salt_distill.student_trainer.evaluation.fidelity.paper_flops import tables
@@ -73,8 +74,11 @@ SECTIONS = (
 def run(config: FidelityConfig) -> None:
     """Writes the page, and says what it found. Raises ValueError where an oracle does not give what the page
     promises."""
+    out = Path(config.out)
+    if not out.parent.is_dir():
+        raise ValueError(f"got --out {out}, but there is no folder {out.parent} here: give --out FILE.md")
     torch.set_num_threads(1)
-    Path(config.out).write_text(page())
+    write_whole(out, page())
     wrong = [oracle for oracle in oracles() if oracle.verdict.holds != (oracle.differs is None)]
     if wrong:
         names = "; ".join(
