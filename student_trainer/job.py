@@ -257,7 +257,11 @@ class _Placement:
     def _what_is_missing(self) -> str:
         import ray
 
-        workers, asked, free = self._config.workers, _resources(self._config), ray.available_resources()
+        workers, asked, free = (
+            self._config.fewest_workers,
+            _resources(self._config),
+            ray.available_resources(),
+        )
         return (
             f"the run has waited {_SAY_PENDING_S:.0f} s for a place: it needs {workers}"
             f" worker{'s' * (workers > 1)} with {_amounts(asked, asked)}{' each' * (workers > 1)},"

@@ -238,9 +238,9 @@ class ServiceClient:
         if response.status < 300:
             self.retries.was_reached = True
             return content
-        body = _said_by_the_service(bytes(content))
-        self.retries.was_reached |= body is not None
-        raise _refusal(response, body, in_words(bytes(content)), request_id)
+        refusal = _said_by_the_service(bytes(content))
+        self.retries.was_reached |= refusal is not None
+        raise _refusal(response, refusal, in_words(bytes(content)), request_id)
 
     def _connection(self) -> http.client.HTTPConnection:
         connection = getattr(self._local, "connection", None)
