@@ -121,6 +121,7 @@ COMMANDS: dict[str, tuple[type[Config], dict[str, str]]] = {
 """Each command with the fewest values that it accepts."""
 OTHER = {
     "size": "96",
+    "sheet": "other.png",
     "num_frames": "18",
     "views": "3",
     "preset": "nano",
