@@ -77,6 +77,15 @@ def join(arguments: Mapping[str, Any]) -> None:
         signal.signal(signal.SIGTERM, on_sigterm)
 
 
+def leave() -> None:
+    """``ray.shutdown``, after which SIGTERM does what it did before: Ray takes this process's handler away
+    with its own, and the next SIGTERM would end it at once, with all that it began left behind."""
+    import ray
+
+    ray.shutdown()
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
 def is_private(address: str | None) -> bool:
     """Whether ``ray_to_join`` starts a Ray of its own for this address."""
     return not (address or os.environ.get("RAY_ADDRESS"))

@@ -56,6 +56,7 @@ def own(folder: Path) -> None:
     ended = _wait_for_an_end(worker._global_node)
     if ended is None:
         ray.shutdown()
+        _ignore_signals()  # Ray has taken them away
         end_session(os.getpid(), _END_S)
         shutil.rmtree(folder, ignore_errors=True)
     else:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from salt_distill.common.config import EmbedConfig, ProbeConfig, TrainConfig
 from salt_distill.common.devices import gpus_of_worker, require_device
-from salt_distill.common.local_ray import join, ray_to_join
+from salt_distill.common.local_ray import join, leave, ray_to_join
 from salt_distill.common.termination import exit_by
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def in_workers(
             gpus = gpus_of_worker(config, resources)
             return _fit(work, config.model_copy(update={"gpus_per_worker": gpus}), folder, max_failures)
         finally:
-            ray.shutdown()
+            leave()
 
 
 def _trainer(

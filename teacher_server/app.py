@@ -21,7 +21,7 @@ import rich.console
 from salt_distill.common.config import ServeConfig
 from salt_distill.common.console import console
 from salt_distill.common.devices import gpus_or_any
-from salt_distill.common.local_ray import is_private, join, ray_to_join
+from salt_distill.common.local_ray import is_private, join, leave, ray_to_join
 from salt_distill.common.protocol import Header, Route
 from salt_distill.common.termination import ended_by_signals
 from salt_distill.teacher_server.board.board import Ending
@@ -98,7 +98,7 @@ def serve_teacher(config: ServeConfig, console: rich.console.Console = console) 
                 if not is_private(config.address) or config.cache is not None:
                     _remove(config.name or ALONE, board_name, serve_too=not was_running)
         finally:
-            ray.shutdown()
+            leave()
 
 
 def _deploy(config: ServeConfig, board_name: str, secret: str) -> tuple[str, str]:

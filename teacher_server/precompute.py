@@ -18,7 +18,7 @@ from salt_distill.common.console import console
 from salt_distill.common.data.shards import open_dataset
 from salt_distill.common.devices import device_here, gpus_of_worker
 from salt_distill.common.folders.fetched import copies
-from salt_distill.common.local_ray import is_private, join, ray_to_join
+from salt_distill.common.local_ray import is_private, join, leave, ray_to_join
 from salt_distill.common.targets import codec
 from salt_distill.common.targets.cache_file import file_path
 from salt_distill.common.targets.codec import CorruptTargetError
@@ -106,7 +106,7 @@ def _run_actors(config: PrecomputeConfig, cache: CacheFolder, console: rich.cons
         except RayTaskError as error:
             raise error.cause from error  # what went wrong there, as it would be said here
         finally:
-            ray.shutdown()
+            leave()
 
 
 def _collect(

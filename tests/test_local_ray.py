@@ -125,6 +125,29 @@ def test_what_a_killed_private_ray_left_is_removed_and_what_lives_stays(tmp_path
     ]
 
 
+_LEAVES_RAY = """
+import os, signal, time
+from salt_distill.common.local_ray import join, leave, ray_to_join
+from salt_distill.common.termination import ended_by_signals
+with ended_by_signals():
+    try:
+        with ray_to_join(None) as arguments:
+            join(arguments)
+            leave()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+    finally:
+        print("cleaned up", flush=True)
+"""
+
+
+def test_a_command_that_has_left_ray_still_cleans_up_after_sigterm(monkeypatch):
+    """Ray's own end took the handler away: a sweep died at once, and its runs went on without it."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    done = subprocess.run([sys.executable, "-c", _LEAVES_RAY], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "cleaned up\n"), done.stderr
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("part", ["raylet", "gcs_server"])
 def test_a_service_whose_ray_is_lost_ends_with_a_sentence_and_leaves_nothing(part, tmp_path):

@@ -18,7 +18,7 @@ from salt_distill.common.config import StudentRun, SweepConfig, dump_yaml, load_
 from salt_distill.common.console import console
 from salt_distill.common.data.shards import open_dataset
 from salt_distill.common.devices import gpus_of_worker
-from salt_distill.common.local_ray import is_private, join, ray_to_join
+from salt_distill.common.local_ray import is_private, join, leave, ray_to_join
 from salt_distill.common.untouched import left_as_it_was
 from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.job import ENVIRONMENT
@@ -94,7 +94,7 @@ def _train(
         join(ray_arguments)
         room = ray.available_resources()
         address = ray.get_runtime_context().gcs_address
-        ray.shutdown()
+        leave()
         waiting, failed = dict(to_do), dict[str, str]()
         with _ended() as running, _shown(to_do, console) as display:
             while waiting or running:
