@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from salt_distill.common.config import ServiceClientConfig
 from salt_distill.common.credentials import authorization, trusted
+from salt_distill.common.deadline import TimedResponse, in_time
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.common.protocol import (
     ARROW_TYPE,
@@ -29,7 +30,6 @@ from salt_distill.common.protocol import (
     TeacherFacts,
 )
 from salt_distill.common.targets import wire
-from salt_distill.student_trainer.targets.deadline import TimedResponse, in_time
 from salt_distill.student_trainer.targets.retry import Retries, RetryableError
 
 logger = logging.getLogger(__name__)
@@ -196,7 +196,9 @@ class ServiceClient:
             **(headers or {}),
         }
         deadline_s = time.monotonic() + self._config.timeout_s
-        vars(connection)["response_class"] = functools.partial(TimedResponse, deadline_s=deadline_s)
+        vars(connection)["response_class"] = functools.partial(
+            TimedResponse, deadline_s=deadline_s, limit="client.timeout_s"
+        )
         pieces = [body] if isinstance(body, bytes) else body
         if pieces is not None:
             sent["Content-Length"] = str(sum(map(len, pieces)))
