@@ -27,7 +27,7 @@ from salt_distill.common.termination import ended_by_signals
 from salt_distill.teacher_server.board.board import Ending
 from salt_distill.teacher_server.http.access import check_access
 from salt_distill.teacher_server.ray_serve.deployment import ALONE, NAMESPACE, QUIET, bind
-from salt_distill.teacher_server.ray_serve.ingress import free_port, haproxy_environment
+from salt_distill.teacher_server.ray_serve.ingress import KEEP_ALIVE_S, free_port, haproxy_environment
 from salt_distill.teacher_server.ray_serve.placement import SAY_PENDING_S, check_fits, what_is_missing
 from salt_distill.teacher_server.ray_serve.signals import count_signals, ignore_signals
 
@@ -115,7 +115,9 @@ def _deploy(config: ServeConfig, board_name: str, secret: str) -> tuple[str, str
     host, port = config.host, config.port or free_port(config.host)
     if config.tls_cert is not None:
         host, port = "127.0.0.1", free_port("127.0.0.1")
-    serve.start(http_options={"host": host, "port": port, "keep_alive_timeout_s": 120}, logging_config=QUIET)
+    serve.start(
+        http_options={"host": host, "port": port, "keep_alive_timeout_s": KEEP_ALIVE_S}, logging_config=QUIET
+    )
     client = _get_global_client()
     assert client is not None, "serve.start connects"
     found = client.http_config

@@ -1,11 +1,12 @@
 """``salt-serve status``, ``runs``, ``drain`` and ``stop``: what a running service says of itself, and what it
 is told."""
 
+import contextlib
+import functools
 import http.client
 import json
 import time
-import urllib.error
-import urllib.request
+import urllib.parse
 from datetime import timedelta
 from typing import Any
 
@@ -17,10 +18,13 @@ from rich.table import Table
 from salt_distill.common.config import DrainConfig, OfServiceConfig, RunsConfig, StatusConfig
 from salt_distill.common.console import new_results
 from salt_distill.common.credentials import access_token, authorization, trusted
+from salt_distill.common.deadline import TimedResponse
 from salt_distill.common.foreign_answer import in_words, is_web_page
 from salt_distill.common.protocol import BoardRun, Route, TeacherFacts
 
 _POLL_S = 0.2
+_ANSWER_S = 10.0
+"""How long a whole answer may take."""
 _MAX_BYTES = 64_000_000
 """Of an answer: far more than a board of many runs."""
 _SAID_BYTES = 10_000
@@ -110,53 +114,69 @@ def drain(config: DrainConfig, *, stop: bool = False) -> None:
         new_results().print(f"{url} has answered what it had begun, and {done}", soft_wrap=True)
 
 
-def _is_gone(error: Exception) -> bool:
-    """Whether nobody listens any more, or what stands before a service knows none. A service that is slow or
-    refuses is still there."""
-    cause = error.__cause__
-    if isinstance(cause, urllib.error.HTTPError):
-        return cause.code in (404, 503)
-    reason = cause.reason if isinstance(cause, urllib.error.URLError) else cause
-    return isinstance(reason, ConnectionRefusedError)
-
-
 def call(service: OfServiceConfig, path: str, method: str = "GET") -> Any:
-    """What a service answers. Raises ConnectionError where it is not there, ValueError where it refuses."""
+    """What a service answers. Raises ConnectionError where it is not there or not in time, RefusedError where
+    it refuses."""
     url = service.url.rstrip("/")
-    request = urllib.request.Request(
-        url + path,
-        method=method,
-        # of an empty body: a web page cannot send this type to a service that it does not belong to
-        headers={"Content-Type": "application/json", **authorization(access_token(service.token_file))},
-    )
-    tls = urllib.request.HTTPSHandler(context=trusted(service.ca) if url.startswith("https:") else None)
     try:
-        with urllib.request.build_opener(tls, _NoRedirects).open(request, timeout=10) as reply:
-            content = reply.read(_MAX_BYTES)
-        if is_web_page(content):
-            raise ValueError(f"it answers with {in_words(content)}, expected a teacher service")
-        return json.loads(content)
-    except urllib.error.HTTPError as error:
-        if error.code in range(300, 400):
-            raise ValueError(
-                f"{url} sends {method} {path} elsewhere, to {error.headers.get('Location')}, where its"
-                " token does not go: give the URL of the service itself"
-            ) from error
-        raise ValueError(
-            f"{url} refused {method} {path}: {error.code} {in_words(error.read(_SAID_BYTES))}"
-        ) from error
+        response, content = _answer(service, path, method)
+        if response.status < 300:
+            if is_web_page(content):
+                raise ValueError(f"it answers with {in_words(content)}, expected a teacher service")
+            return json.loads(content)
     except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
         raise ConnectionError(
             f"{url} does not answer {method} {path}: {error}: give the URL that `salt-serve teacher` has"
             " printed"
         ) from error
+    if response.status < 400:
+        raise RefusedError(
+            response.status,
+            f"{url} sends {method} {path} elsewhere, to {response.getheader('Location')}, where its token"
+            " does not go: give the URL of the service itself",
+        )
+    shown = in_words(content[:_SAID_BYTES])
+    raise RefusedError(response.status, f"{url} refused {method} {path}: {response.status} {shown}")
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A token goes to the service that it was given for, and nowhere else."""
+class RefusedError(ValueError):
+    """A service has answered, and not with what it was asked for."""
 
-    def redirect_request(self, *_: Any) -> None:
-        return None
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+def _answer(service: OfServiceConfig, path: str, method: str) -> tuple[http.client.HTTPResponse, bytes]:
+    """A token goes to the service that it was given for, and nowhere else: no redirect is followed."""
+    parts = urllib.parse.urlsplit(service.url)
+    if parts.scheme not in ("http", "https") or parts.hostname is None:
+        raise ValueError("expected http://HOST:PORT or https://HOST:PORT")
+    if parts.scheme == "https":
+        context = trusted(service.ca)
+        connection = http.client.HTTPSConnection(
+            parts.hostname, parts.port, timeout=_ANSWER_S, context=context
+        )
+    else:
+        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=_ANSWER_S)
+    deadline_s = time.monotonic() + _ANSWER_S
+    vars(connection)["response_class"] = functools.partial(
+        TimedResponse, deadline_s=deadline_s, limit=f"{_ANSWER_S:g} s"
+    )
+    with contextlib.closing(connection):
+        # the type of an empty body: a web page cannot send this one to a service that it does not belong to
+        headers = {"Content-Type": "application/json", **authorization(access_token(service.token_file))}
+        connection.request(method, parts.path.rstrip("/") + path, headers=headers)
+        response = connection.getresponse()
+        return response, response.read(_MAX_BYTES)
+
+
+def _is_gone(error: Exception) -> bool:
+    """Whether nobody listens any more, or what stands before a service knows none. A service that is slow or
+    refuses is still there."""
+    if isinstance(error, RefusedError):
+        return error.status in (404, 503)
+    return isinstance(error.__cause__, ConnectionRefusedError)
 
 
 def _facts(service: OfServiceConfig) -> TeacherFacts:

@@ -68,17 +68,17 @@ def alive(pids):
 
 
 def listening(pids):
-    """The addresses at which processes listen, as /proc has them: (address, port)."""
+    """The addresses at which processes take connections or datagrams, as /proc has them: (address, port)."""
     sockets = set()
     for pid in pids:
         for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
             with contextlib.suppress(OSError):
                 sockets.add(os.readlink(descriptor).removeprefix("socket:[").removesuffix("]"))
     found = set()
-    for table in ("tcp", "tcp6"):
+    for table, listens in (("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             _, local, _, state, *_, inode = line.split()[:10]
-            if state == "0A" and inode in sockets:
+            if state == listens and inode in sockets:
                 words, port = local.split(":")
                 parts = [bytes.fromhex(words[first : first + 8])[::-1] for first in range(0, len(words), 8)]
                 found.add((ipaddress.ip_address(b"".join(parts)), int(port, 16)))

@@ -182,6 +182,8 @@ def test_a_directory_that_does_not_fit_is_refused(ours, tmp_path, change, senten
     ("key", "value", "sentence"),
     [
         ("num_hidden_layers", 10_000_000, "num_hidden_layers: got 10000000, expected at most 1000"),
+        ("hidden_size", 10**9, "hidden_size: got 1000000000, expected at most 16384"),
+        ("mlp_ratio", 1e12, "mlp_ratio: got 1000000000000.*, expected at most 16"),
         ("num_hidden_layers", 3, "encoder.layer.2.norm1.weight is missing"),
         ("num_hidden_layers", 1, "encoder.layer.1.*is not expected"),
         ("hidden_size", 64, r"got \(128, 3, 2, 16, 16\), expected \(64, 3, 2, 16, 16\)"),
@@ -195,6 +197,18 @@ def test_a_configuration_that_does_not_fit_is_refused(ours, tmp_path, key, value
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {key: value}))
     with pytest.raises(ValueError, match=sentence):
+        load_encoder(directory)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 200_000, "[1]", '{"model_type": 1}', '{"model_type": "vjepa2", "salt_view": ' + "[" * 200_000],
+)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_json_that_is_damaged_or_nested_without_end_is_named(ours, tmp_path, name, content):
+    directory = exported(ours, tmp_path / "hf", "hf")
+    (directory / name).write_text(content)
+    with pytest.raises(ValueError, match=name):
         load_encoder(directory)
 
 

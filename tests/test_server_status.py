@@ -3,24 +3,27 @@
 import contextlib
 import http.server
 import json
+import socket
 import threading
+import time
 
 import pytest
 
 from salt_distill.common.config import StatusConfig
 from salt_distill.common.protocol import Route
+from salt_distill.teacher_server import status
 from salt_distill.teacher_server.status import call
 
 
 @contextlib.contextmanager
-def answering(status, headers, body=b""):
+def answering(code, headers, body=b""):
     """The URL of a server that answers every request so, and the headers of those that it had."""
     asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append(dict(self.headers))
-            self.send_response(status)
+            self.send_response(code)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
@@ -38,12 +41,12 @@ def answering(status, headers, body=b""):
         server.server_close()
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_no_token_follows_a_redirect(status, tmp_path):
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_no_token_follows_a_redirect(code, tmp_path):
     (tmp_path / "token").write_text("0123456789abcdef")
     with (
         answering(200, {}, json.dumps([]).encode()) as (elsewhere, asked_elsewhere),
-        answering(status, {"Location": f"{elsewhere}/v1/runs"}) as (url, asked),
+        answering(code, {"Location": f"{elsewhere}/v1/runs"}) as (url, asked),
         pytest.raises(ValueError, match=f"sends GET /v1/runs elsewhere, to {elsewhere}/v1/runs"),
     ):
         call(StatusConfig(url=url, token_file=str(tmp_path / "token")), Route.RUNS)
@@ -67,3 +70,26 @@ def test_another_web_server_is_told_by_its_title(status, kind):
         pytest.raises(kind, match=r"^[^\n]* a web page with the title 'My page'[^\n]*$"),
     ):
         call(StatusConfig(url=url), Route.TEACHER)
+
+
+@pytest.mark.parametrize("begun", [b"X-More: ", b"Content-Length: 1000\r\n\r\n"])
+def test_a_dripping_answer_ends_with_the_time_for_a_whole_one(begun, monkeypatch):
+    monkeypatch.setattr(status, "_ANSWER_S", 0.5)
+    ends = threading.Event()
+
+    def drip():
+        connection, _ = server.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\n" + begun)
+            while not ends.wait(0.1):
+                connection.sendall(b" ")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        began = time.monotonic()
+        with pytest.raises(ConnectionError, match="in the time for a whole answer"):
+            call(StatusConfig(url=f"http://127.0.0.1:{server.getsockname()[1]}"), Route.TEACHER)
+        assert time.monotonic() - began < 2
+        ends.set()
+        thread.join()

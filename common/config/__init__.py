@@ -31,6 +31,7 @@ from salt_distill.common.config.loader import LoaderConfig
 from salt_distill.common.config.model import (
     MASK_GROUP_SIZE,
     MAX_DEPTH,
+    MAX_WIDTH,
     BlockSetConfig,
     CropSize,
     EncoderConfig,
@@ -87,6 +88,7 @@ __all__ = [
     "MASKS",
     "MASK_GROUP_SIZE",
     "MAX_DEPTH",
+    "MAX_WIDTH",
     "PRESETS",
     "PROTOCOLS",
     "TIMM",

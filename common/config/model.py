@@ -19,18 +19,20 @@ Masks)."""
 
 MAX_DEPTH = 1000
 """Blocks of the deepest encoder that is built."""
+MAX_WIDTH = 16_384
+"""Channels of a token of the widest one."""
 
 
 class EncoderConfig(Config):
     """A video ViT (arXiv:2509.24317, Table 3). Defaults: ViT-L."""
 
-    width: PositiveInt = 1024
+    width: int = Field(default=1024, gt=0, le=MAX_WIDTH)
     """Channels of a token."""
     depth: int = Field(default=24, gt=0, le=MAX_DEPTH)
     """Transformer blocks."""
     num_heads: PositiveInt = 16
     """Attention heads; the width is a multiple of it."""
-    mlp_width: PositiveInt = 4096
+    mlp_width: int = Field(default=4096, gt=0, le=16 * MAX_WIDTH)
     """Hidden channels of a block's MLP."""
     patch_size: PositiveInt = 16
     """Side of a patch, in pixels."""

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
-from salt_distill.common.config import Config, EncoderConfig, ViewConfig
+from salt_distill.common.config import MAX_WIDTH, Config, EncoderConfig, ViewConfig
 from salt_distill.common.model.grid import TokenGrid
 from salt_distill.common.model.pixels import IMAGENET_MEAN, IMAGENET_STD
 
@@ -18,7 +18,7 @@ class TimmConfig(Config):
 
     timm: str
     """Its name there, with the tag of its weights."""
-    width: PositiveInt
+    width: int = Field(gt=0, le=MAX_WIDTH)
     """Channels of a token."""
     num_heads: PositiveInt
     """Attention heads."""
@@ -36,13 +36,13 @@ class AbsoluteConfig(Config):
 
     positions: Literal["sine", "stored"] = "sine"
     """Added to the tokens: sines of a token's number, or a table that comes with the weights."""
-    width: PositiveInt
+    width: int = Field(gt=0, le=MAX_WIDTH)
     """Channels of a token."""
     depth: PositiveInt
     """Transformer blocks."""
     num_heads: PositiveInt
     """Attention heads."""
-    mlp_width: PositiveInt
+    mlp_width: int = Field(gt=0, le=16 * MAX_WIDTH)
     """Hidden channels of a block's MLP."""
     patch_size: PositiveInt
     """Side of a patch, in pixels."""

@@ -1,7 +1,6 @@
 """Hugging Face directories: what all of them share, and VJEPA2's encoder."""
 
 import functools
-import json
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -10,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 from torch import Tensor
 
-from salt_distill.common.config import MAX_DEPTH, EncoderConfig, ViewConfig, explain
+from salt_distill.common.config import MAX_DEPTH, MAX_WIDTH, EncoderConfig, ViewConfig, explain
 from salt_distill.common.model.frozen import FrozenEncoder
 from salt_distill.common.model.layouts import (
     Layout,
@@ -32,10 +31,10 @@ class VJepa2DirectoryConfig(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     model_type: Literal["vjepa2"]
-    hidden_size: int = 1024
+    hidden_size: int = Field(default=1024, le=MAX_WIDTH)
     num_hidden_layers: int = Field(default=24, le=MAX_DEPTH)
     num_attention_heads: int = 16
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = Field(default=4.0, gt=0, le=16)
     patch_size: int = 16
     tubelet_size: int = 2
     layer_norm_eps: float = 1e-6
@@ -57,10 +56,23 @@ class HfProcessor(BaseModel):
     image_std: tuple[float, float, float] = IMAGENET_STD
 
 
+class _OfAnyKind(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    model_type: str | None = None
+
+
+class _WeightIndex(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    weight_map: dict[str, str]
+    """The file of each tensor."""
+
+
 def hf_model_type(directory: Path) -> str | None:
     """What kind of Hugging Face model a directory holds; None: it holds none."""
     path = directory / "config.json"
-    return json.loads(read_text(path)).get("model_type") if path.is_file() else None
+    return validated(_OfAnyKind, path).model_type if path.is_file() else None
 
 
 def open_hf(directory: Path) -> FrozenEncoder:
@@ -124,7 +136,7 @@ def hf_tensors(directory: Path, prefix: str, *, others: tuple[str, ...]) -> dict
 def _hf_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     names = (
-        sorted(set(json.loads(read_text(index))["weight_map"].values()))
+        sorted(set(validated(_WeightIndex, index).weight_map.values()))
         if index.is_file()
         else ["model.safetensors"]
     )

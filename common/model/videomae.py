@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from salt_distill.common.config import MAX_DEPTH, ViewConfig
+from salt_distill.common.config import MAX_DEPTH, MAX_WIDTH, ViewConfig
 from salt_distill.common.model.absolute import AbsoluteEncoder, no_rotation, sine_table
 from salt_distill.common.model.frozen import AbsoluteConfig, FrozenEncoder
 from salt_distill.common.model.hugging_face import hf_processor, hf_tensors, validated
@@ -46,19 +46,19 @@ class VideoMaeDirectoryConfig(BaseModel):
     num_channels: Literal[3] = 3
     num_frames: int = 16
     tubelet_size: int = 2
-    hidden_size: int = 768
+    hidden_size: int = Field(default=768, le=MAX_WIDTH)
     num_hidden_layers: int = Field(default=12, le=MAX_DEPTH)
     num_attention_heads: int = 12
-    intermediate_size: int = 3072
+    intermediate_size: int = Field(default=3072, le=16 * MAX_WIDTH)
     hidden_act: Literal["gelu"] = "gelu"
     layer_norm_eps: float = 1e-12
     qv_bias: Literal[True] = True
     use_mean_pooling: bool = True
     """A fine-tuned classifier, whose norm comes after the mean over tokens: the encoder has none."""
-    decoder_hidden_size: int = 384
+    decoder_hidden_size: int = Field(default=384, le=MAX_WIDTH)
     decoder_num_hidden_layers: int = Field(default=4, le=MAX_DEPTH)
     decoder_num_attention_heads: int = 6
-    decoder_intermediate_size: int = 1536
+    decoder_intermediate_size: int = Field(default=1536, le=16 * MAX_WIDTH)
     norm_pix_loss: bool = True
     """Whether the decoder predicts pixels normalised within each cube."""
 
@@ -137,15 +137,20 @@ def load_videomae_decoder(directory: Path) -> VideoMaeDecoder:
     assert isinstance(encoder, AbsoluteConfig)
     decoder = VideoMaeDecoder(theirs, encoder.num_tokens)
     shape = (1, 1, theirs.decoder_hidden_size)
-    _fill(decoder, tensors, _layout(decoder, _DECODER, "decoder.norm.", {"mask_token": shape}), directory)
+    layout = _layout(decoder, _DECODER, "decoder.norm.", {"mask_token": shape})
+    _require_fit(tensors, layout, directory)
+    decoder.load_state_dict(to_ours(tensors, layout, decoder.state_dict()))
     return decoder.eval()
 
 
 def _load(directory: Path, config: AbsoluteConfig) -> AbsoluteEncoder:
-    encoder = AbsoluteEncoder(config)
     shape = (config.width, 3, config.tubelet_size, config.patch_size, config.patch_size)
-    layout = _layout(encoder, _ENCODER, "layernorm.", {"patch_embed.weight": shape})
-    _fill(encoder, _tensors(directory, without=_OF_THE_DECODER), layout, directory)
+    with torch.device("meta"):  # a configuration that does not fit may be of any size
+        layout = _layout(AbsoluteEncoder(config), _ENCODER, "layernorm.", {"patch_embed.weight": shape})
+    tensors = _tensors(directory, without=_OF_THE_DECODER)
+    _require_fit(tensors, layout, directory)
+    encoder = AbsoluteEncoder(config)
+    encoder.load_state_dict(to_ours(tensors, layout, encoder.state_dict()))
     return encoder.eval()
 
 
@@ -161,10 +166,9 @@ def _tensors(directory: Path, *, without: tuple[str, ...]) -> dict[str, Tensor]:
     return tensors
 
 
-def _fill(module: nn.Module, tensors: dict[str, Tensor], layout: Layout, directory: Path) -> None:
+def _require_fit(tensors: dict[str, Tensor], layout: Layout, directory: Path) -> None:
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     require_fit(shapes, shapes_of(layout), f"{directory} does not fit its config.json")
-    module.load_state_dict(to_ours(tensors, layout, module.state_dict()))
 
 
 def _layout(

@@ -18,6 +18,7 @@ import pydantic
 
 from salt_distill.common.config import ServiceClientConfig, explain
 from salt_distill.common.credentials import authorization, trusted
+from salt_distill.common.deadline import TimedResponse, in_time
 from salt_distill.common.foreign_answer import in_words, is_web_page
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.common.protocol import (
@@ -32,7 +33,6 @@ from salt_distill.common.protocol import (
     TeacherFacts,
 )
 from salt_distill.common.targets import wire
-from salt_distill.student_trainer.targets.deadline import TimedResponse, in_time
 from salt_distill.student_trainer.targets.retry import Retries, RetryableError
 
 logger = logging.getLogger(__name__)
@@ -204,7 +204,9 @@ class ServiceClient:
             **(headers or {}),
         }
         deadline_s = time.monotonic() + self._config.timeout_s
-        vars(connection)["response_class"] = functools.partial(TimedResponse, deadline_s=deadline_s)
+        vars(connection)["response_class"] = functools.partial(
+            TimedResponse, deadline_s=deadline_s, limit="client.timeout_s"
+        )
         pieces = [body] if isinstance(body, bytes) else body
         if pieces is not None:
             sent["Content-Length"] = str(sum(map(len, pieces)))

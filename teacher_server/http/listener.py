@@ -45,7 +45,7 @@ class Listener:
         """``header_timeout_s``: how long a request's head may take."""
         config = uvicorn.Config(
             app,
-            http=type("_Bounded", (_BoundedProtocol,), {"header_timeout_s": header_timeout_s}),
+            http=bounded_protocol(header_timeout_s),
             lifespan="off",
             log_level="error",
             access_log=False,
@@ -65,6 +65,11 @@ class Listener:
         """Takes no more connections; ``serve`` returns when those that it has are answered, or after
         ``drain_s``."""
         self._server.should_exit = True
+
+
+def bounded_protocol(header_timeout_s: float) -> type:
+    """uvicorn's protocol, with bounds for the head of a request: its size, and how long it may take."""
+    return type("_Bounded", (_BoundedProtocol,), {"header_timeout_s": header_timeout_s})
 
 
 def tls_socket(host: str, port: int) -> socket.socket:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from fastapi import Request, Response
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 from typing_extensions import Buffer
 
@@ -249,11 +248,10 @@ class AnswerInPieces(Response):
                         await self._before_the_last
                     await send({"type": "http.response.body", "body": piece, "more_body": not is_last})
         except TimeoutError:  # its client reads too slowly, or not at all
-            if ABORT not in scope.get("extensions", {}):
-                raise ClientDisconnect from None
-            scope["extensions"][ABORT]()
-            while (await receive())["type"] != "http.disconnect":
-                continue
+            if ABORT in scope.get("extensions", {}):
+                scope["extensions"][ABORT]()
+                while (await receive())["type"] != "http.disconnect":
+                    continue  # else the server ends the connection of an answer that is not whole
         finally:
             self._targets.release()
 

@@ -39,6 +39,7 @@ class Replica:
         from salt_distill.teacher_server.http.replica import ReplicaContext
         from salt_distill.teacher_server.http.service import board_arguments, build_app
         from salt_distill.teacher_server.ray_serve.ingress import (
+            bound_heads,
             ingress_here,
             let_proxy_send_views,
             listen_on,
@@ -59,6 +60,7 @@ class Replica:
             node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here
         ]  # of a private Ray: 127.0.0.1
         listen_on(host)
+        bound_heads()
         listener = socket.create_server((host, 0))
         front = None
         if config.tls_cert is not None and config.tls_key is not None:

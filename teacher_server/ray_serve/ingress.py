@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from salt_distill.common.protocol import Header
+from salt_distill.teacher_server.http.listener import bounded_protocol
 
+KEEP_ALIVE_S = 120
+"""How long an ingress may keep a connection to a replica that it does not use."""
 _REPLICA_PORTS = 100
 """Ports that the replicas of a private Ray choose from."""
 _MAX_CONNECTIONS, _OTHER_FILES = 20_000, 1_000
@@ -58,6 +61,8 @@ def haproxy_environment(header_timeout_s: float) -> dict[str, str]:
         # A client that stops in the middle of a request is dropped
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        # Else Ray Serve takes answers into a queue without bounds, and a replica holds what nobody reads
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     }
 
 
@@ -84,6 +89,13 @@ def listen_on(host: str) -> None:
     replica.add_port_to_grpc_server = lambda server, address: add_port(
         server, f"{host}:0" if address == "[::]:0" else address
     )
+
+
+def bound_heads() -> None:
+    """Has the server that Ray Serve opens in this replica for the ingress bound heads, and end the connection
+    of an answer that nobody reads, as ours do: who is on this machine reaches it."""
+    uvicorn: Any = importlib.import_module("uvicorn.config")
+    uvicorn.HTTP_PROTOCOLS["auto"] = bounded_protocol(KEEP_ALIVE_S)
 
 
 def ingress_here() -> str:

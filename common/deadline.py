@@ -19,17 +19,18 @@ class TimedResponse(http.client.HTTPResponse):
     """A response that ends at a time, however slowly its bytes come: a socket's own time-out begins anew with
     each of them."""
 
-    def __init__(self, sock: socket.socket, *, deadline_s: float, **named: Any) -> None:
+    def __init__(self, sock: socket.socket, *, deadline_s: float, limit: str, **named: Any) -> None:
+        """``limit``: what set the time, for the error."""
         super().__init__(sock, **named)
         self.fp.close()
-        self.fp = io.BufferedReader(_TimedReader(sock, deadline_s), _READ_BYTES)
+        self.fp = io.BufferedReader(_TimedReader(sock, deadline_s, limit), _READ_BYTES)
 
 
 class _TimedReader(io.RawIOBase):
     """What a socket receives until a time."""
 
-    def __init__(self, sock: socket.socket, deadline_s: float) -> None:
-        self._sock, self._deadline_s = sock, deadline_s
+    def __init__(self, sock: socket.socket, deadline_s: float, limit: str) -> None:
+        self._sock, self._deadline_s, self._limit = sock, deadline_s, limit
         self._file = sock.makefile("rb", buffering=0)  # keeps the socket while the response is read
         self._num_bytes = 0
 
@@ -43,7 +44,7 @@ class _TimedReader(io.RawIOBase):
             num_bytes = self._file.readinto(buffer)
         except TimeoutError as error:
             raise TimeoutError(
-                f"got {self._num_bytes} bytes in the time for a whole answer, client.timeout_s"
+                f"got {self._num_bytes} bytes in the time for a whole answer, {self._limit}"
             ) from error
         self._num_bytes += num_bytes or 0
         return num_bytes
