@@ -41,9 +41,9 @@ add_command(
     "salt_distill.student_trainer.start:start",
     default_preset="vit-l",
     help=(
-        "The baseline, V-JEPA 2: the targets come from a moving average of the encoder that learns, which is"
-        " also what is judged. Encoder, predictor, masks and optimizer are SALT's, so that a comparison"
-        " changes one thing.\n\nExample: `salt-train vjepa --preset nano --data SHARDS --out runs/ema`"
+        "Train the baseline, V-JEPA 2: the targets come from a moving average of the encoder itself, which is"
+        " also what is evaluated. Encoder, predictor, masks and optimizer are SALT's, so that only the source"
+        " of the targets differs.\n\nExample: `salt-train vjepa --preset nano --data SHARDS --out runs/ema`"
     ),
 )
 add_command(
@@ -53,8 +53,8 @@ add_command(
     "salt_distill.student_trainer.sweep.run:run",
     positional=("file",),
     help=(
-        "Several students of one teacher, at a time as far as Ray has room, sharing its work; ends in a table"
-        " of them. Repeat the command to continue what is not done.\n\nExample: `salt-train sweep sweep.yaml"
+        "Train several students of one teacher, as many at a time as Ray has room for; ends with a table of"
+        " them. Repeat the command to continue what is not done.\n\nExample: `salt-train sweep sweep.yaml"
         " --teacher-url http://127.0.0.1:8000 --out runs/sweep`"
     ),
 )

@@ -36,7 +36,7 @@ class SynthConfig(Config):
     num_test: PositiveInt = 400
     """Videos of the test split; their digits were written by other people's hands."""
     seed: int = 0
-    """Decides every video."""
+    """Random seed of the videos."""
     size: int = Field(default=40, ge=36, multiple_of=2)
     """Height and width of a video, in pixels."""
     num_frames: int = Field(default=16, ge=8)
@@ -57,7 +57,7 @@ class ScenesConfig(Config):
     num_scenes: PositiveInt = 10
     """Scenes of each property, with two possible and two impossible videos each."""
     seed: int = 0
-    """Decides every video."""
+    """Random seed of the videos."""
     size: int = Field(default=64, ge=32)
     """Height and width of a video, in pixels."""
     num_frames: int = Field(default=100, ge=8)
@@ -75,8 +75,8 @@ class PretextConfig(Config):
     out: str
     """Folder for the clips and their labels.csv."""
     num_pretrain: NonNegativeInt = 4000
-    """Most clips of the split `pretrain`: as they were filmed, to train encoders on. Each video has the same
-    share; one in which little moves gives fewer."""
+    """Most clips of the split `pretrain`, to train encoders on: without any change. Each video gives the same
+    number; a video in which little moves gives fewer."""
     num_train: PositiveInt = 4000
     """Most clips of the split `train`: from the same parts of the videos, changed as their labels say."""
     num_test: PositiveInt = 800
@@ -84,13 +84,14 @@ class PretextConfig(Config):
     test_share: float = Field(default=0.3, gt=0, lt=1)
     """Share of each video, at its end, that test clips are cut from."""
     seed: int = 0
-    """Decides the clips."""
+    """Random seed of the clips."""
     size: int = Field(default=64, ge=16, multiple_of=2)
-    """Height and width of a clip, in pixels: a square of the video, as high as it."""
+    """Height and width of a clip, in pixels. It shows a square of the video with the video's height."""
     num_frames: int = Field(default=16, ge=4, multiple_of=2)
     """Frames of a clip."""
     min_change: NonNegativeFloat = 1.0
-    """Least change from frame to frame, in values of 0 to 255: where nothing moves, time has no direction."""
+    """Smallest change from frame to frame, in pixel values of 0 to 255. Parts with less movement are left
+    out, since nobody can tell their direction of time."""
     max_video_bytes: PositiveInt = 1_000_000_000
     """Largest video that is taken, in bytes."""
     timeout_s: PositiveFloat = 600.0
@@ -109,35 +110,35 @@ class PackConfig(Config):
     """Folder for the shards; a second run on the same input gives the same bytes, and continues one that was
     killed."""
     name: Annotated[str, matching("[^/]+", "a name without /")] | None = None
-    """Name of the source in keys and file names; else the name of the folder or list."""
+    """Name of the data set in keys and file names. None: the name of the folder or list."""
     images: Literal["each", "frames"] | None = None
-    """Images in a folder or glob: `each` is a clip that stands still, or all of a folder are the `frames` of
-    one video. Else they are left out."""
+    """Images in a folder or glob. `each`: each image is a clip that stands still. `frames`: all images of a
+    folder are the frames of one video. None: images are left out."""
     fps: PositiveFloat | None = None
     """Frames per second of frame folders, which do not state it."""
     label_from_folder: str | None = None
     """Name of a label whose classes are the folders that the videos lie in, as in SRC/abseiling/x.mp4."""
     split: str = "train"
-    """Split of every video whose list does not say."""
+    """Split of every video for which no list names one."""
     split_from_folder: bool = False
     """The first folder below SRC is the split, as in SRC/train/abseiling/x.mp4."""
     max_shard_bytes: PositiveInt = 1_000_000_000
     """Size at which a shard is full, in bytes."""
     max_video_bytes: int = Field(default=1_000_000_000, gt=0, lt=8 * 2**30)
-    """Largest video that is taken, in bytes: a reader holds it whole. Larger ones are skipped."""
+    """Largest video that is packed, in bytes, since a reader has it in memory as a whole. Larger ones are
+    skipped."""
     short_side: PositiveInt | None = None
-    """Re-encode everything whose shorter side has more pixels, down to this many; else the original bytes are
-    kept."""
+    """Re-encode videos whose shorter side has more pixels, to this many. None: all videos keep their original
+    bytes."""
     copies: Literal["fast", "small"] = "fast"
-    """What --short-side makes: copies that decode `fast` from any frame (a key frame every 16, tuned for fast
-    decoding; about twice the clips a second for 1.7 times the bytes), or `small` ones with x264's
-    defaults."""
+    """Kind of the copies that --short-side makes. `fast`: they decode fast from any frame (a key frame every
+    16 frames; about twice the clips a second for 1.7 times the bytes). `small`: x264's defaults."""
     max_bad_fraction: float = Field(default=0.5, ge=0, le=1)
     """Share of videos that may be unreadable before the command stops."""
     timeout_s: PositiveFloat = 600.0
     """Longest that one video may take to decode, in seconds; a longer one is skipped."""
     workers: PositiveInt | None = None
-    """Processes that read videos; else one per CPU."""
+    """Processes that read videos. None: one per CPU."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -188,15 +189,15 @@ class MixSource(Config):
     count: PositiveInt | None = None
     """Samples to draw; else all."""
     strata: PositiveInt = 1
-    """Bins of equal width between the two durations that give the same number of samples each, as far as they
-    have them."""
+    """Bins of equal width between the two durations; each gives the same number of samples, if it has so
+    many."""
     identity: Identity = None
-    """Regular expression whose group takes out of a key what it shows, whatever its bytes are: for Kinetics
-    '([\\w-]{11})_\\d{6}_\\d{6}', the YouTube id. Of samples with one identity the first source keeps its
-    own."""
+    """Regular expression whose group finds in a key what identifies the video, whatever its bytes are: for
+    Kinetics '([\\w-]{11})_\\d{6}_\\d{6}', the YouTube id. Of samples with one identity, the first source
+    keeps its own."""
     weight: PositiveFloat | None = None
-    """Share of the source in what is read, relative to the other weights; else every sample is read equally
-    often. For all sources or none."""
+    """How often the source is read, relative to the other weights; give it for all sources or none. None:
+    every sample is read equally often."""
 
     @model_validator(mode="after")
     def _strata_have_edges(self) -> Self:
@@ -234,10 +235,10 @@ class MixRecipe(Config):
     seed: int = 0
     """Decides which samples are drawn."""
     sources: tuple[Annotated[MixSource, BeforeValidator(_path_alone)], ...] = Field(min_length=1)
-    """The sources in their order: of samples with the same content the first source keeps its own. A path
-    alone takes all of its split `train`."""
+    """The sources, in order: of samples with the same content, the first source keeps its own. A path without
+    more means all of its split `train`."""
     exclude: tuple[Annotated[MixExclusion, BeforeValidator(_path_alone)], ...] = ()
-    """What to leave out. A path alone excludes all that it holds."""
+    """Samples to leave out. A path without more excludes all samples of that data set."""
 
     @model_validator(mode="after")
     def _weights_of_all_or_none(self) -> Self:
@@ -273,14 +274,14 @@ class InspectConfig(Config):
     json_: bool = False
     """One JSON object for programs, instead of tables for people."""
     sheet: PngFile | None = None
-    """PNG to write: the first clips that a run with this data seed sees, and the masks of the first of
-    them."""
+    """PNG file for a picture of the first clips that a run with this data seed sees, with the masks of the
+    first clip."""
     num_clips: int = Field(default=6, ge=1, le=MASK_GROUP_SIZE)
     """Clips on the sheet."""
     data_seed: int = 0
-    """Decides the clips of the sheet, as in `salt-train`."""
+    """Random seed of the clips on the sheet, as in `salt-train`."""
     seed: int = 0
-    """Decides the masks of the sheet, as in `salt-train`."""
+    """Random seed of the masks on the sheet, as in `salt-train`."""
     encoder: EncoderConfig = EncoderConfig()
     view: ViewConfig = ViewConfig()
     mask: MaskConfig = MaskConfig()

@@ -39,8 +39,8 @@ class ProbeConfig(Config):
     ckpt: Annotated[tuple[str, ...], COMMAND_ONLY] = Field(min_length=1)
     """Frozen encoder to judge: whatever `salt-serve teacher --ckpt` takes."""
     data: str
-    """Packed data set with labels: the probe learns on its split `train`, chooses among settings on `val`,
-    and is scored on `test`."""
+    """Packed data set with labels: the probe is trained on its split `train`, the best setting is selected on
+    `val`, and its accuracy is measured on `test`."""
     out: Annotated[str, COMMAND_ONLY]
     """JSON file of the accuracies; tables and pictures of the classes are written beside it."""
     num_frames: PositiveInt | None = None
@@ -51,34 +51,35 @@ class ProbeConfig(Config):
     """Frames of the video from one frame of a clip to the next; none: what each checkpoint says, 4 where it
     says nothing."""
     segments: PositiveInt = 1
-    """Equal parts of a video, each of which gives a clip; the probe reads the tokens of all together."""
+    """Equal parts of a video. A clip is taken from each, and the probe reads the tokens of all clips
+    together."""
     views: PositiveInt = 1
-    """Crops of a clip's shape, spread along the side of a frame that has more than it needs, that are scored;
-    their class probabilities are averaged. The probe learns on the middle one."""
+    """Number of crops that are scored, from one end of the frame's longer side to the other; their class
+    probabilities are averaged. The probe is trained on the middle one."""
     square: float = Field(default=1.0, gt=0, le=1)
-    """Sides of a crop, as a share of those of the largest: of a square, the frame's shorter side (V-JEPA 2:
-    0.875 with one view, 1 with three)."""
+    """Height and width of a crop, as a share of the largest crop that fits into the frame (V-JEPA 2: 0.875
+    with one view, 1 with three)."""
     augment: bool = False
-    """Learn on other clips in every epoch, starting anywhere in their segments, cropped to 8 to 100% of the
-    frame. Every epoch then costs a forward; without it, the tokens of each training clip are computed
-    once."""
+    """Train on other clips in every epoch: they start anywhere in their segments, and are cropped to 8 to
+    100% of the frame. The encoder then computes all clips again in every epoch; without it, each clip is
+    computed once."""
     augment_with: Literal["crops", "video", "images"] = "crops"
-    """What `augment` does: crops alone; with RandAugment and erased rectangles, as V-JEPA 2 does with videos;
-    or with mirroring, AutoAugment and erased rectangles, as it does with images, which are then resized with
-    antialias, also where they are scored."""
+    """What `augment` does. `crops`: only crops. `video`: also RandAugment and erased rectangles, as V-JEPA 2
+    does with videos. `images`: also mirroring, AutoAugment and erased rectangles, as it does with images;
+    images are then resized with antialias, also when they are scored."""
     random_init: Annotated[bool, COMMAND_ONLY] = False
-    """Also judge the first checkpoint's architecture with fresh weights."""
+    """Also probe an encoder like the first checkpoint's with random weights."""
     depth: PositiveInt = 1
     """Blocks of the probe: the last is the cross-attention of one learned query, those before it are
     self-attention over all tokens (V-JEPA 2: 4)."""
     num_heads: PositiveInt | None = None
     """Attention heads of the probe; none: as many as the encoder has."""
     epochs: PositiveInt = 20
-    """Passes over the training clips. A data set of a few thousand clips wants more, or a smaller batch: 20
-    passes are then few steps."""
+    """Passes over the training clips. For a data set of a few thousand clips give more, or a smaller batch,
+    since 20 passes are then only few steps."""
     lr: tuple[PositiveFloat, ...] = Field(default=(1e-3,), min_length=1)
-    """Learning rate that a cosine takes to 0 at the last step. A probe is trained for each pair of one and of
-    `weight_decay`."""
+    """Learning rate at the first step; a cosine lowers it to 0 at the last step. Several may be given: a
+    probe is trained for each pair of a learning rate and a `weight_decay`."""
     weight_decay: tuple[NonNegativeFloat, ...] = Field(default=(0.01,), min_length=1)
     """AdamW's weight decay."""
     optimizer: Literal["vjepa2", "vjepa"] = "vjepa2"
@@ -89,18 +90,19 @@ class ProbeConfig(Config):
     micro_batch_size: PositiveInt | None = None
     """Videos whose tokens the probe reads at a time; a step adds up their gradients. None: all of a step."""
     seed: int = 0
-    """Decides the probe's initial weights, the order of its clips and the weights of `--random-init`."""
+    """Random seed of the probe's initial weights, of the order of its clips, and of the weights of
+    `--random-init`."""
     encode_batch_size: PositiveInt = 16
     """Clips of one forward of a frozen encoder."""
     dtype: ComputeDtype = "auto"
     """Precision of matrix products, as in `compute.dtype`. `auto`: bfloat16 on a GPU, float32 on a CPU."""
     features: Annotated[str | None, COMMAND_ONLY] = None
-    """Folder that keeps the tokens of frozen encoders, in float16, for the next probe; it then costs no
-    forward. None: they are kept in memory."""
+    """Folder that keeps the tokens of frozen encoders, in float16, so that the next probe need not compute
+    them. None: they are kept in memory."""
     max_feature_bytes: Annotated[PositiveInt, COMMAND_ONLY] = 16_000_000_000
     """Most memory that the clips and tokens of one encoder may take on a worker, in bytes."""
     resume: Annotated[bool, COMMAND_ONLY] = False
-    """Continue a probe that was killed, with its `out`, after the last epoch that it ended."""
+    """Continue a probe that was killed, after its last complete epoch; give the same `out`."""
     workers: Annotated[NonNegativeInt, COMMAND_ONLY] = 0
     """Ray Train workers, which share the forwards and the probe's batches; 0 runs in this process, without
     Ray."""
@@ -160,16 +162,16 @@ class PhysicsConfig(Config):
     places = ("data", "out")
 
     ckpt: str
-    """What predicts: the run directory or checkpoint of a student (SALT), of the baseline or of a stage 1, or
-    the directory of a VideoMAE with its decoder. The last two predict normalised pixels."""
+    """The model: the run directory or checkpoint of a student (SALT), of the baseline or of stage 1, or the
+    directory of a VideoMAE with its decoder. The last two predict normalised pixels."""
     teacher: str | None = None
-    """The frozen teacher that a student learned from, whatever `salt-serve teacher --ckpt` takes. The
-    baseline's is in its checkpoint, and what predicts pixels has none."""
+    """The frozen teacher that a student learned from, in any form that `salt-serve teacher --ckpt` takes. Not
+    for the baseline, whose teacher is in its checkpoint, and not for models that predict pixels."""
     data: str
     """Folder of the benchmark, as it is distributed; of InfLevel with the lists of pairs, `continuity.csv`,
     `gravity.csv` and `solidity.csv`."""
     benchmark: Literal["intphys", "grasp", "inflevel"] = "intphys"
-    """Whose folders these are; what `salt-data scenes` writes is IntPhys's."""
+    """The benchmark whose folders these are. `salt-data scenes` writes folders like those of `intphys`."""
     out: str
     """JSON file of the accuracies and of each video's surprise."""
     window: PositiveInt | None = None
@@ -178,7 +180,8 @@ class PhysicsConfig(Config):
     context: tuple[PositiveInt, ...] = ()
     """Frames of a window that the student sees; none: 1/8, 2/8, 3/8, 4/8 and 5/8 of it."""
     stride: PositiveInt = 2
-    """Frames that were taken of a video, from one window to the next (the paper's s)."""
+    """Frames from one window to the next, counted in frames that were taken from the video (the paper's
+    s)."""
     frame_step: PositiveInt | None = None
     """Frames of a video from one that is taken to the next; none: 2 for IntPhys, 10 for GRASP, 5 for
     InfLevel."""
@@ -196,12 +199,13 @@ class RankConfig(Config):
     ckpt: tuple[str, ...] = Field(min_length=1)
     """Frozen encoder to judge: whatever `salt-serve teacher --ckpt` takes."""
     data: str
-    """Packed data set; where it has labels and a split `train`, k-NN names the clips of `split`."""
+    """Packed data set. If it has labels and a split `train`, the clips of `split` are also classified by
+    their nearest neighbours."""
     out: str
     """JSON file of what was found."""
     split: str = "test"
-    """Split whose features are ranked: at least as many clips as the widest encoder has channels (the paper's
-    RankMe: 25,600)."""
+    """Split whose features are measured. It needs at least as many clips as the widest encoder has channels
+    (the paper's RankMe: 25,600)."""
     k: PositiveInt = 20
     """Nearest training clips that vote."""
     num_frames: PositiveInt | None = None
@@ -234,10 +238,10 @@ class SelectConfig(Config):
     """JSON file of `salt-eval probe` with the accuracies of some of the runs or checkpoints; none: losses
     alone."""
     label: str | None = None
-    """Label whose accuracy is meant; none: the only one."""
+    """Label whose accuracy is used; none: the only one."""
     by: Literal["student-loss", "student-rankme", "teacher-loss", "rankme"] = "student-loss"
-    """What is held against accuracy: a student's loss (Figure 3) or RankMe (Figure 10), or its teacher's loss
-    or RankMe (Figure 9)."""
+    """What is compared with the accuracy: a student's loss (Figure 3) or RankMe (Figure 10), or its teacher's
+    loss or RankMe (Figure 9)."""
     max_clips: PositiveInt | None = None
     """Most clips that the number is of; none: 512 for a loss, and 25,600 for RankMe (the paper's), which
     needs more clips than the encoder has channels."""
@@ -276,7 +280,7 @@ class ExportConfig(Config):
     probe: str | None = None
     """`probe.safetensors` of `salt-eval probe`: the directory is then a `VJEPA2ForVideoClassification`."""
     label: str | None = None
-    """Whose probe; none: the only label's."""
+    """Label whose probe is exported; none: the only one."""
 
 
 class PicturesConfig(Config):

@@ -24,11 +24,11 @@ class FrozenConfig(Config):
     crop_size: CropSize | None = None
     """Height and width of a clip, in pixels; none: what the checkpoint says, 224 where it says nothing."""
     patch_size: PositiveInt | None = None
-    """Side of the square of pixels that gives a token, for `timm:` only (16): the student's. Frames are
-    resized to as many patches of its own."""
+    """Patch size of the student, in pixels, for `timm:` only (16). Frames are resized so that the teacher has
+    as many patches."""
     tubelet_size: PositiveInt | None = None
-    """Frames that give a token, for `timm:` only (2): the student's. A token is the mean of its frames'
-    tokens."""
+    """Frames of a token of the student, for `timm:` only (2). A token of the teacher is the mean of the
+    tokens of these frames."""
 
 
 class DrawConfig(Config):

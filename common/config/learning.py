@@ -23,15 +23,15 @@ class OptimConfig(Config):
     start_lr: PositiveFloat = 2e-4
     """Learning rate that the warm-up starts from."""
     final_lr: Annotated[PositiveFloat, OnResume(_RATES)] = 1e-6
-    """Learning rate at the last step; `constant` has no use for it."""
+    """Learning rate at the last step; not used by `constant`."""
     warmup_steps: NonNegativeInt = 10_000
     """Steps of linear warm-up."""
     schedule: Annotated[Schedule, OnResume(_SCHEDULES)] = "cosine"
-    """Learning rate after the warm-up: `cosine` falls to `final_lr` over the whole run (the paper);
-    `constant` stays at `lr`, for a run whose end is open; `wsd` stays there too, and falls linearly to
-    `final_lr` in the last `decay_fraction` of the run, which cools a constant run down."""
+    """Learning rate after the warm-up. `cosine`: falls to `final_lr` over the whole run (the paper).
+    `constant`: stays at `lr`, for a run whose length is not known yet. `wsd`: stays at `lr`, and falls
+    linearly to `final_lr` in the last `decay_fraction` of the run."""
     decay_fraction: Annotated[float, OnResume(_RATES)] = Field(default=0.1, gt=0, le=1)
-    """Of `wsd`: share of the run's steps in which the learning rate falls."""
+    """For `wsd`: share of the run's steps, at its end, in which the learning rate falls."""
     weight_decay: float = Field(default=0.04, ge=0)
     """Weight decay at step 0."""
     final_weight_decay: float = Field(default=0.4, ge=0)
@@ -43,9 +43,9 @@ class OptimConfig(Config):
     clip_grad: PositiveFloat = 0.02
     """Largest norm of the gradient."""
     clip: Literal["separate", "joint"] = "separate"
-    """Encoder and predictor each have a norm of their own (V-JEPA's code), or one together."""
+    """Clip the gradients of encoder and predictor `separate`ly (V-JEPA's code), or by their `joint` norm."""
     clip_after_warmup: bool = True
-    """Cut no gradient during the warm-up (V-JEPA's code)."""
+    """Clip no gradients during the warm-up (V-JEPA's code)."""
 
 
 class EmaConfig(Config):

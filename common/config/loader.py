@@ -14,23 +14,24 @@ class LoaderConfig(Config):
     paths = ("shard_cache_dir",)
 
     decode_processes: Annotated[NonNegativeInt, OnResume("speed")] = 2
-    """Processes that decode ahead of the step, on this rank; 0 decodes in the rank's own process, which a
-    broken video may then take along."""
+    """Processes of each worker that decode the clips of the next steps. 0: the worker itself decodes; a
+    broken video can then crash it."""
     decode_timeout_s: Annotated[PositiveFloat, OnResume("when a video counts as bad")] = 60.0
     """Longest that reading and decoding one clip may take, in seconds; then the video is bad, and its process
     is replaced."""
     prefetch_steps: Annotated[PositiveInt, OnResume("speed and memory")] = 3
-    """Steps decoded, and asked of the teacher, ahead of the one that trains."""
+    """How many steps ahead clips are decoded and the teacher is asked for their targets."""
     frame_cache_bytes: Annotated[NonNegativeInt, OnResume("speed and memory")] = 0
-    """Memory for decoded videos, in bytes; 0 decodes a video at every view. Fair only for a small data set of
+    """Memory for decoded videos, in bytes; 0: decode a video each time. Only of use for a small data set of
     small videos."""
     shard_cache_dir: Annotated[str | None, OnResume("speed")] = None
     """Folder on a local disk that keeps the videos read from shards, for shards in an object store or on a
     slow disk; runs may share it."""
     shard_cache_bytes: Annotated[PositiveInt, OnResume("speed")] = 100_000_000_000
-    """Size of `shard_cache_dir`, in bytes; the videos that were not read for longest give way."""
+    """Largest size of `shard_cache_dir`, in bytes; the videos that were not read for the longest time are
+    removed first."""
     max_bad_fraction: Annotated[float, OnResume("when the run stops")] = Field(default=0.05, ge=0, le=1)
     """Share of clips that may fail to decode before the run stops."""
     shuffle_shards: PositiveInt = 8
-    """Shards whose samples are shuffled together. Part of the order: runs that should see the same clips
-    share it."""
+    """Shards whose samples are shuffled together. It changes the order of the clips: runs that should see the
+    same clips need the same value."""

@@ -39,9 +39,9 @@ class EncoderConfig(Config):
     tubelet_size: PositiveInt = 2
     """Frames of a patch."""
     rope: Literal["vjepa2_tiled", "interleaved", "vjepa2_1"] = "vjepa2_tiled"
-    """Pairing of rotary frequencies: V-JEPA 2's own (the paper: identical to V-JEPA 2), or the
-    norm-preserving one; V-JEPA 2.1 has that one too, and spreads any number of rows and columns over the 16
-    of a frame of 256 pixels."""
+    """How rotary positions pair the channels. `vjepa2_tiled`: as V-JEPA 2 (the paper: identical to V-JEPA 2).
+    `interleaved`: so that norms are preserved. `vjepa2_1`: also so, with rows and columns scaled to the 16 of
+    a frame of 256 pixels, as V-JEPA 2.1."""
     norm_eps: PositiveFloat = 1e-6
     """Epsilon of every LayerNorm of the encoder."""
 
@@ -210,5 +210,5 @@ class MaskConfig(Config):
     )
     """The mask sets; each is one forward of encoder and predictor."""
     truncate: Literal["first", "random"] = "first"
-    """Which tokens stay when a mask group is cut to its smallest member: the first in time order (V-JEPA's
-    way), or a random subset."""
+    """All clips of a mask group need the same number of tokens. Which tokens of a larger mask are kept: the
+    `first` in time order (V-JEPA), or a `random` subset."""

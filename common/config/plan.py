@@ -20,7 +20,7 @@ class PlannedStudent(Config):
     gpus: PositiveInt = 1
     """GPUs of each of them."""
     clips_per_s: PositiveFloat | None = None
-    """Clips that one GPU trains on per second, its targets being there."""
+    """Clips that one GPU trains on per second, without waiting for targets."""
     estimate: str | None = None
     """Or the JSON file of `salt-train student --estimate --estimate-out FILE` on such a GPU."""
 
@@ -59,8 +59,8 @@ class PlanConfig(Config):
     """Or the JSON file of `salt-train student --teacher-ckpt CKPT --estimate --estimate-out FILE` on such a
     GPU."""
     gpu: GpuName | None = None
-    """Or the GPU, for all speeds that are not given: counted without one, kernel by kernel, at what poor
-    kernels reach of its data sheet."""
+    """Or the GPU: speeds that are not given are then counted, kernel by kernel, from its data sheet, at what
+    slow kernels reach."""
     mfu: float | None = Field(default=None, gt=0, le=1)
     """Or the share of the dense bfloat16 peak of `--gpu` that a step reaches, instead of the count."""
     gpu_tflops: PositiveFloat | None = None
@@ -70,7 +70,7 @@ class PlanConfig(Config):
     batch_size: PositiveInt = 3072
     """Clips per step."""
     samples: PositiveInt | None = None
-    """Samples of the data set: what a pass over it and a cache of pinned views hold."""
+    """Number of samples in the data set."""
     views: Views = "fresh"
     """Views per sample, as in `salt-train`: `fresh` ones are never seen again, a number K repeats K pinned
     ones."""
@@ -79,8 +79,8 @@ class PlanConfig(Config):
     teacher_replicas: PositiveInt | None = None
     """Teacher replicas, a GPU each; None: as many as the students need."""
     gpus: PositiveInt | None = None
-    """GPUs that there are, students' and teacher's together; where more are asked for they take turns. None:
-    as many as asked for."""
+    """All GPUs, of students and teacher together. If the runs ask for more, they take turns. None: as many as
+    they ask for."""
     link_gbps: PositiveFloat
     """Network link of a machine, in Gbit/s each way."""
     gpus_per_machine: PositiveInt = 8
@@ -96,11 +96,11 @@ class PlanConfig(Config):
     tb_month_price: NonNegativeFloat = 23.0
     """Price of a TB on that disk for a month, in dollars."""
     keep_months: PositiveFloat | None = None
-    """Months that cached targets are kept; None: while the runs take."""
+    """Months that cached targets are kept; None: until the runs end."""
     json_: bool = False
     """One JSON object for programs, instead of tables for people."""
     chart: str | None = None
-    """PNG file for a chart of what each choice costs and what binds it."""
+    """PNG file for a chart of what each choice costs and what limits it."""
 
     @property
     def extras(self) -> tuple[str, ...]:

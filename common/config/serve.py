@@ -29,42 +29,43 @@ class ServiceConfig(Config):
     batch_wait_ms: PositiveFloat = 5.0
     """How long the first clip of a batch waits for others, in milliseconds; a full batch does not wait."""
     memory_bytes: NonNegativeInt = 2_000_000_000
-    """Memory for encoded targets, in bytes: what runs that follow each other share."""
+    """Memory of each replica for its newest targets, in bytes. Runs share a target while it is there."""
     max_request_bytes: PositiveInt = 256_000_000
     """Largest request body, in bytes."""
     max_pending_bytes: PositiveInt = 1_000_000_000
-    """Requests that wait for the teacher, in bytes; beyond it a request is answered 429. No run may hold more
-    than its share of it."""
+    """Most bytes of requests that wait for the teacher; beyond that, a request is answered 429. A run may
+    hold no more than its share of it."""
     max_request_clips: PositiveInt = 4096
     """Most clips of a request."""
     header_timeout_s: PositiveFloat = 10.0
     """How long the head of a request may take to arrive, in seconds."""
     body_timeout_s: PositiveFloat = 60.0
-    """How long the body of a request may take to arrive, in seconds, then it is answered 408; and its answer
-    to leave, then the connection ends."""
+    """How long the body of a request may take to arrive, in seconds; after that it is answered 408. Also how
+    long the client may take to read the answer; after that the connection ends."""
     forward_timeout_s: PositiveFloat = 600.0
-    """How long the forward of one batch may take, in seconds: one that takes longer hangs; its replica is not
+    """How long the teacher may take for one batch, in seconds. If it takes longer, its replica counts as not
     ready, and is replaced."""
     retry_after_s: PositiveFloat = 0.5
     """What a client that was answered 429 or 503 is told to wait, in seconds."""
     lease_s: PositiveFloat = 10.0
-    """How long the first asker of a clip may take to upload it before the next one is asked, in seconds."""
+    """How long the first client that asks for a new clip may take to upload it, in seconds; after that the
+    next client is told to upload it."""
     max_runs: PositiveInt = 1000
-    """Student runs on the board; of the token that has most of them the one that was silent longest is
-    forgotten."""
+    """Most student runs on the board. Beyond that, the token with the most runs loses the run that has been
+    silent for the longest time."""
     hosts: tuple[str, ...] = ()
-    """Names that a service without tokens answers to, beside addresses, `localhost` and the machine's own:
-    under any other it may be a web page's."""
+    """Host names that a service without tokens answers to, beside addresses, `localhost` and the machine's
+    own name. Others are refused, since a web page of another site may have sent the request."""
     group_timeout_s: PositiveFloat = 60.0
     """How long a run of a group may be silent before the others stop waiting for it, in seconds."""
     cache_dtype: TargetDtype = "float16"
-    """Rounding of the targets in `--cache`; those of another rounding stay in memory only."""
+    """Number format of the targets in `--cache`; targets in another format are kept in memory only."""
     segment_bytes: PositiveInt = 256_000_000
-    """Size at which a file of `--cache` is sealed, in bytes: what a kill may cost."""
+    """Size at which a file of `--cache` is complete, in bytes. A kill loses the file that is not complete."""
     drain_s: NonNegativeFloat = 30.0
-    """How long a replica that is to end may still answer what it has begun, in seconds."""
+    """How long a replica that is to end may take to answer the requests that it has begun, in seconds."""
     clips_per_replica: PositiveInt = 256
-    """Waiting clips that call for one more replica, where `--replicas` is a range."""
+    """Number of waiting clips for which one more replica is started, if `--replicas` is a range."""
 
 
 _SERVICE_NAME = f"{NAME_PARTS}, a letter or a digit first"
@@ -98,10 +99,11 @@ class ServeConfig(FrozenConfig):
     replicas: Annotated[
         str, BeforeValidator(_number_as_text), matching(r"[1-9]\d*(:[1-9]\d*)?", _REPLICAS)
     ] = "1"
-    """Replicas, each with its own CPUs and GPUs: N, or MIN:MAX to follow the waiting clips."""
+    """Number of replicas, each with its own CPUs and GPUs. MIN:MAX: more or fewer, by the number of waiting
+    clips."""
     name: Annotated[str, matching("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", _SERVICE_NAME)] | None = None
-    """Name of this teacher beside others of one cluster; its URL is then http://HOST:PORT/NAME. None: the one
-    teacher, at the root."""
+    """Name of this teacher, if a cluster serves several; its URL is then http://HOST:PORT/NAME. None: it is
+    the only one, at http://HOST:PORT."""
     cache: str | None = None
     """Folder that targets are also written to, and read from before they are computed; replicas may share
     it."""
@@ -109,16 +111,17 @@ class ServeConfig(FrozenConfig):
     """YAML file of access tokens; then every route but the page, /healthz and /readyz needs one. A change is
     seen within seconds."""
     insecure: bool = False
-    """Listen beyond this machine without `--tokens`: whoever reaches the port may use the teacher."""
+    """Let other machines connect without `--tokens`: everybody who reaches the port may use the teacher."""
     tls_cert: str | None = None
-    """Certificate chain, a PEM file, with `--tls-key`: the replicas end TLS themselves. For a private Ray."""
+    """Certificate chain, a PEM file, with `--tls-key`: the replicas themselves use TLS. Only for a private
+    Ray."""
     tls_key: str | None = None
     """Private key of `--tls-cert`, a PEM file."""
     request_log: str | None = None
-    """File that requests and events are written to, a JSON line each, with ids of request, run and clips."""
+    """File with a JSON line for each request and each event: ids of request, run and clips."""
     board_file: str | None = None
-    """File that keeps the student runs and what the replicas have done, read again when the service starts;
-    None: in memory only."""
+    """File that keeps the reports of the student runs and the counters of the replicas; it is read when the
+    service starts again. None: they are kept in memory only."""
     teacher: TeacherComputeConfig = TeacherComputeConfig()
     service: ServiceConfig = ServiceConfig()
 
@@ -174,11 +177,11 @@ class PrecomputeConfig(FrozenConfig):
     views: PositiveInt
     """Pinned views per sample: the K of the student's `--views`."""
     data_seed: int = 0
-    """Decides the views; the students' own."""
+    """Random seed of the views: the same as the students'."""
     split: str = "train"
     """Split of the data set; `all` takes every sample."""
     target_dtype: TargetDtype = "float16"
-    """Rounding of the targets; the students' own."""
+    """Number format of the targets: the same as the students'."""
     workers: NonNegativeInt = 1
     """Ray actors; 0 runs in this process, without Ray."""
     cpus_per_worker: PositiveFloat = 1.0
@@ -254,8 +257,8 @@ class CacheVerifyConfig(Config):
     """The cache, as `salt-serve precompute` or `--cache` writes it: a folder, or an address such as
     s3://BUCKET/TARGETS."""
     repair: bool = False
-    """Compute again what is damaged, with `--ckpt` and `--data`, and leave the rest. In a cache that was
-    written through it is dropped; in an object store `salt-serve precompute` repairs."""
+    """Compute the damaged targets again, with `--ckpt` and `--data`. In a cache that was written by
+    `--cache`, they are dropped instead; in an object store, repeat `salt-serve precompute` to repair."""
     ckpt: str | None = None
     """The teacher that the targets are of, for `--repair`."""
     data: str | None = None

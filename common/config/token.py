@@ -15,7 +15,7 @@ class TokenConfig(Config):
     token: SecretStr
     """The secret: 16 to 512 of A-Z a-z 0-9 . _ ~ + / = -, for example of `openssl rand -hex 32`."""
     runs: tuple[str, ...] | None = None
-    """Shell patterns of the run ids that it may ask and report as; None: any run, and what changes the
+    """Shell patterns of the run ids that it may use; None: any run, and also the routes that change the
     service itself."""
     groups: tuple[str, ...] | None = None
     """Shell patterns of the groups that its runs may join; None: any."""
@@ -24,8 +24,8 @@ class TokenConfig(Config):
     max_request_clips: PositiveInt | None = None
     """Most clips of a request; None: `service.max_request_clips`, which holds for everybody."""
     clips_per_s: PositiveFloat | None = None
-    """Clips that it may ask for in a second, all replicas together. One that the service lacks is asked for
-    twice, without bytes and with them."""
+    """Clips that it may ask for in a second, over all replicas. A new clip is asked for twice: once without
+    its bytes, and once with them."""
 
     @field_validator("token")
     @classmethod

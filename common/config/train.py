@@ -101,17 +101,18 @@ class TrainConfig(Config):
     batch_size: Annotated[PositiveInt, Shown()] = 3072
     """Clips per step, all workers together."""
     seed: Annotated[int, Shown()] = 0
-    """Decides initialisation and masks."""
+    """Random seed of the initial weights and of the masks."""
     data_seed: Annotated[int, Shown()] = 0
-    """Decides the order of the samples and their views; runs that share it see the same clips."""
+    """Random seed of the order of the samples and of their views. Runs with the same one see the same
+    clips."""
     views: Annotated[Views, Shown()] = "fresh"
-    """Views per sample: `fresh` draws a new one in every pass (the paper), a number K repeats K pinned
-    ones."""
+    """Views per sample; a view is one way to cut a clip from a video. `fresh`: a new one in every epoch (the
+    paper). A number K: the same K views again and again (pinned views)."""
     split: Annotated[str, Shown()] = "train"
     """Split of the data set to train on; `all` takes every sample."""
     workers: Annotated[int | str, Shown(), OnResume("losses agree to rounding")] = 1
-    """Ray Train workers. FEWEST:MOST, such as 2:8: as many of them as the cluster has room for, at every
-    moment. 0 runs in this process, without Ray."""
+    """Number of Ray Train workers. FEWEST:MOST, such as 2:8: always as many as the cluster has room for.
+    0: train in this process, without Ray."""
     cpus_per_worker: Annotated[PositiveFloat, OnResume("speed")] = 1.0
     """CPUs that Ray sets aside for a worker; may be a fraction."""
     gpus_per_worker: Annotated[GpusPerWorker, OnResume("losses agree to rounding")] = None
@@ -121,20 +122,21 @@ class TrainConfig(Config):
     """`auto`: GPUs where there are any, else the CPU; encoders as large as the paper's are then refused.
     `cpu`: the CPU, whatever the size."""
     max_failures: Annotated[int, OnResume("when the command ends")] = Field(default=0, ge=-1)
-    """Times that lost workers are replaced and the run goes on from its newest checkpoint, -1: always. A node
-    that a cloud takes back does not count. With 0 the run stops, and `--resume` continues it."""
+    """How often lost workers are replaced and the run continues from its newest checkpoint; -1: without
+    limit. A node that a cloud takes back does not count. With 0 the run stops, and `--resume` continues
+    it."""
     address: Annotated[str | None, OnResume("where it trains"), DecidedBySweep()] = None
     """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the
     command."""
     num_threads: PositiveInt = 1
     """CPU threads of a worker's forward and backward."""
     init: str | None = None
-    """Checkpoint whose encoder the run starts from, whoever trained it: ours or V-JEPA 2's, of the run's
-    encoder sizes; clips may be other ones. A checkpoint of ours gives the predictor too, where it fits. None:
-    random weights."""
+    """Checkpoint whose encoder the run starts from: ours or V-JEPA 2's. The sizes of the encoder must be the
+    run's; clips may have another size. From a checkpoint of ours the predictor is taken too, if its shapes
+    fit. None: random weights."""
     init_std: Annotated[PositiveFloat, Shown()] = 0.02
-    """Standard deviation of the initial weights (V-JEPA 2's 0.02). Narrow models start faster from more: 0.02
-    * sqrt(1024 / width)."""
+    """Standard deviation of the initial weights (V-JEPA 2: 0.02). Narrow models learn faster at first with a
+    larger one: 0.02 * sqrt(1024 / width)."""
     log_every: Annotated[PositiveInt, OnResume("how many lines metrics.jsonl has")] = 10
     """Steps from one line of metrics.jsonl to the next."""
     metrics_port: Annotated[int | None, OnResume("who sees the metrics")] = Field(
@@ -155,34 +157,34 @@ class TrainConfig(Config):
         PositiveInt | None,
         OnResume("which steps have a held-out loss; not off or on where training clips are held out"),
     ] = None
-    """Steps from one measurement of the loss on held-out clips, which nothing is learned from, to the next;
-    the last step has one too. `checkpoints/best` is the checkpoint with the least. They are of the split
-    `val`; where there is none they are taken from the training split, which then has fewer. None: no clips
-    are held out."""
+    """Steps from one measurement of the held-out loss to the next: the loss on clips that the run does not
+    learn from. The last step has one too. `checkpoints/best` is the checkpoint with the lowest. The clips are
+    from the split `val`; without such a split they are taken out of the training split. None: no clips are
+    held out."""
     val_clips: PositiveInt = 240
-    """Held-out clips of `--val-every`: the same ones, under the same masks, each time. They stay in memory,
-    with their targets."""
+    """Number of held-out clips for `--val-every`: the same clips with the same masks each time. They are kept
+    in memory, with their targets."""
     val_features: Annotated[bool, OnResume("what else is measured")] = False
-    """With `--val-every`: also what the encoder's features of the held-out clips are worth, RankMe and, where
-    they have a label, k-NN accuracy (each half named by the other)."""
+    """With `--val-every`: also measure the encoder's features of the held-out clips by RankMe and, if they
+    have labels, by k-nearest-neighbour accuracy (each half of the clips is classified by the other)."""
     stop_after_no_gain: Annotated[PositiveInt | None, OnResume("when the run ends")] = None
-    """End the run when so many measurements of `--val-every` in a row were no less than the least before.
-    None: at `--steps`."""
+    """End the run when this many measurements of `--val-every` in a row were not lower than the lowest
+    before. None: the run ends at `--steps`."""
     storage: Annotated[str | None, OnResume("where copies go")] = None
-    """Address that checkpoints and metrics are copied to beside the training, such as s3://BUCKET/RUN, or a
-    folder. `--resume` goes on from there where `out` is empty or older, on any machine."""
+    """Address such as s3://BUCKET/RUN, or folder, that checkpoints and metrics are copied to during the
+    training. `--resume` continues from there if `out` is empty or older, on any machine."""
     resume: Annotated[bool, OnResume("continues the run"), DecidedBySweep()] = False
     """Continue the run in `out`, or in `storage`, after its newest checkpoint."""
     estimate: Annotated[bool, OnResume("no run"), DecidedBySweep()] = False
-    """Instead of the run: time 20 steps on random clips, and say what the whole run takes in time, FLOPs and
-    memory. Reads no data, writes no run."""
+    """Do not train: time 20 steps on random clips, and say what the whole run would take in time, FLOPs and
+    memory. Reads no data and writes no run."""
     estimate_out: Annotated[str | None, OnResume("no run"), DecidedBySweep()] = None
     """JSON file for what `--estimate` finds."""
     gpu: Annotated[GpuName | None, OnResume("no run"), DecidedBySweep()] = None
-    """With `--estimate`: whether the run fits GPUs of this kind, which need not be here, and how long a step
-    takes at least; counted, not timed."""
+    """With `--estimate`: say whether the run fits GPUs of this kind, which need not be here, and how long a
+    step takes at least. This is counted, not timed."""
     dry_run: Annotated[bool, OnResume("no run"), DecidedBySweep()] = False
-    """Instead of the run: open all that it needs (data, teacher or targets, devices, workers), make its first
+    """Do not train: open all that the run needs (data, teacher or targets, devices, workers), make its first
     steps on the real clips, and say what was found. Writes nothing."""
     encoder: Annotated[EncoderConfig, Shown()] = EncoderConfig()
     predictor: Annotated[PredictorConfig, Shown()] = PredictorConfig()

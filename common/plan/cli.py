@@ -7,9 +7,9 @@ app = command_app(
     PlanConfig,
     "salt_distill.common.plan.show:run",
     help=(
-        "Serve a frozen teacher, cache its targets, or let each student compute them: what each takes in"
-        " time, bytes and money, and what binds it.\n\nExample: `salt-plan --student vit-l,runs=4,gpus=8"
-        " --gpu h100 --link-gbps 100 --decode-clips-per-s 416 --disk-gb-per-s 7`"
+        "Compare three ways to give students their targets, a service, a cache, or a teacher in their own"
+        " process: time, bytes and money of each, and what limits it.\n\nExample: `salt-plan --student"
+        " vit-l,runs=4,gpus=8 --gpu h100 --link-gbps 100 --decode-clips-per-s 416 --disk-gb-per-s 7`"
     ),
 )
 

@@ -26,8 +26,8 @@ add_command(
     "salt_distill.student_trainer.evaluation.probe.run:run",
     presets=PROTOCOLS,
     help=(
-        "Accuracy of frozen encoders on every label of a data set, by an attentive probe; in this process, or"
-        " shared by `--workers` of Ray.\n\nExample: `salt-eval probe --preset ssv2 --ckpt runs/student-a"
+        "Train an attentive probe, a small classifier, on frozen encoders, and measure its accuracy on every"
+        " label of a data set.\n\nExample: `salt-eval probe --preset ssv2 --ckpt runs/student-a"
         " --data ssv2-shards --out probe.json`"
     ),
 )
@@ -38,7 +38,7 @@ add_command(
     "salt_distill.student_trainer.evaluation.probe.predict:run",
     positional=("videos",),
     help=(
-        "What a kept probe says of videos: class and probability, of each view and of all.\n\nExample:"
+        "Classify videos by a kept probe: class and probability, for each view and for all.\n\nExample:"
         " `salt-eval predict --probe probe.safetensors VIDEOS --out predictions.csv`"
     ),
 )
@@ -49,8 +49,8 @@ add_command(
     "salt_distill.student_trainer.evaluation.embed.run:run",
     positional=("videos",),
     help=(
-        "Features of a folder of videos, without packing or labels: a row for each video or each window of"
-        " it.\n\nExample: `salt-eval embed --ckpt runs/student-a VIDEOS --window 2 --out features.parquet`"
+        "Write features of a folder of videos, without packing or labels: a row for each video or each window"
+        " of it.\n\nExample: `salt-eval embed --ckpt runs/student-a VIDEOS --window 2 --out features.parquet`"
     ),
 )
 add_command(
@@ -60,8 +60,8 @@ add_command(
     "salt_distill.student_trainer.evaluation.embed.similar:run",
     positional=("features",),
     help=(
-        "The clips nearest to one of them, from the file of `salt-eval embed`.\n\nExample: `salt-eval similar"
-        " features.parquet --query cat.mp4 --out similar.csv`"
+        "Find the clips that are nearest to one of them, in the file of `salt-eval embed`.\n\nExample:"
+        " `salt-eval similar features.parquet --query cat.mp4 --out similar.csv`"
     ),
 )
 add_command(
@@ -70,9 +70,9 @@ add_command(
     PhysicsConfig,
     "salt_distill.student_trainer.evaluation.physics.run:run",
     help=(
-        "How often a student is more surprised by the impossible video of a pair: IntPhys, GRASP,"
-        " InfLevel.\n\nExample: `salt-eval physics --ckpt runs/student-a --teacher runs/teacher --data scenes"
-        " --out physics.json`"
+        "Measure how often a model is more surprised by the impossible video of a pair than by the possible"
+        " one: IntPhys, GRASP, InfLevel.\n\nExample: `salt-eval physics --ckpt runs/student-a --teacher"
+        " runs/teacher --data scenes --out physics.json`"
     ),
 )
 add_command(
@@ -81,7 +81,7 @@ add_command(
     RankConfig,
     "salt_distill.student_trainer.evaluation.rank:run",
     help=(
-        "RankMe and k-NN accuracy of frozen encoders, without training anything.\n\n"
+        "Measure RankMe and k-nearest-neighbour accuracy of frozen encoders, without training.\n\n"
         "Example: `salt-eval rank --ckpt runs/teacher --ckpt runs/student-a --data shards --out rank.json`"
     ),
 )
@@ -92,8 +92,8 @@ add_command(
     "salt_distill.student_trainer.evaluation.select:run",
     positional=("run_dirs",),
     help=(
-        "The loss of every checkpoint on held-out clips against probe accuracy, and the accuracy that it"
-        " predicts for runs not probed.\n\nExample: `salt-eval select runs/student-* --teacher runs/teacher"
+        "Compare the held-out loss of every checkpoint with its probe's accuracy, and predict the accuracy of"
+        " runs without a probe.\n\nExample: `salt-eval select runs/student-* --teacher runs/teacher"
         " --data shards --probe probe.json --out select.json`"
     ),
 )
@@ -114,8 +114,8 @@ add_command(
     "salt_distill.student_trainer.evaluation.report.build:run",
     positional=("run_dirs",),
     help=(
-        "One self-contained HTML page about a set of runs: curves, probes, predicted accuracies, sharing,"
-        " pictures."
+        "Write one self-contained HTML page about a set of runs: curves, probes, predicted accuracies,"
+        " sharing, pictures."
     ),
 )
 add_command(
@@ -125,7 +125,7 @@ add_command(
     "salt_distill.student_trainer.evaluation.table.run:run",
     positional=("run_dirs",),
     help=(
-        "Finished runs with what was measured of them: a row each, or the paper's tables with their"
+        "Print a table of finished runs with their results: a row for each, or the paper's tables with their"
         " numbers.\n\nExample: `salt-eval table runs/* --layout paper --probe k400=probe-k400.json --probe"
         " ssv2=probe-ssv2.json --physics physics.json`"
     ),
@@ -136,10 +136,10 @@ add_command(
     PicturesConfig,
     "salt_distill.student_trainer.evaluation.gallery:run",
     help=(
-        "What encoders make of clips, a picture and a short video of each: principal components over time,"
-        " masks, what stage 1 paints, and where a student's predictions agree with its teacher.\n\nExample:"
-        " `salt-eval pictures --ckpt runs/teacher --ckpt runs/student-a --teacher runs/teacher --data SHARDS"
-        " --out pictures`"
+        "Draw what encoders see in clips, a picture and a short video of each: principal components over"
+        " time, masks, reconstructed pixels, and where a student's predictions agree with its"
+        " teacher.\n\nExample: `salt-eval pictures --ckpt runs/teacher --ckpt runs/student-a --teacher"
+        " runs/teacher --data SHARDS --out pictures`"
     ),
 )
 add_command(
@@ -149,9 +149,9 @@ add_command(
     "salt_distill.student_trainer.evaluation.flops_table:run",
     default_preset="vit-l",
     help=(
-        "The compute of a run and of its teacher's training: the paper's 6ND, and every matrix product at the"
-        " tokens that the masks keep.\n\nExample: `salt-eval flops --preset vit-g --teacher vit-l --steps"
-        " 160000 --teacher-steps 80000`"
+        "Count the compute of a run and of its teacher's training: by the paper's 6ND, and by every matrix"
+        " product for the tokens that the masks keep.\n\nExample: `salt-eval flops --preset vit-g --teacher"
+        " vit-l --steps 160000 --teacher-steps 80000`"
     ),
 )
 add_command(
@@ -160,8 +160,8 @@ add_command(
     FidelityConfig,
     "salt_distill.student_trainer.evaluation.fidelity.page:run",
     help=(
-        "Every number that the paper and the reference code give about the method beside ours: writes"
-        " docs/fidelity.md."
+        "Write docs/fidelity.md: every number that the paper and the reference code give about the method,"
+        " beside ours."
     ),
 )
 
