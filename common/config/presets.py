@@ -113,17 +113,18 @@ def warmup_layer(
 
 def unscaled_rate(config: Config, preset: Mapping[str, Any], typed: Mapping[str, Any]) -> str | None:
     """A sentence about a preset's learning rate at another batch size than its own, which changes no rate;
-    None where the batch is its own, where somebody typed a rate, or where nothing learns."""
+    None where the rule gives the same, where somebody typed a rate, or where nothing learns."""
     values = dict(config)
     if "optim" not in values or "lr" in _of_optim(typed):
         return None
-    batch_size, lr = values["batch_size"], values["optim"].lr
+    batch_size, lr = values["batch_size"], f"{values['optim'].lr:.3g}"
     of_preset = preset.get("batch_size", type(config).model_fields["batch_size"].default)
-    if batch_size == of_preset:
+    by_rule = f"{values['optim'].lr * math.sqrt(batch_size / of_preset):.3g}"
+    if by_rule == lr:
         return None
     return (
-        f"batch_size={batch_size} in place of the preset's {of_preset}: optim.lr stays {lr:g}; the"
-        f" square-root rule for AdamW gives --set optim.lr={lr * math.sqrt(batch_size / of_preset):.3g}"
+        f"batch_size={batch_size} in place of the preset's {of_preset}: optim.lr stays {lr}; the square-root"
+        f" rule for AdamW gives --set optim.lr={by_rule}"
     )
 
 
