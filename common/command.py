@@ -26,6 +26,7 @@ from salt_distill.common.config import (
     dump_yaml,
     mask_layer,
     preset_layer,
+    unscaled_rate,
     warmup_layer,
 )
 from salt_distill.common.config.layers import (
@@ -250,14 +251,17 @@ def resolve(
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     layers.append(Layer(given, flag_or_argument))
     layers += [_setting(config_class, text) for text in settings or []]
-    layers += _shorter_warmup(config_class, preset_values, layers[num_preset_layers:])
+    typed = merge(*(layer.values for layer in layers[num_preset_layers:]))
+    layers += _shorter_warmup(config_class, preset_values, typed)
     values = merge(*(layer.values for layer in layers))
     try:
         if fill:
             values = _placeholders(config_class, values) | values
-        return config_class.model_validate(values)
+        resolved = config_class.model_validate(values)
     except pydantic.ValidationError as error:
         raise UsageError(explain(error, layers, config_class, unset=flag_or_argument)) from error
+    _say(unscaled_rate(resolved, preset_values, typed))
+    return resolved
 
 
 def _stop(sentence: str, exit_code: int, error: Exception | None = None) -> typing.NoReturn:
@@ -288,13 +292,16 @@ def _layer(values: ConfigValues, origin: str) -> Layer:
     return Layer(values, lambda key: f"{origin}: {key}")
 
 
-def _shorter_warmup(config_class: type[Config], preset: ConfigValues, typed: list[Layer]) -> list[Layer]:
+def _shorter_warmup(config_class: type[Config], preset: ConfigValues, typed: ConfigValues) -> list[Layer]:
     """A warm-up that fits the run, where that of the preset does not and nobody typed one; it is said."""
-    values, sentence = warmup_layer(config_class, preset, merge(*(layer.values for layer in typed)))
-    if sentence is None:
-        return []
-    console.print(sentence, highlight=False, soft_wrap=True)
-    return [_layer(values, "--steps")]
+    values, sentence = warmup_layer(config_class, preset, typed)
+    _say(sentence)
+    return [_layer(values, "--steps")] if values else []
+
+
+def _say(sentence: str | None) -> None:
+    if sentence is not None:
+        console.print(sentence, highlight=False, soft_wrap=True)
 
 
 def _placeholders(config_class: type[Config], values: ConfigValues) -> dict[str, str]:

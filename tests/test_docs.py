@@ -44,6 +44,7 @@ PROGRAMS = {
 }
 OTHERS_PROGRAMS = {
     "pip",
+    "cp",
     "git",
     "docker",
     "kubectl",

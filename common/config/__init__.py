@@ -53,6 +53,7 @@ from salt_distill.common.config.presets import (
     mask_layer,
     name_of_size,
     preset_layer,
+    unscaled_rate,
     warmup_layer,
 )
 from salt_distill.common.config.protocols import PROTOCOLS
@@ -169,5 +170,6 @@ __all__ = [
     "name_of_size",
     "preset_layer",
     "shown_config",
+    "unscaled_rate",
     "warmup_layer",
 ]

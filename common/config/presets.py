@@ -1,6 +1,7 @@
 """Sizes and masking strategies by name: arXiv:2509.24317, Tables 3 and 4, section 5.2; the sizes below vit-b
 are ours, for CPUs and small GPUs."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,7 +98,7 @@ def warmup_layer(
     """The values that shorten a preset's warm-up where it is longer than the run, and a sentence about it;
     none, and None, where it fits, or where somebody typed it."""
     steps = str(typed.get("steps", preset.get("steps")))
-    if "optim" not in config_class.model_fields or "warmup_steps" in typed.get("optim", {}):
+    if "optim" not in config_class.model_fields or "warmup_steps" in _of_optim(typed):
         return {}, None
     default = config_class.model_fields["optim"].get_default().warmup_steps
     warmup_steps = preset.get("optim", {}).get("warmup_steps", default)
@@ -108,6 +109,28 @@ def warmup_layer(
         {"optim": {"warmup_steps": shortened}},
         f"optim.warmup_steps={shortened} in place of the preset's {warmup_steps}: the run has {steps} steps",
     )
+
+
+def unscaled_rate(config: Config, preset: Mapping[str, Any], typed: Mapping[str, Any]) -> str | None:
+    """A sentence about a preset's learning rate at another batch size than its own, which changes no rate;
+    None where the rule gives the same, where somebody typed a rate, or where nothing learns."""
+    values = dict(config)
+    if "optim" not in values or "lr" in _of_optim(typed):
+        return None
+    batch_size, lr = values["batch_size"], f"{values['optim'].lr:.3g}"
+    of_preset = preset.get("batch_size", type(config).model_fields["batch_size"].default)
+    by_rule = f"{values['optim'].lr * math.sqrt(batch_size / of_preset):.3g}"
+    if by_rule == lr:
+        return None
+    return (
+        f"batch_size={batch_size} in place of the preset's {of_preset}: optim.lr stays {lr}; the square-root"
+        f" rule for AdamW gives --set optim.lr={by_rule}"
+    )
+
+
+def _of_optim(typed: Mapping[str, Any]) -> Mapping[str, Any]:
+    optim = typed.get("optim")
+    return optim if isinstance(optim, dict) else {}  # what else it may be is told where it is validated
 
 
 def mask_layer(mask: str) -> ConfigValues:
