@@ -54,7 +54,7 @@ def run(objective: str, out: Path) -> list[float]:
         save_checkpoint(out / "teacher", checkpoint_config, tensors_of(teacher), {})
         source = LocalTargets(Teacher.load(out / "teacher", TeacherComputeConfig(), CPU), config.target_dtype)
     out.mkdir(exist_ok=True)
-    train_on(RandomClips(config.view.clip_shape), source, config, ALONE, None)  # type: ignore[arg-type]
+    train_on(RandomClips(config.view.clip_shape), [source], config, ALONE, None)  # type: ignore[arg-type]
     return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from salt_distill.common.config import FrozenConfig, explain, load_yaml
+from salt_distill.common.config.base import Several
 from salt_distill.common.model.checkpoint import POINTER, open_encoder, read_config
 from salt_distill.common.model.teacher import fingerprint
 from salt_distill.common.text_files import read_text
@@ -55,8 +56,8 @@ class RunResults(_Part):
     """Of ``summary.json``."""
 
     objective: Objective
-    source: str | None
-    """Where a student's targets came from: service, cache or in-process."""
+    source: Several[str]
+    """Where the targets of each of a student's teachers came from: service, cache or in-process."""
     steps: int
     batch_size: int
     loss_first: float
@@ -68,7 +69,7 @@ class RunResults(_Part):
     teacher_wait_ms: float | None
     """Milliseconds of a step that waited for targets."""
     num_parameters: ParameterCounts
-    teacher: TeacherName | None
+    teacher: Several[TeacherName]
 
 
 class LoggedStep(_Part):
@@ -96,9 +97,9 @@ class FinishedRun:
         return self.results.objective
 
     @property
-    def teacher_fingerprint(self) -> str | None:
-        """The frozen teacher it learned from, if one."""
-        return None if self.results.teacher is None else self.results.teacher.fingerprint
+    def teacher_fingerprints(self) -> tuple[str, ...]:
+        """The frozen teachers it learned from."""
+        return tuple(teacher.fingerprint for teacher in self.results.teacher)
 
     @property
     def is_initialised(self) -> bool:
