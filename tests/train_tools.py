@@ -138,8 +138,8 @@ def tensors_of(objective: Objective) -> dict[str, dict[str, torch.Tensor]]:
 
 def train(config: TrainConfig, worker: Worker = ALONE) -> None:
     """Runs ``config`` as its command does, from its newest checkpoint."""
-    with claimed(config) as checkpoint, opened(config, worker) as (reader, source):
-        train_on(reader, [source], config, worker, checkpoint)
+    with claimed(config) as checkpoint, opened(config, worker) as (reader, sources):
+        train_on(reader, sources, config, worker, checkpoint)
 
 
 def train_on_random_clips(config: TrainConfig, worker: Worker = ALONE) -> None:
