@@ -131,7 +131,7 @@ def _teacher(
     compute = TeacherComputeConfig(batch_size=batch_size, num_threads=num_threads)
     frozen = Teacher(open_encoder(choice), compute, device)
     if teacher is not None:
-        config.require_teacher(frozen.spec.fingerprint, ckpt, f"--teacher {teacher}")
+        config.require_teacher(frozen.spec.fingerprint, ckpt, teacher)
     return frozen
 
 
