@@ -63,7 +63,7 @@ def headline(
         rows.append(
             [
                 f"{run.name} (unfinished)",
-                TARGETS[run.objective, run.source],
+                " + ".join(TARGETS[kind] for kind in run.source or (run.objective,)),
                 "-",
                 f"{run.metrics[-1].step if losses else 0:,} of {run.num_steps:,}",
                 "-",
