@@ -97,7 +97,7 @@ def kind_of(device):
 
 def save_teacher(preset, directory):
     config = TeacherRun.model_validate(preset_layer(TeacherRun, preset) | {"data": "none", "out": "none"})
-    objective, checkpoint_config = new_objective(config, None)
+    objective, checkpoint_config = new_objective(config)
     state = {file: module.state_dict() for file, module in modules_of(objective).items()}
     save_checkpoint(directory, checkpoint_config, state, {})
     return directory
@@ -126,17 +126,9 @@ def timed(config, name, ckpt, device, gpu, num_timed):
         Worker(rank=0, world_size=1, device=device),
         random_clips(config, 24),
     )
-    grid, source, target, spec = token_grid(config.view, config.encoder), None, None, None
-    if isinstance(config, StudentRun):
-        source = LocalTargets(Teacher.load(ckpt, config.teacher, device), config.target_dtype)
-        spec = source.spec
-        if name != "SALT, in process":
-            source.close()
-            target, source = (
-                codec.empty_packed(24, grid.num_tokens, spec.width, config.target_dtype).zero_(),
-                None,
-            )
-    objective, checkpoint_config = new_objective(config, spec)
+    grid = token_grid(config.view, config.encoder)
+    source, targets, specs = _targets_of(config, name, ckpt, device)
+    objective, checkpoint_config = new_objective(config, specs)
     objective.to(device)
     set_up(objective, config.compute, device)
     optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
@@ -148,8 +140,9 @@ def timed(config, name, ckpt, device, gpu, num_timed):
         set_schedule(optimizer, config.optim, step=number, steps=config.steps)
         wait_for(device)
         begun = time.perf_counter()
-        targets = target if source is None else source.request(clips).result()
-        batch = Batch(step=number, clips=clips, masks=masks, target=None)
+        if source is not None:
+            targets = [source.request(clips).result()]
+        batch = Batch(step=number, clips=clips, masks=masks)
         if device.type == "cuda" and number == NUM_WARM_UP and source is None:
             torch.cuda.set_sync_debug_mode("error")  # a wait of the host raises
         try:
@@ -168,13 +161,11 @@ def timed(config, name, ckpt, device, gpu, num_timed):
     step_s = statistics.median(seconds[NUM_WARM_UP:] or seconds[-1:])
     usage = Utilisation.of(
         config,
-        out_width=checkpoint_config.predictor_out_width,
+        out_width=sum(checkpoint_config.predictor_out_width),
         target_flops=0.0 if source is None else source.clip_flops,
         peak_flops_per_s=matrix_peak(device, config.compute.dtype),
     )
-    counted = config if name != "SALT, in process" else config.model_copy(update={"teacher_ckpt": str(ckpt)})
-    counted = counted.model_copy(update={"targets": None} if isinstance(config, StudentRun) else {})
-    predicted = estimate_on(counted, gpu)
+    predicted = estimate_on(_with_teacher(config, ckpt if name == "SALT, in process" else None), gpu)
     return {
         "step_ms": 1000 * step_s,
         "clips_per_s": 24 / step_s,
@@ -185,6 +176,27 @@ def timed(config, name, ckpt, device, gpu, num_timed):
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None,
         "predicted_peak_gb": (predicted.memory_bytes - 1e9) / 1.05e9,
     }
+
+
+def _targets_of(config, name, ckpt, device):
+    """A teacher in process and nothing, or nothing and the targets of 24 clips; and the teachers."""
+    if not isinstance(config, StudentRun):
+        return None, [], []
+    source = LocalTargets(Teacher.load(ckpt, config.teacher, device), config.target_dtype)
+    if name == "SALT, in process":
+        return source, [], [source.spec]
+    source.close()
+    num_tokens, width = token_grid(config.view, config.encoder).num_tokens, source.spec.width
+    return None, [codec.empty_packed(24, num_tokens, width, config.target_dtype).zero_()], [source.spec]
+
+
+def _with_teacher(config, ckpt):
+    """A student's configuration with its teacher in process, or without any; another's as it is."""
+    if not isinstance(config, StudentRun):
+        return config
+    return config.model_copy(
+        update={"targets": ()} | ({} if ckpt is None else {"teacher_ckpt": (str(ckpt),)})
+    )
 
 
 def served(preset, ckpt, device):
@@ -221,7 +233,7 @@ def sharded(preset, device):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=0, world_size=1)
     config = run_config("V-Pixel", preset, False, sharding="fsdp", activation_checkpointing=True)
-    objective, _ = new_objective(config, None)
+    objective, _ = new_objective(config)
     worker = Worker(rank=0, world_size=1, device=device)
     set_up(objective, config.compute, device)
     objective.to(device)
@@ -239,8 +251,8 @@ def sharded(preset, device):
         done = update(
             objective,
             optimizer,
-            Batch(step=number, clips=clips, masks=masks, target=None),
-            None,
+            Batch(step=number, clips=clips, masks=masks),
+            (),
             config,
             worker,
         )

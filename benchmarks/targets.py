@@ -87,7 +87,7 @@ def loss_after(arguments, seed, dtype):
             config.data, data_seed=0, views=1, view=config.view, split="train", loader=config.loader
         )
         torch.set_num_threads(config.num_threads)
-        train_on(reader, source, config, Worker(rank=0, world_size=1, device=torch.device("cpu")), None)
+        train_on(reader, [source], config, Worker(rank=0, world_size=1, device=torch.device("cpu")), None)
         source.close()
         reader.close()
         return statistics.mean(line["loss"] for line in read_metrics(Path(out))[-LAST_STEPS:])

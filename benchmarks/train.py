@@ -67,7 +67,7 @@ def parts(arguments):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = run_config(arguments, steps=1000)
     teacher = new_teacher(arguments, config, device)
-    objective, checkpoint_config = new_objective(config, teacher.spec)
+    objective, checkpoint_config = new_objective(config, [teacher.spec])
     ways = StepParts(config, objective.to(device), teacher, device).ways()
     if arguments.data is not None:
         ways["data"] = reading(arguments.data, config)
@@ -90,7 +90,7 @@ def parts(arguments):
     ]
     usage = Utilisation.of(
         config,
-        out_width=checkpoint_config.predictor_out_width,
+        out_width=sum(checkpoint_config.predictor_out_width),
         target_flops=0.0,
         peak_flops_per_s=matrix_peak(device, config.compute.dtype),
     )
@@ -131,7 +131,7 @@ class StepParts:
             mask_group(config.mask, self.grid, seed=0, step=1, group=group, batch_size=config.batch_size)
             for group in groups
         ]
-        self.batch = Batch(step=1, clips=self.clips, masks=masks, target=None)
+        self.batch = Batch(step=1, clips=self.clips, masks=masks)
         target = torch.randn(config.batch_size, self.grid.num_tokens, teacher.spec.width)
         self.target = codec.pack(target, "float16")
         self.worker = Worker(rank=0, world_size=1, device=device)
@@ -146,10 +146,10 @@ class StepParts:
         }
 
     def step(self):
-        update(self.objective, self.optimizer, self.batch, self.target, self.config, self.worker)
+        update(self.objective, self.optimizer, self.batch, [self.target], self.config, self.worker)
 
     def encoder(self):
-        for group in self.batch.groups(self.target, self.device):
+        for group in self.batch.groups([self.target], self.device):
             with self.autocast():
                 visible = [
                     self.objective.encoder.visible(group.pixels, mask.visible_idx)
@@ -158,7 +158,7 @@ class StepParts:
             torch.autograd.backward(visible, [torch.ones_like(tokens) for tokens in visible])
 
     def predictor(self):
-        for group in self.batch.groups(self.target, self.device):
+        for group in self.batch.groups([self.target], self.device):
             made = []
             for set_idx, mask in enumerate(group.masks.sets):
                 visible = torch.zeros(
@@ -358,7 +358,7 @@ def train(config, reader, source, out):
     out.mkdir()
     train_on(
         reader,
-        source,
+        [source],
         config.model_copy(update={"out": str(out)}),
         Worker(rank=0, world_size=1, device=device),
         None,

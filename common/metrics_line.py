@@ -1,16 +1,22 @@
 """A line of a run's metrics.jsonl, which TensorBoard, the terminal, a board and Prometheus show too."""
 
-from typing import Annotated
+import re
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from salt_distill.common.metrics import gauge, metrics_of
+
+_OF_TEACHER = re.compile(r"(val_)?loss_teacher\d+")
 
 
 class MetricsLine(BaseModel):
     """Means over the steps since the line before, of all workers together."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    __pydantic_extra__: dict[str, float] = Field(init=False)
+    """With several teachers ``loss_teacher0``, ``loss_teacher1`` ..., of which ``loss`` is the weighted mean;
+    where it was measured ``val_loss_teacher0`` ... too. Nothing else."""
 
     step: Annotated[int, gauge("steps")]
     """Optimizer steps done."""
@@ -57,6 +63,20 @@ class MetricsLine(BaseModel):
     """Share of the held-out clips that are named right by their nearest ones."""
     val_ms: float | None = None
     """What the measurement on held-out clips took, in milliseconds, beside the steps."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if unknown := [name for name in self.__pydantic_extra__ if not _OF_TEACHER.fullmatch(name)]:
+            raise ValueError(f"got {', '.join(unknown)}, expected values of a line of metrics")
+        return self
+
+    def of_teacher(self, number: int) -> Self:
+        """With the losses of one teacher of the run in place of the run's; of a run with one teacher the line
+        itself."""
+        losses = {
+            name: self.__pydantic_extra__.get(f"{name}_teacher{number}") for name in ("loss", "val_loss")
+        }
+        return self.model_copy(update={name: loss for name, loss in losses.items() if loss is not None})
 
     def values(self) -> dict[str, int | float]:
         """What is there, by name, as plain numbers."""

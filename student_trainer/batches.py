@@ -1,7 +1,7 @@
 """A rank's share of each global batch, read and asked of the teacher ahead of the step."""
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Self
@@ -25,16 +25,16 @@ class Group:
 
     pixels: UInt8[Tensor, "b t h w 3"]
     good: Bool[Tensor, " b"]
-    target: Shaped[Tensor, "b n packed"] | None
+    targets: Sequence[Shaped[Tensor, "b n packed"]]
+    """Of each teacher."""
     masks: MaskGroup
     last: bool
     """Of its batch, on this rank."""
 
     @property
     def inputs(self) -> tuple[Tensor | MaskGroup, ...]:
-        """What an objective's ``forward`` takes: clips, masks, and the targets where they come from
-        outside."""
-        return (self.pixels, self.masks) if self.target is None else (self.pixels, self.masks, self.target)
+        """What an objective's ``forward`` takes: clips, masks, and the targets that come from outside."""
+        return (self.pixels, self.masks, *self.targets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +44,17 @@ class Batch:
     step: int
     clips: ClipBatch
     masks: list[MaskGroup]
-    target: Future[Shaped[Tensor, "b n packed"]] | None
-    """Packed (Note [packed]), with zeros in the rows of bad clips. None where the objective needs none from
-    outside."""
+    targets: Sequence[Future[Shaped[Tensor, "b n packed"]]] = ()
+    """Of each teacher, packed (Note [packed]), with zeros in the rows of bad clips."""
 
     def groups(
-        self, target: Shaped[Tensor, "b n packed"] | None, device: torch.device, num_passes: int | None = None
+        self,
+        targets: Sequence[Shaped[Tensor, "b n packed"]],
+        device: torch.device,
+        num_passes: int | None = None,
     ) -> Iterator[Group]:
-        """The mask groups in order, each copied to the device when it is asked for. ``target``: what
-        ``self.target`` came to.
+        """The mask groups in order, each copied to the device when it is asked for. ``targets``: what
+        ``self.targets`` came to.
 
         The last one comes again, without a good clip, until there are ``num_passes``, if that is given.
         """
@@ -67,7 +69,7 @@ class Batch:
             group = Group(
                 pixels=_to(torch.from_numpy(self.clips.pixels[rows]), device),
                 good=_to(torch.from_numpy(self.clips.good[rows]), device),
-                target=None if target is None else _to(target[rows], device),
+                targets=[_to(target[rows], device) for target in targets],
                 masks=replace(masks, sets=tuple(sets)),
                 last=number == num_passes,
             )
@@ -83,7 +85,7 @@ class Batches:
     any world size."""
 
     reader: Reader
-    source: TargetSource | None
+    sources: Sequence[TargetSource]
     mask: MaskConfig
     grid: TokenGrid
     seed: int
@@ -93,11 +95,11 @@ class Batches:
     prefetch_steps: int
 
     @classmethod
-    def of(cls, config: TrainConfig, reader: Reader, source: TargetSource | None, worker: Worker) -> Self:
+    def of(cls, config: TrainConfig, reader: Reader, sources: Sequence[TargetSource], worker: Worker) -> Self:
         """Those of a run."""
         return cls(
             reader=reader,
-            source=source,
+            sources=sources,
             mask=config.mask,
             grid=token_grid(config.view, config.encoder),
             seed=config.seed,
@@ -145,8 +147,8 @@ class Batches:
         ]
         clips = reading.result()
         slot = (step - 1) * self.batch_size + MASK_GROUP_SIZE * groups.start
-        target = None if self.source is None else self.source.request(clips, masks=masks, slot=slot)
-        return Batch(step=step, clips=clips, masks=masks, target=target)
+        targets = [source.request(clips, masks=masks, slot=slot) for source in self.sources]
+        return Batch(step=step, clips=clips, masks=masks, targets=targets)
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:

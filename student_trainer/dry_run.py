@@ -44,8 +44,8 @@ class DryRun:
     decoder: str
     num_parameters: dict[str, int]
     """Of encoder and predictor."""
-    teacher: str | None
-    """Fingerprint and how it computes."""
+    teachers: list[str]
+    """Fingerprint of each, and how it computes."""
     losses: list[float]
     """Of the steps."""
     num_bad: int
@@ -84,19 +84,17 @@ def run(config: TrainConfig) -> None:
 def begin(config: TrainConfig, worker: Worker) -> DryRun:
     """Opens everything, and makes the first steps; every rank calls it."""
     torch.set_num_threads(config.num_threads)
-    with opened(config, worker) as (reader, source):
-        objective, model, optimizer, _ = assembled(config, source, worker, None)
-        Validation(config, worker, objective, reader, source, start=None)
+    with opened(config, worker) as (reader, sources):
+        objective, model, optimizer, _ = assembled(config, sources, worker, None)
+        Validation(config, worker, objective, reader, sources, start=None)
         losses, num_bad, num_steps = [], 0, min(_STEPS, config.steps)
         read_s = teacher_wait_s = compute_s = 0.0
-        for future in Batches.of(config, reader, source, worker).steps(1, num_steps):
+        for future in Batches.of(config, reader, sources, worker).steps(1, num_steps):
             batch, read_s = worker.ranks.result(future)
-            target, teacher_wait_s = (
-                (None, 0.0) if batch.target is None else worker.ranks.result(batch.target)
-            )
+            targets, teacher_wait_s = worker.ranks.results(batch.targets)
             since = time.perf_counter()
             set_schedule(optimizer, config.optim, step=batch.step, steps=config.steps)
-            losses.append(update(model, optimizer, batch, target, config, worker).loss.item())
+            losses.append(update(model, optimizer, batch, targets, config, worker).loss.item())
             wait_for(worker.device)
             compute_s = time.perf_counter() - since
             num_bad += int((~batch.clips.good).sum())
@@ -110,7 +108,7 @@ def begin(config: TrainConfig, worker: Worker) -> DryRun:
                 "encoder": num_parameters(objective.encoder),
                 "predictor": num_parameters(objective.predictor),
             },
-            teacher=None if source is None else _described(source.spec),
+            teachers=[_described(source.spec) for source in sources],
             losses=losses,
             num_bad=sum(worker.ranks.all_values(num_bad)),
             read_s=read_s,
@@ -123,9 +121,11 @@ def begin(config: TrainConfig, worker: Worker) -> DryRun:
 def _without_traces(config: TrainConfig) -> TrainConfig:
     """The same, without what it would leave on disks, ports and boards, and in groups; a step is read when
     the one before is done, so that each part is timed by itself."""
-    none = ["wandb", "metrics_port", *(["cache", "group"] if isinstance(config, StudentRun) else [])]
+    none = {"wandb": None, "metrics_port": None}
+    if isinstance(config, StudentRun):
+        none |= {"cache": (), "group": None}
     return config.model_copy(
-        update=dict.fromkeys(none)
+        update=none
         | {
             "out": str(Path(config.out).with_name("dry-run")),  # a service knows a run by its name
             "loader": config.loader.model_copy(update={"shard_cache_dir": None, "prefetch_steps": 0}),
@@ -155,9 +155,12 @@ def _rows(config: TrainConfig, found: DryRun) -> list[tuple[str, str]]:
         ),
     ]
     if isinstance(config, StudentRun):
-        rows += [("targets", f"from {source_order(config)}"), ("teacher", found.teacher or "")]
-        if config.cache is not None:
-            rows.append(("cache", f"{config.cache} was neither read nor written"))
+        for number, teacher in enumerate(found.teachers):
+            share = config.loss_shares[number]
+            of_several = f", {share:.0%} of the loss" if len(found.teachers) > 1 else ""
+            rows += [("targets", f"from {source_order(config, number)}{of_several}"), ("teacher", teacher)]
+        for cache in config.cache:
+            rows.append(("cache", f"{cache} was neither read nor written"))
     rows += [
         ("loss", f"{losses}; {found.num_bad} clips could not be decoded"),
         (

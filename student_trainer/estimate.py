@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from salt_distill.student_trainer.loop import Worker, update
 from salt_distill.student_trainer.objective import new_objective
 from salt_distill.student_trainer.optim import new_optimizer, set_schedule
 from salt_distill.student_trainer.run_flops import RunFlops, teacher_architecture
-from salt_distill.student_trainer.targets.source import TargetSource, open_source
+from salt_distill.student_trainer.targets.source import TargetSource, open_sources
 from salt_distill.student_trainer.vjepa import VJepa
 
 NUM_WARM_UP, NUM_TIMED = 3, 20
@@ -68,16 +68,17 @@ def estimate(config: TrainConfig, device: torch.device) -> RunEstimate:
         _masks(config, 1, group_idx(config.batch_size, rank, num_workers)) for rank in range(num_workers)
     ]
     num_clips = max(sum(group.size for group in groups) for groups in ranks)
-    spec, teacher, teacher_bytes = None, None, 0
-    if isinstance(config, StudentRun):
-        with closing(open_source(config, run="estimate")) as source:
-            spec, held = source.spec, _held_bytes(device)
-            teacher = _teacher(config, source, device, num_clips)
+    teacher, teacher_bytes = None, 0
+    with ExitStack() as stack:
+        sources = []
+        for source in open_sources(config, run="estimate") if isinstance(config, StudentRun) else ():
+            sources.append(stack.enter_context(closing(source)))
+        if isinstance(config, StudentRun):
+            held = _held_bytes(device)
+            teacher = _teachers(config, sources, device, num_clips)
             teacher_bytes = peak_bytes(device) - held
-            # Inside, so that the teacher's weights count among what is held.
-            student, student_bytes = _student(config, device, spec, num_clips)
-    else:
-        student, student_bytes = _student(config, device, None, num_clips)
+        # Inside, so that the teachers' weights count among what is held.
+        student, student_bytes = _student(config, device, [source.spec for source in sources], num_clips)
     parts = [student] if teacher is None else [student, teacher]
     exact = [part.exact for part in parts if part.exact is not None]
     step_s = sum(part.step_s for part in parts)
@@ -102,11 +103,11 @@ def estimate(config: TrainConfig, device: torch.device) -> RunEstimate:
 
 
 def _student(
-    config: TrainConfig, device: torch.device, spec: TeacherSpec | None, clips_per_step: int
+    config: TrainConfig, device: torch.device, specs: list[TeacherSpec], clips_per_step: int
 ) -> tuple[StudentEstimate, int]:
     """Everything of a step but targets from outside, and the most memory that it took, in bytes."""
     _held_bytes(device)
-    objective, checkpoint_config = new_objective(config, spec)
+    objective, checkpoint_config = new_objective(config, specs)
     objective.to(device)
     set_up(objective, config.compute, device)
     optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
@@ -114,7 +115,7 @@ def _student(
     groups = range(min(MAX_GROUPS, len(group_idx(config.batch_size, 0, max(config.most_workers, 1)))))
     masks = {number: _masks(config, number, groups) for number in range(1, 1 + NUM_WARM_UP + NUM_TIMED)}
     clips = random_clips(config, sum(group.size for group in masks[1]))
-    target = None if spec is None else _random_targets(config, spec, len(clips.good))
+    targets = [_random_targets(config, spec, len(clips.good)) for spec in specs]
     optimizer_s = _time_optimizer(optimizer, device)
 
     def step(number: int) -> None:
@@ -123,8 +124,8 @@ def _student(
         update(
             objective,
             optimizer,
-            Batch(step=number, clips=clips, masks=masks[number], target=None),
-            target,
+            Batch(step=number, clips=clips, masks=masks[number]),
+            targets,
             config,
             worker,
         )
@@ -134,7 +135,7 @@ def _student(
     mean_s, timed = _time(step, device)
     mean_optimizer_s = float(np.mean(optimizer_s[-len(timed) :]))
     step_s = mean_optimizer_s + (mean_s - mean_optimizer_s) * clips_per_step / len(clips.good)
-    flops = _flops(config, checkpoint_config.predictor_out_width)
+    flops = _flops(config, sum(checkpoint_config.predictor_out_width))
     of_timed = (
         replace(flops, kept=[KeptTokens.of(group) for number in timed for group in masks[number]]).exact.total
         / flops.num_clips
@@ -168,20 +169,41 @@ def _flops(config: TrainConfig, out_width: int) -> RunFlops:
     )
 
 
-def _teacher(
-    config: StudentRun, source: TargetSource, device: torch.device, clips_per_step: int
+def _teachers(
+    config: StudentRun, sources: list[TargetSource], device: torch.device, clips_per_step: int
 ) -> TeacherEstimate:
-    """The targets from outside; in this process as a step gets them: forward, rounding, and back to the
-    host."""
+    """The targets from outside, of all teachers together."""
+    own = iter(config.teacher_ckpt)
+    parts = [
+        _teacher(config, source, next(own) if source.name == "in-process" else None, device, clips_per_step)
+        for source in sources
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    step_s, exact = sum(part.step_s for part in parts), [part.exact for part in parts if part.exact]
+    return TeacherEstimate(
+        where=", ".join(part.where for part in parts),
+        step_s=step_s,
+        clips_per_s=clips_per_step / step_s if step_s else None,
+        six_n_d=sum(part.six_n_d for part in parts),
+        exact=sum(exact) if len(exact) == len(parts) else None,
+    )
+
+
+def _teacher(
+    config: StudentRun, source: TargetSource, ckpt: str | None, device: torch.device, clips_per_step: int
+) -> TeacherEstimate:
+    """The targets of one teacher; in this process, from ``ckpt``, as a step gets them: forward, rounding, and
+    back to the host."""
     num_clips = config.steps * config.batch_size
     spec = source.spec
     six_n_d = FORWARD_FLOPS * spec.num_parameters * spec.num_tokens * num_clips
-    if config.teacher_ckpt is None:
+    if ckpt is None:
         return TeacherEstimate(where=source.name, six_n_d=six_n_d)
     clips = random_clips(config, config.teacher.batch_size)
     mean_s, _ = _time(lambda _: source.request(clips).result(), device)
     clip_s = mean_s / len(clips.good)
-    encoder = teacher_architecture(config.teacher_ckpt)
+    encoder = teacher_architecture(ckpt)
     flops = None if encoder is None else encoder_forward(encoder, spec.num_tokens).total
     return TeacherEstimate(
         where=source.name,

@@ -30,7 +30,7 @@ from salt_distill.common.model.roofline import BEST, GPUS, WORST, Gpu, seconds
 from salt_distill.common.targets import codec
 from salt_distill.student_trainer.run_flops import NAMES
 from salt_distill.student_trainer.step_count import StepCount, TeacherCount, count_step, count_teacher
-from salt_distill.student_trainer.targets.source import open_source
+from salt_distill.student_trainer.targets.source import open_sources
 from salt_distill.student_trainer.vpixel import pixel_width
 
 CONTEXT_BYTES = 1.0e9
@@ -69,7 +69,7 @@ class GpuEstimate:
     dtype: str
     student: Part
     teacher: Part | None
-    """A teacher in the same process."""
+    """The teachers in the same process."""
     gpu: str
     workers: int
     clips_per_worker: int
@@ -112,26 +112,25 @@ def estimate_on(config: TrainConfig, name: GpuName) -> GpuEstimate:
         config = _computing(config, dtype="bfloat16")
     num_groups = len(group_idx(config.batch_size, 0, workers))
     num_clips = min(num_groups * MASK_GROUP_SIZE, config.batch_size)
-    out_width, teacher = _teacher(config)
-    step = count_step(config, out_width)
+    widths, teachers = _teachers(config)
+    step = count_step(config, *widths)
     target_bytes = 0
     if isinstance(config, StudentRun):
-        clip_bytes = codec.num_bytes(
-            config.target_dtype, token_grid(config.view, config.encoder).num_tokens, out_width
-        )
+        num_tokens = token_grid(config.view, config.encoder).num_tokens
+        clip_bytes = sum(codec.num_bytes(config.target_dtype, num_tokens, width) for width in widths)
         ahead = num_clips * (config.loader.prefetch_steps + 1)
-        target_bytes = clip_bytes * (ahead if teacher is not None else min(num_clips, MASK_GROUP_SIZE))
-    others = target_bytes + (0 if teacher is None else teacher.peak_bytes)
+        target_bytes = clip_bytes * (ahead if teachers else min(num_clips, MASK_GROUP_SIZE))
+    others = target_bytes + sum(teacher.peak_bytes for teacher in teachers)
     needed = _memory(step, config.compute.sharding, workers, others)
     fits = needed <= gpu.memory_bytes
     reached = (BEST, WORST)
     student_s = [num_groups * seconds(step.group, gpu, r) + seconds(step.optimizer, gpu, r) for r in reached]
-    teacher_s = [0.0, 0.0]
-    if teacher is not None:
-        batches = -(-num_clips // teacher.batch_size)
-        teacher_s = [batches * seconds(teacher.forward, gpu, r) for r in reached]
+    teacher_s = [
+        sum(-(-num_clips // teacher.batch_size) * seconds(teacher.forward, gpu, r) for teacher in teachers)
+        for r in reached
+    ]
     step_s = [of_student + of_teacher for of_student, of_teacher in zip(student_s, teacher_s, strict=True)]
-    flops = _paper_flops(config, out_width, teacher) * (config.steps * config.batch_size)
+    flops = _paper_flops(config, sum(widths), teachers) * (config.steps * config.batch_size)
     return GpuEstimate(
         objective=config.objective,
         steps=config.steps,
@@ -139,9 +138,7 @@ def estimate_on(config: TrainConfig, name: GpuName) -> GpuEstimate:
         device=f"{name}, counted",
         dtype=config.compute.dtype,
         student=Part(clips_per_s=num_clips / student_s[1], six_n_d=flops.encoder + flops.predictor),
-        teacher=None
-        if teacher is None
-        else Part(clips_per_s=num_clips / teacher_s[1], six_n_d=flops.teacher),
+        teacher=Part(clips_per_s=num_clips / teacher_s[1], six_n_d=flops.teacher) if teachers else None,
         gpu=name,
         workers=workers,
         clips_per_worker=num_clips,
@@ -152,30 +149,32 @@ def estimate_on(config: TrainConfig, name: GpuName) -> GpuEstimate:
         teacher_bytes=others - target_bytes,
         gpu_memory_bytes=gpu.memory_bytes,
         fits=fits,
-        would_fit=() if fits else _ways(config, step, out_width, gpu, others),
+        would_fit=() if fits else _ways(config, step, widths, gpu, others),
         step_s=(step_s[0], step_s[1]),
         run_s=(config.steps * step_s[0], config.steps * step_s[1]),
         flops=float(sum(number * kernel.flops for kernel, number in step.group.items()) * num_groups),
     )
 
 
-def _teacher(config: TrainConfig) -> tuple[int, TeacherCount | None]:
-    """Channels of a target, and the teacher that runs beside the student, if one does. Reads no weights."""
+def _teachers(config: TrainConfig) -> tuple[list[int], list[TeacherCount]]:
+    """Channels of each teacher's targets, and the teachers that run beside the student. Reads no weights."""
     if not isinstance(config, StudentRun):
-        return config.encoder.width, None
-    if config.teacher_ckpt is None:
-        if config.teacher_url is None and config.targets is None:
-            return config.encoder.width, None
-        with closing(open_source(config, run="estimate")) as source:
-            return source.spec.width, None
-    frozen = open_encoder(FrozenConfig(ckpt=config.teacher_ckpt)).config
-    if not isinstance(frozen, EncoderConfig):
-        raise ValueError(
-            f"got --teacher-ckpt {config.teacher_ckpt} with --gpu, expected a video ViT of ours, whose"
-            " forward can be counted: leave --teacher-ckpt out to count a student whose targets come from"
-            " elsewhere"
-        )
-    return frozen.width, count_teacher(frozen, config.view.clip_shape, config.teacher.batch_size)
+        return [config.encoder.width], []
+    widths, counts = [], []
+    elsewhere = config.model_copy(update={"teacher_ckpt": ()})
+    for source in open_sources(elsewhere, run="estimate") if config.on_teacher_loss != "local" else ():
+        with closing(source):
+            widths.append(source.spec.width)
+    for ckpt in config.teacher_ckpt:
+        frozen = open_encoder(FrozenConfig(ckpt=ckpt)).config
+        if not isinstance(frozen, EncoderConfig):
+            raise ValueError(
+                f"got --teacher-ckpt {ckpt} with --gpu, expected a video ViT of ours, whose forward can be"
+                " counted: leave --teacher-ckpt out to count a student whose targets come from elsewhere"
+            )
+        widths.append(frozen.width)
+        counts.append(count_teacher(frozen, config.view.clip_shape, config.teacher.batch_size))
+    return widths or [config.encoder.width], counts
 
 
 def _computing(config: TrainConfig, **compute: str | bool) -> TrainConfig:
@@ -192,10 +191,12 @@ def _memory(count: StepCount, sharding: str, workers: int, others: float) -> flo
     return CONTEXT_BYTES + FRAGMENTS * (state + activations + others)
 
 
-def _ways(config: TrainConfig, step: StepCount, out_width: int, gpu: Gpu, others: float) -> tuple[Way, ...]:
+def _ways(
+    config: TrainConfig, step: StepCount, widths: list[int], gpu: Gpu, others: float
+) -> tuple[Way, ...]:
     """Settings with which a run would fit that does not."""
     if not config.compute.activation_checkpointing:
-        step = count_step(_computing(config, activation_checkpointing=True), out_width)
+        step = count_step(_computing(config, activation_checkpointing=True), *widths)
     workers, sharding = max(config.most_workers, 1), config.compute.sharding
     most_workers = -(-config.batch_size // MASK_GROUP_SIZE)  # a worker takes whole mask groups
     ways = []
@@ -207,7 +208,7 @@ def _ways(config: TrainConfig, step: StepCount, out_width: int, gpu: Gpu, others
     return tuple(ways)
 
 
-def _paper_flops(config: TrainConfig, out_width: int, teacher: TeacherCount | None) -> Flops:
+def _paper_flops(config: TrainConfig, out_width: int, teachers: list[TeacherCount]) -> Flops:
     """6ND of one clip."""
     if isinstance(config, TeacherRun):
         out_width = pixel_width(config.encoder)
@@ -221,7 +222,7 @@ def _paper_flops(config: TrainConfig, out_width: int, teacher: TeacherCount | No
             out_width=out_width,
             num_mask_tokens=len(config.mask.sets),
         ),
-        teacher_parameters=0 if teacher is None else teacher.num_parameters,
+        teacher_parameters=sum(teacher.num_parameters for teacher in teachers),
     )
 
 

@@ -34,8 +34,8 @@ class HeldOutClips:
 
     batch: Batch
     """Without a good clip where there are fewer mask groups than ranks."""
-    target: Shaped[Tensor, "b n packed"] | None
-    """None where the objective needs none from outside."""
+    targets: Sequence[Shaped[Tensor, "b n packed"]]
+    """Of each teacher."""
     num_clips: int
     """Of all ranks."""
     num_good: int
@@ -49,9 +49,9 @@ class HeldOutClips:
 
 
 def read_held_out(
-    config: TrainConfig, worker: Worker, reader: Reader, source: TargetSource | None, *, slot: int
+    config: TrainConfig, worker: Worker, reader: Reader, sources: Sequence[TargetSource], *, slot: int
 ) -> HeldOutClips:
-    """Decodes the clips that ``reader`` holds out, and asks ``source`` for their targets; every rank calls
+    """Decodes the clips that ``reader`` holds out, and asks ``sources`` for their targets; every rank calls
     it. ``slot``: where the run stands, for its group.
 
     Raises TargetMissError where a cache lacks them, ValueError where none can be decoded.
@@ -70,7 +70,8 @@ def read_held_out(
         num_clips=len(samples),
         groups=groups,
     )
-    target = None if source is None else _targets(worker, source, clips, masks, reader.held_out.split, slot)
+    split = reader.held_out.split
+    targets = [_targets(worker, source, clips, masks, split, slot) for source in sources]
     good = [sample for sample, is_good in zip(mine, clips.good, strict=True) if is_good]
     all_good = [sample for of_rank in worker.ranks.all_values(good) for sample in of_rank]
     if not all_good:
@@ -78,11 +79,11 @@ def read_held_out(
             f"{config.data}: none of the {len(samples)} held-out clips of split {reader.held_out.split!r} can"
             f" be decoded, expected some for --val-every: {next(iter(reader.skipped.items()), '')}"
         )
-    num_bytes = clips.pixels.nbytes + (0 if target is None else target.nbytes)
+    num_bytes = clips.pixels.nbytes + sum(target.nbytes for target in targets)
     label = next(iter(common_labels(all_good)[0]), None)
     return HeldOutClips(
-        batch=Batch(step=0, clips=clips, masks=masks, target=None),
-        target=target,
+        batch=Batch(step=0, clips=clips, masks=masks),
+        targets=targets,
         num_clips=len(samples),
         num_good=len(all_good),
         num_bytes=sum(worker.ranks.all_values(num_bytes)),

@@ -2,8 +2,7 @@
 
 import contextlib
 import functools
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,11 +13,11 @@ from salt_distill.common.config import StudentRun, TrainConfig, name_of_size
 from salt_distill.common.data.reader import Reader
 from salt_distill.common.model.checkpoint import CheckpointConfig
 from salt_distill.common.model.compute import precision, prepare, set_up, uses_bfloat16
-from salt_distill.common.model.teacher import TeacherSpec, device_kind
+from salt_distill.common.model.teacher import device_kind
 from salt_distill.student_trainer.batches import Batch, Batches
 from salt_distill.student_trainer.init import initialised
 from salt_distill.student_trainer.metrics import Update
-from salt_distill.student_trainer.objective import Objective, new_objective
+from salt_distill.student_trainer.objective import Objective, new_objective, of_teachers, weighted_mean
 from salt_distill.student_trainer.optim import new_optimizer, set_schedule
 from salt_distill.student_trainer.parallel import (
     clip_gradients,
@@ -31,27 +30,36 @@ from salt_distill.student_trainer.ranks import Worker
 from salt_distill.student_trainer.record import RunRecord
 from salt_distill.student_trainer.resume import ClipOrder
 from salt_distill.student_trainer.targets.client import require_same_teacher
-from salt_distill.student_trainer.targets.source import TargetSource, open_source, source_order, views_of
+from salt_distill.student_trainer.targets.source import (
+    TargetSource,
+    open_sources,
+    require_teachers,
+    source_order,
+    views_of,
+)
 from salt_distill.student_trainer.validation import Validation
 from salt_distill.student_trainer.vjepa import VJepa
 
 
 def train_on(
-    reader: Reader, source: TargetSource | None, config: TrainConfig, worker: Worker, checkpoint: Path | None
+    reader: Reader,
+    sources: Sequence[TargetSource],
+    config: TrainConfig,
+    worker: Worker,
+    checkpoint: Path | None,
 ) -> None:
     """Runs ``config`` from rank 0's ``checkpoint`` (None: from the start) to its last step, with clips from
-    ``reader`` and, in stage 2, targets from ``source``; every rank calls it."""
+    ``reader`` and, in stage 2, each teacher's targets from its source; every rank calls it."""
     torch.set_num_threads(config.num_threads)
-    objective, model, optimizer, checkpoint_config = assembled(config, source, worker, checkpoint)
+    objective, model, optimizer, checkpoint_config = assembled(config, sources, worker, checkpoint)
     start = restore(checkpoint, objective, optimizer, worker)
     if start is not None:
         torch.set_rng_state(start.rng)
         start.require_clips(ClipOrder.of(config, reader), config.data)
         reader.count_on(num_clips=start.slot, num_bad=start.bad_clips)
-        if source is not None and start.teacher is not None:
-            source.require(TeacherSpec.from_json(json.loads(start.teacher)))
+        require_teachers(sources, start.teacher)
         worker.say(f"resuming {config.out} after step {start.step}")
-    validation = Validation(config, worker, objective, reader, source, start=start)
+    validation = Validation(config, worker, objective, reader, sources, start=start)
     record = RunRecord(
         config,
         worker,
@@ -59,19 +67,19 @@ def train_on(
         optimizer,
         checkpoint_config,
         reader,
-        source,
+        sources,
         validation,
         start=start,
         checkpoint=checkpoint,
     )
-    batches = Batches.of(config, reader, source, worker)
+    batches = Batches.of(config, reader, sources, worker)
 
     done = 0 if start is None else start.step
     for future in batches.steps(done + 1, done if validation.ends_run else config.steps):
         batch, data_wait_s = worker.ranks.result(future)
-        target, teacher_wait_s = (None, 0.0) if batch.target is None else worker.ranks.result(batch.target)
+        targets, teacher_wait_s = worker.ranks.results(batch.targets)
         lr, weight_decay = set_schedule(optimizer, config.optim, step=batch.step, steps=config.steps)
-        updated = update(model, optimizer, batch, target, config, worker)
+        updated = update(model, optimizer, batch, targets, config, worker)
         if isinstance(objective, VJepa):
             objective.move_target_encoder(step=batch.step, steps=config.steps)
         record.add(
@@ -89,11 +97,11 @@ def train_on(
 
 
 def assembled(
-    config: TrainConfig, source: TargetSource | None, worker: Worker, checkpoint: Path | None
+    config: TrainConfig, sources: Sequence[TargetSource], worker: Worker, checkpoint: Path | None
 ) -> tuple[Objective, torch.nn.Module, torch.optim.Optimizer, CheckpointConfig]:
     """What a run trains: its objective, the module that a step calls, the optimizer, and the configuration of
     its checkpoints. ``checkpoint``: where it goes on; None: it begins."""
-    objective, checkpoint_config = new_objective(config, None if source is None else source.spec)
+    objective, checkpoint_config = new_objective(config, [source.spec for source in sources])
     checkpoint_config = initialised(checkpoint_config, objective, config, worker, checkpoint)
     set_up(objective, config.compute, worker.device)
     model = spread(objective, config.compute.sharding, worker)
@@ -105,7 +113,7 @@ def update(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
-    target: Tensor | None,
+    targets: Sequence[Tensor],
     config: TrainConfig,
     worker: Worker,
 ) -> Update:
@@ -120,49 +128,60 @@ def update(
     num_good = worker.sum(torch.full((), int(batch.clips.good.sum()), device=worker.device)).clamp(min=1)
     optimizer.zero_grad(set_to_none=True)
     loss, clip_losses = torch.zeros((), device=worker.device), []
-    groups = batch.groups(target, worker.device, num_passes(model, batch, config.batch_size, worker))
+    teacher_losses = torch.zeros(len(targets) if len(targets) > 1 else 0, device=worker.device)
+    groups = batch.groups(targets, worker.device, num_passes(model, batch, config.batch_size, worker))
     # One context a step: autocast keeps the weights that it has cast until it ends, for all mask groups.
     with autocast(enabled=bfloat16):
         for group in groups:
             with gradients(model, exchange=group.last):
-                losses = model(*group.inputs)
-                weighted = losses.mean(0) * group.good
+                losses = of_teachers(model(*group.inputs), len(targets))
+                weighted = weighted_mean(losses, config.loss_shares) * group.good
                 share = weighted.sum() / num_good
                 with autocast(enabled=False):
                     (share * worker.world_size).backward()  # what is exchanged is the mean over the ranks
             loss += share.detach()
+            if len(losses) > 1:
+                teacher_losses += (torch.stack(losses).detach() * group.good).sum(1) / num_good
             clip_losses.append(weighted.detach())
     loss = worker.sum(loss.double())
     norm = clip_gradients(model, config.optim, batch.step)
     # Both: an infinite L1 loss has a finite gradient.
     optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler tells a fused optimizer
     optimizer.step()
-    return Update(loss=loss, norm=norm, clip_losses=torch.cat(clip_losses)[: len(batch.clips.good)])
+    return Update(
+        loss=loss,
+        teacher_losses=worker.sum(teacher_losses.double()) if len(targets) > 1 else teacher_losses,
+        norm=norm,
+        clip_losses=torch.cat(clip_losses)[: len(batch.clips.good)],
+    )
 
 
 @contextlib.contextmanager
-def opened(config: TrainConfig, worker: Worker) -> Iterator[tuple[Reader, TargetSource | None]]:
-    """Where this rank's clips and targets come from; every rank asks for it."""
+def opened(config: TrainConfig, worker: Worker) -> Iterator[tuple[Reader, list[TargetSource]]]:
+    """Where this rank's clips and each teacher's targets come from; every rank asks for it."""
     prepare(worker.device)
     with ThreadPoolExecutor(1) as opening, contextlib.ExitStack() as stack:
-        (reader, source), _ = worker.ranks.result(opening.submit(_open, config, worker, stack))
+        (reader, sources), _ = worker.ranks.result(opening.submit(_open, config, worker, stack))
         worker.say(
             f"{name_of_size(config.encoder)}: {config.steps:,} steps of {config.batch_size:,} clips on"
             f" {worker.world_size} worker(s), each on {device_kind(worker.device)},"
             f" {precision(config.compute.dtype, worker.device)}"
         )
         worker.say(f"{config.data}: {reader.num_samples} samples, decoded by {reader.decoder}")
-        if source is not None and isinstance(config, StudentRun):
-            worker.say(f"targets of teacher {source.spec.fingerprint[:12]} from {source_order(config)}")
+        for number, source in enumerate(sources):
+            assert isinstance(config, StudentRun), "only a student has teachers"
+            share = f", {config.loss_shares[number]:.0%} of the loss" if len(sources) > 1 else ""
+            place = source_order(config, number)
+            worker.say(f"targets of teacher {source.spec.fingerprint[:12]} from {place}{share}")
             specs = worker.ranks.all_values(source.spec)  # a service may have replicas on other devices
             for spec in specs:
                 require_same_teacher(spec, specs[0])
-        yield reader, source
+        yield reader, sources
 
 
 def _open(
     config: TrainConfig, worker: Worker, stack: contextlib.ExitStack
-) -> tuple[Reader, TargetSource | None]:
+) -> tuple[Reader, list[TargetSource]]:
     """Where this rank's clips and targets come from; ``stack`` closes them."""
     reader = Reader(
         config.data,
@@ -175,7 +194,9 @@ def _open(
     )
     stack.callback(reader.close)
     if not isinstance(config, StudentRun):
-        return reader, None
-    source = open_source(config, run=Path(config.out).name, rank=worker.rank, device=worker.device)
-    stack.callback(source.close)
-    return reader, source
+        return reader, []
+    sources = []
+    for source in open_sources(config, run=Path(config.out).name, rank=worker.rank, device=worker.device):
+        stack.callback(source.close)
+        sources.append(source)
+    return reader, sources

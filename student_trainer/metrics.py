@@ -31,6 +31,8 @@ class Update:
 
     loss: Tensor
     """Over all ranks, float64."""
+    teacher_losses: Float[Tensor, " teachers"]
+    """Over all ranks, float64, where there are several teachers; empty else."""
     norm: Tensor
     """Of the gradient, over all ranks, before clipping."""
     clip_losses: Float[Tensor, " b"]
@@ -155,6 +157,7 @@ class MetricsLog:
         seconds = time.perf_counter() - interval.started_s
         num_steps = len(interval.updates)
         views_of_tokens = num_clips * self._num_tokens * len(self._config.mask.sets)
+        teacher_losses = torch.stack([update.teacher_losses for update in interval.updates]).mean(0).tolist()
         return MetricsLine(
             step=step,
             slot=step * self._config.batch_size,
@@ -173,6 +176,7 @@ class MetricsLog:
             flops=step * self._flops_per_step,
             bad_clips=self._num_bad_before + int(num_bad),
             **other_metrics,
+            **{f"loss_teacher{number}": loss for number, loss in enumerate(teacher_losses)},
         )
 
     def _write(self, line: MetricsLine) -> None:

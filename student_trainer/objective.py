@@ -1,7 +1,10 @@
 """What a run trains: one of three objectives, each a module whose ``forward`` is its equation."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from salt_distill.common.config import TeacherRun, TrainConfig, VJepaRun
 from salt_distill.common.model.checkpoint import CheckpointConfig, new_predictor
@@ -16,26 +19,36 @@ from salt_distill.student_trainer.vpixel import VPixel, pixel_width
 Objective = VPixel | Salt | VJepa
 
 
-def new_objective(config: TrainConfig, teacher: TeacherSpec | None) -> tuple[Objective, CheckpointConfig]:
+def new_objective(
+    config: TrainConfig, teachers: Sequence[TeacherSpec] = ()
+) -> tuple[Objective, CheckpointConfig]:
     """The model of a run, initialised from its seed, and what its checkpoints say about it. Raises ValueError
-    where the teacher sees other tokens."""
+    where a teacher sees other tokens, or two are one."""
     grid = tuple(token_grid(config.view, config.encoder))
-    if teacher is not None and (teacher.grid != grid or teacher.clip_shape != config.view.clip_shape):
+    for number, teacher in enumerate(teachers):
+        name = "a teacher" if len(teachers) == 1 else f"teacher {number}, {teacher.fingerprint[:12]},"
+        if teacher.grid != grid or teacher.clip_shape != config.view.clip_shape:
+            raise ValueError(
+                f"got {name} for {_clips(teacher.clip_shape, teacher.grid)}, and a student for"
+                f" {_clips(config.view.clip_shape, grid)}, expected the same: give the student"
+                f" {_flags(teacher)}"
+            )
+    fingerprints = tuple(teacher.fingerprint for teacher in teachers)
+    if len(set(fingerprints)) < len(fingerprints):
         raise ValueError(
-            f"got a teacher for {_clips(teacher.clip_shape, teacher.grid)}, and a student for"
-            f" {_clips(config.view.clip_shape, grid)}, expected the same: give the student"
-            f" {_flags(teacher)}"
+            f"got teachers {', '.join(teacher[:12] for teacher in fingerprints)}, expected different ones: a"
+            " teacher that counts for more has a larger --teacher-weight"
         )
     checkpoint_config = CheckpointConfig(
         objective=config.objective,
         step=0,
         encoder=config.encoder,
         predictor=config.predictor,
-        predictor_out_width=_out_width(config, None if teacher is None else teacher.width),
+        predictor_out_width=_out_widths(config, tuple(teacher.width for teacher in teachers)),
         view=config.view,
         mask=config.mask,
         init_std=config.init_std,
-        teacher_fingerprint=None if teacher is None else teacher.fingerprint,
+        teacher_fingerprint=fingerprints,
     )
     generator = torch.Generator().manual_seed(config.seed)
     encoder, predictor = Encoder(config.encoder), new_predictor(checkpoint_config)
@@ -44,12 +57,12 @@ def new_objective(config: TrainConfig, teacher: TeacherSpec | None) -> tuple[Obj
     return _objective(config, encoder, predictor), checkpoint_config
 
 
-def uninitialised_objective(config: TrainConfig, teacher_width: int | None) -> Objective:
+def uninitialised_objective(config: TrainConfig, *teacher_widths: int) -> Objective:
     """The model of a run, with whatever its weights are: to count what it does."""
     predictor = Predictor(
         config.predictor,
         in_width=config.encoder.width,
-        out_width=_out_width(config, teacher_width),
+        out_width=sum(_out_widths(config, teacher_widths)),
         num_mask_tokens=len(config.mask.sets),
         rope=config.encoder.rope,
         norm_eps=config.encoder.norm_eps,
@@ -74,11 +87,25 @@ def _flags(teacher: TeacherSpec) -> str:
     )
 
 
-def _out_width(config: TrainConfig, teacher_width: int | None) -> int:
-    """Channels of what is predicted."""
+def _out_widths(config: TrainConfig, teacher_widths: tuple[int, ...]) -> tuple[int, ...]:
+    """Channels of what is predicted: of the pixels, of each teacher, or of the run's own encoder."""
     if isinstance(config, TeacherRun):
-        return pixel_width(config.encoder)
-    return config.encoder.width if teacher_width is None else teacher_width
+        return (pixel_width(config.encoder),)
+    return teacher_widths or (config.encoder.width,)
+
+
+def of_teachers(losses: Float[Tensor, "losses b"], num_teachers: int) -> list[Float[Tensor, " b"]]:
+    """What an objective's ``forward`` gives -> the loss of each clip for each teacher, the mean over the mask
+    sets; of an objective without teachers its one loss."""
+    parts = losses.chunk(num_teachers) if num_teachers > 1 else [losses]
+    return [part.mean(0) for part in parts]
+
+
+def weighted_mean(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """Of the teachers' losses; ``shares`` are 1 together."""
+    if len(values) == 1:
+        return values[0]
+    return torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum(0)
 
 
 def _objective(config: TrainConfig, encoder: Encoder, predictor: Predictor) -> Objective:

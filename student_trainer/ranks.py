@@ -3,7 +3,7 @@
 import concurrent.futures
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,6 +55,11 @@ class Ranks:
                 return future.result(), longest_s
             if worst == _FAILED:
                 raise self._first_error(future)
+
+    def results(self, futures: Sequence[Future[T]]) -> tuple[list[T], float]:
+        """The same of several, which come at the same time."""
+        found = [self.result(future) for future in futures]
+        return [value for value, _ in found], sum(waited_s for _, waited_s in found)
 
     def all_values(self, value: T) -> list[T]:
         """Each rank's value, in the order of the ranks."""

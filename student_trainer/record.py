@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 from collections import ChainMap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from salt_distill.common.config import ComputeConfig, TrainConfig
+from salt_distill.common.config.base import Several
 from salt_distill.common.data.reader import Reader
 from salt_distill.common.model.checkpoint import CheckpointConfig, point_to, save_checkpoint
 from salt_distill.common.model.compute import matrix_peak, precision
@@ -104,8 +106,9 @@ class Summary(BaseModel):
 
     objective: str
     """vpixel, salt or vjepa."""
-    source: str | None
-    """Where targets came from: service, cache or in-process; None where a run makes its own."""
+    source: Several[str]
+    """Where each teacher's targets came from: service, cache or in-process; None where a run makes its
+    own."""
     steps: int
     """Done: fewer than were to be where `--stop-after-no-gain` ended the run."""
     ended_early: bool = False
@@ -126,10 +129,10 @@ class Summary(BaseModel):
     step_ms: float
     num_parameters: dict[str, int]
     """Of encoder and predictor."""
-    teacher: TeacherSpec | None
-    """The frozen teacher."""
-    target_source: dict[str, int | float] | None
-    """What the source of targets counted."""
+    teacher: Several[TeacherSpec]
+    """The frozen teachers."""
+    target_source: Several[dict[str, int | float]]
+    """What the source of each teacher's targets counted."""
     decoder: str
     reader: dict[str, int]
     """What the readers of all workers counted."""
@@ -149,7 +152,7 @@ class RunRecord:
         optimizer: torch.optim.Optimizer,
         checkpoint_config: CheckpointConfig,
         reader: Reader,
-        source: TargetSource | None,
+        sources: Sequence[TargetSource],
         validation: Validation,
         *,
         start: Position | None,
@@ -158,7 +161,7 @@ class RunRecord:
         """``start``: where the run goes on, from rank 0's ``checkpoint``; None: it begins."""
         self._config, self._worker, self._out = config, worker, Path(config.out)
         self._objective, self._optimizer, self._checkpoint_config = objective, optimizer, checkpoint_config
-        self._reader, self._source, self._validation = reader, source, validation
+        self._reader, self._sources, self._validation = reader, sources, validation
         self._step = 0 if start is None else start.step
         self._overtaken = set[Path]()
         peak = sum(worker.ranks.all_values(matrix_peak(worker.device, config.compute.dtype)))
@@ -179,8 +182,8 @@ class RunRecord:
             flops_per_step=self._flops_per_step(),
             utilisation=Utilisation.of(
                 config,
-                out_width=checkpoint_config.predictor_out_width,
-                target_flops=0.0 if source is None else source.clip_flops,
+                out_width=sum(checkpoint_config.predictor_out_width),
+                target_flops=sum(source.clip_flops for source in sources),
                 peak_flops_per_s=peak,
             ),
         )
@@ -209,12 +212,13 @@ class RunRecord:
             teacher_wait_s=teacher_wait_s,
             lr=lr,
             weight_decay=weight_decay,
-            other_metrics=({} if self._source is None else self._source.metrics())
+            other_metrics=dict(ChainMap(*(source.metrics() for source in self._sources)))
             | ({} if measured is None else measured.values),
             is_last=is_last,
         )
-        if line is not None and self._source is not None and self._worker.rank == 0:
-            self._source.report(line, is_last=is_last)
+        if line is not None and self._worker.rank == 0:
+            for number, source in enumerate(self._sources):
+                source.report(line.of_teacher(number), is_last=is_last)
         is_best = measured is not None and measured.is_best
         if self._step % self._config.keep_every == 0 or is_last or is_best:
             self._write_checkpoint(is_best=is_best)
@@ -238,12 +242,11 @@ class RunRecord:
         state = collect(self._objective, self._optimizer, self._worker)
         if state is None:
             return
-        teacher = None if self._source is None else json.dumps(self._source.spec.to_json())
         position = Position(
             step=self._step,
             slot=self._step * self._config.batch_size,
             rng=torch.get_rng_state(),
-            teacher=teacher,
+            teacher="\n".join(json.dumps(source.spec.to_json()) for source in self._sources) or None,
             clips=ClipOrder.of(self._config, self._reader).to_json(),
             bad_clips=num_bad,
             best=self._validation.best.plain,
@@ -266,7 +269,7 @@ class RunRecord:
         )
 
     def _flops_per_step(self) -> float:
-        teacher_parameters = 0 if self._source is None else self._source.spec.num_parameters
+        teacher_parameters = sum(source.spec.num_parameters for source in self._sources)
         if isinstance(self._objective, VJepa):
             teacher_parameters = num_parameters(self._objective.target_encoder)
         return step_flops(
@@ -279,7 +282,7 @@ class RunRecord:
         )
 
     def _summary(self, counters: dict[str, int], skipped: dict[str, str]) -> Summary:
-        lines, source, best = read_metrics(self._out), self._source, self._validation.best
+        lines, sources, best = read_metrics(self._out), self._sources, self._validation.best
         if not lines:
             raise ValueError(
                 f"{self._out}: got no metrics.jsonl, or an empty one, expected the lines that summary.json is"
@@ -291,7 +294,7 @@ class RunRecord:
 
         return Summary(
             objective=self._config.objective,
-            source=None if source is None else source.name,
+            source=tuple(source.name for source in sources),
             steps=self._step,
             ended_early=self._validation.ends_run and self._step < self._config.steps,
             batch_size=self._config.batch_size,
@@ -300,15 +303,15 @@ class RunRecord:
             val_loss_best=best.loss if best.step else None,
             val_step_best=best.step or None,
             flops=lines[-1]["flops"],
-            teacher_wait_ms=None if source is None else mean("teacher_wait_ms"),
+            teacher_wait_ms=mean("teacher_wait_ms") if sources else None,
             data_wait_ms=mean("data_wait_ms"),
             step_ms=mean("step_ms"),
             num_parameters={
                 "encoder": num_parameters(self._objective.encoder),
                 "predictor": num_parameters(self._objective.predictor),
             },
-            teacher=None if source is None else source.spec,
-            target_source=None if source is None else source.counters(),
+            teacher=tuple(source.spec for source in sources),
+            target_source=tuple(source.counters() for source in sources),
             decoder=self._reader.decoder,
             reader=counters,
             skipped=skipped,

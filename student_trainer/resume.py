@@ -71,7 +71,7 @@ class Position:
     rng: Tensor
     """torch's generator."""
     teacher: str | None
-    """TeacherSpec as JSON."""
+    """Each teacher's TeacherSpec as JSON, a line each; None without one."""
     clips: dict[str, str | int] | None = None
     """ClipOrder as a dictionary; None in a checkpoint of version 1.1 or older."""
     bad_clips: int = 0

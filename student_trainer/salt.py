@@ -1,5 +1,7 @@
-"""Stage 2, SALT: predict a frozen teacher's latents at hidden positions (arXiv:2509.24317, Eq. 1 with a
-static teacher)."""
+"""Stage 2, SALT: predict the latents of a frozen teacher, or of several, at hidden positions
+(arXiv:2509.24317, Eq. 1 with a static teacher)."""
+
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float, Shaped, UInt8
@@ -20,17 +22,29 @@ class Salt(nn.Module):
         self.encoder, self.predictor = encoder, predictor
 
     def forward(
-        self, pixels: UInt8[Tensor, "b t h w 3"], masks: MaskGroup, target: Shaped[Tensor, "b n packed"]
-    ) -> Float[Tensor, "sets b"]:
-        """Loss of each clip of a mask group under each mask set, in float32. ``target``: packed (Note
-        [packed]), of all n tokens, or at least of the hidden ones."""
+        self, pixels: UInt8[Tensor, "b t h w 3"], masks: MaskGroup, *targets: Shaped[Tensor, "b n _"]
+    ) -> Float[Tensor, "losses b"]:
+        """Loss of each clip of a mask group under each mask set, in float32: those of the first teacher, then
+        those of the next. ``targets``: of each teacher, packed (Note [packed]), of all n tokens, or at least
+        of the hidden ones."""
         grid = self.encoder.grid_of(pixels)
-        losses = []
+        losses: list[list[Tensor]] = [[] for _ in targets]
         for set_idx, mask in enumerate(masks.sets):
             visible = self.encoder.visible(pixels, mask.visible_idx)
             predicted = self.predictor(
                 visible, mask.visible_idx, mask.hidden_idx, grid=grid, mask_set=set_idx
             )
-            hidden = widen(target.take_along_dim(mask.hidden_idx[..., None], dim=1))
-            losses.append((predicted.float() - hidden).abs().mean((1, 2)))
-        return torch.stack(losses)
+            hidden = [widen(target.take_along_dim(mask.hidden_idx[..., None], dim=1)) for target in targets]
+            for of_teacher, (part, latents) in zip(losses, _parts(predicted, hidden), strict=True):
+                of_teacher.append((part.float() - latents).abs().mean((1, 2)))
+        return torch.stack([loss for of_teacher in losses for loss in of_teacher])
+
+
+def _parts(
+    predicted: Float[Tensor, "b k out"], hidden: list[Tensor]
+) -> Iterable[tuple[Float[Tensor, "b k _"], Float[Tensor, "b k _"]]]:
+    """What is predicted of each teacher's latents, with these (Note [heads])."""
+    if len(hidden) == 1:
+        return [(predicted, hidden[0])]
+    widths = [latents.shape[-1] for latents in hidden]
+    return zip(predicted.split(widths, dim=-1), hidden, strict=True)

@@ -1,6 +1,7 @@
 """A step, and a teacher's forward, counted on fake tensors: their kernels and the memory at their peak."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,18 +62,19 @@ class TeacherCount:
     """Of one batch."""
 
 
-def count_step(config: TrainConfig, out_width: int) -> StepCount:
-    """A worker's step on fake tensors: the loop's own, so that whatever changes there is counted."""
+def count_step(config: TrainConfig, *widths: int) -> StepCount:
+    """A worker's step on fake tensors: the loop's own, so that whatever changes there is counted. ``widths``:
+    of each teacher."""
     workers = max(config.most_workers, 1)
     num_groups = min(2, len(group_idx(config.batch_size, 0, workers)))
     usual, largest = masks_of(config)
     with fake_tensors(), PeakMemory() as memory, Kernels() as kernels:
-        objective = uninitialised_objective(config, out_width)
+        objective = uninitialised_objective(config, *widths)
         set_up(objective, config.compute.model_copy(update={"compile": False}), CPU)
         optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
-        step_once(objective, optimizer, config, [usual], out_width)  # makes the optimizer's state
+        step_once(objective, optimizer, config, [usual], widths)  # makes the optimizer's state
         kernels.launches.clear()
-        step_once(objective, optimizer, config, [usual], out_width)
+        step_once(objective, optimizer, config, [usual], widths)
         whole = kernels.launches.copy()
         kernels.launches.clear()
         clip_gradients(objective, config.optim, 1)
@@ -81,7 +83,7 @@ def count_step(config: TrainConfig, out_width: int) -> StepCount:
             objective.move_target_encoder(step=1, steps=config.steps)
         once = kernels.launches.copy()
         memory.peak_bytes = state_bytes = memory.held_bytes
-        step_once(objective, optimizer, config, [largest] * num_groups, out_width)
+        step_once(objective, optimizer, config, [largest] * num_groups, widths)
         blocks = [module for module in objective.modules() if isinstance(module, Block)]
         learning = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         return StepCount(
@@ -121,8 +123,9 @@ def step_once(
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
     masks: list[MaskGroup],
-    out_width: int,
+    widths: Sequence[int],
 ) -> None:
+    """``widths``: of each teacher."""
     num_clips = sum(group.size for group in masks)
     clips = ClipBatch(
         pixels=np.empty((num_clips, *config.view.clip_shape), dtype=np.uint8),
@@ -131,12 +134,12 @@ def step_once(
         views=(0,) * num_clips,
         good=np.ones(num_clips, dtype=bool),
     )
-    target = None
+    targets = []
     if isinstance(config, StudentRun):
         num_tokens = token_grid(config.view, config.encoder).num_tokens
-        target = codec.empty_packed(num_clips, num_tokens, out_width, config.target_dtype)
-    batch = Batch(step=1, clips=clips, masks=masks, target=None)
-    update(objective, optimizer, batch, target, config, Worker(rank=0, world_size=1, device=CPU))
+        targets = [codec.empty_packed(num_clips, num_tokens, width, config.target_dtype) for width in widths]
+    batch = Batch(step=1, clips=clips, masks=masks)
+    update(objective, optimizer, batch, targets, config, Worker(rank=0, world_size=1, device=CPU))
 
 
 def masks_of(config: TrainConfig) -> tuple[MaskGroup, MaskGroup]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from salt_distill.common.model.pixels import normalise
 from salt_distill.student_trainer.evaluation.held_out import clip_losses
 from salt_distill.student_trainer.evaluation.rank import knn, rankme
 from salt_distill.student_trainer.held_out_clips import HeldOutClips, read_held_out
-from salt_distill.student_trainer.objective import Objective, modules_of
+from salt_distill.student_trainer.objective import Objective, modules_of, weighted_mean
 from salt_distill.student_trainer.parallel import num_passes
 from salt_distill.student_trainer.ranks import Worker
 from salt_distill.student_trainer.resume import Position
@@ -75,7 +75,7 @@ class Validation:
         worker: Worker,
         objective: Objective,
         reader: Reader,
-        source: TargetSource | None,
+        sources: Sequence[TargetSource],
         *,
         start: Position | None,
     ) -> None:
@@ -85,7 +85,7 @@ class Validation:
         self._clips: HeldOutClips | None = None
         if config.val_every is not None:
             since = time.perf_counter()
-            self._clips = read_held_out(config, worker, reader, source, slot=start.slot if start else 0)
+            self._clips = read_held_out(config, worker, reader, sources, slot=start.slot if start else 0)
             worker.say(self._sentence(self._clips, reader, time.perf_counter() - since))
 
     def after(self, step: int) -> Measurement | None:
@@ -95,8 +95,11 @@ class Validation:
             return None
         wait_for(self._worker.device)
         since = time.perf_counter()
-        loss = self._loss(clips)
+        losses = self._losses(clips)
+        loss = weighted_mean(losses, config.loss_shares).item()
         values = {"val_loss": loss} | (self._features(clips) if config.val_features else {})
+        if len(losses) > 1:
+            values |= {f"val_loss_teacher{number}": each.item() for number, each in enumerate(losses)}
         seconds = time.perf_counter() - since
         self.best = self.best.after(step, loss)
         if self.ends_run:
@@ -115,12 +118,13 @@ class Validation:
         patience = self._config.stop_after_no_gain
         return patience is not None and self.best.num_without_gain >= patience
 
-    def _loss(self, clips: HeldOutClips) -> float:
+    def _losses(self, clips: HeldOutClips) -> list[Tensor]:
+        """The mean over the clips, for each teacher."""
         batch, device = clips.batch, self._worker.device
         passes = num_passes(self._objective, batch, clips.num_clips, self._worker)
         with self._computing():
-            losses = clip_losses(self._objective, batch, clips.target, device, passes)
-        return (self._worker.sum(losses.sum()) / clips.num_good).item()
+            losses = clip_losses(self._objective, batch, clips.targets, device, passes)
+        return list(self._worker.sum(torch.stack([each.sum() for each in losses])) / clips.num_good)
 
     @torch.no_grad()
     def _features(self, clips: HeldOutClips) -> dict[str, float]:
@@ -128,7 +132,7 @@ class Validation:
         batch, encoder = clips.batch, modules_of(self._objective)["model"]
         passes = num_passes(self._objective, batch, clips.num_clips, self._worker)
         with self._computing():
-            groups = batch.groups(None, self._worker.device, passes)
+            groups = batch.groups((), self._worker.device, passes)
             means = torch.cat([encoder(normalise(group.pixels)).float().mean(1).cpu() for group in groups])
         good = torch.from_numpy(batch.clips.good)
         features = torch.cat(self._worker.ranks.all_values(means[: len(good)][good]))

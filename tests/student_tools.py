@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from train_tools import ALONE, RandomClips, small_run
 
 from salt_distill.common.config import StudentRun
 from salt_distill.student_trainer.loop import train_on
-from salt_distill.student_trainer.targets.source import TargetSource
+from salt_distill.student_trainer.targets.source import TargetSource, open_sources
 
 VIEW = {"num_frames": 4, "frame_step": 1, "crop_size": 16}
 CLIENT = {"request_clips": 8, "connections": 2, "timeout_s": 10, "retry_budget_s": 20}
@@ -32,9 +33,14 @@ def run_of(out: Path, url: str, *, client: dict | None = None, **values) -> Stud
     return config
 
 
+def open_source(config: StudentRun, **values: Any) -> TargetSource:
+    """Of a run with one teacher."""
+    return next(open_sources(config, **values))
+
+
 def train(config: StudentRun, source: TargetSource, clips: RandomClips | None = None) -> list[float]:
     """The losses of a run."""
-    train_on(clips or RandomClips(config.view.clip_shape), source, config, ALONE, None)  # type: ignore[arg-type]
+    train_on(clips or RandomClips(config.view.clip_shape), [source], config, ALONE, None)  # type: ignore[arg-type]
     return [
         json.loads(line)["loss"] for line in (Path(config.out) / "metrics.jsonl").read_text().splitlines()
     ]

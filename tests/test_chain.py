@@ -70,9 +70,9 @@ def test_a_student_teaches_the_next_one_in_process_served_and_cached(student, sh
     assert (config.objective, config.encoder.width, config.predictor_out_width) == (
         "salt",
         24,
-        40,
+        (40,),
     )  # a teacher of another width
-    assert config.teacher_fingerprint == teacher.spec.fingerprint
+    assert config.teacher_fingerprint == (teacher.spec.fingerprint,)
     assert json.loads((tmp_path / "local" / "summary.json").read_text())["teacher"]["name"] == "student-a"
 
 

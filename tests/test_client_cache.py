@@ -118,5 +118,6 @@ def test_what_cannot_be_cached_is_refused_and_the_order_is_said():
         StudentRun.model_validate({**run, "views": 2, "masked_targets": True})
     kept = {**run, "views": 2, "on_teacher_loss": "local", "teacher_ckpt": "t"}
     assert (
-        source_order(StudentRun.model_validate(kept)) == "cache c, then service http://h, then in process t"
+        source_order(StudentRun.model_validate(kept), 0)
+        == "cache c, then service http://h, then in process t"
     )

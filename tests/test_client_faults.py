@@ -14,7 +14,7 @@ import fault_tools as faults
 import pytest
 import torch
 from fault_tools import linked
-from student_tools import CLIENT, VIEW, run_of, train
+from student_tools import CLIENT, VIEW, open_source, run_of, train
 from teacher_tools import BATCH_SIZE, load_teacher, save_teacher, serving
 from train_tools import CPU, RandomClips, small_run
 
@@ -24,7 +24,6 @@ from salt_distill.student_trainer.ranks import Ranks
 from salt_distill.student_trainer.targets.client import ServiceClient, TeacherMismatchError
 from salt_distill.student_trainer.targets.local_targets import LocalTargets
 from salt_distill.student_trainer.targets.retry import RetryableError, TeacherUnavailableError
-from salt_distill.student_trainer.targets.source import open_source
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +293,7 @@ def _rank(rank: int, urls: list[str], folder: Path) -> None:
         worker = Worker(rank=rank, world_size=2, device=CPU)
         _say(
             folder / f"training-{rank}",
-            lambda: train_on(RandomClips(config.view.clip_shape), source, config, worker, None),
+            lambda: train_on(RandomClips(config.view.clip_shape), [source], config, worker, None),
         )  # type: ignore[arg-type]
     torch.distributed.destroy_process_group()
 

@@ -8,6 +8,7 @@ from contextlib import closing
 
 import pytest
 import torch
+from student_tools import open_source
 from teacher_tools import VIEW, batch_of, load_teacher, random_clips, runs_on_board, serving
 from train_tools import ALONE, SMALL, RandomClips, metrics_line, small_run
 
@@ -17,7 +18,6 @@ from salt_distill.student_trainer.loop import train_on
 from salt_distill.student_trainer.run_directory import read_metrics
 from salt_distill.student_trainer.targets.local_targets import LocalTargets
 from salt_distill.student_trainer.targets.service_targets import ServiceTargets
-from salt_distill.student_trainer.targets.source import open_source
 
 CLIENT = ServiceClientConfig(request_clips=3, connections=2, timeout_s=20, retry_budget_s=20)
 LINE = {
@@ -256,7 +256,7 @@ def test_students_of_one_group_share_every_forward(teacher, tmp_path):
             }
             config = small_run(StudentRun, **values, steps=steps, client={"request_clips": 8})
             with closing(open_source(config, run=name)) as source:
-                train_on(PacedClips(config.view.clip_shape, *readers[name]), source, config, ALONE, None)
+                train_on(PacedClips(config.view.clip_shape, *readers[name]), [source], config, ALONE, None)
             return read_metrics(out)
 
         with ThreadPoolExecutor(2) as pool:

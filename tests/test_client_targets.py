@@ -20,7 +20,11 @@ from salt_distill.common.data.shards import open_dataset
 from salt_distill.common.data.views import view_facts
 from salt_distill.common.targets import cache_file, codec
 from salt_distill.common.targets.manifest import CacheSpec, FileListing, Manifest
-from salt_distill.student_trainer.targets.client import ServiceClient, TeacherMismatchError
+from salt_distill.student_trainer.targets.client import (
+    ServiceClient,
+    TeacherMismatchError,
+    require_same_teacher,
+)
 from salt_distill.student_trainer.targets.local_targets import LocalTargets
 from salt_distill.student_trainer.targets.retry import TeacherUnavailableError
 from salt_distill.student_trainer.targets.service_targets import ServiceTargets
@@ -373,10 +377,10 @@ def test_progress_reaches_the_board_and_stops_no_run(teacher):
 
 def test_a_run_goes_on_only_with_the_teacher_it_began_with(teacher, open_source):
     source = open_source(LocalTargets(teacher, "float16"))
-    source.require(dataclasses.replace(teacher.spec, name="the same in another folder"))
+    require_same_teacher(source.spec, dataclasses.replace(teacher.spec, name="the same in another folder"))
     for change in ({"fingerprint": "0" * 64}, {"compute": {**teacher.spec.compute, "batch_size": 9}}):
         with pytest.raises(TeacherMismatchError, match="start a new run"):
-            source.require(dataclasses.replace(teacher.spec, **change))
+            require_same_teacher(source.spec, dataclasses.replace(teacher.spec, **change))
 
 
 def test_a_wrong_url_is_refused_before_any_request():

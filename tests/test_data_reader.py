@@ -156,7 +156,7 @@ def test_batches_are_read_ahead_of_the_step_and_no_further():
     reader = RandomClips(config.view.clip_shape)
     batches = Batches(
         reader=reader,  # type: ignore[arg-type]
-        source=None,
+        sources=(),
         mask=config.mask,
         grid=token_grid(config.view, config.encoder),
         seed=0,

@@ -45,7 +45,7 @@ def train(out: Path, worker: Worker, **values) -> str:
     )
     try:
         with pytest.raises(DivergedError) as stopped:
-            train_on(RandomClips(config.view.clip_shape), source, config, worker, None)
+            train_on(RandomClips(config.view.clip_shape), [source], config, worker, None)
     finally:
         source.close()
     return str(stopped.value)
@@ -54,7 +54,7 @@ def train(out: Path, worker: Worker, **values) -> str:
 @pytest.fixture
 def folder(tmp_path):
     config = small_run(TeacherRun)
-    objective, checkpoint_config = new_objective(config, None)
+    objective, checkpoint_config = new_objective(config)
     save_checkpoint(tmp_path / "teacher", checkpoint_config, tensors_of(objective), {})
     return tmp_path
 
@@ -96,14 +96,14 @@ def test_the_update_that_is_left_out_changes_nothing():
     config = small_run(TeacherRun)
     objective, _ = new_model(config)
     optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
-    update(objective, optimizer, batch_of(config), None, config, ALONE)
+    update(objective, optimizer, batch_of(config), (), config, ALONE)
     before = [parameter.detach().clone() for parameter in objective.parameters()]
     state = [
         {name: value.clone() for name, value in optimizer.state[parameter].items()}
         for parameter in objective.parameters()
     ]
     hook = objective.predictor.mask_tokens.register_hook(lambda gradient: gradient * torch.nan)
-    done = update(objective, optimizer, batch_of(config, 2), None, config, ALONE)
+    done = update(objective, optimizer, batch_of(config, 2), (), config, ALONE)
     assert done.loss.isfinite()
     assert not done.norm.isfinite()
     for number, parameter in enumerate(objective.parameters()):
@@ -115,13 +115,13 @@ def test_the_update_that_is_left_out_changes_nothing():
     overflow = objective.predictor.register_forward_hook(
         lambda module, given, prediction: prediction + torch.inf
     )
-    done = update(objective, optimizer, batch_of(config, 2), None, config, ALONE)
+    done = update(objective, optimizer, batch_of(config, 2), (), config, ALONE)
     overflow.remove()
     assert not done.loss.isfinite()
     assert all(
         torch.equal(parameter, old) for parameter, old in zip(objective.parameters(), before, strict=True)
     )
-    update(objective, optimizer, batch_of(config, 2), None, config, ALONE)
+    update(objective, optimizer, batch_of(config, 2), (), config, ALONE)
     assert not any(
         torch.equal(parameter, old) for parameter, old in zip(objective.parameters(), before, strict=True)
     )

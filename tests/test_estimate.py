@@ -198,12 +198,12 @@ def test_the_counted_peak_is_that_of_real_tensors(checkpointing):
     )
     count = count_step(config, 96)
     usual, largest = masks_of(config)
-    objective, _ = new_objective(config, None)
+    objective, _ = new_objective(config)
     set_up(objective, config.compute, CPU)
     optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
-    step_once(objective, optimizer, config, [usual], 96)
+    step_once(objective, optimizer, config, [usual], [96])
     optimizer.zero_grad()
-    peak = real_peak_bytes(lambda: step_once(objective, optimizer, config, [largest], 96))
+    peak = real_peak_bytes(lambda: step_once(objective, optimizer, config, [largest], [96]))
     gradients = count.weight_bytes
     assert count.peak_bytes - count.state_bytes + gradients == pytest.approx(peak, rel=0.1)
 

@@ -345,7 +345,7 @@ def test_another_teacher_is_refused(tmp_path, models):
     encoder, predictor = make_models(9)
     save(tmp_path / "other", CONFIG, encoder, predictor)
     with pytest.raises(
-        ValueError, match=r"got --teacher .*other with fingerprint .*, which .*student learned from"
+        ValueError, match=r"student: got teacher .*other with fingerprint .*, which it learned from"
     ):
         open_predictor(str(folder / "student"), str(tmp_path / "other"), **SETTINGS)
     with pytest.raises(

@@ -35,7 +35,7 @@ def made_run(objective, size, scores, *, teacher=None, steps=80_000, flops=0.241
     return MeasuredRun(
         run=FinishedRun(name=name, path=None, settings=settings, results=results, metrics=[]),
         size=size,
-        teacher=teacher,
+        teachers=[teacher] if objective == "salt" else [],
         data=TrainingData(name=data, num_samples=None),
         flops=flops + (0 if teacher is None else teacher.flops),
         scores={key: value / 100 for key, value in scores.items()},

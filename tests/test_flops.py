@@ -63,7 +63,7 @@ def test_the_exact_count_is_what_torch_counts_in_a_step(objective, tmp_path):
     spec = load_teacher(tmp_path).spec if objective == "salt" else None
     if spec is not None:  # a teacher of another width with the student's token grid
         spec = type(spec).from_json(spec.to_json() | {"grid": tuple(GRID), "clip_shape": CLIP.clip_shape})
-    model, checkpoint = new_objective(config, spec)
+    model, checkpoint = new_objective(config, [] if spec is None else [spec])
     masks = mask_group(MaskConfig(), GRID, seed=0, step=1, group=0, batch_size=5)
     pixels = torch.randint(0, 256, (5, *CLIP.clip_shape), dtype=torch.uint8)
     target = () if spec is None else (torch.randn(5, GRID.num_tokens, spec.width),)
@@ -74,7 +74,7 @@ def test_the_exact_count_is_what_torch_counts_in_a_step(objective, tmp_path):
         num_tokens=GRID.num_tokens,
         encoder=ENCODER,
         predictor=PREDICTOR,
-        out_width=checkpoint.predictor_out_width,
+        out_width=sum(checkpoint.predictor_out_width),
         teacher=ENCODER if objective == "vjepa" else None,
     )
     assert 5 * expected.total == counter.get_total_flops()

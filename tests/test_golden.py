@@ -46,15 +46,16 @@ def run(objective: str, out: Path) -> list[float]:
     """The losses of a golden run."""
     config_class, values = RUNS[objective]
     config = config_class.model_validate(RUN | values | {"out": str(out)})
-    source = None
+    sources = []
     if isinstance(config, StudentRun):
         teacher, checkpoint_config = new_objective(
-            TeacherRun.model_validate(RUN | {"out": str(out), "seed": 4}), None
+            TeacherRun.model_validate(RUN | {"out": str(out), "seed": 4})
         )
         save_checkpoint(out / "teacher", checkpoint_config, tensors_of(teacher), {})
-        source = LocalTargets(Teacher.load(out / "teacher", TeacherComputeConfig(), CPU), config.target_dtype)
+        frozen = Teacher.load(out / "teacher", TeacherComputeConfig(), CPU)
+        sources = [LocalTargets(frozen, config.target_dtype)]
     out.mkdir(exist_ok=True)
-    train_on(RandomClips(config.view.clip_shape), source, config, ALONE, None)  # type: ignore[arg-type]
+    train_on(RandomClips(config.view.clip_shape), sources, config, ALONE, None)  # type: ignore[arg-type]
     return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 

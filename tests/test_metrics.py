@@ -301,7 +301,7 @@ def test_a_student_shows_its_newest_line(tmp_path):
                     seen.append(samples(answer.read().decode()))
             return super().clips(slots)
 
-    train_on(Watched(config.view.clip_shape, 24), None, config, ALONE, None)  # type: ignore[arg-type]
+    train_on(Watched(config.view.clip_shape, 24), (), config, ALONE, None)  # type: ignore[arg-type]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     shown = seen[-1]
     [line] = [line for line in lines if line["step"] == shown["salt_student_step",]]
@@ -311,4 +311,4 @@ def test_a_student_shows_its_newest_line(tmp_path):
         socket.create_server(("127.0.0.1", port)),  # it has given its port back
         pytest.raises(ValueError, match=f"cannot listen on --metrics-port {port}: Address already in use"),
     ):
-        train_on(RandomClips(config.view.clip_shape, 24), None, config, ALONE, None)  # type: ignore[arg-type]
+        train_on(RandomClips(config.view.clip_shape, 24), (), config, ALONE, None)  # type: ignore[arg-type]

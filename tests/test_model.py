@@ -179,7 +179,7 @@ def test_init_fills_every_parameter_of_a_presets_model(preset):
         run.encoder.model_copy(update=narrow),
         run.predictor.model_copy(update=narrow_predictor),
     )
-    objective, _ = new_objective(run.model_copy(update={"encoder": encoder, "predictor": predictor}), None)
+    objective, _ = new_objective(run.model_copy(update={"encoder": encoder, "predictor": predictor}))
     for parameter in objective.parameters():
         torch.nn.init.constant_(parameter, torch.nan)
     init_weights(objective.encoder, torch.Generator().manual_seed(0), std=run.init_std)

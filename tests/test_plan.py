@@ -427,7 +427,7 @@ def test_speeds_of_a_gpu_are_counted(salt_plan, tmp_path):
 def save_nano_teacher(directory):
     config = TeacherRun.model_validate({**preset_layer(TeacherRun, "nano"), "data": "none", "out": "none"})
     torch.manual_seed(0)
-    objective, checkpoint = new_objective(config, None)
+    objective, checkpoint = new_objective(config)
     save_checkpoint(directory, checkpoint, tensors_of(objective), {})
 
 

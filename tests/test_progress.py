@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 from service_tools import wait_until
+from student_tools import open_source
 from train_tools import CPU, SMALL, small_run, train_on_random_clips
 
 from salt_distill.common.config import (
@@ -26,7 +27,6 @@ from salt_distill.student_trainer.progress import PLAIN_LINES, curve, show_progr
 from salt_distill.student_trainer.run_directory import read_metrics
 from salt_distill.student_trainer.targets.reserved_targets import ReservedTargets
 from salt_distill.student_trainer.targets.service_targets import ServiceTargets
-from salt_distill.student_trainer.targets.source import open_source
 from salt_distill.student_trainer.targets.stored_targets import StoredTargets
 from salt_distill.student_trainer.utilisation import Utilisation
 

@@ -11,6 +11,7 @@ import time
 import pytest
 from access_tools import ALICE, GROUP, JSON, OPERATOR, REPORT, bearer, write_tokens
 from service_tools import ARROW, Caller, clips_by_digest, wait_until
+from student_tools import open_source
 from teacher_tools import VIEW, batch_of, load_teacher, random_clips, serving
 from train_tools import ALONE, RandomClips, small_run
 
@@ -23,7 +24,6 @@ from salt_distill.common.targets import wire
 from salt_distill.student_trainer.loop import train_on
 from salt_distill.student_trainer.run_directory import claimed
 from salt_distill.student_trainer.targets.service_targets import ServiceTargets
-from salt_distill.student_trainer.targets.source import open_source
 from salt_distill.teacher_server.board.board import Board, Rates
 from salt_distill.teacher_server.http.access import Tokens, read_tokens
 from salt_distill.teacher_server.http.replica import ReplicaContext
@@ -354,7 +354,7 @@ def test_a_student_shows_its_token_and_leaves_it_nowhere(
             claimed(config) as checkpoint,
             contextlib.closing(open_source(config, run="alice")) as source,
         ):
-            train_on(RandomClips(config.view.clip_shape), source, config, ALONE, checkpoint)
+            train_on(RandomClips(config.view.clip_shape), [source], config, ALONE, checkpoint)
         monkeypatch.setenv("SALT_TOKEN", "wrong-" + 32 * "w")
         with pytest.raises(
             ValueError, match="the teacher refused a request: 401 a token is needed"

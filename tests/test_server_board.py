@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from access_tools import JSON
 from service_tools import Caller, GatedTeacher, clips_by_digest, wait_until
+from student_tools import open_source
 from teacher_tools import VIEW, load_teacher, serving
 from train_tools import metrics_line, small_run
 
 from salt_distill.common.config import StudentRun, TeacherRun, VJepaRun, shown_config
 from salt_distill.common.metrics import ServiceMetrics
 from salt_distill.common.protocol import MAX_CONFIG_BYTES, Progress
-from salt_distill.student_trainer.targets.source import open_source
 from salt_distill.teacher_server.board import board_file
 from salt_distill.teacher_server.board.board import Board, Ending
 from salt_distill.teacher_server.board.runs import LOST_S, MAX_POINTS, Curve

@@ -16,7 +16,7 @@ import torch
 from fault_tools import linked
 from serve_tools import descendants, end, start
 from service_tools import ARROW, Caller, clips_by_digest, wait_until
-from student_tools import run_of, train
+from student_tools import open_source, run_of, train
 from teacher_tools import load_teacher, save_teacher
 from train_tools import RandomClips
 
@@ -25,7 +25,6 @@ from salt_distill.common.local_ray import ray_to_join
 from salt_distill.common.targets import codec, wire
 from salt_distill.student_trainer.targets.client import TeacherMismatchError
 from salt_distill.student_trainer.targets.local_targets import LocalTargets
-from salt_distill.student_trainer.targets.source import open_source
 from salt_distill.teacher_server.ray_serve.ingress import haproxy_environment
 
 pytestmark = pytest.mark.faults

@@ -150,7 +150,7 @@ def test_a_grid_is_every_combination_for_every_run(write):
     assert {
         (run.optim.clip_grad, run.encoder.depth, run.data_seed, run.group, run.teacher_url)
         for run in runs.values()
-    } == {(2.0, 2, 0, "sizes", URL)}
+    } == {(2.0, 2, 0, "sizes", (URL,))}
     assert [run.seed for run in runs.values()] == [0, 0, 3, 3]
     assert list(
         runs_of(write({"preset": "nano", "common": {"data": "d"}, "grid": {"seed": [4, 5]}}, teacher_url=URL))

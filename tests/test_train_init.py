@@ -77,7 +77,7 @@ def test_a_run_says_what_it_started_from_also_when_it_goes_on_without_it(trained
 
     def train(config: TrainConfig) -> str | None:
         with claimed(config) as checkpoint:
-            train_on(RandomClips(config.view.clip_shape), None, config, ALONE, checkpoint)  # type: ignore[arg-type]
+            train_on(RandomClips(config.view.clip_shape), (), config, ALONE, checkpoint)  # type: ignore[arg-type]
         return read_config(config.out).init_fingerprint
 
     identity = train(run(steps=4))

@@ -27,7 +27,7 @@ def run_of(out: Path, **values) -> TrainConfig:
 def train(config: TrainConfig, clips: RandomClips | None = None) -> None:
     check_run(config)
     with claimed(config) as checkpoint:
-        train_on(clips or RandomClips(config.view.clip_shape), None, config, ALONE, checkpoint)  # type: ignore[arg-type]
+        train_on(clips or RandomClips(config.view.clip_shape), (), config, ALONE, checkpoint)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

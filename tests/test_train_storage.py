@@ -53,7 +53,7 @@ def train(config: TrainConfig, at: Callable[[int], None] = lambda step: None, *,
     torch.set_num_threads(1)
     check_run(config)
     with claimed(config) as checkpoint:
-        train_on(Clips(config, last_step, at), None, config, ALONE, checkpoint)  # type: ignore[arg-type]
+        train_on(Clips(config, last_step, at), (), config, ALONE, checkpoint)  # type: ignore[arg-type]
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -77,7 +77,7 @@ def test_the_gradient_is_cut_after_the_warm_up(clip):
         """That of the whole gradient before it was cut, those of encoder and predictor after."""
         objective, _ = new_model(config)
         optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
-        norm = update(objective, optimizer, replace(batch_of(config), step=step), None, config, ALONE).norm
+        norm = update(objective, optimizer, replace(batch_of(config), step=step), (), config, ALONE).norm
         encoder, predictor = (
             torch.cat([parameter.grad.flatten() for parameter in part.parameters()]).norm().item()
             for part in (objective.encoder, objective.predictor)
@@ -105,14 +105,14 @@ def test_groups_one_by_one_give_the_gradient_of_all_at_once():
     assert batch.clips.good.sum() == 29
 
     objective, _ = new_model(config)
-    losses = torch.cat([objective(*group.inputs) for group in batch.groups(None, CPU)], dim=1)
+    losses = torch.cat([objective(*group.inputs) for group in batch.groups((), CPU)], dim=1)
     whole = losses.mean(0)[torch.from_numpy(batch.clips.good)].mean()  # DESIGN section 4, Loss
     whole.backward()
     expected = [parameter.grad for parameter in objective.parameters()]
 
     again, _ = new_model(config)
     loss = update(
-        again, torch.optim.SGD(again.parameters(), lr=0.0, fused=True), batch, None, config, ALONE
+        again, torch.optim.SGD(again.parameters(), lr=0.0, fused=True), batch, (), config, ALONE
     ).loss
     torch.testing.assert_close(loss, whole.detach().double(), rtol=1e-6, atol=0)
     for parameter, gradient in zip(again.parameters(), expected, strict=True):
@@ -140,7 +140,7 @@ def test_a_step_casts_each_weight_once_for_all_groups_and_mask_sets_and_gives_th
     assert len(batch.masks) == 2
     with Casts() as casts:
         update(
-            objective, torch.optim.SGD(objective.parameters(), lr=0.0, fused=True), batch, None, config, ALONE
+            objective, torch.optim.SGD(objective.parameters(), lr=0.0, fused=True), batch, (), config, ALONE
         )
     weights = Counter(parameter.shape for parameter in objective.parameters() if parameter.ndim == 2)
     del weights[objective.predictor.mask_tokens.shape]
@@ -148,7 +148,7 @@ def test_a_step_casts_each_weight_once_for_all_groups_and_mask_sets_and_gives_th
 
     again, _ = new_model(config)
     num_good = int(batch.clips.good.sum())
-    for group in batch.groups(None, CPU):
+    for group in batch.groups((), CPU):
         with torch.autocast("cpu", torch.bfloat16):
             losses = again(*group.inputs)
         ((losses.mean(0) * group.good).sum() / num_good).backward()
@@ -163,7 +163,7 @@ def test_a_bad_clip_has_no_weight():
         objective := new_model(config)[0],
         torch.optim.SGD(objective.parameters(), lr=0.0, fused=True),
         batch,
-        None,
+        (),
         config,
         ALONE,
     ).loss
@@ -172,7 +172,7 @@ def test_a_bad_clip_has_no_weight():
         objective := new_model(config)[0],
         torch.optim.SGD(objective.parameters(), lr=0.0, fused=True),
         batch,
-        None,
+        (),
         config,
         ALONE,
     ).loss
@@ -182,7 +182,7 @@ def test_a_bad_clip_has_no_weight():
         objective := new_model(config)[0],
         torch.optim.SGD(objective.parameters(), lr=0.0, fused=True),
         batch,
-        None,
+        (),
         config,
         ALONE,
     ).loss
@@ -214,7 +214,7 @@ def step_of(device: torch.device) -> Callable[[int], None]:
 
     def step(number: int) -> None:
         set_schedule(optimizer, config.optim, step=number, steps=config.steps)
-        update(objective, optimizer, batches[number], None, config, worker)
+        update(objective, optimizer, batches[number], (), config, worker)
         objective.move_target_encoder(step=number, steps=config.steps)
 
     return step
@@ -258,7 +258,7 @@ def test_the_target_encoder_follows_the_encoder_and_is_the_result():
     )  # it starts as a copy
     optimizer = new_optimizer([objective.encoder, objective.predictor], config.optim)
     for step in (1, 2):
-        update(objective, optimizer, batch_of(config, step), None, config, ALONE)
+        update(objective, optimizer, batch_of(config, step), (), config, ALONE)
         objective.move_target_encoder(step=step, steps=10)
         momentum = 0.75 + 0.25 * (step - 1) / 10
         before = [
@@ -277,7 +277,7 @@ def test_the_moving_target_is_the_normalised_dense_forward():
     torch.nn.init.zeros_(
         objective.predictor.head.weight
     )  # the prediction is 0, so the loss is the target's mean size
-    group = next(iter(batch_of(config).groups(None, CPU)))
+    group = next(iter(batch_of(config).groups((), CPU)))
     losses = objective(*group.inputs)
     with torch.no_grad():
         dense = objective.target_encoder(normalise(group.pixels))
@@ -318,7 +318,7 @@ def test_activation_checkpointing_keeps_less():
             sizes.append(tensor.nbytes)
             return tensor
 
-        group = next(iter(batch_of(config).groups(None, CPU)))
+        group = next(iter(batch_of(config).groups((), CPU)))
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             objective(*group.inputs)
         return sum(sizes)
@@ -395,7 +395,7 @@ def test_bfloat16_keeps_weights_and_gradients_in_float32():
             objective,
             torch.optim.SGD(objective.parameters(), lr=0.0, fused=True),
             batch_of(config),
-            None,
+            (),
             config,
             ALONE,
         ).loss
@@ -423,7 +423,7 @@ def test_a_run_says_how_it_computed_and_may_compute_otherwise_when_it_goes_on(tm
     ):
         check_run(config)
         with claimed(config) as checkpoint:
-            train_on(RandomClips(config.view.clip_shape), None, config, ALONE, checkpoint)  # type: ignore[arg-type]
+            train_on(RandomClips(config.view.clip_shape), (), config, ALONE, checkpoint)  # type: ignore[arg-type]
     starts = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert [
         (start["after_step"], start["activation_checkpointing"], start["dtype"], start["decoder"])

@@ -111,7 +111,7 @@ def batch_of(config: TrainConfig, step: int = 1) -> Batch:
     """What the loop takes in a step, for one worker without a source of targets."""
     batches = Batches(
         reader=RandomClips(config.view.clip_shape),  # type: ignore[arg-type]
-        source=None,
+        sources=(),
         mask=config.mask,
         grid=token_grid(config.view, config.encoder),
         seed=config.seed,
@@ -126,7 +126,7 @@ def batch_of(config: TrainConfig, step: int = 1) -> Batch:
 def new_model(config: TrainConfig) -> tuple[Objective, CheckpointConfig]:
     """The model of a run, with mask tokens that are not zero: their gradient then reaches what is before
     them."""
-    objective, checkpoint_config = new_objective(config, None)
+    objective, checkpoint_config = new_objective(config)
     torch.nn.init.normal_(objective.predictor.mask_tokens, generator=torch.Generator().manual_seed(1))
     return objective, checkpoint_config
 
@@ -138,14 +138,14 @@ def tensors_of(objective: Objective) -> dict[str, dict[str, torch.Tensor]]:
 
 def train(config: TrainConfig, worker: Worker = ALONE) -> None:
     """Runs ``config`` as its command does, from its newest checkpoint."""
-    with claimed(config) as checkpoint, opened(config, worker) as (reader, source):
-        train_on(reader, source, config, worker, checkpoint)
+    with claimed(config) as checkpoint, opened(config, worker) as (reader, sources):
+        train_on(reader, sources, config, worker, checkpoint)
 
 
 def train_on_random_clips(config: TrainConfig, worker: Worker = ALONE) -> None:
     """Runs ``config`` from its start, without files of data."""
     clips = RandomClips(config.view.clip_shape, num_held_out(config))
-    train_on(clips, None, config, worker, None)  # type: ignore[arg-type]
+    train_on(clips, (), config, worker, None)  # type: ignore[arg-type]
 
 
 def num_held_out(config: TrainConfig) -> int:
@@ -190,7 +190,7 @@ def _train_rank(rank: int, pieces: list[Piece], folder: Path) -> None:
             claimed(piece.config) if rank == 0 else contextlib.nullcontext() as checkpoint,
             contextlib.suppress(StoppedError),
         ):
-            train_on(clips, None, piece.config, worker, checkpoint)  # type: ignore[arg-type]
+            train_on(clips, (), piece.config, worker, checkpoint)  # type: ignore[arg-type]
         (folder / f"slots-{number}-{rank}").write_text(json.dumps(clips.asked))
         torch.distributed.destroy_process_group()
 
@@ -223,7 +223,7 @@ def losses_and_gradients(compute: ComputeConfig, *, more_steps: int = 0) -> dict
     objective, _ = new_model(config)
     set_up(objective, compute, CPU)
     losses = torch.cat(
-        [objective(*group.inputs) for group in batch_of(config).groups(None, CPU)],
+        [objective(*group.inputs) for group in batch_of(config).groups((), CPU)],
         dim=1,
     )
     losses.mean().backward()
@@ -235,7 +235,7 @@ def losses_and_gradients(compute: ComputeConfig, *, more_steps: int = 0) -> dict
         **{name: tensor.clone() for name, tensor in gradients.items()},
     }
     for step in range(2, 2 + more_steps):
-        for group in batch_of(config, step).groups(None, CPU):
+        for group in batch_of(config, step).groups((), CPU):
             objective(*group.inputs).mean().backward()
     return results
 

@@ -70,6 +70,7 @@ from salt_distill.common.config.serve import (
     StatusConfig,
 )
 from salt_distill.common.config.service_client import OnTeacherLoss, ServiceClientConfig
+from salt_distill.common.config.student import StudentRun
 from salt_distill.common.config.sweep import SweepConfig, SweepFile
 from salt_distill.common.config.tables import ReportConfig, TableConfig
 from salt_distill.common.config.token import TokenConfig
@@ -77,7 +78,6 @@ from salt_distill.common.config.train import (
     ComputeConfig,
     ComputeDtype,
     Sharding,
-    StudentRun,
     TeacherComputeConfig,
     TeacherRun,
     TrainConfig,

@@ -2,10 +2,10 @@
 
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from salt_distill.common.text_files import read_text
 
@@ -13,6 +13,19 @@ ConfigValues = dict[str, Any]
 """Values of a configuration by key, nested as YAML gives them, before a ``Config`` has checked them."""
 _MAX_VALUES = 100_000
 """Of a YAML text."""
+T = TypeVar("T")
+
+
+def _listed(value: Any) -> Any:
+    return () if value is None else value if isinstance(value, list | tuple) else (value,)
+
+
+def _plain(values: tuple[Any, ...]) -> Any:
+    return None if not values else values[0] if len(values) == 1 else list(values)
+
+
+Several = Annotated[tuple[T, ...], BeforeValidator(_listed), PlainSerializer(_plain)]
+"""None, one or more. In files none is null, and one stands there by itself, not in a list."""
 
 
 class Config(BaseModel):

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
-from salt_distill.common.config.base import Config, ConfigValues
+from salt_distill.common.config.base import Config, ConfigValues, Several
 
 
 class SweepConfig(Config):
@@ -14,8 +14,8 @@ class SweepConfig(Config):
     """YAML file of the sweep: preset, common values, runs and grid."""
     out: str
     """Folder of the sweep: a run directory for each run, their logs, summary.json."""
-    teacher_url: str | None = None
-    """A teacher service, as `salt-serve teacher` prints it; instead of one in the file."""
+    teacher_url: Several[str] = ()
+    """A teacher service, as `salt-serve teacher` prints it; instead of what the file has."""
     address: str | None = None
     """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the
     command."""

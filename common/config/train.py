@@ -23,13 +23,11 @@ from salt_distill.common.config.model import (
     GpuName,
     MaskConfig,
     PredictorConfig,
-    TargetDtype,
     ViewConfig,
     Views,
     require_whole_cubes,
 )
-from salt_distill.common.config.service_client import OnTeacherLoss, ServiceClientConfig
-from salt_distill.common.config.wrong_values import Name, shown
+from salt_distill.common.config.wrong_values import shown
 
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 
@@ -200,6 +198,11 @@ class TrainConfig(Config):
         return for_workers if self.wandb is None else (*for_workers, "wandb")
 
     @property
+    def loss_shares(self) -> tuple[float, ...]:
+        """Of each teacher's loss in the run's, together 1; of a run without teachers that of its one loss."""
+        return (1.0,)
+
+    @property
     def fewest_workers(self) -> int:
         """Workers that the run needs at least."""
         return int(str(self.workers).partition(":")[0])
@@ -272,101 +275,6 @@ class TeacherRun(TrainConfig):
     pixel_norm: Annotated[Literal["channel", "joint"], Shown()] = "channel"
     """Pixels of a cube are normalised per channel (VideoMAE, the paper), or over all channels together
     (MAE)."""
-
-
-class StudentRun(TrainConfig):
-    """Stage 2, SALT: predict a frozen teacher's latents. One of the three sources of targets; beside a
-    service, a teacher in reserve."""
-
-    paths = (*TrainConfig.paths, "targets", "teacher_ckpt", "cache", "teacher_token_file", "teacher_ca")
-    objective = "salt"
-
-    teacher_url: Annotated[
-        str | None,
-        OnResume(
-            "the source of targets may move or be another; the teacher's fingerprint and compute are compared"
-            " with the checkpoint's"
-        ),
-    ] = None
-    """A teacher service, as `salt-serve teacher` prints it."""
-    teacher_token_file: Annotated[str | None, OnResume("how the source is reached")] = None
-    """File that holds the access token of `--teacher-url`, and nothing else; None: the environment variable
-    SALT_TOKEN, if it is set."""
-    teacher_ca: Annotated[str | None, OnResume("how the source is reached")] = None
-    """Certificates that an https `--teacher-url` may be signed by, a PEM file; None: those that the machine
-    trusts."""
-    targets: Annotated[str | None, OnResume("as `teacher_url`")] = None
-    """A target cache, as `salt-serve precompute` writes it, or its address in an object store: it is then
-    copied to this machine first."""
-    teacher_ckpt: Annotated[str | None, OnResume("as `teacher_url`")] = None
-    """A frozen encoder, as `salt-serve teacher --ckpt` takes it: the teacher runs in the student's own
-    process, on the student's clips."""
-    target_dtype: Annotated[TargetDtype, Shown()] = "float16"
-    """Rounding of the targets; the same in every source."""
-    on_teacher_loss: Annotated[OnTeacherLoss, OnResume("what follows when the service stays away")] = "fail"
-    """What follows when a service fails for longer than `client.retry_budget_s`: `fail` stops the run, `wait`
-    asks on for ever, `local` computes with the teacher of `--teacher-ckpt` in this process until the service
-    answers again."""
-    masked_targets: Annotated[bool, Shown(), OnResume("fewer bytes, the same losses")] = False
-    """Ask a service only for the tokens that the masks hide: fewer bytes, the same losses."""
-    cache: Annotated[str | None, OnResume("speed")] = None
-    """Folder that keeps what a service gave, for the next epoch or run: a clip is looked up there before the
-    service is asked. Any number of runs and ranks may share it. For pinned views (`--views K`): fresh ones
-    are not seen again."""
-    group: Annotated[Name | None, Shown(), OnResume("which runs wait for each other")] = None
-    """Runs that share a service's work under this name: those ahead wait before the others would find targets
-    gone and compute them again."""
-    teacher: Annotated[TeacherComputeConfig, Shown()] = TeacherComputeConfig()
-    client: Annotated[ServiceClientConfig, OnResume("how the source is asked")] = ServiceClientConfig()
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        given = [
-            name for name in ("teacher_url", "targets", "teacher_ckpt") if getattr(self, name) is not None
-        ]
-        flags = ", ".join("--" + name.replace("_", "-") for name in given) or "none"
-        if self.on_teacher_loss == "local":
-            if given != ["teacher_url", "teacher_ckpt"]:
-                raise ValueError(
-                    f"got --on-teacher-loss local with {flags}, expected --teacher-url, and --teacher-ckpt as"
-                    " the reserve"
-                )
-            return self
-        if self.gpu is not None and not given:
-            return self  # a count needs no targets
-        if len(given) != 1:
-            raise ValueError(
-                f"got {flags}, expected exactly one source of targets: --teacher-url, --targets or"
-                " --teacher-ckpt"
-            )
-        for name in (
-            "on_teacher_loss",
-            "masked_targets",
-            "group",
-            "cache",
-            "teacher_token_file",
-            "teacher_ca",
-        ):
-            if self.teacher_url is None and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(
-                    f"got --{name.replace('_', '-')} with {flags}, expected it with --teacher-url: it is"
-                    " about a service"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _cacheable(self) -> Self:
-        if self.cache is not None and self.masked_targets:
-            raise ValueError(
-                "got --cache with --masked-targets, expected one of them: a cache holds whole targets, for"
-                " any mask"
-            )
-        if self.cache is not None and self.views == "fresh":
-            raise ValueError(
-                "got --cache with --views fresh, expected --views K: fresh views are not seen again, and"
-                " would fill the disk"
-            )
-        return self
 
 
 class VJepaRun(TrainConfig):

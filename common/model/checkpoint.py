@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from salt_distill.common.config import (
     ViewConfig,
     is_whole_cubes,
 )
+from salt_distill.common.config.base import Several
 from salt_distill.common.model.frozen import AbsoluteConfig, FrozenEncoder
 from salt_distill.common.model.grid import TokenGrid, token_grid
 from salt_distill.common.model.hugging_face import hf_model_type, open_hf
@@ -68,8 +70,8 @@ class CheckpointConfig(Config):
     """Optimizer steps behind it."""
     encoder: EncoderConfig
     predictor: PredictorConfig
-    predictor_out_width: PositiveInt
-    """Channels of the predictor's output: the teacher's width, or the values of a cube of pixels."""
+    predictor_out_width: Several[PositiveInt]
+    """Channels of the predictor's output: each teacher's width, or the values of a cube of pixels."""
     view: ViewConfig
     """The clips it was trained on."""
     mask: MaskConfig
@@ -79,8 +81,8 @@ class CheckpointConfig(Config):
     """Subtracted from RGB in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
     """Divides RGB in [0, 1] after the mean."""
-    teacher_fingerprint: str | None = None
-    """The frozen teacher that it learned from, if one."""
+    teacher_fingerprint: Several[str] = ()
+    """The frozen teachers that it learned from, if any."""
     init_fingerprint: str | None = None
     """The encoder that it started from, if one (`--init`)."""
 
@@ -89,13 +91,33 @@ class CheckpointConfig(Config):
         """The token grid of a clip."""
         return token_grid(self.view, self.encoder)
 
+    @property
+    def head_of(self) -> dict[str, slice]:
+        """By a teacher's fingerprint, the channels of the predictor's output that predict it."""
+        ends = itertools.accumulate(self.predictor_out_width)
+        return {
+            teacher: slice(end - width, end)
+            for teacher, width, end in zip(
+                self.teacher_fingerprint, self.predictor_out_width, ends, strict=False
+            )
+        }
+
+    def require_teacher(self, fingerprint: str, path: str | Path, given: str) -> None:
+        """Raises ValueError unless the checkpoint at ``path`` learned from the teacher ``given``."""
+        if fingerprint not in self.teacher_fingerprint:
+            own = " or ".join(teacher[:12] for teacher in self.teacher_fingerprint) or "none"
+            raise ValueError(
+                f"{path}: got teacher {given} with fingerprint {fingerprint[:12]}, expected {own}, which it"
+                " learned from"
+            )
+
 
 def new_predictor(config: CheckpointConfig) -> Predictor:
     """The predictor that a checkpoint holds, parameters not yet filled."""
     return Predictor(
         config.predictor,
         in_width=config.encoder.width,
-        out_width=config.predictor_out_width,
+        out_width=sum(config.predictor_out_width),
         num_mask_tokens=len(config.mask.sets),
         rope=config.encoder.rope,
         norm_eps=config.encoder.norm_eps,
@@ -258,10 +280,14 @@ def load_vit(path: str | Path) -> Encoder:
     return encoder.eval()
 
 
-def load_predictor(path: str | Path) -> Predictor:
-    """The predictor of a checkpoint, in eval mode."""
-    predictor = new_predictor(read_config(path))
+def load_predictor(path: str | Path, teacher: str | None = None) -> Predictor:
+    """The predictor of a checkpoint, in eval mode. ``teacher``: fingerprint of the one whose latents alone it
+    is to predict; None: all, one after the other."""
+    config = read_config(path)
+    predictor = new_predictor(config)
     load_module(predictor, find_checkpoint(path), "predictor.safetensors")
+    if teacher is not None and len(config.head_of) > 1:
+        predictor.keep_outputs(config.head_of[teacher])
     return predictor.eval()
 
 

@@ -54,7 +54,8 @@ def export(choice: ExportConfig, console: Console = console) -> None:
     if choice.format == "hf":
         require_square(config.view, choice.ckpt)
     obstacle = _obstacle(config)
-    predictor = load_predictor(choice.ckpt) if obstacle is None else None
+    teacher = _head(config)
+    predictor = load_predictor(choice.ckpt, teacher) if obstacle is None else None
     if choice.format == "hf":
         with whole_folder(out) as partial, disk_errors(out):
             _write_hf(partial, config, encoder.load(), predictor)
@@ -63,6 +64,8 @@ def export(choice: ExportConfig, console: Console = console) -> None:
         with whole_file(out) as partial, disk_errors(out):
             _write_vjepa2(partial, config, encoder.load(), predictor)
     held = "encoder and predictor" if obstacle is None else f"the encoder alone: {obstacle}"
+    if obstacle is None and len(config.teacher_fingerprint) > 1:
+        held += f", which predicts teacher {(teacher or '')[:12]} alone"
     console.print(f"{out}: {held}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -82,12 +85,20 @@ def _obstacle(config: CheckpointConfig) -> str | None:
         return "its predictor predicts pixels"
     if config.view.height != config.view.width:
         return "V-JEPA 2's predictor takes its positions from the grid of a square clip"
-    if config.predictor_out_width != config.encoder.width:
+    if config.encoder.width not in config.predictor_out_width:
         return (
-            f"its predictor predicts latents of {config.predictor_out_width} channels, the encoder's have"
+            "its predictor predicts latents of"
+            f" {', '.join(map(str, config.predictor_out_width))} channels, the encoder's have"
             f" {config.encoder.width}"
         )
     return None
+
+
+def _head(config: CheckpointConfig) -> str | None:
+    """The first teacher as wide as the encoder: of several, the one whose latents the predictor is exported
+    with."""
+    widths = {teacher: rows.stop - rows.start for teacher, rows in config.head_of.items()}
+    return next((teacher for teacher, width in widths.items() if width == config.encoder.width), None)
 
 
 def _write_hf(out: Path, config: CheckpointConfig, encoder: nn.Module, predictor: Predictor | None) -> None:

@@ -44,8 +44,9 @@ def model_card(config: CheckpointConfig, *, name: str, obstacle: str | None) -> 
         step=config.step,
         teacher=(
             ""
-            if config.teacher_fingerprint is None
-            else f", frozen teacher `{config.teacher_fingerprint[:12]}`"
+            if not config.teacher_fingerprint
+            else f", frozen teacher{'s' * (len(config.teacher_fingerprint) > 1)} "
+            + ", ".join(f"`{teacher[:12]}`" for teacher in config.teacher_fingerprint)
         ),
         predictor=predictor,
         **config.encoder.model_dump(),

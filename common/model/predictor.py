@@ -15,6 +15,12 @@ class Predictor(nn.Module):
     One mask token per mask set, so that each is trained (V-JEPA; V-JEPA 2 shares one and leaves the others
     without gradient). With full attention the order of the tokens does not matter: positions enter through
     RoPE alone.
+
+    Note [heads]: several teachers share everything but the last linear map, of which each has its own rows,
+    in their order. AM-RADIO (arXiv:2312.06709) shares the student and gives each teacher a small head. MVD
+    (arXiv:2212.04500) gives each a decoder of its own, with mask token and projection. Its decoders have two
+    blocks; ours has twelve, a third of the matrix products of a ViT-L student's step: each teacher more would
+    cost as much again.
     """
 
     def __init__(
@@ -41,6 +47,12 @@ class Predictor(nn.Module):
         """Fills every parameter; mask tokens start at zero (V-JEPA 2's ``zero_init_mask_tokens``)."""
         init_weights(self, generator, std=std)
         nn.init.zeros_(self.mask_tokens)
+
+    def keep_outputs(self, channels: slice) -> None:
+        """Predicts these channels alone from here on."""
+        head = nn.Linear(self.head.in_features, channels.stop - channels.start)
+        head.load_state_dict({name: tensor[channels] for name, tensor in self.head.state_dict().items()})
+        self.head = head
 
     def forward(
         self,

@@ -7,17 +7,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from salt_distill.common.config import FrozenConfig, explain, load_yaml
+from salt_distill.common.config.base import Several
 from salt_distill.common.model.checkpoint import POINTER, open_encoder, read_config
 from salt_distill.common.model.teacher import fingerprint
 from salt_distill.common.text_files import read_text
 from salt_distill.student_trainer.run_directory import read_metrics
 
 Objective = Literal["vpixel", "salt", "vjepa"]
-_SOURCES = {"targets": "cache", "teacher_url": "service", "teacher_ckpt": "in-process"}
+_SOURCES = {"teacher_url": "service", "targets": "cache", "teacher_ckpt": "in-process"}
 """What a student's configuration has, and where its targets come from then."""
+_TEACHERS: TypeAdapter[tuple[str, ...]] = TypeAdapter(Several[str])
 
 
 class _Part(BaseModel):
@@ -55,8 +57,8 @@ class RunResults(_Part):
     """Of ``summary.json``."""
 
     objective: Objective
-    source: str | None
-    """Where a student's targets came from: service, cache or in-process."""
+    source: Several[str]
+    """Where the targets of each of a student's teachers came from: service, cache or in-process."""
     steps: int
     batch_size: int
     loss_first: float
@@ -68,7 +70,7 @@ class RunResults(_Part):
     teacher_wait_ms: float | None
     """Milliseconds of a step that waited for targets."""
     num_parameters: ParameterCounts
-    teacher: TeacherName | None
+    teacher: Several[TeacherName]
 
 
 class LoggedStep(_Part):
@@ -96,9 +98,9 @@ class FinishedRun:
         return self.results.objective
 
     @property
-    def teacher_fingerprint(self) -> str | None:
-        """The frozen teacher it learned from, if one."""
-        return None if self.results.teacher is None else self.results.teacher.fingerprint
+    def teacher_fingerprints(self) -> tuple[str, ...]:
+        """The frozen teachers it learned from."""
+        return tuple(teacher.fingerprint for teacher in self.results.teacher)
 
     @property
     def is_initialised(self) -> bool:
@@ -121,17 +123,17 @@ class UnfinishedRun:
     name: str
     path: Path
     objective: Objective
-    source: str | None
-    """Where a student's targets come from."""
+    source: tuple[str, ...]
+    """Where the targets of each of a student's teachers come from."""
     num_steps: int
     """Of the whole run."""
     metrics: list[LoggedStep]
     """So far; may be empty."""
 
     @property
-    def teacher_fingerprint(self) -> str | None:
-        """The frozen teacher that its newest checkpoint learned from; None without one."""
-        return read_config(self.path).teacher_fingerprint if (self.path / POINTER).is_file() else None
+    def teacher_fingerprints(self) -> tuple[str, ...]:
+        """The frozen teachers that its newest checkpoint learned from; none without one."""
+        return read_config(self.path).teacher_fingerprint if (self.path / POINTER).is_file() else ()
 
 
 def objective_of(values: Mapping[str, Any]) -> Objective:
@@ -143,14 +145,20 @@ def read_unfinished(path: Path) -> UnfinishedRun:
     """A run that has no summary yet. Raises ValueError where its configuration is no run's."""
     values = load_yaml(path / "config.yaml")
     objective = objective_of(values)
-    given = [source for key, source in _SOURCES.items() if values.get(key) is not None]
+    reserve = ["teacher_ckpt"] if values.get("on_teacher_loss") == "local" else []
+    given = [
+        source
+        for key, source in _SOURCES.items()
+        if key not in reserve
+        for _ in _TEACHERS.validate_python(values.get(key))
+    ]
     if not isinstance(values.get("steps"), int):
         raise ValueError(f"{path}: got a config.yaml without steps, expected that of a run of `salt-train`")
     return UnfinishedRun(
         name=path.resolve().name,
         path=path,
         objective=objective,
-        source=given[0] if given and objective == "salt" else None,
+        source=tuple(given) if objective == "salt" else (),
         num_steps=values["steps"],
         metrics=[LoggedStep.model_validate(line) for line in read_metrics(path)],
     )

@@ -1,6 +1,7 @@
 """The loss on clips that no run has learned from, under masks that stay: of checkpoints, or while a run
 trains."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from salt_distill.common.model.masking import MaskGroup, mask_group
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.student_trainer.batches import Batch
 from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun
-from salt_distill.student_trainer.objective import Objective
+from salt_distill.student_trainer.objective import Objective, of_teachers
 from salt_distill.student_trainer.salt import Salt
 from salt_distill.student_trainer.vpixel import VPixel
 
@@ -55,17 +56,17 @@ def held_out_masks(
 def clip_losses(
     objective: Objective,
     batch: Batch,
-    targets: Shaped[Tensor, "b n d"] | None,
+    targets: Sequence[Shaped[Tensor, "b n _"]],
     device: torch.device,
     num_passes: int | None = None,
-) -> Float[Tensor, " b"]:
-    """The training loss of each clip, the mean over the mask sets, in float64; 0 where one is bad.
-    ``num_passes``: as ``Batch.groups`` takes it."""
+) -> Float[Tensor, "teachers b"]:
+    """The training loss of each clip for each teacher (one loss where there is none), the mean over the mask
+    sets, in float64; 0 where one is bad. ``num_passes``: as ``Batch.groups`` takes it."""
     losses = [
-        objective(*group.inputs).double().mean(0) * group.good
+        torch.stack(of_teachers(objective(*group.inputs).double(), len(targets))) * group.good
         for group in batch.groups(targets, device, num_passes)
     ]
-    return torch.cat(losses)[: len(batch.clips.good)]
+    return torch.cat(losses, dim=1)[:, : len(batch.clips.good)]
 
 
 def held_out_loss(
@@ -74,7 +75,7 @@ def held_out_loss(
     config: CheckpointConfig,
     *,
     seed: int,
-    targets: Float[Tensor, "b n d"] | None,
+    targets: Sequence[Float[Tensor, "b n d"]] = (),
     device: torch.device,
 ) -> float:
     """The training loss, of these clips, under masks that ``seed`` draws: the mean over clips and mask
@@ -82,7 +83,7 @@ def held_out_loss(
     masks = held_out_masks(config.mask, config.grid, seed=seed, num_clips=len(clips))
     good = np.ones(len(clips), bool)
     batch = ClipBatch(pixels=clips, digests=(), keys=(), views=(), good=good)
-    of_step = Batch(step=0, clips=batch, masks=masks, target=None)
+    of_step = Batch(step=0, clips=batch, masks=masks)
     return float(clip_losses(objective.to(device), of_step, targets, device).mean())
 
 
@@ -91,12 +92,14 @@ def student_loss(
     clips: UInt8[np.ndarray, "b t h w 3"],
     *,
     seed: int,
+    teacher: str,
     targets: Float[Tensor, "b n d"],
     device: torch.device,
 ) -> float:
-    """L1 of a student to its teacher's latents."""
-    objective = Salt(load_vit(checkpoint), load_predictor(checkpoint))
-    return held_out_loss(objective, clips, read_config(checkpoint), seed=seed, targets=targets, device=device)
+    """L1 of a student to the latents, ``targets``, of the teacher with this fingerprint."""
+    objective = Salt(load_vit(checkpoint), load_predictor(checkpoint, teacher))
+    config = read_config(checkpoint)
+    return held_out_loss(objective, clips, config, seed=seed, targets=[targets], device=device)
 
 
 def vpixel_loss(
@@ -109,4 +112,4 @@ def vpixel_loss(
 ) -> float:
     """Mean squared error of a V-Pixel teacher's own training."""
     objective = VPixel(load_vit(checkpoint), load_predictor(checkpoint), pixel_norm=pixel_norm)
-    return held_out_loss(objective, clips, read_config(checkpoint), seed=seed, targets=None, device=device)
+    return held_out_loss(objective, clips, read_config(checkpoint), seed=seed, device=device)

@@ -120,12 +120,9 @@ def predictions(
         tubelet_size=config.encoder.tubelet_size,
     )
     frozen = Teacher(open_encoder(choice), TeacherComputeConfig(batch_size=1), torch.device("cpu"))
-    if frozen.spec.fingerprint != config.teacher_fingerprint:
-        raise ValueError(
-            f"{path}: got teacher {teacher} with fingerprint {frozen.spec.fingerprint[:12]}, expected the one"
-            f" that it learned from, {(config.teacher_fingerprint or 'none')[:12]}"
-        )
-    encoder, predictor = load_vit(path), load_predictor(path)
+    config.require_teacher(frozen.spec.fingerprint, path, teacher)
+    encoder, predictor = load_vit(path), load_predictor(path, frozen.spec.fingerprint)
+    of_several = f" of {frozen.spec.name}" if len(config.teacher_fingerprint) > 1 else ""
     for row, clip in enumerate(clips):
         target = frozen.forward(clip[None])
         pixels = normalise(torch.from_numpy(clip)[None], config.mean, config.std)
@@ -135,7 +132,8 @@ def predictions(
                 pixels, target, mask, row, set_idx, encoder=encoder, predictor=predictor, grid=config.grid
             )
             title = (
-                f"{name} predicts, {describe(mask_set)}: cosine with the target, mean {cosine.nanmean():.2f}"
+                f"{name} predicts{of_several}, {describe(mask_set)}: cosine with the target, mean"
+                f" {cosine.nanmean():.2f}"
             )
             panels.append(_panel(title, paint_agreement(cosine, clip, config.grid), config))
         yield panels

@@ -1,7 +1,7 @@
 """`salt-eval select`: which run is best, from its loss on held-out clips (arXiv:2509.24317, Figure 3), or
 from its teacher's (Figures 9 and 10)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -114,14 +114,10 @@ def _require_comparable(
                 f"got {run.path}, a run of {run.objective}, expected students of a frozen teacher: only their"
                 " losses mean the same"
             )
-        if configs[run.name].teacher_fingerprint not in fingerprints:
-            raise ValueError(
-                f"got {run.path}, whose teacher is {(configs[run.name].teacher_fingerprint or 'none')[:12]},"
-                f" expected one of those given as --teacher: {', '.join(name[:12] for name in fingerprints)}"
-            )
+        _teacher_of(run, configs[run.name], fingerprints)
     if config.by not in ("student-loss", "student-rankme"):
         return
-    targets = {configs[run.name].teacher_fingerprint for run in runs}
+    targets = {_teacher_of(run, configs[run.name], fingerprints) for run in runs}
     if len(targets) > 1:
         raise ValueError(
             f"got runs of {len(targets)} teachers, expected one: losses against different targets say"
@@ -137,6 +133,24 @@ def _require_comparable(
             )
 
 
+def _teacher_of(run: FinishedRun, config: CheckpointConfig, given: Collection[str]) -> str:
+    """Fingerprint of the one among ``given`` that a run learned from. Raises ValueError where none of them or
+    several are."""
+    of_run = [teacher for teacher in config.teacher_fingerprint if teacher in given]
+    if len(of_run) > 1:
+        raise ValueError(
+            f"got {run.path}, which learned from {' and '.join(teacher[:12] for teacher in of_run)}, expected"
+            " one --teacher of these: it is measured by one teacher's targets"
+        )
+    if not of_run:
+        own = ", ".join(teacher[:12] for teacher in config.teacher_fingerprint)
+        raise ValueError(
+            f"got {run.path}, whose teacher is {own or 'none'}, expected one of those given as --teacher:"
+            f" {', '.join(name[:12] for name in given)}"
+        )
+    return of_run[0]
+
+
 Measurements = Iterator[tuple[FinishedRun, Path, float]]
 """A run, one of its checkpoints, and the number that is held against its accuracy."""
 
@@ -150,13 +164,17 @@ def _student_losses(
     """Of every checkpoint."""
     student = configs[runs[0].name]
     _, clips = first_clips(config.data, config.split, student.view, config.loader, config.num_clips)
-    _, teacher = teachers[student.teacher_fingerprint or ""]
+    identity = _teacher_of(runs[0], student, teachers)
+    _, teacher = teachers[identity]
     targets = targets_of(teacher, clips, config.batch_size)
     todo = [(run, path) for run in runs for path in checkpoints(run)]
     for run, path in track(
         todo, description="held-out loss", console=console, transient=True, disable=not console.is_terminal
     ):
-        yield run, path, student_loss(path, clips, seed=config.seed, targets=targets, device=_device())
+        loss = student_loss(
+            path, clips, seed=config.seed, teacher=identity, targets=targets, device=_device()
+        )
+        yield run, path, loss
 
 
 def _of_teachers(
@@ -168,7 +186,7 @@ def _of_teachers(
     """What each run's teacher is worth by itself, for the run's newest checkpoint."""
     worth: dict[str, float] = {}
     for run in runs:
-        path, _ = teachers[configs[run.name].teacher_fingerprint or ""]
+        path, _ = teachers[_teacher_of(run, configs[run.name], teachers)]
         if path not in worth:
             worth[path] = _rank_of(config, path) if config.by == "rankme" else _loss_of(config, path)
         yield run, find_checkpoint(run.path), worth[path]

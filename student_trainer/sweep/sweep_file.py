@@ -50,8 +50,8 @@ def runs_of(config: SweepConfig) -> dict[str, StudentRun]:
     sources = {(run.teacher_url, run.targets, run.teacher_ckpt) for run in runs.values()}
     if len(sources) > 1:
         raise ValueError(
-            f"{config.file}: got {len(sources)} sources of targets, expected one: losses under different"
-            " teachers do not compare"
+            f"{config.file}: got {len(sources)} sources of targets, expected one, or the same of several"
+            " teachers: losses under different teachers do not compare"
         )
     return runs
 
@@ -78,9 +78,9 @@ def _run(config: SweepConfig, file: SweepFile, where: _Where, *own: ConfigValues
         raise ValueError(
             f"{where()}: got {', '.join(decided)}, expected none of it in the file: the sweep decides that"
         )
-    if config.teacher_url is not None:
+    if config.teacher_url:
         values["teacher_url"] = config.teacher_url
-    if values.get("teacher_url") is not None:
+    if values.get("teacher_url"):
         values = {"group": _group(config)} | values
     out = Path(config.out) / where.run
     preset, mask = values.pop("preset", file.preset), values.get("mask")

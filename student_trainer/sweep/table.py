@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from rich import box
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
 from salt_distill.common.config import StudentRun
+from salt_distill.common.config.base import Several
 from salt_distill.common.credentials import access_token
 from salt_distill.student_trainer.evaluation.report.sharing import (
     NOTHING,
@@ -54,46 +55,52 @@ class SweepSummary(BaseModel, frozen=True):
     """``summary.json`` of a sweep."""
 
     runs: dict[str, DoneRun | FailedRun]
-    sharing: Sharing | None
-    """What one teacher for all runs saved; None without a service that could say it."""
+    sharing: Several[Sharing]
+    """What one teacher for all runs saved, of each service; None where they could not say it."""
+
+
+_EARLIER = TypeAdapter(Several[SharingCounters])
 
 
 class SharedWork:
-    """What the service did inside the block, and in earlier parts of the same sweep; nothing where the runs
+    """What each service did inside the block, and in earlier parts of the same sweep; nothing where the runs
     use none."""
 
     def __init__(self, config: StudentRun, summary: Path) -> None:
-        """``config``: of any of the runs, which share a teacher. ``summary``: of the sweep, as an earlier
-        part left it."""
-        self._client = None
-        if config.teacher_url is not None:
+        """``config``: of any of the runs, which share their teachers. ``summary``: of the sweep, as an
+        earlier part left it."""
+        self._clients = []
+        for url in config.teacher_url:
             token = access_token(config.teacher_token_file)
-            self._client = ServiceClient(
-                config.teacher_url, config.client, "sweep", token=token, ca=config.teacher_ca
+            self._clients.append(
+                ServiceClient(url, config.client, "sweep", token=token, ca=config.teacher_ca)
             )
-        earlier = json.loads(summary.read_text())["sharing"] if summary.exists() else None
-        self._earlier = NOTHING if earlier is None else SharingCounters.model_validate(earlier)
+        earlier = _EARLIER.validate_python(
+            json.loads(summary.read_text())["sharing"] if summary.exists() else None
+        )
+        self._earlier = earlier or (NOTHING,) * len(self._clients)
 
     def __enter__(self) -> Self:
-        self._before = NOTHING if self._client is None else _status(self._client).counters
+        self._before = [_status(client).counters for client in self._clients]
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._client is not None:
-            self._client.close()
+        for client in self._clients:
+            client.close()
 
-    def sharing(self) -> Sharing | None:
-        """Of the sweep so far; None without a service, or where it has gone."""
-        if self._client is None:
-            return None
+    def sharing(self) -> tuple[Sharing, ...]:
+        """Of the sweep so far, of each service; none where one has gone."""
         try:
-            status = _status(self._client)
+            statuses = [_status(client) for client in self._clients]
         except TeacherUnavailableError:
-            return None
-        now, before = status.counters, self._before
-        if now.clips_served < before.clips_served:  # it was started again meanwhile, and counts from zero
-            before = NOTHING
-        return status.sharing(SharingCounters.total((1, now), (-1, before), (1, self._earlier)))
+            return ()
+        found = []
+        for status, before, earlier in zip(statuses, self._before, self._earlier, strict=True):
+            now = status.counters
+            if now.clips_served < before.clips_served:  # it was started again meanwhile, and counts from zero
+                before = NOTHING
+            found.append(status.sharing(SharingCounters.total((1, now), (-1, before), (1, earlier))))
+        return tuple(found)
 
 
 def summarise(runs: Mapping[str, StudentRun], failed: Mapping[str, str], shared: SharedWork) -> SweepSummary:
@@ -130,13 +137,13 @@ def print_table(summary: SweepSummary) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, 110)  # a wide table is read by scrolling, not cut off
     console.print(table)
-    console.print(_saved(summary), soft_wrap=True)
+    for sharing in summary.sharing:
+        console.print(_saved(summary, sharing), soft_wrap=True)
+    if not summary.sharing:
+        console.print("No teacher service that could say what sharing saved.")
 
 
-def _saved(summary: SweepSummary) -> str:
-    sharing = summary.sharing
-    if sharing is None:
-        return "No teacher service that could say what sharing saved."
+def _saved(summary: SweepSummary, sharing: Sharing) -> str:
     spent = sum(run.flops for run in summary.runs.values() if isinstance(run, DoneRun))
     share = f", {sharing.flops_saved / spent:.0%} of what the runs would have taken alone" if spent else ""
     return (

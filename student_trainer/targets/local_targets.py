@@ -12,9 +12,8 @@ from salt_distill.common.config import (
 )
 from salt_distill.common.metrics_line import MetricsLine
 from salt_distill.common.model.masking import MaskGroup
-from salt_distill.common.model.teacher import Teacher, TeacherSpec
+from salt_distill.common.model.teacher import Teacher
 from salt_distill.common.targets import codec
-from salt_distill.student_trainer.targets.client import require_same_teacher
 
 
 class LocalTargets:
@@ -35,10 +34,6 @@ class LocalTargets:
     ) -> Future[Shaped[Tensor, "b n packed"]]:
         """See TargetSource."""
         return self._pool.submit(self._compute, batch)
-
-    def require(self, spec: TeacherSpec) -> None:
-        """See TargetSource."""
-        require_same_teacher(self.spec, spec)
 
     def report(self, line: MetricsLine, *, is_last: bool = False) -> None:
         """Nobody watches."""

@@ -12,7 +12,6 @@ from salt_distill.common.config import (
 )
 from salt_distill.common.metrics_line import MetricsLine
 from salt_distill.common.model.masking import MaskGroup
-from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.student_trainer.targets.client import TeacherMismatchError, require_same_teacher
 from salt_distill.student_trainer.targets.local_targets import LocalTargets
 from salt_distill.student_trainer.targets.retry import TeacherUnavailableError
@@ -54,10 +53,6 @@ class ReservedTargets:
 
         self._service.request(batch, masks=masks, slot=slot).add_done_callback(served)
         return whole
-
-    def require(self, spec: TeacherSpec) -> None:
-        """See TargetSource."""
-        require_same_teacher(self.spec, spec)
 
     def report(self, line: MetricsLine, *, is_last: bool = False) -> None:
         """See TargetSource."""

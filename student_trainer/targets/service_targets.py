@@ -114,10 +114,6 @@ class ServiceTargets:
         parts.sort(key=lambda part: part.slots.start)
         return _when_all([self._pool.submit(self._fill, part) for part in parts], out)
 
-    def require(self, spec: TeacherSpec) -> None:
-        """See TargetSource."""
-        require_same_teacher(self.spec, spec)
-
     def report(self, line: MetricsLine, *, is_last: bool = False) -> None:
         """Sends a line of metrics to the service's board, in the background; a board that does not take it
         stops no run."""

@@ -17,10 +17,8 @@ from salt_distill.common.data.views import VIEW_VERSION, view_facts
 from salt_distill.common.folders.fetched import fetched
 from salt_distill.common.metrics_line import MetricsLine
 from salt_distill.common.model.masking import MaskGroup
-from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.common.targets import codec
 from salt_distill.common.targets.target_cache import TargetCache
-from salt_distill.student_trainer.targets.client import require_same_teacher
 from salt_distill.student_trainer.targets.host_memory import new_targets
 
 
@@ -67,10 +65,6 @@ class StoredTargets:
     ) -> Future[Shaped[Tensor, "b n packed"]]:
         """See TargetSource."""
         return self._pool.submit(self._read, batch)
-
-    def require(self, spec: TeacherSpec) -> None:
-        """See TargetSource."""
-        require_same_teacher(self.spec, spec)
 
     def report(self, line: MetricsLine, *, is_last: bool = False) -> None:
         """Nobody watches."""

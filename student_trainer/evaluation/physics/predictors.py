@@ -90,11 +90,12 @@ def open_predictor(
     }.get(objective)
     _require_teacher(teacher, ckpt, f"a run of {objective}", expected)
     encoder, grid = load_vit(ckpt), opened.grid
-    predictor = load_predictor(ckpt).to(device)
-    predict = functools.partial(predictor, grid=grid, mask_set=0)
     if objective == "vpixel":
+        predict = functools.partial(load_predictor(ckpt).to(device), grid=grid, mask_set=0)
         return _of_pixels(ckpt, opened, encoder, predict, _pixel_norm(ckpt), device)
     frozen = _teacher(ckpt, teacher, opened.view, batch_size, num_threads, device)
+    predictor = load_predictor(ckpt, None if teacher is None else frozen.spec.fingerprint).to(device)
+    predict = functools.partial(predictor, grid=grid, mask_set=0)
     if objective == "vjepa":
         load_module(encoder, find_checkpoint(ckpt), "online.safetensors")  # the encoder that learned
     return _context_predictor(
@@ -129,11 +130,8 @@ def _teacher(
     )
     compute = TeacherComputeConfig(batch_size=batch_size, num_threads=num_threads)
     frozen = Teacher(open_encoder(choice), compute, device)
-    if teacher is not None and frozen.spec.fingerprint != config.teacher_fingerprint:
-        raise ValueError(
-            f"got --teacher {teacher} with fingerprint {frozen.spec.fingerprint[:12]}, expected"
-            f" {(config.teacher_fingerprint or 'none')[:12]}, which {ckpt} learned from"
-        )
+    if teacher is not None:
+        config.require_teacher(frozen.spec.fingerprint, ckpt, teacher)
     return frozen
 
 

@@ -1,6 +1,6 @@
 """The report's sections about accuracy: what the probes found, and what it cost to get there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from salt_distill.student_trainer.evaluation.candidates import RANDOM_INIT
 from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun
@@ -62,7 +62,9 @@ def probe_bars(probed: ProbedRuns) -> Section:
     )
 
 
-def accuracy_and_compute(probed: ProbedRuns, teachers: Mapping[str, FinishedRun | None]) -> Section | None:
+def accuracy_and_compute(
+    probed: ProbedRuns, teachers: Mapping[str, Sequence[FinishedRun | None]]
+) -> Section | None:
     """Accuracy against what a run and its teachers cost to train; None where fewer than two runs have
     both."""
     probe = probed.probe

@@ -143,7 +143,7 @@ def build(report: ReportInput) -> tuple[ReportPage, list[str]]:
 
 
 def _pictures(
-    runs: Sequence[FinishedRun], teachers: dict[str, FinishedRun | None]
+    runs: Sequence[FinishedRun], teachers: dict[str, list[FinishedRun | None]]
 ) -> tuple[list[Section], list[str]]:
     """Sections that show a clip of the first run's data, and what could not be shown."""
     first = runs[0]

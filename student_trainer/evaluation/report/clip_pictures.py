@@ -140,7 +140,7 @@ def reconstruction(run: FinishedRun, clip: ClipOfRun) -> Section:
 
 
 def latents(
-    clip: ClipOfRun, runs: Sequence[FinishedRun], teachers: Mapping[str, FinishedRun | None]
+    clip: ClipOfRun, runs: Sequence[FinishedRun], teachers: Mapping[str, Sequence[FinishedRun | None]]
 ) -> Section:
     """What encoders make of a clip: components over time, and where students' predictions agree with their
     teachers."""
@@ -152,8 +152,7 @@ def latents(
         pictures += [_panel(panel) for panel in panels.components(encoder, clip.pixels[None])]
     agreements = []
     for run in same:
-        teacher = teachers[run.name]
-        if teacher is not None:
+        for teacher in filter(None, teachers[run.name]):
             group = _masks(run, read_config(run.path))
             [predicted] = panels.predictions(
                 run.path, run.name, group, clip.pixels[None], teacher=str(teacher.path)

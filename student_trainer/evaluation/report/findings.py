@@ -34,7 +34,7 @@ def difference_interval(
 
 
 def _compared(runs: Sequence[FinishedRun]) -> str:
-    teachers = {run.teacher_fingerprint for run in runs if run.objective == "salt"}
+    teachers = {teacher for run in runs for teacher in run.teacher_fingerprints}
     of = f"of {len(teachers)} frozen teacher{'s' * (len(teachers) > 1)}"
     kinds = {
         "vpixel": ("V-Pixel teacher", ""),
@@ -86,12 +86,14 @@ def _best_of_label(probe: ProbeResults, label: str) -> str:
 def _least_losses(runs: Sequence[FinishedRun]) -> list[str]:
     """For each teacher with several students, the one with the least last loss."""
     sentences = []
-    for teacher in dict.fromkeys(run.teacher_fingerprint for run in runs if run.objective == "salt"):
-        students = [run for run in runs if run.objective == "salt" and run.teacher_fingerprint == teacher]
+    # The loss of a run with several teachers is a mean by its weights, which no other run needs to have.
+    of_one = [run for run in runs if len(run.teacher_fingerprints) == 1]
+    for [teacher] in dict.fromkeys(run.teacher_fingerprints for run in of_one):
+        students = [run for run in of_one if run.teacher_fingerprints == (teacher,)]
         if len(students) > 1:
             best = min(students, key=lambda run: run.results.loss_last)
             sentences.append(
-                f"Of the {len(students)} students of teacher {(teacher or '')[:12]} {best.name} ends with the"
+                f"Of the {len(students)} students of teacher {teacher[:12]} {best.name} ends with the"
                 f" least training loss, {best.results.loss_last:.3f}."
             )
     return sentences

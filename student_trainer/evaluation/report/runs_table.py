@@ -10,13 +10,13 @@ from salt_distill.student_trainer.evaluation.report.probed_runs import ProbedRun
 from salt_distill.student_trainer.evaluation.report.render import duration, quantity
 
 TARGETS = {
-    ("vpixel", None): "pixels",
-    ("salt", "service"): "served",
-    ("salt", "cache"): "cached",
-    ("salt", "in-process"): "in-process",
-    ("vjepa", None): "moving average",
+    "vpixel": "pixels",
+    "service": "served",
+    "cache": "cached",
+    "in-process": "in-process",
+    "vjepa": "moving average",
 }
-"""What a run learned to predict, and where it came from."""
+"""What a run learned to predict, by where it came from, or by its objective."""
 _EXPLAINED = {
     "vpixel": ("Mean squared error of the hidden cubes' normalised pixels.", "MSE"),
     "salt": (
@@ -47,7 +47,7 @@ def headline(
         rows.append(
             [
                 run.name,
-                TARGETS[run.objective, results.source],
+                " + ".join(TARGETS[kind] for kind in results.source or (run.objective,)),
                 quantity(results.num_parameters.encoder, "").strip(),
                 f"{results.steps:,}",
                 duration(results.steps * results.step_ms / 1000),
@@ -63,7 +63,7 @@ def headline(
         rows.append(
             [
                 f"{run.name} (unfinished)",
-                TARGETS[run.objective, run.source],
+                " + ".join(TARGETS[kind] for kind in run.source or (run.objective,)),
                 "-",
                 f"{run.metrics[-1].step if losses else 0:,} of {run.num_steps:,}",
                 "-",
@@ -89,7 +89,10 @@ def curves(runs: Sequence[FinishedRun], unfinished: Sequence[UnfinishedRun]) -> 
             continue
         # A moving target makes every V-JEPA run a chart of its own; V-Pixel losses have one target, the
         # pixels.
-        group = {"vpixel": "", "salt": run.teacher_fingerprint or "", "vjepa": run.name}[run.objective]
+        of_teachers = " + ".join(teacher[:12] for teacher in run.teacher_fingerprints)
+        if len(run.teacher_fingerprints) > 1:  # a mean that depends on the weights too
+            of_teachers += f", {run.name}"
+        group = {"vpixel": "", "salt": of_teachers, "vjepa": run.name}[run.objective]
         charts.setdefault((run.objective, group), []).append(
             LossCurve(
                 name=run.name if isinstance(run, FinishedRun) else f"{run.name} (unfinished)",
@@ -103,7 +106,7 @@ def curves(runs: Sequence[FinishedRun], unfinished: Sequence[UnfinishedRun]) -> 
     for number, ((objective, group), members) in enumerate(charts.items()):
         stage = {
             "vpixel": "Stage 1",
-            "salt": f"Stage 2, teacher {group[:12] or 'not known yet'}",
+            "salt": f"Stage 2, teacher {group or 'not known yet'}",
             "vjepa": "EMA baseline",
         }[objective]
         explained, loss_name = _EXPLAINED[objective]

@@ -123,8 +123,8 @@ def read_status(path: Path) -> Sharing:
 
 def section(shared: Sharing, runs: Sequence[FinishedRun]) -> Section:
     """The service's counters, and what sharing one teacher saved."""
-    served = [run.name for run in runs if run.results.source == "service"]
-    cached = [run for run in runs if run.results.source == "cache"]
+    served = [run.name for run in runs if "service" in run.results.source]
+    cached = [run for run in runs if "cache" in run.results.source]
     counters = [
         (f"{shared.clips_served:,}", "targets served"),
         (f"{shared.clips_computed:,}", "clips the teacher computed"),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
+from salt_distill.common.config.base import Several
 from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun
 from salt_distill.student_trainer.evaluation.probe.results import ProbeResults
 from salt_distill.student_trainer.evaluation.records import Record
@@ -23,8 +24,8 @@ class StudentSummary(Record):
     """A student of a frozen teacher."""
 
     name: str
-    source: str | None
-    """Where its targets came from: service, cache or in-process."""
+    source: Several[str]
+    """Where each teacher's targets came from: service, cache or in-process."""
     loss_first: float
     loss_last: float
     teacher_wait_ms: float | None

@@ -30,8 +30,8 @@ class MeasuredRun:
     run: FinishedRun
     size: str
     """Of its encoder: ViT-L."""
-    teacher: "MeasuredRun | None"
-    """The run that it learned from; None without one, or where that is not among the runs."""
+    teachers: "Sequence[MeasuredRun | None]"
+    """For each frozen teacher the run that it is of; None where that is not among the runs."""
     data: TrainingData
     flops: float | None
     """6ND of the run and of all that it learned from; None where one of these is not among the runs, or began
@@ -42,7 +42,13 @@ class MeasuredRun:
     @property
     def steps(self) -> list[int]:
         """Of every training of the chain, its own at last."""
-        return [*(() if self.teacher is None else self.teacher.steps), self.run.results.steps]
+        return [one.run.results.steps for one in self.chain]
+
+    @property
+    def chain(self) -> "list[MeasuredRun]":
+        """All trainings that are among the runs, the first stage 1 first and its own at last, each once."""
+        before = [one for teacher in self.teachers if teacher is not None for one in teacher.chain]
+        return list({one.run.name: one for one in [*before, self]}.values())
 
     @property
     def is_whole(self) -> bool:
@@ -105,7 +111,7 @@ def measure(config: TableConfig) -> Measured:
             *(
                 f"The teacher of {run.run.name} is not among the runs: give its run directory too."
                 for run in measured
-                if run.run.teacher_fingerprint is not None and run.teacher is None
+                if None in run.teachers
             ),
             *(
                 f"Nothing was measured of {run.run.name}'s newest checkpoint."
@@ -172,11 +178,10 @@ def _with_scores(runs: Sequence[FinishedRun], scores: _Scores) -> list[MeasuredR
 
     def add(run: FinishedRun) -> MeasuredRun:
         if run.name not in measured:
-            teacher = teachers[run.name]
             measured[run.name] = MeasuredRun(
                 run=run,
                 size=_size_of(run),
-                teacher=None if teacher is None else add(teacher),
+                teachers=[None if teacher is None else add(teacher) for teacher in teachers[run.name]],
                 data=_training_data(run.settings.data, run.settings.split),
                 flops=training_flops(run, teachers),
                 scores=scores.of(run.fingerprint),

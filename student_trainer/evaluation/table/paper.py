@@ -117,7 +117,7 @@ def _data(stage_1: Sequence[MeasuredRun], students: Sequence[MeasuredRun]) -> Re
                 heading,
                 [(name,) for name in _DATA],
                 runs,
-                key=lambda run: (_as_in_the_paper(_chain(run)[0].data.name),),
+                key=lambda run: (_as_in_the_paper(run.chain[0].data.name),),
                 names=_FOUR,
                 facts=_num_samples,
                 num_facts=1,
@@ -159,7 +159,7 @@ def _budgets(students: Sequence[MeasuredRun], baselines: Sequence[MeasuredRun]) 
     runs = [
         run
         for run in (*baselines, *students)
-        if run.is_whole and {step.size for step in _chain(run)} == {run.size}
+        if run.is_whole and {step.size for step in run.chain} == {run.size}
     ]
     expected = {(total, "ViT-L"): rows for total, rows in _BUDGETS.items()}
     budgets = dict.fromkeys((*expected, *((sum(run.steps), run.size) for run in runs)))
@@ -185,16 +185,17 @@ def _budgets(students: Sequence[MeasuredRun], baselines: Sequence[MeasuredRun]) 
 
 
 def _steps_of_chain(run: MeasuredRun) -> tuple[str, ...]:
-    if run.teacher is None:
+    if not run.teachers:
         return _BASELINE
     return ("+".join(map(in_steps, run.steps[:-1])), in_steps(run.run.results.steps))
 
 
 def _flops_of_chain(run: MeasuredRun) -> tuple[str, str, str]:
     """Before the run, of the run, and of both; the paper has the baseline's in the first."""
-    if run.teacher is None:
+    if not run.teachers:
         return (_flops(run.flops), "-", _flops(run.flops))
-    return (_flops(run.teacher.flops), _flops(run.run.results.flops), _flops(run.flops))
+    own = run.run.results.flops
+    return (_flops(None if run.flops is None else run.flops - own), _flops(own), _flops(run.flops))
 
 
 def _flops(value: float | None) -> str:
@@ -204,13 +205,8 @@ def _flops(value: float | None) -> str:
 
 
 def _num_samples(run: MeasuredRun) -> tuple[str]:
-    count = _chain(run)[0].data.num_samples
+    count = run.chain[0].data.num_samples
     return ("" if count is None else f"{count:,}",)
-
-
-def _chain(run: MeasuredRun) -> list[MeasuredRun]:
-    """All trainings, the stage 1 first."""
-    return [*([] if run.teacher is None else _chain(run.teacher)), run]
 
 
 def _as_in_the_paper(name: str) -> str:

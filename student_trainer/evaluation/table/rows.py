@@ -107,7 +107,7 @@ def teacher_size(run: MeasuredRun) -> str:
         return run.size
     if run.run.objective == "vpixel":
         return "N/A"
-    return "?" if run.teacher is None else run.teacher.size
+    return " + ".join("?" if teacher is None else teacher.size for teacher in run.teachers)
 
 
 def in_steps(count: int) -> str:
