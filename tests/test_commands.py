@@ -144,8 +144,7 @@ TYPERS_OWN = {"install_completion", "show_completion"}
 REFUSED = {
     ("salt-data pack", "copies"),  # without --short-side
     ("salt-eval embed", "stride"),  # without --window
-    ("salt-train student", "teacher_url"),  # a second source of targets
-    ("salt-train student", "targets"),
+    ("salt-train student", "teacher_weight"),  # of one teacher
     ("salt-train student", "on_teacher_loss"),  # without --teacher-url
     ("salt-train student", "masked_targets"),
     ("salt-train student", "group"),
@@ -322,7 +321,7 @@ def test_a_missing_field_is_named(command, run):
 def test_student_without_a_source_of_targets_is_refused(run):
     code, _, error = run("salt-train student", *arguments("salt-train student", RUN))
     assert code == 2
-    assert "expected exactly one source of targets: --teacher-url, --targets or --teacher-ckpt" in error
+    assert "got no source of targets, expected one for each teacher: --teacher-url, --targets or --teacher-ckpt" in error
 
 
 def test_a_reserve_needs_a_service_and_a_checkpoint(run):
