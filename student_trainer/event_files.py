@@ -13,7 +13,10 @@ from salt_distill.student_trainer.training_pictures import TrainingPicture
 
 _GROUPS = {
     "loss": ("loss",),
-    "val": ("val_loss", "val_rankme", "val_knn", "val_ms"),
+    "val": (
+        *("val_loss", "val_rankme", "val_knn", "val_ms"),
+        *("predicted_accuracy", "predicted_low", "predicted_high"),
+    ),
     "optim": ("lr", "weight_decay", "grad_norm"),
     "throughput": ("clips_per_s", "tokens_per_s", "mfu", "step_ms", "data_wait_ms"),
     "teacher": ("teacher_wait_ms", "group_skew_clips", "group_wait_s"),

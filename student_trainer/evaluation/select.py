@@ -152,7 +152,7 @@ def _student_losses(
     _, clips = first_clips(config.data, config.split, student.view, config.loader, config.num_clips)
     _, teacher = teachers[student.teacher_fingerprint or ""]
     targets = targets_of(teacher, clips, config.batch_size)
-    todo = [(run, path) for run in runs for path in checkpoints(run)]
+    todo = [(run, path) for run in runs for path in checkpoints(run.path)]
     for run, path in track(
         todo, description="held-out loss", console=console, transient=True, disable=not console.is_terminal
     ):
@@ -181,7 +181,7 @@ def _student_ranks(
     teachers: Mapping[str, tuple[str, Teacher]],
 ) -> Measurements:
     """Of every checkpoint."""
-    todo = [(run, path) for run in runs for path in checkpoints(run)]
+    todo = [(run, path) for run in runs for path in checkpoints(run.path)]
     for run, path in track(
         todo, description="RankMe", console=console, transient=True, disable=not console.is_terminal
     ):
