@@ -61,6 +61,12 @@ class MetricsLine(BaseModel):
     """RankMe of the encoder's features of the held-out clips: 1 to its channels."""
     val_knn: float | None = None
     """Share of the held-out clips that are named right by their nearest ones."""
+    predicted_accuracy: Annotated[float | None, gauge("ratio")] = None
+    """Accuracy that the held-out loss predicts; None without `--predict-from`, and where that has no line."""
+    predicted_low: Annotated[float | None, gauge("ratio")] = None
+    """Lower end of the interval in which 95% of new points would lie."""
+    predicted_high: Annotated[float | None, gauge("ratio")] = None
+    """Upper end of it."""
     val_ms: float | None = None
     """What the measurement on held-out clips took, in milliseconds, beside the steps."""
 

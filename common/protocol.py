@@ -220,6 +220,12 @@ class RunState(BaseModel):
     """The newest loss on held-out clips; None without one."""
     val_step: NonNegativeInt | None = Field(default=None, le=MAX_COUNT)
     """The step that it was measured after."""
+    predicted_accuracy: Annotated[float | None, gauge("ratio")] = Field(default=None, ge=0, le=1)
+    """Accuracy that this loss predicts, by a line through probed runs; None without one."""
+    predicted_low: Annotated[float | None, gauge("ratio")] = Field(default=None, ge=0, le=1)
+    """Lower end of the interval in which 95% of new points would lie."""
+    predicted_high: Annotated[float | None, gauge("ratio")] = Field(default=None, ge=0, le=1)
+    """Upper end of it."""
     flops: Annotated[NonNegativeFloat | None, gauge("FLOP")] = Field(default=None, le=1e40)
     """Compute spent, teacher forward included."""
     teacher_wait_ms: Annotated[NonNegativeFloat | None, gauge("milliseconds")] = Field(default=None, le=1e15)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -9,15 +10,16 @@ from typing import TextIO
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from salt_distill.common.config import TrainConfig
 from salt_distill.common.metrics_line import MetricsLine
 from salt_distill.common.model.grid import token_grid
 from salt_distill.student_trainer.batches import Batch
+from salt_distill.student_trainer.event_files import EventFiles
 from salt_distill.student_trainer.exporter import Exporter
 from salt_distill.student_trainer.ranks import Worker
 from salt_distill.student_trainer.tracker import Tracker
+from salt_distill.student_trainer.training_pictures import TrainingPicture
 from salt_distill.student_trainer.utilisation import Utilisation
 
 
@@ -79,11 +81,10 @@ class MetricsLog:
         self._num_bad_before, self._num_bad = num_bad, 0
         out = Path(config.out)
         self._file: TextIO | None = None
-        self._board: SummaryWriter | None = None
+        self._events: EventFiles | None = None
         if worker.rank == 0:
             self._file = (out / "metrics.jsonl").open("a")
-            # Purged: what a killed process had written beyond the checkpoint would be there twice.
-            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=after_step + 1)
+            self._events = EventFiles(config, after_step=after_step)
         self._exporter = (
             Exporter(config.metrics_port) if worker.rank == 0 and config.metrics_port is not None else None
         )
@@ -121,6 +122,12 @@ class MetricsLog:
         self._write(line)
         return line
 
+    def show_pictures(self, step: int, pictures: Sequence[TrainingPicture]) -> None:
+        """Adds pictures at a step to what shows them."""
+        for shown in (self._events, self._tracker):
+            if shown is not None and pictures:
+                shown.show_pictures(step, pictures)
+
     def leave_out(self, seconds: float) -> None:
         """Of the time since the last line, ``seconds`` were no step's."""
         self._interval.started_s += seconds
@@ -137,9 +144,9 @@ class MetricsLog:
 
     def close(self) -> None:
         """Ends the files."""
-        if self._board is not None and self._file is not None:
+        if self._events is not None and self._file is not None:
             self._file.close()
-            self._board.close()
+            self._events.close()
         if self._exporter is not None:
             self._exporter.close()
         if self._tracker is not None:
@@ -180,14 +187,11 @@ class MetricsLog:
         )
 
     def _write(self, line: MetricsLine) -> None:
-        if self._file is None or self._board is None:
+        if self._file is None or self._events is None:
             return
-        values = line.values()
-        self._file.write(json.dumps(values) + "\n")
+        self._file.write(json.dumps(line.values()) + "\n")
         self._file.flush()
-        step = values.pop("step")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        self._events.show(line)
         if self._exporter is not None:
             self._exporter.show(line)
         if self._tracker is not None:

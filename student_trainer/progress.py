@@ -70,6 +70,7 @@ class Display:
         self._losses: list[float] = []
         self._val_losses: list[tuple[float, int]] = []
         """On held-out clips, each with its step."""
+        self._predicted = ""
 
     def show(self, line: MetricsLine) -> None:
         """From now on this line of metrics."""
@@ -77,6 +78,7 @@ class Display:
         self._losses = [*self._losses, line.loss][-CURVE_LINES:]
         if line.val_loss is not None:
             self._val_losses.append((line.val_loss, line.step))
+            self._predicted = predicted(line)
         self._bar.update(self._task, completed=line.step)
 
     @property
@@ -85,7 +87,7 @@ class Display:
         if not self._val_losses:
             return ""
         (newest, _), (least, step) = self._val_losses[-1], min(self._val_losses)
-        return f"  held-out loss {newest:.4f}, best {least:.4f} at step {step}"
+        return f"  held-out loss {newest:.4f}, best {least:.4f} at step {step}{self._predicted}"
 
     def __rich__(self) -> Group:
         """The bar, and below it the newest line in a few rows."""
@@ -175,3 +177,13 @@ def _new_lines(path: Path, stop: threading.Event) -> Iterator[MetricsLine]:
         if last_round:
             return
         time.sleep(POLL_S)
+
+
+def predicted(line: MetricsLine) -> str:
+    """The accuracy that the held-out loss of a line predicts; nothing without one."""
+    if line.predicted_accuracy is None:
+        return ""
+    return (
+        f", predicted accuracy {line.predicted_accuracy:.3f} [{line.predicted_low:.3f},"
+        f" {line.predicted_high:.3f}]"
+    )

@@ -33,6 +33,7 @@ from salt_distill.student_trainer.resume import ClipOrder, Position
 from salt_distill.student_trainer.run_directory import read_metrics
 from salt_distill.student_trainer.storage import Uploads, remove_old
 from salt_distill.student_trainer.targets.source import TargetSource
+from salt_distill.student_trainer.training_pictures import TrainingPictures
 from salt_distill.student_trainer.utilisation import Utilisation
 from salt_distill.student_trainer.validation import Measurement, Validation
 from salt_distill.student_trainer.vjepa import VJepa
@@ -171,6 +172,7 @@ class RunRecord:
             ).add_to(self._out)
             if validation.best.step:  # a kill may have come before it
                 self._overtaken |= point_to_best(self._out, validation.best.step, config.keep_every)
+        self._pictures = TrainingPictures(config, worker, objective, checkpoint_config)
         self._uploads = Uploads(self._out, config.storage if worker.rank == 0 else None)
         if checkpoint is not None:
             self._uploads.add(checkpoint)  # the copy may lag behind
@@ -203,8 +205,9 @@ class RunRecord:
         a checkpoint every ``keep_every``, and of the best."""
         self._step = batch.step
         is_last = batch.step == self._config.steps or self._validation.ends_run
-        if measured is not None:
-            self._log.leave_out(measured.seconds)
+        pictures, seconds = self._pictures.after(batch)
+        self._log.show_pictures(batch.step, pictures)
+        self._log.leave_out(seconds + (0.0 if measured is None else measured.seconds))
         line = self._log.add(
             batch,
             update,

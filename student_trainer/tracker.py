@@ -1,10 +1,13 @@
 """A run's metrics on Weights & Biases, for those who ask for it."""
 
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from salt_distill.common.config import TrainConfig, shown_config
 from salt_distill.common.metrics_line import MetricsLine
+from salt_distill.student_trainer.event_files import tagged
+from salt_distill.student_trainer.training_pictures import TrainingPicture
 
 ID_FILE = "wandb_id"
 
@@ -36,9 +39,14 @@ class Tracker:
 
     def show(self, line: MetricsLine) -> None:
         """Adds a line of metrics at its step."""
-        values = line.values()
-        del values["step"]
-        self._run.log(values, step=line.step)
+        self._run.log(tagged(line), step=line.step)
+
+    def show_pictures(self, step: int, pictures: Sequence[TrainingPicture]) -> None:
+        """Adds pictures at a step."""
+        import wandb
+
+        images = {picture.tag: wandb.Image(picture.image, caption=picture.caption) for picture in pictures}
+        self._run.log(images, step=step)
 
     def close(self) -> None:
         """Sends what is left."""

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from salt_distill.common.config import TrainConfig
+from salt_distill.common.config import StudentRun, TrainConfig
 from salt_distill.common.data.reader import Reader
 from salt_distill.common.model.compute import uses_bfloat16, wait_for
 from salt_distill.common.model.flops import FORWARD_FLOPS, TRAIN_FLOPS, num_parameters, six_n_d
@@ -23,6 +23,7 @@ from salt_distill.student_trainer.evaluation.rank import knn, rankme
 from salt_distill.student_trainer.held_out_clips import HeldOutClips, read_held_out
 from salt_distill.student_trainer.objective import Objective, modules_of, weighted_mean
 from salt_distill.student_trainer.parallel import num_passes
+from salt_distill.student_trainer.predicted_accuracy import AccuracyLine, read_accuracy_line
 from salt_distill.student_trainer.ranks import Worker
 from salt_distill.student_trainer.resume import Position
 from salt_distill.student_trainer.targets.source import TargetSource
@@ -83,10 +84,14 @@ class Validation:
         self.best = Best() if start is None or start.best is None else Best(*start.best)
         self._config, self._worker, self._objective = config, worker, objective
         self._clips: HeldOutClips | None = None
+        self._accuracy: AccuracyLine | None = None
         if config.val_every is not None:
             since = time.perf_counter()
             self._clips = read_held_out(config, worker, reader, sources, slot=start.slot if start else 0)
             worker.say(self._sentence(self._clips, reader, time.perf_counter() - since))
+        if isinstance(config, StudentRun) and config.predict_from is not None:
+            [source] = sources
+            self._accuracy = self._line(config, reader, source.spec.fingerprint)
 
     def after(self, step: int) -> Measurement | None:
         """What there is to say after a step, if anything."""
@@ -97,7 +102,8 @@ class Validation:
         since = time.perf_counter()
         losses = self._losses(clips)
         loss = weighted_mean(losses, config.loss_shares).item()
-        values = {"val_loss": loss} | (self._features(clips) if config.val_features else {})
+        values = {"val_loss": loss} | ({} if self._accuracy is None else self._accuracy.at(loss))
+        values |= self._features(clips) if config.val_features else {}
         if len(losses) > 1:
             values |= {f"val_loss_teacher{number}": each.item() for number, each in enumerate(losses)}
         seconds = time.perf_counter() - since
@@ -117,6 +123,14 @@ class Validation:
         """Whether the run had no gain for as long as it may."""
         patience = self._config.stop_after_no_gain
         return patience is not None and self.best.num_without_gain >= patience
+
+    def _line(self, config: StudentRun, reader: Reader, teacher_fingerprint: str) -> AccuracyLine | None:
+        """What the held-out loss says of accuracy, or None; says which, and why."""
+        line, sentence = self._worker.together(
+            lambda: read_accuracy_line(config, reader, teacher_fingerprint)
+        )
+        self._worker.say(sentence)
+        return line
 
     def _losses(self, clips: HeldOutClips) -> list[Tensor]:
         """The mean over the clips, for each teacher."""

@@ -321,7 +321,10 @@ def test_a_missing_field_is_named(command, run):
 def test_student_without_a_source_of_targets_is_refused(run):
     code, _, error = run("salt-train student", *arguments("salt-train student", RUN))
     assert code == 2
-    assert "got no source of targets, expected one for each teacher: --teacher-url, --targets or --teacher-ckpt" in error
+    assert (
+        "got no source of targets, expected one for each teacher: --teacher-url, --targets or --teacher-ckpt"
+        in error
+    )
 
 
 def test_a_reserve_needs_a_service_and_a_checkpoint(run):

@@ -110,7 +110,7 @@ def test_a_held_out_loss_is_the_training_loss(made):
 
 def test_checkpoints_are_in_order(made):
     (one,), _ = find_runs([str(made[2][0])], None)
-    assert [path.name for path in checkpoints(one)] == ["step-3", "step-12"]
+    assert [path.name for path in checkpoints(one.path)] == ["step-3", "step-12"]
 
 
 def test_the_line_is_least_squares():

@@ -142,7 +142,7 @@ def test_measuring_the_peak_leaves_random_numbers_alone():
 
 def test_weights_and_biases_gets_every_line_of_a_run_and_of_its_continuation(out, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    config = small_run(TeacherRun, out=str(out), wandb="salt", log_every=5)
+    config = small_run(TeacherRun, out=str(out), wandb="salt", log_every=5, pictures_every=5)
     train_on_random_clips(config)
     identity = (out / "wandb_id").read_text().strip()
     [written] = out.glob(f"wandb/offline-run-*-{identity}/run-{identity}.wandb")
@@ -151,5 +151,8 @@ def test_weights_and_biases_gets_every_line_of_a_run_and_of_its_continuation(out
     wait_until(
         lambda: all(loss in written.read_bytes() for loss in losses)
     )  # its own process writes the file
+    assert b"loss/loss" in written.read_bytes()
+    pictures = list(written.parent.glob("files/media/images/pictures/mask_set_*.png"))
+    assert len(pictures) == 2 * len(config.mask.sets)
     train_on_random_clips(config)
     assert (out / "wandb_id").read_text().strip() == identity, "a continuation is the same run there"

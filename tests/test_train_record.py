@@ -10,8 +10,10 @@ import torch
 from train_tools import ALONE, ClipsUntil, RandomClips, StoppedError, small_run
 
 from salt_distill.common.config import OptimConfig, TeacherRun, TrainConfig, VJepaRun
+from salt_distill.common.metrics_line import MetricsLine
 from salt_distill.common.model.checkpoint import find_checkpoint, load_training, load_vit, read_tensors
 from salt_distill.student_trainer import resume, run_directory
+from salt_distill.student_trainer.event_files import TAGS
 from salt_distill.student_trainer.loop import train_on
 from salt_distill.student_trainer.run_directory import check_run, claimed, read_metrics
 from salt_distill.student_trainer.schedule import ema_momentum, learning_rate, weight_decay
@@ -163,7 +165,7 @@ def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path):
     time.sleep(1.1)  # event files are read by the second in their names, and a real restart takes longer
     train(run_of(tmp_path / "run", steps=5, keep_every=2, resume=True))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5]
+    assert [event.step for event in events.Scalars("loss/loss")] == [1, 2, 3, 4, 5]
 
 
 def test_only_the_newest_checkpoints_stay_where_that_is_asked_for(tmp_path):
@@ -208,3 +210,40 @@ def test_bad_clips_are_counted_on_over_a_resume(tmp_path):
     assert clips.earlier == (3 * 24, 7)
     assert [line["bad_clips"] for line in read_metrics(tmp_path / "run")] == [3, 5, 7, 9]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4
+
+
+# --- what TensorBoard shows ---
+
+
+@pytest.mark.parametrize("kind", [TeacherRun, VJepaRun])
+def test_tensorboard_has_groups_hyperparameters_and_pictures(tmp_path, kind):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = small_run(kind, **NANO | {"out": str(tmp_path / "run"), "steps": 3, "pictures_every": 2})
+    train(config)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    line = read_metrics(tmp_path / "run")[-1]
+    assert set(events.Tags()["scalars"]) == {f"{TAGS[name]}" for name in line if name != "step"}
+    assert events.Scalars("optim/lr")[-1].value == pytest.approx(line["lr"])
+    assert events.Tags()["images"] == ["pictures/mask_set_1", "pictures/mask_set_2"]
+    [image] = events.Images("pictures/mask_set_1")
+    assert image.step == 2
+    num_strips = 3 if kind is TeacherRun else 2
+    assert (image.width, image.height) == (128, 128 * num_strips + 6 * (num_strips - 1))
+    [hyperparameters] = [
+        plugin for plugin in events.summary_metadata.values() if plugin.plugin_data.plugin_name == "hparams"
+    ][:1]
+    assert b"optim.lr" in hyperparameters.plugin_data.content
+
+
+def test_every_number_of_a_line_has_a_group():
+    assert MetricsLine.model_fields.keys() - {"step"} == TAGS.keys()
+
+
+def test_pictures_change_no_number(tmp_path):
+    lines = []
+    for every in (None, 1):
+        out = tmp_path / str(every)
+        train(run_of(out, pictures_every=every))
+        lines.append([{name: line[name] for name in ("loss", "grad_norm")} for line in read_metrics(out)])
+    assert lines[0] == lines[1]

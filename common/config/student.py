@@ -17,6 +17,7 @@ class StudentRun(TrainConfig):
     or a checkpoint; they are numbered from 0, services first, then caches, then checkpoints."""
 
     paths = (*TrainConfig.paths, "targets", "teacher_ckpt", "cache", "teacher_token_file", "teacher_ca")
+    paths += ("predict_from",)
     objective = "salt"
 
     teacher_url: Annotated[
@@ -54,6 +55,11 @@ class StudentRun(TrainConfig):
     """Folder that keeps what a service gave, for the next epoch or run: a clip is looked up there before the
     service is asked. Any number of runs and ranks may share it; of several services each has its own, in
     their order. For pinned views (`--views K`): fresh ones are not seen again."""
+    predict_from: Annotated[str | None, OnResume("what else is said of the held-out loss")] = None
+    """With `--val-every`: folder of probed students of this teacher and their probe.json; the accuracy that
+    the held-out loss predicts by them is shown with its interval."""
+    predict_label: Annotated[str | None, Shown(), OnResume("what else is said of the held-out loss")] = None
+    """Label of that probe.json whose accuracy is meant; None: its only one."""
     group: Annotated[Name | None, Shown(), OnResume("which runs wait for each other")] = None
     """Runs that share a service's work under this name: those ahead wait before the others would find targets
     gone and compute them again. Of several services the first one's memory decides."""
@@ -110,6 +116,23 @@ class StudentRun(TrainConfig):
                 f" {self.num_teachers} teacher(s), expected none for one, and of several one each, in their"
                 " order: --teacher-url, then --targets, then --teacher-ckpt"
             )
+        return self
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        return super().extras if self.predict_from is None else (*super().extras, "eval")
+
+    @model_validator(mode="after")
+    def _predictable(self) -> Self:
+        if self.predict_from is not None and self.val_every is None:
+            raise ValueError("got --predict-from without --val-every, expected both: the loss predicts")
+        if self.predict_from is not None and self.num_teachers > 1:
+            raise ValueError(
+                f"got --predict-from with {self.num_teachers} teachers, expected one: a loss predicts among"
+                " students of one teacher"
+            )
+        if self.predict_label is not None and self.predict_from is None:
+            raise ValueError("got --predict-label without --predict-from, expected both")
         return self
 
     @model_validator(mode="after")

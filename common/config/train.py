@@ -145,6 +145,9 @@ class TrainConfig(Config):
     wandb: Annotated[str | None, OnResume("who sees the metrics")] = Field(default=None, min_length=1)
     """Project of Weights & Biases that shows them too; needs the package wandb. None: nothing leaves this
     machine."""
+    pictures_every: Annotated[PositiveInt | None, OnResume("which steps have pictures")] = 1000
+    """Steps from one picture in TensorBoard (and `--wandb`) to the next: a training clip with its masks, in
+    stage 1 with what the model paints there. None: no pictures."""
     keep_every: Annotated[PositiveInt, OnResume("which steps have a checkpoint")] = 1000
     """Steps from one checkpoint to the next; the last step, and the one with the least held-out loss, always
     have one."""

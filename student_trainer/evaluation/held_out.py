@@ -16,17 +16,14 @@ from salt_distill.common.model.grid import TokenGrid
 from salt_distill.common.model.masking import MaskGroup, mask_group
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.student_trainer.batches import Batch
-from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun
 from salt_distill.student_trainer.objective import Objective, of_teachers
 from salt_distill.student_trainer.salt import Salt
 from salt_distill.student_trainer.vpixel import VPixel
 
 
-def checkpoints(run: FinishedRun) -> list[Path]:
+def checkpoints(run: Path) -> list[Path]:
     """A run's checkpoints, oldest first."""
-    return sorted(
-        (run.path / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-"))
-    )
+    return sorted((run / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def targets_of(

@@ -17,6 +17,8 @@ from salt_distill.common.model.predictor import Predictor
 from salt_distill.common.model.vit import Encoder
 from salt_distill.common.pictures import CONTEXT, DROPPED_COLOUR, png_bytes, spread_over_pixels, token_roles
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
@@ -34,7 +36,7 @@ def masks_of(config: CheckpointConfig, *, seed: int, step: int, batch_size: int)
     return mask_group(config.mask, config.grid, seed=seed, step=step, group=0, batch_size=batch_size)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def reconstruct(
     clip: UInt8[np.ndarray, "t h w 3"],
     mask: MaskSet,
@@ -45,17 +47,19 @@ def reconstruct(
     predictor: Predictor,
     config: CheckpointConfig,
     pixel_norm: str,
+    device: torch.device = _CPU,
 ) -> Reconstruction:
     """What a V-Pixel model paints into the hidden cubes of a clip.
 
     It predicts normalised pixels. They become colours with the mean and deviation of the input's own cube,
     which the model was never asked for: brightness and contrast of a cube are the input's, its pattern is the
-    model's.
+    model's. ``device``: where the models are.
     """
     pixels = torch.from_numpy(clip)[None]
     visible_idx, hidden_idx = mask.visible_idx[row : row + 1], mask.hidden_idx[row : row + 1]
-    visible = encoder(normalise(pixels, config.mean, config.std), visible_idx)
-    predicted = predictor(visible, visible_idx, hidden_idx, grid=config.grid, mask_set=set_idx).float()
+    seen, hidden = visible_idx.to(device), hidden_idx.to(device)
+    visible = encoder(normalise(pixels.to(device), config.mean, config.std), seen)
+    predicted = predictor(visible, seen, hidden, grid=config.grid, mask_set=set_idx).float().cpu()
     painted = _colours(predicted, pixels, hidden_idx, config, pixel_norm)
 
     roles = token_roles(mask, row, config.grid.num_tokens)

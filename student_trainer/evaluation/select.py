@@ -167,7 +167,7 @@ def _student_losses(
     identity = _teacher_of(runs[0], student, teachers)
     _, teacher = teachers[identity]
     targets = targets_of(teacher, clips, config.batch_size)
-    todo = [(run, path) for run in runs for path in checkpoints(run)]
+    todo = [(run, path) for run in runs for path in checkpoints(run.path)]
     for run, path in track(
         todo, description="held-out loss", console=console, transient=True, disable=not console.is_terminal
     ):
@@ -199,7 +199,7 @@ def _student_ranks(
     teachers: Mapping[str, tuple[str, Teacher]],
 ) -> Measurements:
     """Of every checkpoint."""
-    todo = [(run, path) for run in runs for path in checkpoints(run)]
+    todo = [(run, path) for run in runs for path in checkpoints(run.path)]
     for run, path in track(
         todo, description="RankMe", console=console, transient=True, disable=not console.is_terminal
     ):

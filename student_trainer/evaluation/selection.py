@@ -63,13 +63,18 @@ class FittedLine:
         return centre, centre - half, centre + half
 
 
+def num_places(xs: Sequence[float]) -> int:
+    """How many different values these are. Equal weights that were scored twice differ in the last digits at
+    most."""
+    x = np.sort(np.array(xs, np.float64))
+    return 1 + int((np.diff(x) > 1e-6 * np.abs(x).max()).sum()) if len(x) else 0
+
+
 def fit(xs: Sequence[float], accuracies: Sequence[float]) -> FittedLine | None:
     """The line through probed checkpoints; None where they lie at fewer than three places: a line through
     two says nothing about a third."""
     x, y = np.array(xs, np.float64), np.array(accuracies, np.float64)
-    # Equal weights that were scored twice differ in the last digits at most.
-    num_places = 1 + int((np.diff(np.sort(x)) > 1e-6 * np.abs(x).max()).sum()) if len(x) else 0
-    if num_places < FEWEST:
+    if num_places(xs) < FEWEST:
         return None
     spread = float(((x - x.mean()) ** 2).sum())
     slope = float(((x - x.mean()) * (y - y.mean())).sum() / spread)

@@ -5,7 +5,9 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -17,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 _REPORTED = RunState.model_fields.keys() & MetricsLine.model_fields.keys()
 """What the service's board shows of a line of metrics."""
+_JUDGED = {"val_loss", "val_step", "predicted_accuracy", "predicted_low", "predicted_high"}
+"""What is measured now and then, and holds until it is measured again."""
 _POLL_S = 1.0
 """From one post of a group's member to its next."""
 _CONFIG_EVERY_S = 60.0
@@ -62,15 +66,13 @@ class GroupMember:
     def report(self, line: MetricsLine, *, is_last: bool = False) -> None:
         """Posts a line of metrics, in the background; one that no board takes, as a diverged run's, is
         counted. ``is_last``: the run has finished."""
-        val = {"val_loss": self._state.val_loss, "val_step": self._state.val_step}
-        if line.val_loss is not None:
-            val = {
-                "val_loss": line.val_loss,
-                "val_step": line.step,
-            }  # in every report, since some are left out
+        # In every report, since some are left out.
+        held_out: Mapping[str, Any] = {"val_step": line.step}
+        if line.val_loss is None:
+            held_out = self._state.model_dump(include=_JUDGED)
         try:
             state = RunState(
-                **line.model_dump(include=set(_REPORTED)) | val,
+                **{**line.model_dump(include=set(_REPORTED)), **held_out},
                 num_steps=self._num_steps,
                 activity="finished" if is_last else "running",
             )
