@@ -11,6 +11,7 @@ from salt_distill.common.devices import device_here, require_device, resources_h
 from salt_distill.common.local_ray import is_private
 from salt_distill.common.model.checkpoint import POINTER
 from salt_distill.student_trainer import dry_run, estimate
+from salt_distill.student_trainer.data_wait import DataWait
 from salt_distill.student_trainer.job import run_job
 from salt_distill.student_trainer.loop import Worker, opened, train_on
 from salt_distill.student_trainer.progress import show_progress
@@ -34,7 +35,7 @@ def start(config: TrainConfig) -> None:
     with (
         _how_to_go_on(config, pointer),
         no_trace_of_a_failed_start(config),
-        show_progress(Path(config.out), config.steps, console),
+        show_progress(Path(config.out), config.steps, console, DataWait(config).sentence),
     ):
         if config.workers == 0:
             worker = Worker(rank=0, world_size=1, device=device_here(config.device))
