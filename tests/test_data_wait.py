@@ -15,7 +15,7 @@ ADVICE = "the steps wait for clips"
 VALUES = {"steps": 12, "batch_size": 6, "log_every": 2, "workers": 0, "device": "cpu"}
 
 
-@pytest.mark.parametrize("pause_s", [0.03, 0.0])
+@pytest.mark.parametrize("pause_s", [0.3, 0.0])
 def test_a_run_from_a_slow_disk_says_what_helps_once(pause_s, shards, tmp_path, monkeypatch, capsys):
     encoded = Dataset.encoded
 
