@@ -37,6 +37,7 @@ _UNWIND_S = 10.0
 """How long a command whose private Ray has ended may take to end itself."""
 _NEW_S = 60.0
 """A folder without a session may be so new that its process is not there yet."""
+_lost = threading.Event()
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """With which a client of HTTP/2 begins; a server answers with a frame of the same kind, its fourth byte a
 4."""
@@ -84,6 +85,11 @@ def leave() -> None:
 
     ray.shutdown()
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
+def is_lost() -> bool:
+    """Whether the private Ray of this process has ended before it was told to."""
+    return _lost.is_set()
 
 
 def is_private(address: str | None) -> bool:
@@ -221,6 +227,7 @@ class _Watch:
             if reason.exists()
             else "this command's private Ray was killed, and all that it has begun with it: start it again"
         )
+        _lost.set()
         os.kill(os.getpid(), signal.SIGINT)
         if not self._ends.wait(_UNWIND_S):  # in a call that waits for Ray
             self._answer()

@@ -12,6 +12,8 @@ _UNWIND_S = 12.0
 """How long a command that was told to end may take to end itself."""
 _timers: list[threading.Timer] = []
 """Each ends this process by force."""
+_blocks: list[list[int]] = []
+"""The exit codes that wait for the end of each ``uninterrupted`` block."""
 
 
 @contextmanager
@@ -22,11 +24,10 @@ def ended_by_signals(exit_code: int | None = None) -> Iterator[None]:
     came: list[int] = []
 
     def interrupt(number: int, frame: Any) -> None:
-        if _timers:  # it ends already
+        if came or _timers:  # it ends already
             return
         came.append(128 + number if exit_code is None else exit_code)
-        end_in_time(came[0])
-        raise KeyboardInterrupt
+        _interrupt(came[0])
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, handler in before.items():
@@ -42,6 +43,28 @@ def ended_by_signals(exit_code: int | None = None) -> Iterator[None]:
         for number, handler in before.items():
             # What a process does at its end, such as Ray's own cleaning up, is not interrupted either.
             signal.signal(number, signal.SIG_IGN if came else handler)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A block that is done whole: a signal that comes inside ends what follows it. For work that lasts
+    seconds."""
+    waiting: list[int] = []
+    _blocks.append(waiting)
+    try:
+        yield
+    finally:
+        _blocks.remove(waiting)
+    if waiting:
+        _interrupt(waiting[0])
+
+
+def _interrupt(exit_code: int) -> None:
+    if _blocks:
+        _blocks[-1].append(exit_code)
+        return
+    end_in_time(exit_code)
+    raise KeyboardInterrupt
 
 
 def exit_by(number: int) -> NoReturn:
@@ -63,3 +86,15 @@ def take_time() -> None:
     """This process does end, and its cleaning up may take as long as it takes."""
     for timer in _timers:
         timer.cancel()
+
+
+@contextmanager
+def taking_time() -> Iterator[None]:
+    """A part of the cleaning up that may take as long as it takes; what follows it ends in time."""
+    exit_codes = [next(iter(timer.args)) for timer in _timers]
+    take_time()
+    try:
+        yield
+    finally:
+        for exit_code in exit_codes:
+            end_in_time(exit_code)

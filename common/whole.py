@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,7 +75,10 @@ def whole_file(path: Path, *, synced: bool = True, many_writers: bool = False) -
     partial.unlink(missing_ok=True)  # one that a kill has left, or a link that somebody put there
     try:
         with named_errors(path), _kept(partial, path):
+            partial.touch()
+            mode = _mode(partial)
             yield partial
+            _set_mode(partial, mode)
             if synced:
                 _sync(partial)
             partial.replace(path)
@@ -94,7 +98,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         with named_errors(path), _kept(partial, path):
             yield partial
+            mode = _mode(partial) & 0o666
             for written in [*partial.rglob("*"), partial]:
+                if written.is_file():
+                    _set_mode(written, mode)
                 _sync(written)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -110,6 +117,17 @@ def write_whole(path: Path, content: str | bytes, *, synced: bool = False) -> No
     """Makes a file of a text or of bytes, in place of one of that name; its folder too."""
     with whole_file(path, synced=synced) as partial:
         partial.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    """As the umask has it: a library may write a file of its own, which is closed to the group, and rename
+    it."""
+    if _mode(path) != mode:
+        path.chmod(mode)
 
 
 def _sync(path: Path) -> None:

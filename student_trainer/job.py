@@ -7,15 +7,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from salt_distill.common.config import EmbedConfig, ProbeConfig, TrainConfig
 from salt_distill.common.devices import gpus_of_worker, require_device
-from salt_distill.common.local_ray import join, leave, ray_to_join
-from salt_distill.common.termination import exit_by
+from salt_distill.common.local_ray import is_lost, join, leave, ray_to_join
+from salt_distill.common.termination import end_in_time, exit_by, taking_time
+from salt_distill.student_trainer.stop_request import StopRequests, ask_to_stop
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+_STOP_S = 90.0
+"""How long workers that were asked to stop may take for the step under way and its checkpoint."""
 _SAY_PENDING_S = 30.0
 """A placement that pends this long says what is missing (DESIGN section 4, Ray)."""
 ENVIRONMENT = {
@@ -146,11 +150,20 @@ def _fit(
         while thread.is_alive():
             thread.join(0.2)
             if interrupted.number is not None:
-                exit_by(interrupted.number)
+                _stop(thread, interrupted.number)
             placement.look()
     if failures:
         raise _cause(failures[0])
     return results[0]
+
+
+def _stop(training: threading.Thread, number: int) -> NoReturn:
+    """Ends this process by a signal; workers that have learned something first write a checkpoint."""
+    end_in_time(128 + number)
+    if not is_lost() and ask_to_stop():
+        with taking_time():
+            training.join(_STOP_S)
+    exit_by(number)
 
 
 def _worker(config: TrainConfig | ProbeConfig | EmbedConfig) -> "Worker":
@@ -171,11 +184,15 @@ def _worker(config: TrainConfig | ProbeConfig | EmbedConfig) -> "Worker":
 
 def _train(config: TrainConfig, worker: "Worker") -> None:
     """A worker's whole training, each time that Ray starts it: from the newest checkpoint that there is by
-    then."""
+    then. Returns early where the command asks for it."""
     from salt_distill.student_trainer.loop import opened, train_on
+    from salt_distill.student_trainer.ranks import StopRequest
     from salt_distill.student_trainer.run_directory import claimed
 
+    if worker.rank == 0:
+        worker = replace(worker, is_asked_to_stop=StopRequests().is_asked)
     with (
+        suppress(StopRequest),
         opened(config, worker) as (reader, source),  # first: what is wrong with them leaves `out` as it was
         claimed(config) if worker.rank == 0 else nullcontext() as checkpoint,
     ):
@@ -286,7 +303,7 @@ class _Interrupted:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
-        self.number = number
+        self.number = self.number or number
 
 
 def _cause(error: BaseException) -> BaseException:

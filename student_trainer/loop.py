@@ -14,6 +14,7 @@ from salt_distill.common.data.reader import Reader
 from salt_distill.common.model.checkpoint import CheckpointConfig
 from salt_distill.common.model.compute import precision, prepare, set_up, uses_bfloat16
 from salt_distill.common.model.teacher import device_kind
+from salt_distill.common.termination import uninterrupted
 from salt_distill.student_trainer.batches import Batch, Batches
 from salt_distill.student_trainer.init import initialised
 from salt_distill.student_trainer.metrics import Update
@@ -49,7 +50,8 @@ def train_on(
     checkpoint: Path | None,
 ) -> None:
     """Runs ``config`` from rank 0's ``checkpoint`` (None: from the start) to its last step, with clips from
-    ``reader`` and, in stage 2, each teacher's targets from its source; every rank calls it."""
+    ``reader`` and, in stage 2, each teacher's targets from its source; every rank calls it. Where it is
+    interrupted, what it has learned until then has a checkpoint."""
     torch.set_num_threads(config.num_threads)
     objective, model, optimizer, checkpoint_config = assembled(config, sources, worker, checkpoint)
     start = restore(checkpoint, objective, optimizer, worker)
@@ -75,24 +77,31 @@ def train_on(
     batches = Batches.of(config, reader, sources, worker)
 
     done = 0 if start is None else start.step
-    for future in batches.steps(done + 1, done if validation.ends_run else config.steps):
-        batch, data_wait_s = worker.ranks.result(future)
-        targets, teacher_wait_s = worker.ranks.results(batch.targets)
-        lr, weight_decay = set_schedule(optimizer, config.optim, step=batch.step, steps=config.steps)
-        updated = update(model, optimizer, batch, targets, config, worker)
-        if isinstance(objective, VJepa):
-            objective.move_target_encoder(step=batch.step, steps=config.steps)
-        record.add(
-            batch,
-            updated,
-            data_wait_s=data_wait_s,
-            teacher_wait_s=teacher_wait_s,
-            lr=lr,
-            weight_decay=weight_decay,
-            measured=validation.after(batch.step),
-        )
-        if validation.ends_run:
-            break
+    steps = batches.steps(done + 1, done if validation.ends_run else config.steps)
+    try:
+        for future in steps:
+            batch, data_wait_s = worker.ranks.result(future, record.is_to_stop)
+            targets, teacher_wait_s = worker.ranks.results(batch.targets, record.is_to_stop)
+            lr, weight_decay = set_schedule(optimizer, config.optim, step=batch.step, steps=config.steps)
+            updated = backward(model, optimizer, batch, targets, config, worker)
+            with uninterrupted():  # a step is done and taken in, or neither
+                optimizer.step()
+                if isinstance(objective, VJepa):
+                    objective.move_target_encoder(step=batch.step, steps=config.steps)
+                record.add(
+                    batch,
+                    updated,
+                    data_wait_s=data_wait_s,
+                    teacher_wait_s=teacher_wait_s,
+                    lr=lr,
+                    weight_decay=weight_decay,
+                    measured=validation.after(batch.step),
+                )
+            if validation.ends_run:
+                break
+    except KeyboardInterrupt:
+        record.stop()
+        raise
     record.close()
 
 
@@ -117,7 +126,23 @@ def update(
     config: TrainConfig,
     worker: Worker,
 ) -> Update:
-    """One optimizer step, left out where loss or gradient is not finite. Nothing here waits for the device.
+    """One optimizer step, left out where loss or gradient is not finite. Nothing here waits for the
+    device."""
+    updated = backward(model, optimizer, batch, targets, config, worker)
+    optimizer.step()
+    return updated
+
+
+def backward(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    targets: Sequence[Tensor],
+    config: TrainConfig,
+    worker: Worker,
+) -> Update:
+    """The gradient of a step, for the optimizer to step by; it leaves the step out where loss or gradient is
+    not finite.
 
     Each mask group is a forward and a backward of its own, so a batch of any size fits where a group fits.
     """
@@ -147,7 +172,6 @@ def update(
     norm = clip_gradients(model, config.optim, batch.step)
     # Both: an infinite L1 loss has a finite gradient.
     optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler tells a fused optimizer
-    optimizer.step()
     return Update(
         loss=loss,
         teacher_losses=worker.sum(teacher_losses.double()) if len(targets) > 1 else teacher_losses,

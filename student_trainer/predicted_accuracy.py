@@ -101,7 +101,7 @@ def _why_other(run: Path, config: StudentRun, reader: Reader, teacher_fingerprin
     values: Mapping[str, JsonValue] = load_yaml(run / "config.yaml")
     if not (run / "checkpoint").is_file():
         return "it has no checkpoint"
-    if read_config(run).teacher_fingerprint != teacher_fingerprint:
+    if read_config(run).teacher_fingerprint != (teacher_fingerprint,):
         return "another teacher, or none"
     if values.get("val_every") is None:
         return "trained without --val-every"

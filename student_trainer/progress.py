@@ -4,7 +4,7 @@ workers."""
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -26,10 +26,16 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 @contextmanager
-def show_progress(run: Path, steps: int, console: rich.console.Console) -> Iterator[None]:
-    """Shows the lines that are added to ``run``'s metrics inside the block."""
+def show_progress(
+    run: Path,
+    steps: int,
+    console: rich.console.Console,
+    advice: Callable[[MetricsLine], str | None] = lambda _: None,
+) -> Iterator[None]:
+    """Shows the lines that are added to ``run``'s metrics inside the block, and what ``advice`` says of each,
+    if anything."""
     stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(run, steps, console, stop), name="progress")
+    thread = threading.Thread(target=_follow, args=(run, steps, console, advice, stop), name="progress")
     thread.start()
     try:
         yield
@@ -38,12 +44,20 @@ def show_progress(run: Path, steps: int, console: rich.console.Console) -> Itera
         thread.join()
 
 
-def _follow(run: Path, steps: int, console: rich.console.Console, stop: threading.Event) -> None:
+def _follow(
+    run: Path,
+    steps: int,
+    console: rich.console.Console,
+    advice: Callable[[MetricsLine], str | None],
+    stop: threading.Event,
+) -> None:
     display = Display(run.name, steps)
     with Live(display, console=console, refresh_per_second=4) if console.is_terminal else nullcontext():
         printed_step = 0
         for line in _new_lines(run / "metrics.jsonl", stop):
             display.show(line)
+            if (sentence := advice(line)) is not None:
+                console.print(f"{run.name}: {sentence}", highlight=False, markup=False, soft_wrap=True)
             due = line.step - printed_step >= steps / PLAIN_LINES or line.step == steps
             if not console.is_terminal and due:
                 printed_step = line.step

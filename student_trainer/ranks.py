@@ -19,6 +19,15 @@ _ROUND_S = 5.0
 _READY, _WAITING, _FAILED = 0, 1, 2
 
 
+class StopRequest(KeyboardInterrupt):
+    """Somebody asked the run to stop: every rank raises it before the same step."""
+
+
+def never() -> bool:
+    """Of who is not asked to stop."""
+    return False
+
+
 class Ranks:
     """The processes of a run. Every rank makes it, and calls its methods in the same order.
 
@@ -30,6 +39,8 @@ class Ranks:
 
     def __init__(self, world_size: int) -> None:
         self._world_size = world_size
+        self.clock_s = time.monotonic()
+        """At the newest ``result``, in seconds since a moment of the past: the same on every rank."""
         self._group: dist.ProcessGroup | None = None
         if (
             world_size > 1 and dist.get_backend() != "gloo"
@@ -38,27 +49,37 @@ class Ranks:
             assert isinstance(group, dist.ProcessGroup)
             self._group = group
 
-    def result(self, future: Future[T]) -> tuple[T, float]:
+    def result(self, future: Future[T], is_to_stop: Callable[[], bool] = never) -> tuple[T, float]:
         """What this rank's future comes to, when every rank's has come, and the longest wait of a rank in
-        seconds. Raises the error of the first."""
-        if self._world_size == 1:
-            since = time.perf_counter()
-            return future.result(), time.perf_counter() - since
+        seconds. Raises the error of the first, and StopRequest where one ``is_to_stop``."""
         since, waited_s, state = time.perf_counter(), 0.0, _WAITING
+        if self._world_size == 1:
+            while not future.done() and not is_to_stop():
+                concurrent.futures.wait([future], timeout=_ROUND_S)
+            if is_to_stop():
+                raise StopRequest
+            result, self.clock_s = future.result(), time.monotonic()
+            return result, time.perf_counter() - since
         while True:
             if state == _WAITING:
                 concurrent.futures.wait([future], timeout=_ROUND_S)
                 waited_s = time.perf_counter() - since
                 state = _WAITING if not future.done() else _READY if future.exception() is None else _FAILED
-            worst, longest_s = self._largest(state, waited_s)
-            if worst == _READY:
-                return future.result(), longest_s
+            worst, longest_s, stops, self.clock_s = self._largest(
+                state, waited_s, is_to_stop(), time.monotonic()
+            )
             if worst == _FAILED:
                 raise self._first_error(future)
+            if stops:
+                raise StopRequest
+            if worst == _READY:
+                return future.result(), longest_s
 
-    def results(self, futures: Sequence[Future[T]]) -> tuple[list[T], float]:
+    def results(
+        self, futures: Sequence[Future[T]], is_to_stop: Callable[[], bool] = never
+    ) -> tuple[list[T], float]:
         """The same of several, which come at the same time."""
-        found = [self.result(future) for future in futures]
+        found = [self.result(future, is_to_stop) for future in futures]
         return [value for value, _ in found], sum(waited_s for _, waited_s in found)
 
     def all_values(self, value: T) -> list[T]:
@@ -89,6 +110,7 @@ class Worker:
     rank: int
     world_size: int
     device: torch.device
+    is_asked_to_stop: Callable[[], bool] = never
 
     @cached_property
     def ranks(self) -> Ranks:

@@ -22,6 +22,7 @@ from salt_distill.common.model.compute import matrix_peak, precision
 from salt_distill.common.model.flops import num_parameters, step_flops
 from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.teacher import TeacherSpec, device_kind
+from salt_distill.common.termination import taking_time
 from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.batches import Batch
 from salt_distill.student_trainer.best_checkpoint import best_of, point_to_best
@@ -163,7 +164,8 @@ class RunRecord:
         self._config, self._worker, self._out = config, worker, Path(config.out)
         self._objective, self._optimizer, self._checkpoint_config = objective, optimizer, checkpoint_config
         self._reader, self._sources, self._validation = reader, sources, validation
-        self._step = 0 if start is None else start.step
+        self._step = self._kept_step = 0 if start is None else start.step
+        self._kept_s = worker.ranks.clock_s
         self._overtaken = set[Path]()
         peak = sum(worker.ranks.all_values(matrix_peak(worker.device, config.compute.dtype)))
         if worker.rank == 0:
@@ -202,7 +204,7 @@ class RunRecord:
         measured: Measurement | None,
     ) -> None:
         """Takes a step in, with what was ``measured`` after it: a line of metrics every ``log_every`` steps,
-        a checkpoint every ``keep_every``, and of the best."""
+        a checkpoint every ``keep_every`` or ``keep_minutes``, and of the best."""
         self._step = batch.step
         is_last = batch.step == self._config.steps or self._validation.ends_run
         pictures, seconds = self._pictures.after(batch)
@@ -223,8 +225,20 @@ class RunRecord:
             for number, source in enumerate(self._sources):
                 source.report(line.of_teacher(number), is_last=is_last)
         is_best = measured is not None and measured.is_best
-        if self._step % self._config.keep_every == 0 or is_last or is_best:
+        if self._step % self._config.keep_every == 0 or self._is_late() or is_last or is_best:
             self._write_checkpoint(is_best=is_best)
+
+    def is_to_stop(self) -> bool:
+        """Whether the run is asked to stop, and has steps that no checkpoint has."""
+        return self._step > self._kept_step and self._worker.is_asked_to_stop()
+
+    def stop(self) -> None:
+        """Of a run that ends early: a checkpoint of the last step that was added, and its copy."""
+        with taking_time():
+            if self._step > self._kept_step:
+                self._write_checkpoint(is_best=False)
+            if self._kept_step:
+                self._worker.ranks.result(self._uploads.finish())
 
     def close(self) -> None:
         """Ends the run's files, with its summary, and waits for their copies."""
@@ -237,10 +251,16 @@ class RunRecord:
             write_whole(self._out / "summary.json", summary.model_dump_json(indent=2) + "\n")
         ranks.result(self._uploads.finish())
 
+    def _is_late(self) -> bool:
+        """Whether the newest checkpoint is older than it may be."""
+        minutes = self._config.keep_minutes
+        return minutes is not None and self._worker.ranks.clock_s - self._kept_s >= 60 * minutes
+
     def _write_checkpoint(self, *, is_best: bool) -> None:
         """What a run goes on from; every rank takes part."""
         self._log.require_finite(self._step)
         self._worker.ranks.result(self._uploads.failure())
+        self._kept_step, self._kept_s = self._step, self._worker.ranks.clock_s
         num_bad = self._log.num_bad_clips()
         state = collect(self._objective, self._optimizer, self._worker)
         if state is None:

@@ -1,5 +1,7 @@
 """The start of a run of `salt-train teacher`, `student` or `vjepa`, in this process or in workers of Ray."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from salt_distill.common.config import TrainConfig
@@ -7,7 +9,9 @@ from salt_distill.common.console import console, say
 from salt_distill.common.data.shards import open_dataset
 from salt_distill.common.devices import device_here, require_device, resources_here
 from salt_distill.common.local_ray import is_private
+from salt_distill.common.model.checkpoint import POINTER
 from salt_distill.student_trainer import dry_run, estimate
+from salt_distill.student_trainer.data_wait import DataWait
 from salt_distill.student_trainer.job import run_job
 from salt_distill.student_trainer.loop import Worker, opened, train_on
 from salt_distill.student_trainer.progress import show_progress
@@ -27,7 +31,12 @@ def start(config: TrainConfig) -> None:
     check_run(config)
     if config.most_workers and is_private(config.address):
         open_dataset(config.data).samples(config.split)  # before a Ray starts, which takes seconds
-    with no_trace_of_a_failed_start(config), show_progress(Path(config.out), config.steps, console):
+    pointer = Path(config.out) / POINTER
+    with (
+        _how_to_go_on(config, pointer),
+        no_trace_of_a_failed_start(config),
+        show_progress(Path(config.out), config.steps, console, DataWait(config).sentence),
+    ):
         if config.workers == 0:
             worker = Worker(rank=0, world_size=1, device=device_here(config.device))
             with opened(config, worker) as (reader, source), claimed(config) as checkpoint:
@@ -35,8 +44,23 @@ def start(config: TrainConfig) -> None:
         else:
             run_job(config)
     # With a storage, the first worker may have had its run directory on another machine.
-    pointer = Path(config.out) / "checkpoint"
     if pointer.exists():
         say(f"{config.out}: done, the newest checkpoint is {pointer.read_text().strip()}")
     else:
         say(f"{config.storage}: done")
+
+
+@contextmanager
+def _how_to_go_on(config: TrainConfig, pointer: Path) -> Iterator[None]:
+    """A block that trains; says how to go on where a signal ends it."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if pointer.exists():
+            say(
+                f"{config.out}: stopped, the newest checkpoint is {pointer.read_text().strip()}: go on from"
+                " there by the same command with --resume"
+            )
+        elif config.storage is not None:
+            say(f"{config.storage}: stopped: go on by the same command with --resume")
+        raise

@@ -13,6 +13,7 @@ RAY_MAY_BE_IMPORTED_BY = (
     "teacher_server/precompute.py",
     "teacher_server/ray_serve/*.py",
     "student_trainer/job.py",
+    "student_trainer/stop_request.py",
     "student_trainer/sweep/run.py",
 )
 ONE_MEANING = {"__init__", "cli", "run"}

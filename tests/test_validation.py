@@ -10,7 +10,7 @@ import pytest
 import torch
 from eval_tools import make_dataset
 from rich.console import Console
-from train_tools import CPU, small_run, train
+from train_tools import CPU, StoppedError, small_run, train
 
 from salt_distill.common.config import PrecomputeConfig, StudentRun, TeacherRun, TrainConfig, VJepaRun
 from salt_distill.common.data.reader import Reader
@@ -108,16 +108,16 @@ def test_the_least_loss_has_a_checkpoint_and_no_other_stays_for_it(teacher):
 
 
 def test_a_run_that_was_killed_goes_on_with_what_it_had_found(teacher, data, tmp_path, monkeypatch):
-    update, done = loop.update, []
+    backward, done = loop.backward, []
 
     def killed_after_seven(*arguments):
         if len(done) == 7:
-            raise KeyboardInterrupt
+            raise StoppedError
         done.append(1)
-        return update(*arguments)
+        return backward(*arguments)
 
-    monkeypatch.setattr(loop, "update", killed_after_seven)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(loop, "backward", killed_after_seven)
+    with pytest.raises(StoppedError):
         run_in(tmp_path / "run", data, TeacherRun, keep_every=5, **VAL)
     monkeypatch.undo()
     run_in(tmp_path / "run", data, TeacherRun, keep_every=5, resume=True, **VAL)

@@ -151,6 +151,9 @@ class TrainConfig(Config):
     keep_every: Annotated[PositiveInt, OnResume("which steps have a checkpoint")] = 1000
     """Steps from one checkpoint to the next; the last step, and the one with the least held-out loss, always
     have one."""
+    keep_minutes: Annotated[PositiveFloat | None, OnResume("which steps have a checkpoint")] = None
+    """Minutes from one checkpoint to the next at most, to the end of the step that is under way then; None:
+    `--keep-every` alone decides. A run that is killed is trained again from its newest checkpoint."""
     keep_last: Annotated[PositiveInt | None, OnResume("which steps have a checkpoint")] = None
     """Newest checkpoints that stay in `out`, beside `checkpoints/best`; older ones are removed when a newer
     one is whole. None: all stay. `storage` keeps all."""
