@@ -30,7 +30,13 @@ of a group together."""
 
 def tagged(line: MetricsLine) -> dict[str, int | float]:
     """The numbers of a line by their tags; the step is not among them."""
-    return {TAGS[name]: value for name, value in line.values().items() if name != "step"}
+    return {_tag(name): value for name, value in line.values().items() if name != "step"}
+
+
+def _tag(name: str) -> str:
+    """That of ``loss_teacher0`` stands beside that of ``loss``."""
+    of_all, separator, number = name.partition("_teacher")
+    return TAGS[name] if name in TAGS else TAGS[of_all] + separator + number
 
 
 class EventFiles:

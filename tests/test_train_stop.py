@@ -40,7 +40,7 @@ def train(config: TrainConfig) -> None:
         _how_to_go_on(config, Path(config.out) / "checkpoint"),
         claimed(config) as start,
     ):
-        loop.train_on(clips, None, config, ALONE, start)  # type: ignore[arg-type]
+        loop.train_on(clips, (), config, ALONE, start)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
