@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -122,6 +123,9 @@ def test_pages_load_nothing_from_elsewhere(url):
         assert b"https://" not in body
     assert b"/v1/targets" in body  # the last one is the contract
     assert b"X-Salt-Deadline-Ms" in body
+    summaries = b" ".join(re.findall(rb"<summary>(.*?)</summary>", body))
+    assert b"what the service has served over the last hour, all replicas together." in summaries
+    assert b"``" not in summaries
     _, headers, _ = Caller(url).send("GET", "/v1/teacher")
     assert headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
 

@@ -12,14 +12,18 @@ from typing import Any
 from fastapi.responses import HTMLResponse
 
 _PAGE = Path(__file__).parent / "page" / "index.html"
+_CODE = re.compile("``(.*?)``")
+"""Code in a docstring."""
 _SCRIPT = re.compile(r"<script>(.*?)</script>", re.S)
 
-_DOCS = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title> <style> body {{ font:
-15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }} summary {{ cursor:
-pointer; padding: .3rem 0; }} code, pre {{ font-size: 13px; }} pre {{ background: #8881; padding: .6rem;
-overflow-x: auto; }} </style> <h1>{title}, version {version}</h1> <p>The same for programs: <a
-href="openapi.json">openapi.json</a>. A body that is JSON refuses unknown keys.</p> {routes} <h2>Bodies</h2>
-{bodies} </html>"""
+_DOCS = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
+<style> :root {{ color-scheme: light dark; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+summary {{ cursor: pointer; padding: .3rem 0; }} code, pre {{ font-size: 13px; }}
+pre {{ background: #8881; padding: .6rem; overflow-x: auto; }} </style>
+<h1>{title}, version {version}</h1> <p>The same for programs: <a href="openapi.json">openapi.json</a>. A body
+that is JSON refuses unknown keys.</p> {routes} <h2>Bodies</h2> {bodies} </html>"""
 
 
 def status_page() -> HTMLResponse:
@@ -36,7 +40,7 @@ def docs_page(openapi: dict[str, Any]) -> HTMLResponse:
         for method, operation in operations.items()
     )
     bodies = "\n".join(
-        _details(name, schema.get("description", "").split("\n")[0], schema)
+        _details(name, " ".join(schema.get("description", "").split("\n\n")[0].split()), schema)
         for name, schema in openapi["components"]["schemas"].items()
     )
     info = openapi["info"]
@@ -48,8 +52,9 @@ def docs_page(openapi: dict[str, Any]) -> HTMLResponse:
 
 def _details(name: str, summary: str, described: dict[str, Any]) -> str:
     described_json = html.escape(json.dumps(described, indent=2))
+    readable = _CODE.sub(r"<code>\1</code>", html.escape(summary))
     return (
-        f"<details><summary><code>{html.escape(name)}</code> {html.escape(summary)}</summary>"
+        f"<details><summary><code>{html.escape(name)}</code> {readable}</summary>"
         f"<pre>{described_json}</pre></details>"
     )
 
