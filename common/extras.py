@@ -3,13 +3,14 @@
 import importlib.util
 
 EXTRAS = {
-    "serve": ("ray", "fastapi", "uvicorn", "prometheus_client"),
-    "train": ("ray", "prometheus_client"),
-    "eval": ("sklearn", "scipy", "matplotlib"),
+    "serve": ("ray", "fastapi", "aiohttp", "uvicorn", "prometheus_client"),
+    "train": ("ray", "pandas", "fsspec", "requests", "prometheus_client"),
+    "eval": ("sklearn", "scipy", "matplotlib", "jinja2"),
     "wandb": ("wandb",),
     "torchcodec": ("torchcodec",),
 }
-"""Modules that each extra brings; ``pyproject.toml`` has its packages."""
+"""Modules that each extra brings; of ``train`` also those without which ``ray.train`` is not imported.
+``pyproject.toml`` has the packages."""
 
 
 def require_extra(extra: str) -> None:

@@ -128,7 +128,7 @@ class ProbeConfig(Config):
 
     @property
     def extras(self) -> tuple[str, ...]:
-        return ("train",) if self.workers else ()
+        return ("eval", "train") if self.workers else ("eval",)  # it draws confusion matrices
 
     @property
     def fewest_workers(self) -> int:

@@ -24,7 +24,7 @@ class SweepConfig(Config):
 
     @property
     def extras(self) -> tuple[str, ...]:
-        return ("train",)
+        return ("train", "eval")  # it ends with a report
 
 
 class SweepFile(Config):

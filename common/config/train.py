@@ -200,8 +200,9 @@ class TrainConfig(Config):
 
     @property
     def extras(self) -> tuple[str, ...]:
-        for_workers = ("train",) if self.most_workers and not self.estimate else ()
-        return for_workers if self.wandb is None else (*for_workers, "wandb")
+        needs_train = (self.most_workers or self.metrics_port is not None) and not self.estimate
+        for_train = ("train",) if needs_train else ()
+        return for_train if self.wandb is None else (*for_train, "wandb")
 
     @property
     def loss_shares(self) -> tuple[float, ...]:
