@@ -158,7 +158,7 @@ def test_a_run_ahead_of_its_group_waits_before_its_next_request(teacher, caplog)
     said = " ".join(record.getMessage() for record in caplog.records)
     assert "group g: waiting since" in said
     assert "120 clips ahead of the slowest of 2 members" in said
-    assert "going on after" in said
+    assert "continuing after" in said
 
 
 def test_a_second_rank_is_held_for_its_own_part(teacher):

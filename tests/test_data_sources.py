@@ -224,4 +224,6 @@ def test_options_that_do_not_fit_the_source(tmp_path, config, sentence):
 def test_what_is_not_named_as_a_video_is_counted(tmp_path):
     for name in ("a.mp4", "notes.txt", "no-suffix"):
         write(tmp_path / "v" / name)
-    assert "left out 2 files that are not named as what is packed" in packed(tmp_path / "v", tmp_path / "out")
+    assert "left out 2 files that are not videos by their names, such as" in packed(
+        tmp_path / "v", tmp_path / "out"
+    )

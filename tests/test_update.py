@@ -371,7 +371,7 @@ def test_auto_compiles_on_a_gpu_with_compilers_alone(monkeypatch, tmp_path, capl
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert not compiles("auto", gpu, key="compute.compile")
-    assert "compute.compile=auto compiles nothing, and steps take longer: g++ was not found" in caplog.text
+    assert "compute.compile=auto: nothing is compiled, so steps take longer: g++ was not found" in caplog.text
 
 
 def test_compile_without_a_compiler_is_refused_before_training(monkeypatch, tmp_path):

@@ -27,10 +27,10 @@ class StudentRun(TrainConfig):
             " with the checkpoint's"
         ),
     ] = ()
-    """A teacher service, as `salt-serve teacher` prints it; each one more is one more teacher."""
+    """URL of a teacher service, as `salt-serve teacher` prints it. Repeat it for several teachers."""
     teacher_token_file: Annotated[str | None, OnResume("how the source is reached")] = None
-    """File that holds the access token of every `--teacher-url`, and nothing else; None: the environment
-    variable SALT_TOKEN, if it is set."""
+    """File with the access token for every `--teacher-url`, and nothing else. None: the environment variable
+    SALT_TOKEN, if it is set."""
     teacher_ca: Annotated[str | None, OnResume("how the source is reached")] = None
     """Certificates that an https `--teacher-url` may be signed by, a PEM file; None: those that the machine
     trusts."""
@@ -41,28 +41,29 @@ class StudentRun(TrainConfig):
     """A frozen encoder, as `salt-serve teacher --ckpt` takes it: the teacher runs in the student's own
     process, on the student's clips."""
     teacher_weight: Annotated[Several[PositiveFloat], Shown()] = ()
-    """With several teachers: of each one's loss, in their order; the run's loss is the mean of theirs by
-    these weights. None: the plain mean."""
+    """With several teachers: the weight of each one's loss, in their order. The run's loss is the weighted
+    mean. None: equal weights."""
     target_dtype: Annotated[TargetDtype, Shown()] = "float16"
-    """Rounding of the targets; the same in every source."""
+    """Number format of the targets, the same from every source."""
     on_teacher_loss: Annotated[OnTeacherLoss, OnResume("what follows when the service stays away")] = "fail"
-    """What follows when a service fails for longer than `client.retry_budget_s`: `fail` stops the run, `wait`
-    asks on for ever, `local` computes with the teacher of `--teacher-ckpt` in this process until the service
-    answers again (of several services each has one, in their order)."""
+    """What to do when a service fails for longer than `client.retry_budget_s`. `fail`: stop the run. `wait`:
+    ask again without end. `local`: compute with the teacher of `--teacher-ckpt` in this process until the
+    service answers again (for several services one each, in their order)."""
     masked_targets: Annotated[bool, Shown(), OnResume("fewer bytes, the same losses")] = False
     """Ask a service only for the tokens that the masks hide: fewer bytes, the same losses."""
     cache: Annotated[Several[str], OnResume("speed")] = ()
-    """Folder that keeps what a service gave, for the next epoch or run: a clip is looked up there before the
-    service is asked. Any number of runs and ranks may share it; of several services each has its own, in
-    their order. For pinned views (`--views K`): fresh ones are not seen again."""
+    """Folder that keeps the targets from a service for the next epoch or run: a target is looked up there
+    before the service is asked. Any number of runs and workers may share it; several services have one each,
+    in their order. It is of use for pinned views (`--views K`), since fresh views are not seen again."""
     predict_from: Annotated[str | None, OnResume("what else is said of the held-out loss")] = None
     """With `--val-every`: folder of probed students of this teacher and their probe.json; the accuracy that
     the held-out loss predicts by them is shown with its interval."""
     predict_label: Annotated[str | None, Shown(), OnResume("what else is said of the held-out loss")] = None
     """Label of that probe.json whose accuracy is meant; None: its only one."""
     group: Annotated[Name | None, Shown(), OnResume("which runs wait for each other")] = None
-    """Runs that share a service's work under this name: those ahead wait before the others would find targets
-    gone and compute them again. Of several services the first one's memory decides."""
+    """Name of a group of runs that use one service. The runs that are ahead wait for the others, so that each
+    target is computed once for all and is still in the service's memory (with several services: the first
+    one's)."""
     teacher: Annotated[TeacherComputeConfig, Shown()] = TeacherComputeConfig()
     client: Annotated[ServiceClientConfig, OnResume("how the source is asked")] = ServiceClientConfig()
 

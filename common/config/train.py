@@ -140,23 +140,23 @@ class TrainConfig(Config):
     metrics_port: Annotated[int | None, OnResume("who sees the metrics")] = Field(
         default=None, ge=1, le=65535
     )
-    """Port at which the first worker shows the newest of them to Prometheus, on every address of its machine;
-    None: at none."""
+    """Port at which the first worker gives its newest metrics to Prometheus, on every address of its machine.
+    None: no port."""
     wandb: Annotated[str | None, OnResume("who sees the metrics")] = Field(default=None, min_length=1)
-    """Project of Weights & Biases that shows them too; needs the package wandb. None: nothing leaves this
-    machine."""
+    """Project of Weights & Biases that the metrics are sent to; needs the package wandb. None: nothing is
+    sent."""
     pictures_every: Annotated[PositiveInt | None, OnResume("which steps have pictures")] = 1000
     """Steps from one picture in TensorBoard (and `--wandb`) to the next: a training clip with its masks, in
     stage 1 with what the model paints there. None: no pictures."""
     keep_every: Annotated[PositiveInt, OnResume("which steps have a checkpoint")] = 1000
-    """Steps from one checkpoint to the next; the last step, and the one with the least held-out loss, always
+    """Steps from one checkpoint to the next. The last step, and the one with the lowest held-out loss, always
     have one."""
     keep_minutes: Annotated[PositiveFloat | None, OnResume("which steps have a checkpoint")] = None
     """Minutes from one checkpoint to the next at most, to the end of the step that is under way then; None:
     `--keep-every` alone decides. A run that is killed is trained again from its newest checkpoint."""
     keep_last: Annotated[PositiveInt | None, OnResume("which steps have a checkpoint")] = None
-    """Newest checkpoints that stay in `out`, beside `checkpoints/best`; older ones are removed when a newer
-    one is whole. None: all stay. `storage` keeps all."""
+    """How many of the newest checkpoints are kept in `out`, beside `checkpoints/best`; an older one is
+    removed when a newer one is complete. None: all are kept. `storage` keeps all."""
     val_every: Annotated[
         PositiveInt | None,
         OnResume("which steps have a held-out loss; not off or on where training clips are held out"),

@@ -233,7 +233,7 @@ def _decode_pyav(data: bytes, stream: Any, packets: Packets, frame_idx: Sequence
                 return _pick(((frame.pts, frame) for frame in frames), times)
         except BadVideoError as error:
             logger.info(
-                "decoding a %s video from its start, since only a part of it did not do (%s)",
+                "decoding a %s video from its start, since decoding only a part of it failed (%s)",
                 stream.codec.canonical_name,
                 error,
             )
@@ -335,6 +335,6 @@ def _decode_torchcodec(data: bytes, stream: Any, packets: Packets, frame_idx: Se
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).strip().splitlines()[-1]
     logger.info(
-        "decoding a %s video with PyAV, since torchcodec did not do (%s)", stream.codec.canonical_name, reason
+        "decoding a %s video with PyAV, since torchcodec failed (%s)", stream.codec.canonical_name, reason
     )
     return _decode_pyav(data, stream, packets, frame_idx)

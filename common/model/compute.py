@@ -53,7 +53,7 @@ def compiles(compile: Literal["auto"] | bool, device: torch.device, *, key: str)
     if lack is not None and compile is True:
         raise ValueError(f"got {key}=true, but {lack}, or leave compile off")
     if lack is not None:
-        logger.warning("%s=auto compiles nothing, and steps take longer: %s", key, lack)
+        logger.warning("%s=auto: nothing is compiled, so steps take longer: %s", key, lack)
     return lack is None
 
 

@@ -143,7 +143,7 @@ class GroupMember:
                 since = self._posted_s
                 logger.warning(
                     "group %s: waiting since %s, %d clips ahead of the slowest of %d members; the teacher"
-                    " remembers %d",
+                    " keeps %d in memory",
                     *(
                         self._group,
                         time.strftime("%H:%M:%S"),
@@ -156,7 +156,7 @@ class GroupMember:
         if since is not None:
             waited_s = time.monotonic() - since
             self._wait_s += waited_s
-            logger.warning("group %s: going on after %.1f s", self._group, waited_s)
+            logger.warning("group %s: continuing after %.1f s", self._group, waited_s)
 
     def _to_post(self) -> Progress:
         with self._lock:

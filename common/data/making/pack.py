@@ -44,7 +44,7 @@ def pack(config: PackConfig, console: rich.console.Console = console) -> None:
     if listing.num_left_out:
         _say(
             console,
-            f"left out {listing.num_left_out} files that are not named as what is packed, the first is"
+            f"left out {listing.num_left_out} files that are not videos by their names, such as"
             f" {listing.left_out}",
         )
     if listing.unread_lists:
