@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))
 
+from notebook import notebook_page  # noqa: E402
 from reference import reference_pages  # noqa: E402
 
 ELSEWHERE = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")
@@ -26,6 +27,7 @@ _FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are made here."""
     made = {path: (ROOT / path).read_text() for path in ELSEWHERE} | reference_pages()
+    made["first-hour.md"] = notebook_page(ROOT / "docs" / "first-hour.ipynb")
     for path, content in made.items():
         files.append(File.generated(config, path, content=content))
     return files

@@ -1,0 +1,45 @@
+"""What a newcomer runs first, as it stands: the notebook."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from pages import ROOT
+
+NOTEBOOK = ROOT / "docs" / "first-hour.ipynb"
+BIN = Path(sys.executable).parent
+
+
+def new_environment() -> dict[str, str]:
+    return {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "MPLBACKEND": "agg"}
+
+
+def test_the_notebook_has_what_it_gave_and_nothing_of_the_machine_that_ran_it():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)]
+    assert sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs) == 3
+    said = "".join(output.get("text", "") for cell in code for output in cell.outputs)
+    assert not re.search(r"/(?:work|tmp|home|root)\b|\x1b|\r", said), said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_notebook_runs(tmp_path):
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = NotebookClient(
+        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    )
+    client.execute(env={**new_environment(), "TMPDIR": str(tmp_path)})
+    [picture, *_] = [
+        output
+        for cell in notebook.cells[::-1]
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    assert len(picture.data["image/png"]) > 10_000
