@@ -165,6 +165,9 @@ def test_what_is_alike_is_near(tmp_path, videos, ckpt):
         ValueError, match=r"got --query cat.mp4, expected a video of the file, such as dark/00.mp4"
     ):
         similar.run(SimilarConfig(**values, query="cat.mp4"))
+    (tmp_path / "similar.csv").unlink()
+    similar.run(SimilarConfig(**values, query=f"{videos}/light/15.mp4"))  # as a shell completes it
+    assert list(csv.DictReader(io.StringIO((tmp_path / "similar.csv").read_text()))) == rows
 
 
 @pytest.fixture(scope="module")

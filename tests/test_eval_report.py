@@ -417,6 +417,11 @@ def test_the_first_steps_do_not_flatten_a_chart():
     assert max(ticks) < 0.6
     short = replace(first, steps=steps[:4], flops=first.flops[:4], losses=losses[:4])
     assert loss_curves([short], chart_id="x", loss_name="L1").notes == []
+    point = replace(first, steps=[1], flops=[1e12], losses=[0.5])
+    drawn = loss_curves([point], chart_id="x", loss_name="L1").svg
+    assert len(re.findall(r"<use [^>]*fill: var\(--s0\)", drawn)) == 2, (
+        "a line of one point is seen, in both charts"
+    )
 
 
 def test_small_tokens_are_shown_at_full_size():

@@ -72,9 +72,10 @@ def nearest(
 
 def _query(clips: list[EmbeddedClip], text: str) -> int:
     """The row that is meant: the first of a video, or the one at PATH@SECONDS."""
-    path, separator, seconds = text.rpartition("@")
-    if not any(clip.path == path for clip in clips):
-        path, separator, seconds = text, "", ""
+    typed, separator, seconds = text.rpartition("@")
+    path = _name_of(clips, typed)
+    if path is None:
+        path, separator, seconds = _name_of(clips, text), "", ""
     rows = [row for row, clip in enumerate(clips) if clip.path == path]
     if not rows:
         raise ValueError(
@@ -94,6 +95,12 @@ def _query(clips: list[EmbeddedClip], text: str) -> int:
             f" {clips[rows[-1]].end_s:.1f} s"
         )
     return inside[0]
+
+
+def _name_of(clips: list[EmbeddedClip], typed: str) -> str | None:
+    """The video that a path names: as the file has it, or with the folder that was embedded before it."""
+    names = {clip.path for clip in clips if typed == clip.path or typed.endswith(f"/{clip.path}")}
+    return max(names, key=len, default=None)
 
 
 def _csv(neighbours: list[tuple[EmbeddedClip, float]]) -> str:

@@ -94,6 +94,7 @@ def loss_curves(curves: Sequence[LossCurve], *, chart_id: str, loss_name: str) -
             "alpha": 0.4 if is_wide else 1,
             "linestyle": _DASHES[min(len(under), len(_DASHES) - 1)],
             "label": f"{curve.name} (on {under[0].name})" if under else curve.name,
+            "marker": "o" if len(curve.losses) == 1 else None,
         }
         by_steps.plot(curve.steps, curve.losses, **style)
         by_flops.plot([flops / size for flops in curve.flops], curve.losses, **style)
