@@ -362,3 +362,12 @@ def test_the_page_of_numbers_has_no_place_outside_the_repository(said, tmp_path,
     assert said(eval_app, "fidelity").endswith(
         "got --out docs/fidelity.md, but there is no folder docs here: give --out FILE.md"
     )
+
+
+def test_a_cache_folder_with_other_files_is_refused_before_a_ray_starts(said, done, tmp_path):
+    """A replica found it out, after a minute and a traceback."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work")
+    sentence = said(serve_app, "teacher", "--ckpt", done, "--port", 0, "--cache", tmp_path / "home")
+    assert "has thesis.tex in it, expected an empty folder or one of a target cache" in sentence
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis.tex"]

@@ -43,13 +43,7 @@ class GrowingCache:
         self._open: dict[bytes, EncodedTarget] = {}
         self._open_bytes = 0
         self._writing = contextlib.ExitStack()
-        if not (root / MANIFEST).exists() and any(root.glob("*/view-*")):
-            raise ValueError(
-                f"got {root}, where `salt-serve precompute` has not finished: repeat that command, or give"
-                " another folder"
-            )
-        if not (root / MANIFEST).exists() and root.is_dir():
-            require_own_folder(str(root), (path.name for path in root.iterdir()))
+        require_place(root)
         self._writing.enter_context(writer(root, alone=False, first=self._remove_partial_files))
         try:
             (root / SEGMENTS).mkdir(exist_ok=True)
@@ -167,3 +161,15 @@ class GrowingCache:
         ):
             if is_own_name(path.relative_to(self._root).as_posix()):
                 path.unlink()
+
+
+def require_place(root: Path) -> None:
+    """Raises ValueError where ``root`` is there and no cache could grow in it."""
+    if (root / MANIFEST).exists() or not root.is_dir():
+        return
+    if any(root.glob("*/view-*")):
+        raise ValueError(
+            f"got {root}, where `salt-serve precompute` has not finished: repeat that command, or give"
+            " another folder"
+        )
+    require_own_folder(str(root), (path.name for path in root.iterdir()))

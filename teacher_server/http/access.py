@@ -20,6 +20,7 @@ from salt_distill.common.config.base import parse_yaml
 from salt_distill.common.config.wrong_values import at
 from salt_distill.common.local_ray import is_private
 from salt_distill.common.protocol import HttpStatus
+from salt_distill.common.targets.growing_cache import require_place
 from salt_distill.teacher_server.http.errors import ApiError
 
 logger = logging.getLogger(__name__)
@@ -139,6 +140,8 @@ def check_access(config: ServeConfig) -> None:
     """Raises ValueError for tokens, certificates and places that a replica could not use."""
     if config.tokens is not None:
         read_tokens(Path(config.tokens))
+    if config.cache is not None:
+        require_place(Path(config.cache))
     if config.resource is not None and is_private(config.address):
         raise ValueError(
             f"got --resource {config.resource} without --address, expected the address of a cluster: this"
