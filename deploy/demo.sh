@@ -27,7 +27,7 @@ step() { # step NAME COMMAND...: runs it and notes its seconds
 }
 
 wait_for_url() { # ends when the service has printed its URL, or with the service
-  while ! grep -q http "$OUT/url"; do kill -0 "$SERVER" 2>/dev/null || { echo "the service ended before it was ready" >&2; return 1; }; sleep 0.2; done
+  while ! grep -qs http "$OUT/url"; do kill -0 "$SERVER" 2>/dev/null || { echo "the service ended before it was ready" >&2; return 1; }; sleep 0.2; done
   salt-serve status --url "$(cat "$OUT/url")" --wait 60 > /dev/null
 }
 
