@@ -1,14 +1,15 @@
-"""What a newcomer runs first, as it stands: the notebook."""
+"""What a newcomer runs first, as it stands: the notebook and the tutorial."""
 
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from pages import ROOT
+from pages import ROOT, blocks
 
 NOTEBOOK = ROOT / "docs" / "first-hour.ipynb"
 BIN = Path(sys.executable).parent
@@ -43,3 +44,23 @@ def test_the_notebook_runs(tmp_path):
         if "image/png" in output.get("data", {})
     ]
     assert len(picture.data["image/png"]) > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_tutorial_runs(tmp_path):
+    commands = [block.text for block in blocks("docs/tutorial.md", "bash") if "salt-serve" not in block.text]
+    assert len(commands) >= 6
+    script = "set -euo pipefail\n" + "".join(commands)
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env=new_environment(),
+        capture_output=True,
+        text=True,
+        timeout=1100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = ["sheet.png", "probe.json", "features.parquet", "similar.png", "RUNS/report.html"]
+    assert [name for name in made if not (tmp_path / name).is_file()] == []
