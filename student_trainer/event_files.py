@@ -9,6 +9,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from salt_distill.common.config import TrainConfig, shown_config
 from salt_distill.common.metrics_line import MetricsLine
+from salt_distill.common.whole import named_errors
 from salt_distill.student_trainer.training_pictures import TrainingPicture
 
 _GROUPS = {
@@ -44,24 +45,28 @@ class EventFiles:
 
     def __init__(self, config: TrainConfig, *, after_step: int) -> None:
         """Purged: what a killed process had written after ``after_step`` would be there twice."""
-        self._writer = SummaryWriter(str(Path(config.out) / "tensorboard"), purge_step=after_step + 1)
+        self._folder = Path(config.out) / "tensorboard"
+        self._writer = SummaryWriter(str(self._folder), purge_step=after_step + 1)
         values = {"objective": config.objective, **dict(_flat(shown_config(config)))}
         for summary in hparams(values, {TAGS["loss"]: None, TAGS["val_loss"]: None}):
             self._writer._get_file_writer().add_summary(summary)  # add_hparams would begin another run
 
     def show(self, line: MetricsLine) -> None:
         """Adds a line of metrics at its step."""
-        for tag, value in tagged(line).items():
-            self._writer.add_scalar(tag, value, line.step)
+        with named_errors(self._folder):
+            for tag, value in tagged(line).items():
+                self._writer.add_scalar(tag, value, line.step)
 
     def show_pictures(self, step: int, pictures: Sequence[TrainingPicture]) -> None:
         """Adds pictures at a step."""
-        for picture in pictures:
-            self._writer.add_image(picture.tag, picture.image, step, dataformats="HWC")
+        with named_errors(self._folder):
+            for picture in pictures:
+                self._writer.add_image(picture.tag, picture.image, step, dataformats="HWC")
 
     def close(self) -> None:
         """Ends the file."""
-        self._writer.close()
+        with named_errors(self._folder):
+            self._writer.close()
 
 
 def _flat(values: dict[str, JsonValue], above: str = "") -> Iterator[tuple[str, str | int | float | bool]]:

@@ -145,6 +145,8 @@ REFUSED = {
     ("salt-data pack", "copies"),  # without --short-side
     ("salt-eval embed", "stride"),  # without --window
     ("salt-train student", "teacher_weight"),  # of one teacher
+    ("salt-train student", "predict_from"),  # without --val-every
+    ("salt-train student", "predict_label"),
     ("salt-train student", "on_teacher_loss"),  # without --teacher-url
     ("salt-train student", "masked_targets"),
     ("salt-train student", "group"),

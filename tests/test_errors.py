@@ -232,7 +232,10 @@ def test_runs_that_stop(said, shards, tmp_path):
     sentence = said(train_app, *arguments, "--set", "optim.lr=1e38", "--set", "optim.start_lr=1e38")
     assert "has loss" in sentence
     assert "lower optim.lr" in sentence
-    with full_disk():
+    with full_disk():  # TensorBoard's thread meets it first
+        sentence = said(train_app, *RUN, "--data", shards, "--out", tmp_path / "fuller")
+    assert "fuller/tensorboard: File too large" in sentence
+    with full_disk(max_bytes=30_000):
         sentence = said(train_app, *RUN, "--data", shards, "--out", tmp_path / "full")
     assert "step-2 could not be written" in sentence
     assert list((tmp_path / "full").glob("checkpoints/*")) == []
