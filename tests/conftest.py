@@ -3,6 +3,7 @@ set."""
 
 import os
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,9 @@ install_import_hook(
 from salt_distill.common.config import PackConfig, SynthConfig  # noqa: E402
 from salt_distill.common.data.making.pack import pack  # noqa: E402
 from salt_distill.common.data.making.synth import synthesise  # noqa: E402
+
+# A shell's background ignores it, and what was ignored stays so, in the commands that tests start too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _LONG_FILES = {
     f"test_{name}.py"

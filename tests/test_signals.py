@@ -39,7 +39,6 @@ def begin(program: str, *arguments: str, begins: str = "pass") -> subprocess.Pop
         stderr=subprocess.PIPE,
         text=True,
         env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
     )
 
 

@@ -140,7 +140,6 @@ def begin(*arguments: object) -> subprocess.Popen[str]:
         [str(Path(sys.executable).parent / "salt-train"), *map(str, arguments)],
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -14,6 +14,7 @@ NO_PATHS = {
     "group",
     "host",
     "name",
+    "predict_label",
     "replicas",
     "resource",
     "split",
@@ -24,7 +25,11 @@ NO_PATHS = {
 
 def test_every_path_of_what_goes_to_workers_is_named_as_one():
     for kind in (ServeConfig, PrecomputeConfig, TeacherRun, StudentRun, VJepaRun):
-        texts = {name for name, field in kind.model_fields.items() if field.annotation in (str, str | None)}
+        texts = {
+            name
+            for name, field in kind.model_fields.items()
+            if field.annotation in (str, str | None, tuple[str, ...])
+        }
         assert texts - NO_PATHS == set(kind.paths), kind
 
 
@@ -44,9 +49,9 @@ def test_paths_become_those_of_this_directory_and_addresses_stay(monkeypatch, tm
     there = config.absolute()
     assert (there.data, there.teacher_ckpt, there.storage, there.targets) == (
         "s3://bucket/shards",
-        "timm:vit",
+        ("timm:vit",),
         "/stored",
-        None,
+        (),
     )
     assert there.out == str(tmp_path / "runs" / "a")
     assert Path(str(there.loader.shard_cache_dir)).resolve() == tmp_path.parent / "kept"
