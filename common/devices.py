@@ -16,7 +16,7 @@ class _OnWorkers(Protocol):
     def gpus_per_worker(self) -> float | None: ...
 
 
-def device_here(device: Device) -> torch.device:
+def device_here(device: Device = "auto") -> torch.device:
     """That of a command without workers."""
     return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
 

@@ -193,10 +193,10 @@ def _train(config: TrainConfig, worker: "Worker") -> None:
         worker = replace(worker, is_asked_to_stop=StopRequests().is_asked)
     with (
         suppress(StopRequest),
-        opened(config, worker) as (reader, source),  # first: what is wrong with them leaves `out` as it was
+        opened(config, worker) as (reader, sources),  # first: what is wrong with them leaves `out` as it was
         claimed(config) if worker.rank == 0 else nullcontext() as checkpoint,
     ):
-        train_on(reader, source, config, worker, checkpoint)
+        train_on(reader, sources, config, worker, checkpoint)
 
 
 def _try(config: TrainConfig, worker: "Worker") -> "DryRun":

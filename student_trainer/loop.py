@@ -77,9 +77,8 @@ def train_on(
     batches = Batches.of(config, reader, sources, worker)
 
     done = 0 if start is None else start.step
-    steps = batches.steps(done + 1, done if validation.ends_run else config.steps)
     try:
-        for future in steps:
+        for future in batches.steps(done + 1, done if validation.ends_run else config.steps):
             batch, data_wait_s = worker.ranks.result(future, record.is_to_stop)
             targets, teacher_wait_s = worker.ranks.results(batch.targets, record.is_to_stop)
             lr, weight_decay = set_schedule(optimizer, config.optim, step=batch.step, steps=config.steps)
@@ -141,8 +140,8 @@ def backward(
     config: TrainConfig,
     worker: Worker,
 ) -> Update:
-    """The gradient of a step, for the optimizer to step by; it leaves the step out where loss or gradient is
-    not finite.
+    """The gradient of a step; ``optimizer.step`` then leaves the step out where loss or gradient is not
+    finite.
 
     Each mask group is a forward and a backward of its own, so a batch of any size fits where a group fits.
     """
@@ -186,9 +185,10 @@ def opened(config: TrainConfig, worker: Worker) -> Iterator[tuple[Reader, list[T
     prepare(worker.device)
     with ThreadPoolExecutor(1) as opening, contextlib.ExitStack() as stack:
         (reader, sources), _ = worker.ranks.result(opening.submit(_open, config, worker, stack))
+        each = "s, each" if worker.world_size > 1 else ""
         worker.say(
             f"{name_of_size(config.encoder)}: {config.steps:,} steps of {config.batch_size:,} clips on"
-            f" {worker.world_size} worker(s), each on {device_kind(worker.device)},"
+            f" {worker.world_size} worker{each} on {device_kind(worker.device)},"
             f" {precision(config.compute.dtype, worker.device)}"
         )
         worker.say(f"{config.data}: {reader.num_samples} samples, decoded by {reader.decoder}")

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from salt_distill.common.config import FrozenConfig, StudentRun, dump_yaml, load_yaml
 from salt_distill.common.data.reader import Reader
 from salt_distill.common.data.shards import open_dataset
-from salt_distill.common.model.checkpoint import open_encoder, read_config
+from salt_distill.common.model.checkpoint import POINTER, open_encoder, read_config
 from salt_distill.common.model.teacher import fingerprint
 from salt_distill.student_trainer.evaluation.candidates import checkpoint_name
 from salt_distill.student_trainer.evaluation.finished_runs import is_run
@@ -99,7 +99,7 @@ def _label(config: StudentRun, probe: ProbeResults) -> str:
 def _why_other(run: Path, config: StudentRun, reader: Reader, teacher_fingerprint: str) -> str | None:
     """Why the held-out losses of a run say nothing about this one's; None where they do."""
     values: Mapping[str, JsonValue] = load_yaml(run / "config.yaml")
-    if not (run / "checkpoint").is_file():
+    if not (run / POINTER).is_file():
         return "it has no checkpoint"
     if read_config(run).teacher_fingerprint != (teacher_fingerprint,):
         return "another teacher, or none"

@@ -110,7 +110,7 @@ class Display:
             return Group(self._bar, Text("starting", style="dim"))
         rows = [
             [
-                ("loss", f"{line.loss:.4f}{of_teachers(line)} {curve(self._losses)}"),
+                ("loss", f"{line.loss:.4f}{losses_of_teachers(line)} {curve(self._losses)}"),
                 ("lr", f"{line.lr:.2e}"),
                 ("gradient norm", f"{line.grad_norm:.3g}"),
             ],
@@ -139,13 +139,13 @@ class Display:
 def plain(line: MetricsLine, steps: int) -> str:
     """A line of metrics as one line of text, for a file or a pipe."""
     return (
-        f"loss {line.loss:.4f}{of_teachers(line)}  {line.clips_per_s:.0f} clips/s  MFU {line.mfu:.1%}"
+        f"loss {line.loss:.4f}{losses_of_teachers(line)}  {line.clips_per_s:.0f} clips/s  MFU {line.mfu:.1%}"
         f"  waits: data {line.data_wait_ms:.0f} ms, teacher {line.teacher_wait_ms:.0f} ms"
         f"  ETA {_eta(line, steps)}"
     )
 
 
-def of_teachers(line: MetricsLine) -> str:
+def losses_of_teachers(line: MetricsLine) -> str:
     """The loss of each teacher in brackets; nothing with one."""
     losses = [f"{loss:.4f}" for name, loss in line.values().items() if name.startswith("loss_teacher")]
     return f" ({', '.join(losses)})" if losses else ""

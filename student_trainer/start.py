@@ -39,8 +39,8 @@ def start(config: TrainConfig) -> None:
     ):
         if config.workers == 0:
             worker = Worker(rank=0, world_size=1, device=device_here(config.device))
-            with opened(config, worker) as (reader, source), claimed(config) as checkpoint:
-                train_on(reader, source, config, worker, checkpoint)
+            with opened(config, worker) as (reader, sources), claimed(config) as checkpoint:
+                train_on(reader, sources, config, worker, checkpoint)
         else:
             run_job(config)
     # With a storage, the first worker may have had its run directory on another machine.

@@ -16,14 +16,8 @@ class Tracker:
     """The run of ``config.out`` in the project ``config.wandb``; a run that is resumed goes on there."""
 
     def __init__(self, config: TrainConfig) -> None:
-        """Raises ValueError where the package is not installed."""
-        try:
-            import wandb
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                f"got --wandb {config.wandb}, but the package wandb is not installed: pip install wandb, or"
-                " leave it out"
-            ) from error
+        import wandb
+
         out = Path(config.out)
         if not (out / ID_FILE).exists():
             (out / ID_FILE).write_text(uuid.uuid4().hex[:12] + "\n")

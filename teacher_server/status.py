@@ -2,7 +2,6 @@
 is told."""
 
 import contextlib
-import functools
 import http.client
 import json
 import time
@@ -18,7 +17,7 @@ from rich.table import Table
 from salt_distill.common.config import DrainConfig, OfServiceConfig, RunsConfig, StatusConfig
 from salt_distill.common.console import new_results
 from salt_distill.common.credentials import access_token, authorization, trusted
-from salt_distill.common.deadline import TimedResponse
+from salt_distill.common.deadline import Deadline, new_connection
 from salt_distill.common.foreign_answer import in_words, is_web_page
 from salt_distill.common.protocol import BoardRun, Route, TeacherFacts
 
@@ -152,17 +151,9 @@ def _answer(service: OfServiceConfig, path: str, method: str) -> tuple[http.clie
     parts = urllib.parse.urlsplit(service.url)
     if parts.scheme not in ("http", "https") or parts.hostname is None:
         raise ValueError("expected http://HOST:PORT or https://HOST:PORT")
-    if parts.scheme == "https":
-        context = trusted(service.ca)
-        connection = http.client.HTTPSConnection(
-            parts.hostname, parts.port, timeout=_ANSWER_S, context=context
-        )
-    else:
-        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=_ANSWER_S)
-    deadline_s = time.monotonic() + _ANSWER_S
-    vars(connection)["response_class"] = functools.partial(
-        TimedResponse, deadline_s=deadline_s, limit=f"{_ANSWER_S:g} s"
-    )
+    tls = trusted(service.ca) if parts.scheme == "https" else None
+    connection = new_connection(parts, tls, _ANSWER_S)
+    Deadline.after(_ANSWER_S, f"{_ANSWER_S:g} s").bounds(connection)
     with contextlib.closing(connection):
         # the type of an empty body: a web page cannot send this one to a service that it does not belong to
         headers = {"Content-Type": "application/json", **authorization(access_token(service.token_file))}

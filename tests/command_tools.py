@@ -34,6 +34,13 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in lines]
 
 
+def write_targets(teacher: Path, shards: Path, out: Path) -> Path:
+    """A cache of two views."""
+    of_teacher = ["--ckpt", teacher, "--data", shards, "--views", 2, "--workers", 0]
+    salt("salt-serve", "precompute", *of_teacher, "--out", out)
+    return out
+
+
 def train_teacher(shards: Path, run: Path) -> Path:
     """A run of stage 1."""
     salt("salt-train", "teacher", "--data", shards, "--out", run, "--workers", 0, *SMALL)

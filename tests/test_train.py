@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_tools import SMALL, STEPS, losses, salt, train_teacher
+from command_tools import SMALL, STEPS, losses, salt, train_teacher, write_targets
 
 from salt_distill.common.local_ray import ray_to_join
 
@@ -22,22 +22,7 @@ def teacher(shards, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def targets(teacher, shards, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("targets") / "targets"
-    salt(
-        "salt-serve",
-        "precompute",
-        "--ckpt",
-        teacher,
-        "--data",
-        shards,
-        "--views",
-        2,
-        "--out",
-        out,
-        "--workers",
-        0,
-    )
-    return out
+    return write_targets(teacher, shards, tmp_path_factory.mktemp("targets") / "targets")
 
 
 @pytest.fixture(scope="module")

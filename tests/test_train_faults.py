@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command_tools import SMALL, losses, salt, train_teacher
+from command_tools import SMALL, losses, salt, train_teacher, write_targets
 from serve_tools import descendants, end, start
 
 from salt_distill.common.model.checkpoint import find_checkpoint
@@ -35,20 +35,7 @@ def run_of(teacher, shards, tmp_path_factory):
 
     def arguments(name: str) -> list[object]:
         if name == "cached" and not targets.exists():
-            salt(
-                "salt-serve",
-                "precompute",
-                "--ckpt",
-                teacher,
-                "--data",
-                shards,
-                "--views",
-                2,
-                "--out",
-                targets,
-                "--workers",
-                0,
-            )
+            write_targets(teacher, shards, targets)
         if name == "served" and not servers:
             servers.append(start(teacher, "--set", "teacher.batch_size=16"))
         kinds = {

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_tools import SMALL
+from command_tools import SMALL, write_targets
 from safetensors.torch import save_file
 
 from salt_distill.common.data.making.cli import app as data
 from salt_distill.common.whole import whole_file, whole_folder, write_whole
 from salt_distill.student_trainer.cli import app as train
 from salt_distill.student_trainer.evaluation.cli import app as evaluate
-from salt_distill.teacher_server.cli import app as serve
 
 TWO_STEPS = [*SMALL, "--steps", 2, "--batch-size", 6, "--set", "optim.warmup_steps=1", "--workers", 0]
 
@@ -67,20 +66,7 @@ def test_what_commands_write_is_open_to_the_group(synth_videos, tmp_path, monkey
             "--storage",
             tmp_path / "storage",
         )
-        run(
-            serve,
-            "precompute",
-            "--ckpt",
-            teacher,
-            "--data",
-            shards,
-            "--views",
-            2,
-            "--out",
-            targets,
-            "--workers",
-            0,
-        )
+        write_targets(teacher, shards, targets)
         run(
             train, "student", "--data", shards, "--out", tmp_path / "cached", "--targets", targets, *TWO_STEPS
         )

@@ -16,8 +16,10 @@ class StudentRun(TrainConfig):
     """Stage 2, SALT: predict the latents of a frozen teacher, or of several. A teacher is a service, a cache
     or a checkpoint; they are numbered from 0, services first, then caches, then checkpoints."""
 
-    paths = (*TrainConfig.paths, "targets", "teacher_ckpt", "cache", "teacher_token_file", "teacher_ca")
-    paths += ("predict_from",)
+    paths = (
+        *TrainConfig.paths,
+        *("targets", "teacher_ckpt", "cache", "teacher_token_file", "teacher_ca", "predict_from"),
+    )
     objective = "salt"
 
     teacher_url: Annotated[

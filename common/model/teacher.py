@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from salt_distill.common.config import EncoderConfig, FrozenConfig, TeacherComputeConfig
+from salt_distill.common.devices import device_here
 from salt_distill.common.model.checkpoint import open_encoder
 from salt_distill.common.model.compute import (
     cast_products,
@@ -75,7 +76,7 @@ class Teacher:
     ) -> None:
         """Loads the weights; on a GPU where there is one, unless ``device`` says otherwise."""
         if device is None:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            device = device_here()
         prepare(device)
         compiled = compiles(compute.compile, device, key="teacher.compile")
         grid = encoder.grid

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import UInt8
 
 from salt_distill.common.config import FrozenConfig, TeacherComputeConfig, load_yaml
+from salt_distill.common.devices import device_here
 from salt_distill.common.model.checkpoint import (
     CheckpointConfig,
     load_predictor,
@@ -45,7 +46,7 @@ class Panel:
 def components(encoder: FrozenEncoder, clips: UInt8[np.ndarray, "b t h w 3"]) -> Iterator[Panel]:
     """For each clip the principal components of an encoder's tokens over time; those of all clips
     together."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here()
     tokens = (
         EncoderOnDevice(encoder, encoder.load(), device, batch_size=1, bfloat16=False)
         .tokens(clips[:, None], 1)[:, 0]

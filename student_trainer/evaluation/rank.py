@@ -19,6 +19,7 @@ from salt_distill.common.data.reader import Reader
 from salt_distill.common.data.sample import Sample
 from salt_distill.common.data.segments import SegmentCut
 from salt_distill.common.data.shards import open_dataset
+from salt_distill.common.devices import device_here
 from salt_distill.common.model.compute import uses_bfloat16
 from salt_distill.common.model.frozen import FrozenEncoder
 from salt_distill.common.model.teacher import fingerprint
@@ -193,7 +194,7 @@ def pooled(
     dtype: ComputeDtype,
 ) -> PooledFeatures:
     """The features of the evaluation view, of the samples that can be decoded; the others are named."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here()
     module = candidate.load()
     encoder = EncoderOnDevice(
         candidate, module, device, batch_size=batch_size, bfloat16=uses_bfloat16(dtype, device)

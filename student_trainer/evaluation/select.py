@@ -11,6 +11,7 @@ from rich.table import Table
 from salt_distill.common.config import FrozenConfig, SelectConfig, TeacherComputeConfig, ViewConfig
 from salt_distill.common.console import console, new_results
 from salt_distill.common.data.shards import open_dataset
+from salt_distill.common.devices import device_here
 from salt_distill.common.model.checkpoint import CheckpointConfig, find_checkpoint, open_encoder, read_config
 from salt_distill.common.model.teacher import Teacher, fingerprint
 from salt_distill.student_trainer.evaluation.candidates import checkpoint_name
@@ -172,7 +173,7 @@ def _student_losses(
         todo, description="held-out loss", console=console, transient=True, disable=not console.is_terminal
     ):
         loss = student_loss(
-            path, clips, seed=config.seed, teacher=identity, targets=targets, device=_device()
+            path, clips, seed=config.seed, teacher=identity, targets=targets, device=device_here()
         )
         yield run, path, loss
 
@@ -237,11 +238,7 @@ def _loss_of(config: SelectConfig, teacher: str) -> float:
     (of_teacher,), _ = find_runs([teacher], None)
     _, clips = first_clips(config.data, config.split, read_config(path).view, config.loader, config.num_clips)
     norm = of_teacher.settings.pixel_norm
-    return vpixel_loss(find_checkpoint(path), clips, pixel_norm=norm, seed=config.seed, device=_device())
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return vpixel_loss(find_checkpoint(path), clips, pixel_norm=norm, seed=config.seed, device=device_here())
 
 
 def _label(config: SelectConfig, probe: ProbeResults) -> str:

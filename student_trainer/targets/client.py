@@ -1,7 +1,6 @@
 """Requests to a teacher service: its routes, over kept-alive connections. By ``http.client``, since it reads
 targets into buffers that we already have, which the clients of the usual libraries cannot."""
 
-import functools
 import http.client
 import logging
 import re
@@ -9,7 +8,6 @@ import secrets
 import socket
 import ssl
 import threading
-import time
 import urllib.parse
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ import pydantic
 
 from salt_distill.common.config import ServiceClientConfig, explain
 from salt_distill.common.credentials import authorization, trusted
-from salt_distill.common.deadline import TimedResponse, in_time
+from salt_distill.common.deadline import Deadline, new_connection
 from salt_distill.common.foreign_answer import in_words, is_web_page
 from salt_distill.common.model.teacher import TeacherSpec
 from salt_distill.common.protocol import (
@@ -203,10 +201,8 @@ class ServiceClient:
             Header.RETRY: str(self.retries.tried),
             **(headers or {}),
         }
-        deadline_s = time.monotonic() + self._config.timeout_s
-        vars(connection)["response_class"] = functools.partial(
-            TimedResponse, deadline_s=deadline_s, limit="client.timeout_s"
-        )
+        deadline = Deadline.after(self._config.timeout_s, "client.timeout_s")
+        deadline.bounds(connection)
         pieces = [body] if isinstance(body, bytes) else body
         if pieces is not None:
             sent["Content-Length"] = str(sum(map(len, pieces)))
@@ -214,7 +210,7 @@ class ServiceClient:
             connection.request(
                 method,
                 self._path + path,
-                body=None if pieces is None else in_time(pieces, connection, deadline_s),
+                body=None if pieces is None else deadline.in_time(pieces, connection),
                 headers=sent,
             )
             response = connection.getresponse()
@@ -247,12 +243,7 @@ class ServiceClient:
     def _connection(self) -> http.client.HTTPConnection:
         connection = getattr(self._local, "connection", None)
         if connection is None:
-            host, port, timeout_s = self._parts.hostname, self._parts.port, self._config.timeout_s
-            assert host is not None
-            if self._tls is None:
-                connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
-            else:
-                connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=self._tls)
+            connection = new_connection(self._parts, self._tls, self._config.timeout_s)
             self._local.connection = connection
             with self._lock:
                 self._connections.append(connection)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from salt_distill.common.config import CropSize, FrozenConfig, TeacherComputeConfig, ViewConfig, load_yaml
+from salt_distill.common.devices import device_here
 from salt_distill.common.model.checkpoint import (
     find_checkpoint,
     load_module,
@@ -78,7 +79,7 @@ def open_predictor(
     a VideoMAE directory with its decoder of pixels. Raises ValueError where the teacher is another, or
     nothing predicts."""
     opened = open_encoder(FrozenConfig(ckpt=ckpt, num_frames=window, crop_size=crop_size))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here()
     if _is_videomae(ckpt):
         _require_teacher(teacher, ckpt, "a VideoMAE", "none: it predicts pixels")
         decoder = load_videomae_decoder(on_this_machine(ckpt)).to(device)

@@ -15,6 +15,7 @@ from salt_distill.common.clip import BadVideoError
 from salt_distill.common.config import FrozenConfig, PredictConfig
 from salt_distill.common.console import console
 from salt_distill.common.data.segments import SegmentCut
+from salt_distill.common.devices import device_here
 from salt_distill.common.model.checkpoint import open_encoder
 from salt_distill.common.model.compute import uses_bfloat16
 from salt_distill.common.model.teacher import fingerprint
@@ -30,7 +31,7 @@ COLUMNS = ("video", "label", "view", "class", "probability")
 def run(config: PredictConfig) -> None:
     """Names every video, and writes the file."""
     torch.set_num_threads(config.num_threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here()
     probe_file = open_probe(Path(config.probe), config.encoder)
     encoder = encoder_of(probe_file, config, device)
     about, view = probe_file.about, probe_file.encoder.identity.view
