@@ -16,7 +16,7 @@ from salt_distill.common.model.teacher import fingerprint
 from salt_distill.student_trainer.evaluation.candidates import checkpoint_name
 from salt_distill.student_trainer.evaluation.finished_runs import is_run
 from salt_distill.student_trainer.evaluation.held_out import checkpoints
-from salt_distill.student_trainer.evaluation.probe.results import ProbeResults
+from salt_distill.student_trainer.evaluation.probe.results import ProbeResults, chosen_label
 from salt_distill.student_trainer.evaluation.selection import FittedLine, fit, num_places
 from salt_distill.student_trainer.run_directory import read_metrics
 
@@ -53,8 +53,9 @@ def read_accuracy_line(
     """The line of the runs in ``predict_from``, and a sentence about it; None where they are too few, and
     why. Raises ValueError where there is no probe, or its label is not told."""
     folder = Path(config.predict_from or "")
-    probe = ProbeResults.read(folder / "probe.json")
-    label = _label(config, probe)
+    path = folder / "probe.json"
+    probe = ProbeResults.read(path)
+    label = chosen_label(probe.labels, config.predict_label, path, flag="--predict-label")
     points, left_out = [], list[str]()
     for run in sorted(path for path in folder.iterdir() if is_run(path)):
         if run.resolve() == Path(config.out).resolve():
@@ -80,19 +81,6 @@ def read_accuracy_line(
     return found_line, (
         f"accuracy of {label} is predicted by {line.num_points} probed checkpoints in {folder}: R\u00b2"
         f" {line.r2:.2f}, for held-out losses from {found_line.low:.4f} to {found_line.high:.4f}.{but}"
-    )
-
-
-def _label(config: StudentRun, probe: ProbeResults) -> str:
-    labels = sorted(probe.labels)
-    if config.predict_label in labels:
-        return config.predict_label or ""
-    if config.predict_label is None and len(labels) == 1:
-        return labels[0]
-    got = f"--predict-label {config.predict_label}" if config.predict_label else "no --predict-label"
-    raise ValueError(
-        f"got {got}, expected one of {', '.join(labels) or 'none'}, which"
-        f" {config.predict_from}/probe.json has"
     )
 
 

@@ -236,6 +236,6 @@ def test_transformers_classifies_with_it(tmp_path, probed):
         expected = kept.probes["shade"](load_encoder(run)(clip))
         logits = model.eval()(clip.transpose(1, 2)).logits
     assert (logits - expected).abs().max() < 1e-3
-    with pytest.raises(ValueError, match="got --label None, expected one of shade, side"):
+    with pytest.raises(ValueError, match="got no --label, expected one of shade, side"):
         exporting.run(ExportConfig(**values, out=str(tmp_path / "again")))
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]

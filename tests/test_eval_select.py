@@ -192,7 +192,7 @@ def test_accuracy_is_predicted_for_what_was_not_probed(tmp_path, made):
     (other,) = [row for row in found["checkpoints"] if row["name"] == "a"]
     assert (other["accuracy"], found["r2"]) == (None, None)
     assert other["not_measured"].startswith("the probe's a has other weights (efefefefefef, these are")
-    with pytest.raises(ValueError, match="got --label None, expected one of shade, side"):
+    with pytest.raises(ValueError, match="got no --label, expected one of shade, side"):
         select(tmp_path, made, [a, b], teachers[:1], probe=str(tmp_path / "probe.json"))
 
 

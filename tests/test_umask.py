@@ -77,6 +77,8 @@ def test_what_commands_write_is_open_to_the_group(synth_videos, tmp_path, monkey
         run(evaluate, "embed", synth_videos, "--ckpt", teacher, "--out", tmp_path / "features.parquet")
         probe = ["--data", shards, "--workers", 0, "--epochs", 1, "--features", tmp_path / "kept"]
         run(evaluate, "probe", "--ckpt", teacher, *probe, "--out", tmp_path / "probe.json")
+        label = ["--probe", tmp_path / "probe.safetensors", "--label", "digit"]
+        run(evaluate, "export", "--ckpt", teacher, *label, "--out", tmp_path / "classifier", "--format", "hf")
     finally:
         os.umask(before)
     monkeypatch.undo()

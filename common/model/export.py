@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,14 @@ VJEPA2_PREFIX = "module.backbone."
 """Before every name in a file of V-JEPA 2's: its distributed wrapper and its multi-sequence wrapper."""
 
 
-def export(choice: ExportConfig, console: Console = console) -> None:
+def export(
+    choice: ExportConfig, console: Console = console, add_to: Callable[[Path], None] = lambda _: None
+) -> None:
     """Writes a checkpoint in another's format; it appears whole or not at all. Raises ValueError where the
-    format has no place for it."""
+    format has no place for it.
+
+    ``add_to``: writes what else a Hugging Face directory gets.
+    """
     out = Path(choice.out)
     if out.exists():
         raise ValueError(f"got --out {out}, which exists: give another name")
@@ -60,6 +66,7 @@ def export(choice: ExportConfig, console: Console = console) -> None:
         with whole_folder(out) as partial, disk_errors(out):
             _write_hf(partial, config, encoder.load(), predictor)
             (partial / "README.md").write_text(model_card(config, name=encoder.name, obstacle=obstacle))
+            add_to(partial)
     else:
         with whole_file(out) as partial, disk_errors(out):
             _write_vjepa2(partial, config, encoder.load(), predictor)

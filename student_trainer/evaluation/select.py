@@ -23,7 +23,7 @@ from salt_distill.student_trainer.evaluation.held_out import (
     vpixel_loss,
 )
 from salt_distill.student_trainer.evaluation.probe.features import first_clips
-from salt_distill.student_trainer.evaluation.probe.results import ProbeResults
+from salt_distill.student_trainer.evaluation.probe.results import ProbeResults, chosen_label
 from salt_distill.student_trainer.evaluation.rank import pooled, rankme
 from salt_distill.student_trainer.evaluation.records import index_hash
 from salt_distill.student_trainer.evaluation.report.figures import save_accuracy_by_line
@@ -43,7 +43,7 @@ def run(config: SelectConfig) -> None:
     }
     _require_comparable(config, runs, configs, list(teachers))
     probe = None if config.probe is None else ProbeResults.read(Path(config.probe))
-    label = None if probe is None else _label(config, probe)
+    label = None if probe is None else chosen_label(probe.labels, config.label, config.probe or "")
     measured = {"student-loss": _student_losses, "student-rankme": _student_ranks}.get(
         config.by, _of_teachers
     )
@@ -239,16 +239,6 @@ def _loss_of(config: SelectConfig, teacher: str) -> float:
     _, clips = first_clips(config.data, config.split, read_config(path).view, config.loader, config.num_clips)
     norm = of_teacher.settings.pixel_norm
     return vpixel_loss(find_checkpoint(path), clips, pixel_norm=norm, seed=config.seed, device=device_here())
-
-
-def _label(config: SelectConfig, probe: ProbeResults) -> str:
-    """The label whose accuracies are meant."""
-    labels = sorted(probe.labels)
-    if config.label not in labels and not (config.label is None and len(labels) == 1):
-        raise ValueError(
-            f"got --label {config.label}, expected one of {', '.join(labels)}, which {config.probe} has"
-        )
-    return config.label or labels[0]
 
 
 def _table(results: SelectResults) -> Table:

@@ -1,17 +1,18 @@
 """`salt-eval export`: with `--probe` an encoder and its probe as a ``VJEPA2ForVideoClassification``."""
 
 import json
-import shutil
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
 from salt_distill.common.config import ExportConfig, FrozenConfig
 from salt_distill.common.console import console
-from salt_distill.common.model.checkpoint import disk_errors, open_encoder
+from salt_distill.common.model.checkpoint import open_encoder
 from salt_distill.common.model.export import export
 from salt_distill.common.model.teacher import fingerprint
 from salt_distill.student_trainer.evaluation.probe.kept import OpenProbe, open_probe, to_transformers
+from salt_distill.student_trainer.evaluation.probe.results import chosen_label
 
 
 def run(choice: ExportConfig) -> None:
@@ -39,7 +40,7 @@ def export_with_probe(choice: ExportConfig, probe: str) -> None:
     )
     identity = fingerprint(encoder, encoder.load())
     probe_file = open_probe(Path(probe), None, fingerprint=identity)
-    label = _label(choice, probe_file)
+    label = chosen_label(probe_file.probes, choice.label, probe)
     if probe_file.encoder.num_heads != encoder.config.num_heads:
         raise ValueError(
             f"got a probe of {probe_file.encoder.num_heads} heads for an encoder of"
@@ -47,15 +48,7 @@ def export_with_probe(choice: ExportConfig, probe: str) -> None:
             " with --num-heads"
             f" {encoder.config.num_heads}"
         )
-    partial = out.with_name(f".partial-{out.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        export(choice.model_copy(update={"out": str(partial), "probe": None, "label": None}))
-        with disk_errors(out):
-            _add_probe(partial, probe_file, label)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    export(choice, add_to=partial(_add_probe, probe_file, label))
     console.print(
         f"{out}: VJEPA2ForVideoClassification, {label}. Its norms have the encoder's epsilon there, the"
         " probe's have 1e-5: probabilities differ by about 1e-4",
@@ -64,14 +57,7 @@ def export_with_probe(choice: ExportConfig, probe: str) -> None:
     )
 
 
-def _label(choice: ExportConfig, probe_file: OpenProbe) -> str:
-    labels = list(probe_file.probes)
-    if choice.label not in labels and not (choice.label is None and len(labels) == 1):
-        raise ValueError(f"got --label {choice.label}, expected one of {', '.join(labels)}")
-    return choice.label or labels[0]
-
-
-def _add_probe(directory: Path, probe_file: OpenProbe, label: str) -> None:
+def _add_probe(probe_file: OpenProbe, label: str, directory: Path) -> None:
     tensors = {
         f"vjepa2.{name}": tensor for name, tensor in load_file(directory / "model.safetensors").items()
     }

@@ -155,7 +155,8 @@ def _encoder_name(about: KeptProbes, encoder: str | None, fingerprint: str | Non
         return encoder
     if encoder is None and len(names) == 1:
         return names[0]
-    raise ValueError(f"got --encoder {encoder}, expected one of {', '.join(names)} of {path}")
+    got = "no --encoder" if encoder is None else f"--encoder {encoder}"
+    raise ValueError(f"got {got}, expected one of {', '.join(names)} of {path}")
 
 
 def save_predictions(

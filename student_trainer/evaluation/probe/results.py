@@ -1,7 +1,8 @@
 """What probes found, as `probe.json` has it, and how it came about in words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from jaxtyping import Int
@@ -200,3 +201,18 @@ def protocol(config: ProbeConfig, split: str) -> str:
         )
     size = f"{config.epochs} epochs of {config.batch_size} clips a step"
     return f"{blocks}, {clips}, {seen}, {size}, {_OPTIMIZERS[config.optimizer]}, {choice}"
+
+
+def chosen_label(
+    labels: Collection[str], asked: str | None, place: str | Path, *, flag: str = "--label"
+) -> str:
+    """The label that is meant: the one that was asked for, or the only one. Raises ValueError where none
+    is; ``place``: the file that has the labels."""
+    if asked is None and len(labels) == 1:
+        return next(iter(labels))
+    if asked is None or asked not in labels:
+        got = f"no {flag}" if asked is None else f"{flag} {asked}"
+        raise ValueError(
+            f"got {got}, expected one of {', '.join(sorted(labels)) or 'none'}, which {place} has"
+        )
+    return asked

@@ -10,7 +10,7 @@ from salt_distill.common.folders.folder import Folder
 from salt_distill.common.model.checkpoint import POINTER, read_config
 from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun, find_runs
 from salt_distill.student_trainer.evaluation.physics.results import PhysicsResults
-from salt_distill.student_trainer.evaluation.probe.results import ProbeResults
+from salt_distill.student_trainer.evaluation.probe.results import ProbeResults, chosen_label
 from salt_distill.student_trainer.evaluation.report.lineage import teachers_among, training_flops
 
 
@@ -155,12 +155,7 @@ def _add_probe(
 ) -> list[str]:
     """Which of its encoders are not ``known``."""
     probe = ProbeResults.read(Path(path))
-    labels = sorted(probe.labels)
-    if label is None and len(labels) > 1:
-        raise ValueError(f"{path}: got labels {', '.join(labels)}, expected --label with one of them")
-    name = label or labels[0]
-    if name not in labels:
-        raise ValueError(f"{path}: got --label {label}, expected one of {', '.join(labels)}")
+    name = chosen_label(probe.labels, label, path)
     for row, encoder in probe.encoders.items():
         scores.add(
             benchmark,
