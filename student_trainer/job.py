@@ -6,8 +6,8 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from salt_distill.common.config import EmbedConfig, ProbeConfig, TrainConfig
 from salt_distill.common.devices import gpus_of_worker, require_device
 from salt_distill.common.local_ray import is_lost, join, leave, ray_to_join
 from salt_distill.common.termination import end_in_time, exit_by, taking_time
+from salt_distill.student_trainer.run_directory import says_how_to_go_on
 from salt_distill.student_trainer.stop_request import StopRequests, ask_to_stop
 
 if TYPE_CHECKING:
@@ -47,7 +48,13 @@ def run_job(config: TrainConfig) -> None:
     """Trains in Ray Train workers. Raises what a worker raised, or ValueError where the workers find no
     place."""
     work = partial(_train, config.absolute())
-    in_workers(work, config, folder=Path(config.out), max_failures=config.max_failures)
+    in_workers(
+        work,
+        config,
+        folder=Path(config.out),
+        max_failures=config.max_failures,
+        around=says_how_to_go_on(config),
+    )
 
 
 def dry_run_job(config: TrainConfig) -> "DryRun":
@@ -62,12 +69,14 @@ def in_workers(
     *,
     folder: Path,
     max_failures: int = 0,
+    around: AbstractContextManager[None] | None = None,
 ) -> T:
     """What ``work`` comes to on rank 0, when it is done on all ranks: as many Ray Train workers as ``config``
     asks for.
 
     ``folder``: where Ray Train keeps its own files. ``max_failures``: times that lost workers are replaced,
-    and the work begun again. Raises as ``run_job`` does.
+    and the work begun again. ``around``: the work, but not what cleans up after it. Raises as ``run_job``
+    does.
     """
     environment = ENVIRONMENT | ({} if isinstance(config.workers, int) else _ELASTIC)
     os.environ.update(environment)
@@ -80,7 +89,8 @@ def in_workers(
             if isinstance(config, TrainConfig):
                 require_device(config, resources)
             gpus = gpus_of_worker(config, resources)
-            return _fit(work, config.model_copy(update={"gpus_per_worker": gpus}), folder, max_failures)
+            with around or nullcontext():
+                return _fit(work, config.model_copy(update={"gpus_per_worker": gpus}), folder, max_failures)
         finally:
             leave()
 
@@ -150,19 +160,23 @@ def _fit(
         while thread.is_alive():
             thread.join(0.2)
             if interrupted.number is not None:
-                _stop(thread, interrupted.number)
+                _stop(thread, failures, interrupted.number)
             placement.look()
     if failures:
         raise _cause(failures[0])
     return results[0]
 
 
-def _stop(training: threading.Thread, number: int) -> NoReturn:
+def _stop(training: threading.Thread, failures: Sequence[BaseException], number: int) -> NoReturn:
     """Ends this process by a signal; workers that have learned something first write a checkpoint."""
     end_in_time(128 + number)
     if not is_lost() and ask_to_stop():
         with taking_time():
             training.join(_STOP_S)
+        for error in failures:
+            logger.error("no checkpoint of the last step was written: %s", _cause(error))
+        if training.is_alive():
+            logger.error("the workers wrote no checkpoint within %.0f s, and are ended", _STOP_S)
     exit_by(number)
 
 

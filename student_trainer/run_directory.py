@@ -11,6 +11,7 @@ import filelock
 import yaml
 
 from salt_distill.common.config import TrainConfig, dump_yaml, load_yaml
+from salt_distill.common.console import say
 from salt_distill.common.model.checkpoint import POINTER, find_checkpoint
 from salt_distill.common.untouched import left_as_it_was
 from salt_distill.common.whole import write_whole
@@ -91,6 +92,24 @@ def _write_config(config: TrainConfig, step: int) -> None:
         if step > 0 and (sentence := schedule_change(before, config, step)) is not None:
             print(f"{path.parent}: {sentence}", flush=True)
     write_whole(path, dump_yaml(config))
+
+
+@contextmanager
+def says_how_to_go_on(config: TrainConfig) -> Iterator[None]:
+    """A block that trains; where a signal ends it, says how to go on. What cleans up after it, such as a Ray
+    on a busy machine, may be cut short."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        pointer = Path(config.out) / POINTER
+        if pointer.exists():
+            say(
+                f"{config.out}: stopped, the newest checkpoint is {pointer.read_text().strip()}: go on from"
+                " there by the same command with --resume"
+            )
+        elif config.storage is not None:
+            say(f"{config.storage}: stopped: go on by the same command with --resume")
+        raise
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """The start of a run of `salt-train teacher`, `student` or `vjepa`, in this process or in workers of Ray."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from salt_distill.common.config import TrainConfig
@@ -15,7 +13,12 @@ from salt_distill.student_trainer.data_wait import DataWait
 from salt_distill.student_trainer.job import run_job
 from salt_distill.student_trainer.loop import Worker, opened, train_on
 from salt_distill.student_trainer.progress import show_progress
-from salt_distill.student_trainer.run_directory import check_run, claimed, no_trace_of_a_failed_start
+from salt_distill.student_trainer.run_directory import (
+    check_run,
+    claimed,
+    no_trace_of_a_failed_start,
+    says_how_to_go_on,
+)
 
 
 def start(config: TrainConfig) -> None:
@@ -33,13 +36,16 @@ def start(config: TrainConfig) -> None:
         open_dataset(config.data).samples(config.split)  # before a Ray starts, which takes seconds
     pointer = Path(config.out) / POINTER
     with (
-        _how_to_go_on(config, pointer),
         no_trace_of_a_failed_start(config),
         show_progress(Path(config.out), config.steps, console, DataWait(config).sentence),
     ):
         if config.workers == 0:
             worker = Worker(rank=0, world_size=1, device=device_here(config.device))
-            with opened(config, worker) as (reader, sources), claimed(config) as checkpoint:
+            with (
+                says_how_to_go_on(config),
+                opened(config, worker) as (reader, sources),
+                claimed(config) as checkpoint,
+            ):
                 train_on(reader, sources, config, worker, checkpoint)
         else:
             run_job(config)
@@ -48,19 +54,3 @@ def start(config: TrainConfig) -> None:
         say(f"{config.out}: done, the newest checkpoint is {pointer.read_text().strip()}")
     else:
         say(f"{config.storage}: done")
-
-
-@contextmanager
-def _how_to_go_on(config: TrainConfig, pointer: Path) -> Iterator[None]:
-    """A block that trains; says how to go on where a signal ends it."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        if pointer.exists():
-            say(
-                f"{config.out}: stopped, the newest checkpoint is {pointer.read_text().strip()}: go on from"
-                " there by the same command with --resume"
-            )
-        elif config.storage is not None:
-            say(f"{config.storage}: stopped: go on by the same command with --resume")
-        raise

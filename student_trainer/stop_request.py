@@ -6,7 +6,7 @@ import time
 
 _LISTENING, _ASKED, _HEARD = b"listening", b"asked", b"heard"
 _POLL_S = 0.5
-_HEARD_S = 3.0
+_HEARD_S = 8.0
 """How long a worker that listens may take to hear a request."""
 
 

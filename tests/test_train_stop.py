@@ -17,8 +17,12 @@ from salt_distill.common import termination
 from salt_distill.common.config import TrainConfig, VJepaRun
 from salt_distill.common.model import checkpoint as checkpoints
 from salt_distill.student_trainer import loop, record
-from salt_distill.student_trainer.run_directory import check_run, claimed, read_metrics
-from salt_distill.student_trainer.start import _how_to_go_on
+from salt_distill.student_trainer.run_directory import (
+    check_run,
+    claimed,
+    read_metrics,
+    says_how_to_go_on,
+)
 from salt_distill.student_trainer.vjepa import VJepa
 
 NANO = {"batch_size": 6, "view": {"num_frames": 2, "frame_step": 1, "crop_size": 16}, "log_every": 1}
@@ -37,7 +41,7 @@ def train(config: TrainConfig) -> None:
     clips = RandomClips(config.view.clip_shape)
     with (
         termination.ended_by_signals(),
-        _how_to_go_on(config, Path(config.out) / "checkpoint"),
+        says_how_to_go_on(config),
         claimed(config) as start,
     ):
         loop.train_on(clips, (), config, ALONE, start)  # type: ignore[arg-type]
