@@ -21,7 +21,10 @@ def teacher_of(ckpt, **compute):
 
 @pytest.mark.parametrize(
     ("compute", "said", "tolerance"),
-    [({"dtype": "bfloat16"}, ("bfloat16", False), 0.1), ({"compile": True}, ("float32", True), 1e-5)],
+    [
+        ({"dtype": "bfloat16"}, ("bfloat16", False), 0.1),
+        pytest.param({"compile": True}, ("float32", True), 1e-5, marks=pytest.mark.slow),
+    ],
 )
 def test_precision_and_compilation_are_said_and_change_rounding_alone(ckpt, compute, said, tolerance):
     plain, other = teacher_of(ckpt), teacher_of(ckpt, **compute)
