@@ -1,6 +1,8 @@
 """`salt-eval probe` on real checkpoints and a real packed data set."""
 
+import csv
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from train_tools import ALONE
 
 from salt_distill.common.config import FrozenConfig, LoaderConfig, ProbeConfig
+from salt_distill.common.data.index import write_index
 from salt_distill.common.data.reader import Reader
 from salt_distill.common.data.segments import SegmentCut
 from salt_distill.common.data.shards import open_dataset
@@ -135,10 +138,14 @@ def test_without_test_the_numbers_say_that_they_are_of_val(tmp_path, capsys):
 
 
 def test_classes_have_a_table_and_a_picture(tmp_path, data):
+    """Whatever their names are."""
+    data, names = shutil.copytree(data, tmp_path / "data"), ["da\trk", "mid\r\ndle", 'li\\t "$gh$t_{']
+    write_index(data, name="toy", kind="packed", class_names={"shade": names, "side": ["left", "right"]})
     found = probe(tmp_path, data, ckpt=(str(make_run(tmp_path / "ours", data)),), **FEW)
-    lines = [line.split("\t") for line in (tmp_path / "probe.classes.tsv").read_text().splitlines()]
+    with (tmp_path / "probe.classes.tsv").open(newline="") as table:
+        lines = list(csv.reader(table, dialect="excel-tab"))
     shades = [dict(zip(lines[0], line, strict=True)) for line in lines[1:] if line[1] == "shade"]
-    assert [line["class"] for line in shades] == ["dark", "middle", "light"]
+    assert [line["class"] for line in shades] == names
     assert [int(line["num_clips"]) for line in shades] == [5, 5, 5]
     assert sum(int(line["num_correct"]) for line in shades) == found["num_correct"]["ours"]["shade"]
     with Image.open(tmp_path / "probe.confusion" / "ours-shade.png") as picture:

@@ -5,14 +5,15 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from salt_distill.common.csv_text import csv_text
+
 FILE_NAME = "skipped.csv"
 _HEADER = ("path", "reason")
 
 
 def write_skipped(folder: Path, skipped: Iterable[tuple[str, str]]) -> None:
     """Writes (path, reason) rows, sorted by path."""
-    with (folder / FILE_NAME).open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([_HEADER, *sorted(skipped)])
+    (folder / FILE_NAME).write_text(csv_text([_HEADER, *sorted(skipped)]), encoding="utf-8", newline="")
 
 
 def read_skipped(folder: Path) -> list[tuple[str, str]]:

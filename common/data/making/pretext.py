@@ -2,8 +2,6 @@
 how fast it plays, whether its halves are in order, and which video it is from."""
 
 import contextlib
-import csv
-import io
 import itertools
 import math
 import os
@@ -22,6 +20,7 @@ from rich.progress import track
 from salt_distill.common.clip import BadVideoError
 from salt_distill.common.config import PackConfig, PretextConfig
 from salt_distill.common.console import console, say
+from salt_distill.common.csv_text import csv_text
 from salt_distill.common.data.encode import encode_mp4
 from salt_distill.common.data.making.prepare import read_file
 from salt_distill.common.data.making.sources import list_sources
@@ -100,9 +99,7 @@ def make_pretext(config: PretextConfig) -> None:
             f" {_least_frames(config)} frames in which something moves"
         )
     write_skipped(out, skipped)
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([COLUMNS, *sorted(rows)])
-    write_whole(out / "labels.csv", table.getvalue())
+    write_whole(out / "labels.csv", csv_text([COLUMNS, *sorted(rows)]))
     splits, origins = Counter(row[1] for row in rows), {row[-1] for row in rows}
     named = f"; {len(skipped)} videos skipped (named in {out / FILE_NAME})" if skipped else ""
     counts = ", ".join(f"{count} {split}" for split, count in sorted(splits.items()))

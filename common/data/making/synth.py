@@ -1,7 +1,6 @@
 """Labelled videos made here: a handwritten digit drifts over a coloured ground, among textured patches that
 stay where they are."""
 
-import csv
 import functools
 import math
 import os
@@ -15,6 +14,7 @@ from jaxtyping import Float, UInt8
 from rich.progress import track
 
 from salt_distill.common.config import SynthConfig
+from salt_distill.common.csv_text import csv_text
 from salt_distill.common.data.encode import encode_mp4
 from salt_distill.common.draws import uniforms
 from salt_distill.common.whole import write_whole
@@ -58,8 +58,7 @@ def synthesise(config: SynthConfig) -> None:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         made = pool.map(_write_video, [config] * len(jobs), jobs, chunksize=25)
         rows = list(track(made, total=len(jobs), description="synth"))
-    with (out / "labels.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("path", "split", "digit", "motion"), *rows])
+    (out / "labels.csv").write_text(csv_text([("path", "split", "digit", "motion"), *rows]))
 
 
 def _write_video(config: SynthConfig, job: tuple[str, int]) -> tuple[str, str, str, str]:

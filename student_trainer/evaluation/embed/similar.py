@@ -1,7 +1,5 @@
 """`salt-eval similar`: the clips nearest to one of them."""
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from rich.table import Table
 from salt_distill.common.config import SimilarConfig, ViewConfig
 from salt_distill.common.config.embed import VideosConfig
 from salt_distill.common.console import new_results
+from salt_distill.common.csv_text import csv_text
 from salt_distill.common.pictures import png_bytes
 from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.evaluation.embed.files import matrix, read_features
@@ -104,12 +103,10 @@ def _name_of(clips: list[EmbeddedClip], typed: str) -> str | None:
 
 
 def _csv(neighbours: list[tuple[EmbeddedClip, float]]) -> str:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["path", "start_s", "end_s", "cosine"])
+    rows = [("path", "start_s", "end_s", "cosine")]
     for clip, cosine in neighbours:
-        rows.writerow([clip.path, f"{clip.start_s:.3f}", f"{clip.end_s:.3f}", f"{cosine:.6f}"])
-    return text.getvalue()
+        rows.append((clip.path, f"{clip.start_s:.3f}", f"{clip.end_s:.3f}", f"{cosine:.6f}"))
+    return csv_text(rows)
 
 
 def _sheet(neighbours: list[tuple[EmbeddedClip, float]], source: str) -> UInt8[np.ndarray, "h w 3"]:

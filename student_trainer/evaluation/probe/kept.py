@@ -1,7 +1,5 @@
 """``probe.safetensors`` and ``probe.predictions.csv``: the probes that were reported, and what they said."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from salt_distill.common.config import ProbeConfig
+from salt_distill.common.csv_text import csv_text
 from salt_distill.common.model.checkpoint import disk_errors
 from salt_distill.common.model.frozen import FrozenEncoder
 from salt_distill.common.whole import whole_file, write_whole
@@ -163,19 +162,15 @@ def save_predictions(
     path: Path, results: ProbeResults, label_results: Mapping[str, Mapping[str, LabelResult]]
 ) -> None:
     """Writes what every probe said of each clip of the split that is reported on."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(
-        ["encoder", "fingerprint", "index_hash", "label", "key", "class", "predicted", "probability"]
-    )
+    rows = [("encoder", "fingerprint", "index_hash", "label", "key", "class", "predicted", "probability")]
     for name, row in label_results.items():
         identity = (name, results.encoders[name].fingerprint, results.index_hash)
         for label, result in row.items():
             classes = results.labels[label].class_names
             for clip in result.predictions:
                 answer = (classes[clip.actual], classes[clip.predicted], f"{clip.probability:.6f}")
-                rows.writerow([*identity, label, clip.key, *answer])
-    write_whole(path, text.getvalue())
+                rows.append((*identity, label, clip.key, *answer))
+    write_whole(path, csv_text(rows))
 
 
 def to_transformers(probe: AttentiveProbe) -> dict[str, torch.Tensor]:

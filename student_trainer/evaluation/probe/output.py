@@ -6,12 +6,17 @@ from pathlib import Path
 
 from rich.table import Table
 
+from salt_distill.common.csv_text import csv_text
 from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.evaluation.probe.results import LabelResult, ProbeResults
 from salt_distill.student_trainer.evaluation.probe.score import Score
 
 _NAMED_CLASSES = 60
 """Most classes whose names fit beside a picture."""
+_CLASS_COLUMNS = (
+    *("encoder", "label", "class", "num_clips", "num_correct", "accuracy", "low", "high"),
+    *("most_taken_for", "fingerprint", "index_hash"),
+)
 
 
 def write(out: Path, results: ProbeResults, label_results: Mapping[str, Mapping[str, LabelResult]]) -> None:
@@ -54,12 +59,11 @@ def table(results: ProbeResults, caption: str) -> Table:
 
 
 def _classes(results: ProbeResults, label_results: Mapping[str, Mapping[str, LabelResult]]) -> str:
-    """Accuracy and interval for each class, tab-separated; classes without clips have none."""
-    lines = [
-        "encoder\tlabel\tclass\tnum_clips\tnum_correct\taccuracy\tlow\thigh\tmost_taken_for\tfingerprint\tindex_hash"
-    ]
+    """Accuracy and interval for each class, tab-separated; classes without clips have none. Names with tabs
+    or line breaks are quoted, as spreadsheets and pandas read them."""
+    lines: list[tuple[object, ...]] = [_CLASS_COLUMNS]
     for name, row in label_results.items():
-        identity = f"{results.encoders[name].fingerprint}\t{results.index_hash}"
+        identity = (results.encoders[name].fingerprint, results.index_hash)
         for label, result in row.items():
             class_names = results.labels[label].class_names
             for number, taken in enumerate(result.counts):
@@ -70,10 +74,10 @@ def _classes(results: ProbeResults, label_results: Mapping[str, Mapping[str, Lab
                 others = taken.clone()
                 others[number] = 0
                 other = class_names[int(others.argmax())] if others.any() else ""
-                numbers = "\t".join(f"{value:.4f}" for value in (score.accuracy, *score.interval))
-                counts = f"{num_clips}\t{num_correct}\t{numbers}"
-                lines.append(f"{name}\t{label}\t{class_names[number]}\t{counts}\t{other}\t{identity}")
-    return "\n".join(lines) + "\n"
+                numbers = (f"{value:.4f}" for value in (score.accuracy, *score.interval))
+                counts = (num_clips, num_correct, *numbers)
+                lines.append((name, label, class_names[number], *counts, other, *identity))
+    return csv_text(lines, dialect="excel-tab")
 
 
 def _draw(path: Path, result: LabelResult, class_names: Sequence[str], title: str) -> None:

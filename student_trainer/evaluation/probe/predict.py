@@ -1,7 +1,5 @@
 """`salt-eval predict`: what kept probes say of videos."""
 
-import csv
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from torch import Tensor
 from salt_distill.common.clip import BadVideoError
 from salt_distill.common.config import FrozenConfig, PredictConfig
 from salt_distill.common.console import console
+from salt_distill.common.csv_text import csv_text
 from salt_distill.common.data.segments import SegmentCut
 from salt_distill.common.devices import device_here
 from salt_distill.common.model.checkpoint import open_encoder
@@ -38,9 +37,7 @@ def run(config: PredictConfig) -> None:
     kind = ImageCut if about.is_image else SegmentCut
     cut = kind(view, about.segments, about.views, about.square)
     probes = {label: probe.to(device) for label, probe in probe_file.probes.items()}
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(COLUMNS)
+    rows: list[tuple[object, ...]] = [COLUMNS]
     skipped = {}
     with open_videos(config.videos, config.loader) as videos:
         for number, future in track(
@@ -65,10 +62,10 @@ def run(config: PredictConfig) -> None:
                 ):
                     probabilities = probe(tokens).float().softmax(-1).cpu()
                 for answer in _answers(probabilities, about.labels[label].class_names):
-                    rows.writerow([videos.names[number], label, *answer])
+                    rows.append((videos.names[number], label, *answer))
         num_videos = len(videos.names)
     report_skipped(skipped, num_videos, config.loader.max_bad_fraction)
-    write_whole(Path(config.out), text.getvalue())
+    write_whole(Path(config.out), csv_text(rows))
     console.print(
         f"{config.out}: {num_videos - len(skipped):,} videos, {', '.join(probes)}",
         highlight=False,
