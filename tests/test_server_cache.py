@@ -18,7 +18,7 @@ from salt_distill.common.config import (
     TeacherComputeConfig,
 )
 from salt_distill.common.model.teacher import TeacherSpec
-from salt_distill.common.targets import codec
+from salt_distill.common.targets import codec, growing_cache
 from salt_distill.common.targets.cache_file import CacheFile
 from salt_distill.common.targets.growing_cache import GrowingCache
 from salt_distill.common.targets.manifest import MANIFEST, CacheSpec, FileListing, Manifest
@@ -304,16 +304,30 @@ def test_a_folder_that_was_removed_is_not_written_beside(tmp_path):
     assert not root.exists()
 
 
-def test_partial_files_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
-    segments(tmp_path, count=1)
-    partial = tmp_path / "segments" / ".partial-0123abcd-0.arrow"
+def test_partial_files_of_the_dead_go_and_those_of_the_living_stay(tmp_path, monkeypatch):
+    """A replica that is killed is replaced while another one lives, and both write to one folder."""
+    kept = segments(tmp_path, count=1)
+    folder, while_writing = tmp_path / "segments", []
+    (folder / ".partial-0123abcd-0.arrow").write_bytes(b"half")
+    (folder / ".partial-0123abcd-1.arrow").symlink_to(tmp_path / "nowhere")
+    (tmp_path / f".partial-{MANIFEST}").write_bytes(b"half")
     living = GrowingCache(tmp_path, SPEC, segment_bytes=10**9)
-    partial.write_bytes(b"half")
-    GrowingCache(tmp_path, SPEC, segment_bytes=10**9).close()
-    assert partial.exists()
+    assert not [*folder.glob(".*"), *tmp_path.glob(".*")]
+    (folder / ".partial-0123abcd-2.arrow").write_bytes(b"half")
+    real = growing_cache.write_rows
+
+    def meanwhile(partial, *values):
+        num_rows = real(partial, *values)
+        GrowingCache(tmp_path, SPEC, segment_bytes=10**9).close()
+        while_writing.append([path == partial for path in folder.glob(".*")])
+        return num_rows
+
+    monkeypatch.setattr(growing_cache, "write_rows", meanwhile)
+    living.add({b"n" * 32: next(iter(kept.values()))})
     living.close()
-    GrowingCache(tmp_path, SPEC, segment_bytes=10**9).close()
-    assert not partial.exists()
+    assert while_writing == [[True]]
+    assert TargetCache(tmp_path).undamaged(b"n" * 32) is not None
+    assert not list(folder.glob(".*"))
 
 
 def test_nothing_is_removed_under_a_writer(tmp_path):

@@ -55,9 +55,15 @@ def file_path(spec: CacheSpec, view: int, shard: str) -> str:
 
 def write_file(path: Path, spec: CacheSpec, rows: Iterable[CacheRow]) -> int:
     """Writes rows to a cache file; it appears whole or not at all. Returns their number."""
+    with whole_file(path) as partial:
+        return write_rows(partial, spec, rows)
+
+
+def write_rows(partial: Path, spec: CacheSpec, rows: Iterable[CacheRow]) -> int:
+    """Writes rows to the partial file of a cache file. Returns their number."""
     schema = pa.schema(_FIELDS, metadata={"salt.cache": json.dumps(spec.to_json(), sort_keys=True)})
     num_rows = 0
-    with whole_file(path) as partial, pa.ipc.new_file(str(partial), schema) as writer:
+    with pa.ipc.new_file(str(partial), schema) as writer:
         for chunk in _chunks(rows, spec):
             digests = b"".join(row.clip_digest for row in chunk)
             writer.write_batch(

@@ -7,9 +7,9 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from salt_distill.common.targets.cache_file import CacheFile, CacheRow, write_file
+from salt_distill.common.targets.cache_file import CacheFile, CacheRow, write_rows
 from salt_distill.common.targets.codec import CorruptTargetError, EncodedTarget
-from salt_distill.common.targets.locks import one_at_a_time, writer
+from salt_distill.common.targets.locks import held, one_at_a_time, writer
 from salt_distill.common.targets.manifest import (
     MANIFEST,
     SEGMENTS,
@@ -21,7 +21,7 @@ from salt_distill.common.targets.manifest import (
     require_own_folder,
 )
 from salt_distill.common.targets.target_cache import TargetCache
-from salt_distill.common.whole import PARTIAL
+from salt_distill.common.whole import PARTIAL, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +44,11 @@ class GrowingCache:
         self._open_bytes = 0
         self._writing = contextlib.ExitStack()
         require_place(root)
-        self._writing.enter_context(writer(root, alone=False, first=self._remove_partial_files))
+        self._writing.enter_context(writer(root, alone=False))
         try:
             (root / SEGMENTS).mkdir(exist_ok=True)
             with one_at_a_time(root / SEGMENTS):
+                self._remove_partial_files()
                 if not (root / MANIFEST).exists():
                     Manifest(spec=spec, files={}).write(root)
                 manifest = self._manifest()
@@ -106,7 +107,12 @@ class GrowingCache:
             CacheRow(clip_digest=digest, key=None, view=None, encoded=encoded)
             for digest, encoded in missing.items()
         )
-        listing = FileListing.of(self._root / name, write_file(self._root / name, self._spec, rows))
+        with contextlib.ExitStack() as owning, contextlib.ExitStack() as writing:
+            with one_at_a_time(segments):  # so that whoever removes partial files finds this one owned
+                partial = writing.enter_context(whole_file(self._root / name))
+                owning.enter_context(held(partial))
+            num_rows = write_rows(partial, self._spec, rows)
+        listing = FileListing.of(self._root / name, num_rows)
         with one_at_a_time(segments):
             manifest = self._manifest()
             manifest = manifest.model_copy(update={"files": {**manifest.files, name: listing}})
@@ -154,13 +160,20 @@ class GrowingCache:
         return listings
 
     def _remove_partial_files(self) -> None:
-        """What writers that were killed have left."""
+        """What writers that were killed have left: files that nobody holds. While ``one_at_a_time``, and so
+        is the manifest written."""
         for path in (
             *self._root.glob(f"{PARTIAL}{MANIFEST}"),
             *self._root.glob(f"{SEGMENTS}/{PARTIAL}*.arrow"),
         ):
-            if is_own_name(path.relative_to(self._root).as_posix()):
+            if not is_own_name(path.relative_to(self._root).as_posix()):
+                continue
+            if path.is_symlink():
                 path.unlink()
+                continue
+            with contextlib.suppress(FileNotFoundError), held(path) as is_left:  # it may be whole by now
+                if is_left:
+                    path.unlink()
 
 
 def require_place(root: Path) -> None:

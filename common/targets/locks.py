@@ -7,7 +7,7 @@ hold; and since a folder is locked itself, so that nothing but targets is in it.
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,17 +16,12 @@ _FIRST_S = 2.0
 
 
 @contextmanager
-def writer(root: Path, *, alone: bool, first: Callable[[], None] | None = None) -> Iterator[None]:
+def writer(root: Path, *, alone: bool) -> Iterator[None]:
     """A block that writes to a cache: beside other writers of segments, or ``alone``. Raises ValueError where
-    others are in the way.
-
-    ``first`` is called where nobody else writes.
-    """
+    others are in the way."""
     root.mkdir(parents=True, exist_ok=True)
     with _open(root) as descriptor:
         if _taken(descriptor, fcntl.LOCK_EX):
-            if first is not None:
-                first()
             if not alone:
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
         elif alone or not _taken(descriptor, fcntl.LOCK_SH, patience_s=_FIRST_S):
@@ -45,15 +40,15 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[bool]:
-    """A block for which a folder is this process's; False where it is another's."""
-    with _open(folder) as descriptor:
+def held(path: Path) -> Iterator[bool]:
+    """A block for which a folder or a file is this process's; False where it is another's."""
+    with _open(path) as descriptor:
         yield _taken(descriptor, fcntl.LOCK_EX)
 
 
 @contextmanager
-def _open(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _open(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         yield descriptor
     finally:
