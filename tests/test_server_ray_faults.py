@@ -6,19 +6,18 @@ import re
 import signal
 import threading
 import time
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from recovery_tools import HurtService
 from serve_tools import descendants, end, start
 from service_tools import Caller, clips_by_digest, wait_until
 from teacher_tools import batch_of, load_teacher, random_clips, save_teacher
 
 from salt_distill.common.config import ServiceClientConfig, ServiceConfig
 from salt_distill.common.local_ray import ray_to_join
-from salt_distill.common.targets import codec
 from salt_distill.student_trainer.targets.local_targets import LocalTargets
 from salt_distill.student_trainer.targets.service_targets import ServiceTargets
 from salt_distill.teacher_server.ray_serve.ingress import haproxy_environment
@@ -96,14 +95,14 @@ def test_a_replica_killed_under_load(teacher):
         url, "float16", ServiceClientConfig(request_clips=4, retry_budget_s=90), "student"
     )
     try:
-        caller = Caller(url)
-        wait_until(lambda: caller.counters()["replicas"] == 2)
+        service = HurtService(url, local_teacher)
+        wait_until(lambda: service.caller.counters()["replicas"] == 2)
         for number in range(30):
             if number == 5:
-                os.kill(replicas_of(process)[0], signal.SIGKILL)
+                service.watch(killed(lambda: replicas_of(process)))
             batch = batch_of(random_clips(8, seed=number))
             assert torch.equal(student.request(batch).result(timeout=120), local.request(batch).result())
-        wait_until(lambda: caller.counters()["replicas"] == 2)  # another one has taken its place
+        service.require_well("a replica killed under load")
     finally:
         student.close()
         local.close()
@@ -125,63 +124,31 @@ def test_each_part_that_is_killed_or_stopped_is_well_again(teacher):
     one forward, whichever replica is asked. With the client of docs/protocol.md."""
     ckpt, local_teacher = teacher
     process, url = start(ckpt, "--replicas", "2", "--cpus", "0.4")
-    caller, ask, failed = Caller(url), protocol_client(), Counter()
-
-    def require_right(seed):
-        clips = random_clips(8, seed)
-        expected = [codec.encode(local_teacher.forward(clip[None]), "float16")[0] for clip in clips]
-        if [target.tobytes() for target in ask(url, clips)] != [bytes(right.target) for right in expected]:
-            pytest.fail(f"a wrong target, of the clips of seed {seed}")
-
+    service = HurtService(url, local_teacher)
     try:
-        wait_until(lambda: caller.counters()["replicas"] == 2)
-        for number, (name, act) in enumerate([*((name, killed) for name in PARTS), ("board", stopped)]):
-            seeds = iter(range(number * 1000, (number + 1) * 1000))
-            act(parts_of(process, PARTS[name])[0])
-            took_s = seconds_until_well(caller, lambda: require_right(next(seeds)), failed)  # noqa: B023
-            before, some = caller.counters()["clips_computed"], [next(seeds) for _ in range(3)]
-            for seed in (*some, *some):
-                require_right(seed)
-            computed = caller.counters()["clips_computed"] - before
-            print(f"{name} {act.__name__}: well after {took_s:.1f} s, {computed / 24:g} forwards per clip")
-            assert computed == 24
-        print("not answered meanwhile:", dict(failed))
-        assert 404 not in failed
+        wait_until(lambda: service.caller.counters()["replicas"] == 2)
+        for name, act in [*((name, killed) for name in PARTS), ("board", stopped)]:
+            service.watch(act(lambda name=name: parts_of(process, PARTS[name])))
+            service.require_well(f"{name} {act.__name__}")
     finally:
         said = end(process)
     assert re.search(r"replica \w+ has ended", said)  # the operator hears of it
 
 
-def killed(pid):
-    os.kill(pid, signal.SIGKILL)
+def killed(parts):
+    """Ends one of the processes that ``parts()`` finds; gives whether there is another one in its place."""
+    before = parts()
+    os.kill(before[0], signal.SIGKILL)
+    return lambda: bool(set(parts()) - set(before))
 
 
-def stopped(pid):
+def stopped(parts):
+    """Stops one for 15 s; gives whether it goes on."""
+    [pid, *_] = parts()
     os.kill(pid, signal.SIGSTOP)
-    threading.Timer(15, os.kill, (pid, signal.SIGCONT)).start()
-
-
-def seconds_until_well(caller, require_right, failed):
-    """How long it takes until both replicas are there and targets come; counts what went wrong meanwhile."""
-    began, rounds = time.monotonic(), 0
-    while rounds < 3:  # the first may come before the fault is felt
-        assert time.monotonic() - began < 120, failed
-        try:
-            require_right()
-            rounds += caller.counters()["replicas"] == 2
-        except (OSError, http.client.HTTPException, AssertionError) as error:
-            failed[getattr(error, "code", type(error).__name__)] += 1
-        time.sleep(0.5)
-    return time.monotonic() - began
-
-
-def protocol_client():
-    """``targets(url, clips)`` as it stands in docs/protocol.md."""
-    page = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text()
-    [block] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    names = {}
-    exec(compile(block, "docs/protocol.md", "exec"), names)
-    return names["targets"]
+    timer = threading.Timer(15, os.kill, (pid, signal.SIGCONT))
+    timer.start()
+    return lambda: not timer.is_alive()
 
 
 def test_a_replica_joins_under_load(teacher):
@@ -276,8 +243,9 @@ def replicas_of(process):
 
 def parts_of(process, program):
     """The processes of a server that run a program, by the first word of their command line."""
-    return [
-        pid
-        for pid in descendants(process.pid)
-        if program in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
-    ]
+    found = []
+    for pid in descendants(process.pid):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            if program in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]:
+                found.append(pid)
+    return found

@@ -14,6 +14,7 @@ import fault_tools as faults
 import pytest
 import torch
 from fault_tools import linked
+from recovery_tools import HurtService
 from serve_tools import descendants, end, start
 from service_tools import ARROW, Caller, clips_by_digest, wait_until
 from student_tools import open_source, run_of, train
@@ -62,11 +63,12 @@ class Served:
 
     def replicas(self):
         """Their processes."""
-        return [
-            pid
-            for pid in descendants(os.getpid())
-            if b"ServeReplica" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
+        found = []
+        for pid in descendants(os.getpid()):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                if b"ServeReplica" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +157,8 @@ def the_service_is_updated(service, clips):
     service.start(service.ckpt)
 
 
+RECOVERED = (a_replica_is_killed, all_replicas_are_gone_for_twenty_seconds, the_service_is_updated)
+"""Faults after which there are other replicas."""
 IN_BACKGROUND = (all_replicas_are_gone_for_twenty_seconds, another_run_is_greedy, the_service_is_updated)
 
 
@@ -165,8 +169,9 @@ FAULTS = (a_replica_is_killed, the_holder_of_leases_dies, the_first_of_two_clien
 def test_a_student_learns_the_same(fault, service, teacher, tmp_path):
     torch.set_num_threads(1)
     caller, first_slot, threads, failed = Caller(service.url), 10_000 * (1 + FAULTS.index(fault)), [], []
+    hurt = HurtService(service.url, teacher, first_slot)
     wait_until(lambda: len(service.replicas()) == 2 and caller.send("GET", "/readyz")[0] == 200, seconds=90)
-    before = caller.counters()["clips_computed"]
+    before, replicas = caller.counters()["clips_computed"], set(service.replicas())
 
     def disturb(clips):
         def run():
@@ -178,6 +183,8 @@ def test_a_student_learns_the_same(fault, service, teacher, tmp_path):
 
         threads.append(threading.Thread(target=run))
         threads[0].start()
+        if fault in RECOVERED:
+            hurt.watch(lambda: bool(set(service.replicas()) - replicas))
         if fault not in IN_BACKGROUND:
             threads[0].join()
 
@@ -193,6 +200,8 @@ def test_a_student_learns_the_same(fault, service, teacher, tmp_path):
         still_disturbed = threads[0].is_alive()
     threads[0].join()
     assert not failed
+    if fault in RECOVERED:
+        hurt.require_well(fault.__name__)
     if fault in (the_holder_of_leases_dies, the_first_of_two_clients_leaves):
         assert caller.counters()["clips_computed"] - before == STEPS * SIZE
     if fault is another_run_is_greedy:
