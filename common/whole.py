@@ -75,7 +75,7 @@ def whole_file(path: Path, *, synced: bool = True, many_writers: bool = False) -
     partial.unlink(missing_ok=True)  # one that a kill has left, or a link that somebody put there
     try:
         with named_errors(path), _kept(partial, path):
-            partial.touch()
+            partial.touch(exist_ok=False)
             mode = _mode(partial)
             yield partial
             _set_mode(partial, mode)

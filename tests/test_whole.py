@@ -39,3 +39,19 @@ def test_a_partial_file_that_is_taken_away_is_a_sentence(tmp_path):
         shutil.rmtree(partial)
     with pytest.raises(FileNotFoundError, match="other"), whole_file(tmp_path / "a"):  # one that is read
         (tmp_path / "other").read_text()
+
+
+def test_a_partial_file_that_is_a_link_is_not_written_through(tmp_path, monkeypatch):
+    precious, partial = tmp_path / "precious", tmp_path / ".partial-a"
+    precious.write_text("precious")
+    for content in ("first", "written anew"):
+        partial.symlink_to(precious)
+        write_whole(tmp_path / "a", content, synced=True)
+        assert (tmp_path / "a").read_text() == content
+    partial.symlink_to(tmp_path / "nowhere")
+    monkeypatch.setattr(
+        type(partial), "unlink", lambda path, missing_ok=False: None
+    )  # put there again at once
+    with pytest.raises(FileExistsError):
+        write_whole(tmp_path / "a", "third")
+    assert (precious.read_text(), (tmp_path / "nowhere").exists()) == ("precious", False)
