@@ -61,7 +61,7 @@ def haproxy_environment(header_timeout_s: float) -> dict[str, str]:
         # A client that stops in the middle of a request is dropped
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
-        # An HAProxy that died is replaced after the third look that finds it so; until then nobody is answered
+        # Of an HAProxy, which is replaced when it is found dead three times; until then nobody is answered
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
         # Else Ray Serve takes answers into a queue without bounds, and a replica holds what nobody reads
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
