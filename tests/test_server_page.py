@@ -14,6 +14,7 @@ from teacher_tools import batch_of, load_teacher, random_clips, serving
 from train_tools import metrics_line
 
 from salt_distill.common.config import ServiceClientConfig
+from salt_distill.student_trainer.evaluation.report.figures import LossCurve, _loss_range
 from salt_distill.student_trainer.targets.service_targets import ServiceTargets
 from salt_distill.teacher_server.board.runs import LOST_S
 
@@ -196,6 +197,7 @@ def test_the_page_says_how_runs_ended_and_how_to_join(browser, tmp_path):
         command = browser.find_element("css selector", "#command").text
         assert command.startswith("salt-train student --preset nano ")
         assert f"--teacher-url {url} " in command
+        assert not browser.find_element("css selector", "#against").is_displayed()
         caller, clips = Caller(url), clips_by_digest(3)
         for _ in range(2):
             caller.targets(list(clips), clips, run="alone")
@@ -215,11 +217,62 @@ def test_the_page_says_how_runs_ended_and_how_to_join(browser, tmp_path):
             ("lost", "lost", "\N{EN DASH}", "\N{EN DASH}"),
         ]
         assert table(browser)[0]["step"] == "40 of 100"
+        assert browser.find_element("css selector", "#against").is_displayed()
+        marks = (
+            "[...document.querySelectorAll('td.status')].map(td => getComputedStyle(td, '::before').content)"
+        )
+        assert len({mark[1] for mark in ask(browser, marks)}) == 4, "told apart without colours"
+        assert (
+            len(
+                set(
+                    ask(
+                        browser,
+                        "[...document.querySelectorAll('td.status')].map(td => getComputedStyle(td).color)",
+                    )
+                )
+            )
+            == 4
+        )
+        shapes = "[...document.querySelectorAll('#chart .end')].map(mark => mark.tagName + mark.getAttribute('d')?.replace(/[\\d.]+/g, ''))"
+        assert len(set(ask(browser, shapes))) == 4
+        endings = browser.find_element("css selector", "#endings").text
+        assert "finished: it has done its last step; stopped: it said that it ended" in endings
         until(lambda: not browser.find_element("css selector", "#command").is_displayed())
         assert "0 %" in ask(browser, "document.querySelector('#avoided').textContent")
         assert "a run's own earlier epochs 50 %" in ask(
             browser, "document.querySelector('#keys').textContent"
         )
+
+
+def test_the_first_steps_do_not_flatten_the_chart(browser, tmp_path):
+    """By the rule of the report's: the axis is for the later steps, and what stands above it is said."""
+    curves = [
+        [7.0, 2.0, *(0.5 - 0.01 * step for step in range(18))],
+        [0.6, 0.5],
+        [0.9 - 0.01 * step for step in range(9)],
+    ]
+    with serving(load_teacher(tmp_path)) as (url, _):
+        caller = Caller(url)
+        for number, losses in enumerate(curves):
+            for step, loss in enumerate(losses, 1):
+                assert caller.post(f"run-{number}", step=step, slot=step, loss=loss)[0] == 200
+        browser.get(url)
+        until(lambda: len(table(browser)) == 3)
+        until(lambda: browser.find_element("css selector", "#above").text)
+        assert browser.find_element("css selector", "#above").text.endswith(
+            " can be read: run-0, up to 7.00."
+        )
+        assert "run-0" in ask(
+            browser, "[...document.querySelectorAll('#inside ~ g path.run')][0].dataset.run"
+        )
+        assert ask(browser, "scale.y(0.5) - scale.y(0.9) > 0.2 * scale.height")
+        drawn = [
+            LossCurve(name="", colour=0, steps=range(len(losses)), flops=losses, losses=losses)
+            for losses in curves
+        ]
+        for some in (drawn[:1], drawn[1:2], drawn[1:], drawn):
+            of_page = ask(browser, f"lossRange({json.dumps([curve.losses for curve in some])})")
+            assert of_page == pytest.approx(_loss_range(some))
 
 
 def locked(app):

@@ -26,6 +26,8 @@ replaced in the SVG."""
 _DASHES = ["-", (0, (6, 2)), (0, (2.5, 1.5))]
 """Of a curve, of one that lies on it, and of further ones: all are seen."""
 _MARKERS = "osD^vP"
+_HIGHEST = 0.1
+"""Share of a curve's losses, the highest, that may stand above the axis."""
 _FEWEST_TO_CUT = 8
 """Points of a curve from which on its first ones may stand above the axis."""
 
@@ -115,10 +117,10 @@ def loss_curves(curves: Sequence[LossCurve], *, chart_id: str, loss_name: str) -
 
 
 def _loss_range(curves: Sequence[LossCurve]) -> tuple[float, float]:
-    """Ends of an axis on which the steps after the first ones fill the chart: without the highest 5% of a
-    curve's losses, where these would take more than half of it."""
+    """Ends of an axis on which the steps after the first ones fill the chart: without the highest tenth of the
+    curves' losses, where these would take more than half of it. The status page chooses its axis alike."""
     low, highest = (pick([pick(curve.losses) for curve in curves]) for pick in (min, max))
-    high = max(float(np.quantile(curve.losses, 0.95, method="lower")) for curve in curves)
+    high = max(float(np.quantile(curve.losses, 1 - _HIGHEST, method="lower")) for curve in curves)
     if max(len(curve.losses) for curve in curves) < _FEWEST_TO_CUT or highest - low <= 2 * (high - low):
         return low, highest
     return low, high + 0.08 * (high - low)
