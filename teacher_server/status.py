@@ -19,7 +19,7 @@ from salt_distill.common.console import new_results
 from salt_distill.common.credentials import access_token, authorization, trusted
 from salt_distill.common.deadline import Deadline, new_connection
 from salt_distill.common.foreign_answer import in_words, is_web_page
-from salt_distill.common.protocol import BoardRun, Route, TeacherFacts
+from salt_distill.common.protocol import BoardRun, Route, RunState, TeacherFacts
 
 _POLL_S = 0.2
 _ANSWER_S = 10.0
@@ -45,6 +45,13 @@ _FAULTS = (
 """Counters of what went wrong; those that are not 0 are shown."""
 _WIDEST = 1000
 """Characters of a line: a run's name and its loss stand on one, however narrow the terminal is."""
+_COLUMNS = (
+    *("run", "status", "step", "left", "loss", "held-out", "predicted", "clips/s", "wait ms"),
+    *("clips served", "shared", "group", "ahead", "heard"),
+)
+"""Of the table of runs. ``predicted``: accuracy by ``--predict-from``, and where 95% of new runs would lie."""
+_OF_SOME_RUNS = ("held-out", "predicted", "group", "ahead")
+"""Columns that are left out where no run fills them."""
 
 
 def show_status(config: StatusConfig) -> None:
@@ -238,51 +245,47 @@ def _counters_table(facts: TeacherFacts) -> Table:
 
 
 def _runs_table(runs: list[BoardRun]) -> Table:
+    rows = [_reported(run.progress) | _of_board(run) for run in runs]
+    names = [name for name in _COLUMNS if name not in _OF_SOME_RUNS or any(row[name] for row in rows)]
     table = Table(box=box.SIMPLE_HEAD)
-    for name in (
-        "run",
-        "status",
-        "step",
-        "left",
-        "loss",
-        "held-out",
-        "clips/s",
-        "wait ms",
-        "clips served",
-        "shared",
-        "group",
-        "ahead",
-        "heard",
-    ):
+    for name in names:
         table.add_column(
             name, justify="left" if name in ("run", "status", "group") else "right", overflow="fold"
         )
-    for run in runs:
-        progress = run.progress
-        reported = (
-            [""] * 6
-            if progress is None
-            else [
-                _cell(progress.step, ",")
-                + ("" if progress.num_steps is None else f" of {progress.num_steps:,}"),
-                "" if run.left_s is None else str(timedelta(seconds=round(run.left_s))),
-                _cell(progress.loss, ".4f"),
-                _cell(progress.val_loss, ".4f"),
-                _cell(progress.clips_per_s, ",.1f"),
-                _cell(progress.teacher_wait_ms, ",.1f"),
-            ]
-        )
-        table.add_row(
-            run.id,
-            run.status,
-            *reported,
-            _cell(run.clips_served, ","),
-            _cell(run.hit_rate, ".0%"),
-            ("" if progress is None else progress.group) or "",
-            _cell(run.skew_clips, ","),
-            f"{max(0.0, time.time() - run.seen_s):,.0f} s ago",
-        )
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
     return table
+
+
+def _reported(state: RunState | None) -> dict[str, str]:
+    """The cells that a run has said itself."""
+    if state is None:
+        return dict.fromkeys(("step", "loss", "held-out", "predicted", "clips/s", "wait ms", "group"), "")
+    interval = f"{_cell(state.predicted_low, '.3f')} to {_cell(state.predicted_high, '.3f')}"
+    return {
+        "step": f"{state.step:,}" + ("" if state.num_steps is None else f" of {state.num_steps:,}"),
+        "loss": _cell(state.loss, ".4f"),
+        "held-out": _cell(state.val_loss, ".4f"),
+        "predicted": ""
+        if state.predicted_accuracy is None
+        else f"{state.predicted_accuracy:.3f} ({interval})",
+        "clips/s": _cell(state.clips_per_s, ",.1f"),
+        "wait ms": _cell(state.teacher_wait_ms, ",.1f"),
+        "group": state.group or "",
+    }
+
+
+def _of_board(run: BoardRun) -> dict[str, str]:
+    """The cells that the board knows."""
+    return {
+        "run": run.id,
+        "status": run.status,
+        "left": "" if run.left_s is None else str(timedelta(seconds=round(run.left_s))),
+        "clips served": f"{run.clips_served:,}",
+        "shared": _cell(run.hit_rate, ".0%"),
+        "ahead": _cell(run.skew_clips, ","),
+        "heard": f"{max(0.0, time.time() - run.seen_s):,.0f} s ago",
+    }
 
 
 def _cell(value: float | None, spec: str) -> str:

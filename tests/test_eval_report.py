@@ -205,6 +205,21 @@ def test_summary_of_the_demo(demo):
     assert summary["seconds"] == {"pack": 1.5, "teacher": 20.25}
 
 
+def test_a_report_of_unfinished_runs_alone_says_so(tmp_path, data, capsys):
+    for name in ("one", "two"):
+        (make_run(tmp_path / "runs" / name, data) / "summary.json").unlink()
+    (tmp_path / "runs" / "two" / "metrics.jsonl").unlink()
+    run(ReportConfig(runs=str(tmp_path / "runs")))
+    text = (tmp_path / "runs" / "report.html").read_text()
+    lead = text[text.index("<h1>") : text.index("<section>")]
+    assert "No run has finished: what stands here may still change." in lead
+    assert "Not finished: one (step 3 of 3) and two (step 0 of 3)." in lead
+    assert "one (unfinished)" in capsys.readouterr().out
+    assert text.count('role="img"') == 1
+    summary = json.loads((tmp_path / "runs" / "summary.json").read_text())
+    assert (summary["teacher"], summary["students"]) == (None, [])
+
+
 def test_what_is_missing_is_said_and_not_made_up(tmp_path, data, capsys):
     make_run(tmp_path / "student", data, source="in-process")
     unfinished = make_run(tmp_path / "unfinished", data)

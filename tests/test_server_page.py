@@ -3,6 +3,7 @@ absent unless FAIL_WITHOUT_BROWSER=1."""
 
 import json
 import os
+import re
 import threading
 import time
 
@@ -233,8 +234,9 @@ def test_the_page_says_how_runs_ended_and_how_to_join(browser, tmp_path):
             )
             == 4
         )
-        shapes = "[...document.querySelectorAll('#chart .end')].map(mark => mark.tagName + mark.getAttribute('d')?.replace(/[\\d.]+/g, ''))"
-        assert len(set(ask(browser, shapes))) == 4
+        shapes = "[...document.querySelectorAll('#chart .end')].map(mark => mark.outerHTML.replace(/[\\d.]+/g, ''))"
+        ends = {re.sub(r' (data-run|style)="[^"]*"', "", end) for end in ask(browser, shapes)}
+        assert len(ends) == 4
         endings = browser.find_element("css selector", "#endings").text
         assert "finished: it has done its last step; stopped: it said that it ended" in endings
         until(lambda: not browser.find_element("css selector", "#command").is_displayed())

@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from salt_distill.common.config import StatusConfig
+from salt_distill.common.config import RunsConfig, StatusConfig
 from salt_distill.common.protocol import Route
 from salt_distill.teacher_server import status
-from salt_distill.teacher_server.status import call
+from salt_distill.teacher_server.status import call, show_runs
 
 
 @contextlib.contextmanager
@@ -39,6 +39,27 @@ def answering(code, headers, body=b""):
     finally:
         server.shutdown()
         server.server_close()
+
+
+def run_said(name, **progress):
+    """A run as ``GET /v1/runs`` lists it."""
+    return {
+        "id": name, "clips_served": 96, "clips_computed": 96, "clips_shared": 0, "bytes_out": 1,
+        "seen_s": time.time(), "hit_rate": 0.0, "skew_clips": None, "status": "running", "left_s": None,
+        "progress": {"step": 40, "slot": 8, **progress},
+    }  # fmt: skip
+
+
+def test_runs_have_a_column_for_a_predicted_accuracy_where_one_is_predicted(capsys):
+    said = {"val_loss": 0.31, "predicted_accuracy": 0.6123, "predicted_low": 0.5801, "predicted_high": 0.6445}
+    for runs, shown in (([run_said("a")], False), ([run_said("a"), run_said("b", **said)], True)):
+        with answering(200, {}, json.dumps(runs).encode()) as (url, _):
+            show_runs(RunsConfig(url=url))
+        header, _, *rows = capsys.readouterr().out.strip().splitlines()
+        assert [name in header for name in ("held-out", "predicted", "group")] == [shown, shown, False]
+        assert len(rows) == len(runs)
+    assert "0.3100   0.612 (0.580 to 0.644)" in rows[1]
+    assert "to" not in rows[0]
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])

@@ -186,19 +186,28 @@ def find_runs(run_dirs: Sequence[str], folder: Path | None) -> tuple[list[Finish
     if folder is not None:
         named = {path.resolve() for path in paths}
         paths += [path for path in sorted(folder.iterdir()) if is_run(path) and path.resolve() not in named]
+    if not paths:
+        raise ValueError(f"got --runs {folder} without a run directory, expected some of `salt-train`")
     finished = [
         path for path in paths if (path / "summary.json").is_file() and (path / "metrics.jsonl").is_file()
     ]
-    if not finished:
-        raise ValueError(
-            f"got {len(paths)} run directories of which none has finished, expected one with a summary.json"
-        )
     runs = [_read(path) for path in finished]
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise ValueError(f"got two runs of one name among {', '.join(names)}, expected names that differ")
     runs.sort(key=lambda run: (run.objective != "vpixel", run.name))
     return runs, [path for path in paths if path not in finished]
+
+
+def find_finished(run_dirs: Sequence[str], folder: Path | None) -> tuple[list[FinishedRun], list[Path]]:
+    """As ``find_runs``, for what needs a finished one. Raises ValueError where there is none."""
+    runs, unfinished = find_runs(run_dirs, folder)
+    if not runs:
+        raise ValueError(
+            f"got {len(unfinished)} run directories of which none has finished, expected one with a"
+            " summary.json"
+        )
+    return runs, unfinished
 
 
 def read_seconds(path: Path | None) -> dict[str, float]:

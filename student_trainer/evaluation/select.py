@@ -15,7 +15,7 @@ from salt_distill.common.devices import device_here
 from salt_distill.common.model.checkpoint import CheckpointConfig, find_checkpoint, open_encoder, read_config
 from salt_distill.common.model.teacher import Teacher, fingerprint
 from salt_distill.student_trainer.evaluation.candidates import checkpoint_name
-from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun, find_runs
+from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun, find_finished
 from salt_distill.student_trainer.evaluation.held_out import (
     checkpoints,
     student_loss,
@@ -33,7 +33,7 @@ from salt_distill.student_trainer.evaluation.selection import NAMES, MeasuredChe
 def run(config: SelectConfig) -> None:
     """Measures every checkpoint, prints the table, writes the files."""
     torch.set_num_threads(config.num_threads)
-    runs, unfinished = find_runs(config.run_dirs, None)
+    runs, unfinished = find_finished(config.run_dirs, None)
     if unfinished:
         raise ValueError(f"got {unfinished[0]}, a run that has not finished, expected finished ones")
     configs = {run.name: read_config(run.path) for run in runs}
@@ -235,7 +235,7 @@ def _loss_of(config: SelectConfig, teacher: str) -> float:
             f"got --teacher {teacher} with --by teacher-loss, expected the run directory of a V-Pixel"
             " teacher: it has a loss"
         )
-    (of_teacher,), _ = find_runs([teacher], None)
+    (of_teacher,), _ = find_finished([teacher], None)
     _, clips = first_clips(config.data, config.split, read_config(path).view, config.loader, config.num_clips)
     norm = of_teacher.settings.pixel_norm
     return vpixel_loss(find_checkpoint(path), clips, pixel_norm=norm, seed=config.seed, device=device_here())

@@ -135,7 +135,7 @@ def build(report: ReportInput) -> tuple[ReportPage, list[str]]:
         sections.append(Section("Not in this report", [Paragraph(text, quiet=True) for text in missing]))
     return ReportPage(
         title="SALT: frozen teachers and their students",
-        lead=findings(runs, probed),
+        lead=findings(runs, report.unfinished, probed),
         made=provenance.made_on(),
         sections=[section for section in sections if section is not None],
         footer=FOOTER,
@@ -146,6 +146,8 @@ def _pictures(
     runs: Sequence[FinishedRun], teachers: dict[str, list[FinishedRun | None]]
 ) -> tuple[list[Section], list[str]]:
     """Sections that show a clip of the first run's data, and what could not be shown."""
+    if not runs:
+        return [], ["No pictures: no run has finished."]
     first = runs[0]
     try:
         clip = clip_pictures.clip_of(first)

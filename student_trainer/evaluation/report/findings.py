@@ -4,15 +4,18 @@ import math
 from collections.abc import Sequence
 
 from salt_distill.student_trainer.evaluation.candidates import RANDOM_INIT
-from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun
+from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun, UnfinishedRun
 from salt_distill.student_trainer.evaluation.probe.results import ProbeResults
 from salt_distill.student_trainer.evaluation.report.probed_runs import ProbedRuns
 
 
-def findings(runs: Sequence[FinishedRun], probed: ProbedRuns | None) -> list[str]:
+def findings(
+    runs: Sequence[FinishedRun], unfinished: Sequence[UnfinishedRun], probed: ProbedRuns | None
+) -> list[str]:
     """What was compared, then for each label the best encoder and its lead; without a probe the losses that
     may be compared."""
-    sentences = [_compared(runs)]
+    sentences = [_compared(runs)] if runs else ["No run has finished: what stands here may still change."]
+    sentences += _not_finished(unfinished)
     if probed is not None and probed.probe.accuracy:
         return [*sentences, *(_best_of_label(probed.probe, label) for label in probed.probe.labels)]
     sentences += _least_losses(runs)
@@ -46,6 +49,15 @@ def _compared(runs: Sequence[FinishedRun]) -> str:
         if number := sum(run.objective == objective for run in runs):
             parts.append(f"{number} {kind}{'s' * (number > 1)}{more}")
     return f"Compared: {_listed(parts)}."
+
+
+def _not_finished(runs: Sequence[UnfinishedRun]) -> list[str]:
+    """Where each of them is."""
+    where = [
+        f"{run.name} (step {run.metrics[-1].step if run.metrics else 0:,} of {run.num_steps:,})"
+        for run in runs
+    ]
+    return [f"Not finished: {_listed(where)}."] if where else []
 
 
 def _best_of_label(probe: ProbeResults, label: str) -> str:

@@ -116,4 +116,4 @@ def curves(runs: Sequence[FinishedRun], unfinished: Sequence[UnfinishedRun]) -> 
             Paragraph(" ".join([explained, *drawn.notes]), quiet=True),
             Chart(drawn.svg),
         ]
-    return Section("Losses", blocks)
+    return Section("Losses", blocks or [Paragraph("No run has logged a step yet.", quiet=True)])

@@ -154,7 +154,7 @@ def section(shared: Sharing, runs: Sequence[FinishedRun]) -> Section:
     why = "A target depends on the clip alone, so students that share a data seed share their targets."
     blocks: list[Block] = [
         LargeNumbers(counters),
-        Heading(f"Saved by sharing: {', '.join(served)}"),
+        Heading(f"Saved by sharing: {', '.join(served)}" if served else "Saved by sharing"),
         LargeNumbers(saved),
         Paragraph(f"{against} {why}", quiet=True),
     ]

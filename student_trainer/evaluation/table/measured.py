@@ -8,7 +8,7 @@ from salt_distill.common.config import PRESETS, EncoderConfig, TableConfig
 from salt_distill.common.data.index_table import DatasetInfo
 from salt_distill.common.folders.folder import Folder
 from salt_distill.common.model.checkpoint import POINTER, read_config
-from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun, find_runs
+from salt_distill.student_trainer.evaluation.finished_runs import FinishedRun, find_finished
 from salt_distill.student_trainer.evaluation.physics.results import PhysicsResults
 from salt_distill.student_trainer.evaluation.probe.results import ProbeResults, chosen_label
 from salt_distill.student_trainer.evaluation.report.lineage import teachers_among, training_flops
@@ -78,7 +78,7 @@ class Measured:
 def measure(config: TableConfig) -> Measured:
     """Reads runs and results. Raises ValueError where a benchmark has several data sets, protocols or numbers
     of one encoder."""
-    runs, unfinished = find_runs(config.run_dirs, None if config.runs is None else Path(config.runs))
+    runs, unfinished = find_finished(config.run_dirs, None if config.runs is None else Path(config.runs))
     known = {run.fingerprint for run in runs}
     scores, names, left_out = _Scores(), dict[str, str](), list[str]()
     for benchmark, path in config.probes:
