@@ -49,7 +49,7 @@ _COLUMNS = (
     *("run", "status", "step", "left", "loss", "held-out", "predicted", "clips/s", "wait ms"),
     *("clips served", "shared", "group", "ahead", "heard"),
 )
-"""Of the table of runs. ``predicted``: accuracy by ``--predict-from``, and where 95% of new runs would lie."""
+"""Of the table of runs. ``predicted``: accuracy by ``--predict-from``, and where 95% of new runs lie."""
 _OF_SOME_RUNS = ("held-out", "predicted", "group", "ahead")
 """Columns that are left out where no run fills them."""
 

@@ -118,7 +118,7 @@ def loss_curves(curves: Sequence[LossCurve], *, chart_id: str, loss_name: str) -
 
 def _loss_range(curves: Sequence[LossCurve]) -> tuple[float, float]:
     """Ends of an axis on which the steps after the first ones fill the chart: without the highest tenth of
-    the curves' losses, where these would take more than half of it. The status page chooses its axis alike."""
+    the curves' losses, where these would take more than half of it. The status page does alike."""
     low, highest = (pick([pick(curve.losses) for curve in curves]) for pick in (min, max))
     high = max(float(np.quantile(curve.losses, 1 - _HIGHEST, method="lower")) for curve in curves)
     if max(len(curve.losses) for curve in curves) < _FEWEST_TO_CUT or highest - low <= 2 * (high - low):
