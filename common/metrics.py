@@ -108,69 +108,69 @@ class ServiceCounters(BaseModel):
     requests: int = 0
     """Requests for targets whose bodies were whole."""
     clips_served: Annotated[int, counter("targets")] = 0
-    """Targets sent: computed + coalesced + from memory + from disk, where no client leaves early."""
+    """Targets sent: the sum of computed, coalesced, from memory and from disk, unless a client left early."""
     clips_computed: Annotated[int, counter("clips")] = 0
-    """Clips that went through the teacher."""
+    """Clips that the teacher computed."""
     coalesced: Annotated[int, counter("targets")] = 0
-    """Targets sent that another request had already begun."""
+    """Targets sent whose computation another request had already started."""
     from_memory: Annotated[int, counter("targets")] = 0
-    """Targets sent that were in memory."""
+    """Targets sent that the service still had in memory."""
     from_disk: Annotated[int, counter("targets")] = 0
-    """Targets sent that were in the cache on disk."""
+    """Targets sent that were read from the cache on disk."""
     shared: Annotated[int, counter("targets")] = 0
-    """Targets sent that another run had asked for first; a run's own earlier epochs are not among them."""
+    """Targets sent that another run had asked for before; its own earlier requests do not count."""
     passed_on: Annotated[int, counter("rows")] = 0
-    """Rows that another replica, their clip's owner, was asked for."""
+    """Rows that were fetched from another replica, which keeps the targets of their clips."""
     need_clip: Annotated[int, counter("rows")] = 0
-    """Rows answered with a request for the clip's bytes."""
+    """Rows answered `need_clip`: the client is to upload the clip."""
     refused: Annotated[int, counter("rows")] = 0
-    """Rows answered bad_digest or bad_shape."""
+    """Rows answered `bad_digest` or `bad_shape`."""
     busy: Annotated[int, counter("requests")] = 0
-    """Requests answered 429 for lack of room."""
+    """Requests answered 429, because the service was full."""
     expired: Annotated[int, counter("requests")] = 0
-    """Requests answered 504: their deadline passed."""
+    """Requests answered 504, because their deadline had passed."""
     abandoned: Annotated[int, counter("clips")] = 0
-    """Clips that cost no forward, since everybody who waited for them had left."""
+    """Clips that were not computed, because every client that waited for them had left."""
     retries_seen: Annotated[int, counter("requests")] = 0
-    """Requests that repeat one, as their clients say."""
+    """Requests that their clients say are repeated ones."""
     bytes_in: Annotated[int, counter("bytes")] = 0
-    """Bodies of requests for targets."""
+    """Size of the requests for targets."""
     bytes_out: Annotated[int, counter("bytes")] = 0
-    """Bodies of their answers."""
+    """Size of the answers to them."""
     forwards: Annotated[int, counter("forwards")] = 0
-    """Teacher forwards, the padded ones too."""
+    """Forwards of the teacher, those of batches that were not full too."""
     forward_s: float = 0.0
     """Seconds in the teacher's forward."""
     forwards_hung: Annotated[int, counter("forwards")] = 0
-    """Forwards that took longer than service.forward_timeout_s; their replica is replaced."""
+    """Forwards that took longer than `service.forward_timeout_s`; their replica is replaced."""
     replicas_lost: Annotated[int, counter("replicas")] = 0
-    """Replicas that fell silent or sent what is no answer; those that left in order are not among them."""
+    """Replicas that stopped answering or sent a broken answer, without having been told to end."""
     disk_not_written: Annotated[int, counter("targets")] = 0
-    """Targets that the cache on disk was too slow for, or failed at."""
+    """Targets that were not written to the cache on disk, because it was too slow or failed."""
     disk_corrupt: Annotated[int, counter("targets")] = 0
-    """Targets whose bytes on disk were damaged; they were computed again."""
+    """Targets that were damaged on disk; they were computed again."""
     board_not_written: Annotated[int, counter("lines")] = 0
-    """Lines that the board's file did not take."""
+    """Lines that could not be written to the board's file."""
     board_corrupt: Annotated[int, counter("lines")] = 0
-    """Lines of the board's file that were damaged."""
+    """Lines of the board's file that were damaged, and left out."""
     batch_fill: Annotated[float, gauge("ratio")] = 0.0
-    """Clips per forward, over the batch size."""
+    """Mean share of a forward's batch that held clips."""
     queued_clips: Annotated[int, gauge("clips")] = 0
-    """Clips that wait for a forward."""
+    """Clips that wait for a forward now."""
     open_requests: Annotated[int, gauge("requests")] = 0
-    """Requests for targets that are being answered."""
+    """Requests for targets that are being answered now."""
     leases: Annotated[int, gauge("clips")] = 0
-    """Clips that somebody is to upload."""
+    """Clips that a client has been asked to upload."""
     memory_clips: Annotated[int, gauge("targets")] = 0
     """Targets in memory."""
     memory_bytes: Annotated[int, gauge("bytes")] = 0
-    """Targets in memory, in bytes."""
+    """Size of the targets in memory."""
     disk_clips: Annotated[int, gauge("targets", is_shared=True)] = 0
-    """Targets in the cache on disk, which replicas may share."""
+    """Targets in the cache on disk; one that replicas share is counted once."""
     replicas: Annotated[int, gauge("replicas")] = 0
-    """Replicas that take requests."""
+    """Replicas that take new requests."""
     draining: Annotated[int, gauge("replicas")] = 0
-    """Replicas that only answer what they have begun."""
+    """Replicas that only finish the requests that they have."""
 
 
 class ServiceMetrics(ServiceCounters):
@@ -179,15 +179,15 @@ class ServiceMetrics(ServiceCounters):
     answers: Annotated[
         dict[str, dict[int, int]], counter("requests", name="requests", labels=("route", "code"))
     ] = Field(default_factory=dict)
-    """Requests answered, by route and code; 499: the client left."""
+    """Requests answered, by route and HTTP status; 499: the client left."""
     queue_wait: Annotated[Histogram, _TIMES] = Field(default_factory=Histogram)
-    """What clips waited for their forward."""
+    """Time that a clip waited for its forward."""
     forward: Annotated[Histogram, _TIMES] = Field(default_factory=Histogram)
-    """Teacher forwards, a batch each."""
+    """Time of a forward of one batch."""
     serialise: Annotated[Histogram, _TIMES] = Field(default_factory=Histogram)
-    """Writing an answer's bytes."""
+    """Time to write an answer's bytes."""
     request: Annotated[Histogram, _TIMES] = Field(default_factory=Histogram)
-    """Requests for targets, from their head to the last byte of the answer."""
+    """Time of a request for targets, from its first byte to the last byte of the answer."""
 
     def add(self, other: "ServiceMetrics") -> None:
         """Adds what another replica has done and holds."""

@@ -23,31 +23,31 @@ class MetricsLine(BaseModel):
     slot: int
     """Slots of the data order taken so far."""
     loss: Annotated[float, gauge("L1")]
-    """Loss, mean of the interval's steps."""
+    """Mean loss of the interval's steps."""
     lr: Annotated[float, gauge("learning rate")]
     """Learning rate."""
     weight_decay: float
     """Weight decay."""
     grad_norm: Annotated[float, gauge("norm")]
-    """Global norm of the gradient."""
+    """Norm of the gradient of all weights together."""
     clips_per_s: Annotated[float, gauge("clips/s")]
-    """Speed, all workers together."""
+    """Clips trained on per second, by all workers together."""
     tokens_per_s: Annotated[float, gauge("tokens/s")]
-    """Speed in tokens of whole clips."""
+    """The same in tokens; a clip counts with all its tokens."""
     mfu: Annotated[float, gauge("ratio")]
-    """Model FLOPs utilisation: matrix products of the run over the measured peak of its workers."""
+    """Model FLOPs utilisation: matrix products of the run per second, over the measured peak."""
     teacher_wait_ms: Annotated[float, gauge("milliseconds")]
-    """What a step waited for its targets."""
+    """Time that a step waited for its targets."""
     data_wait_ms: Annotated[float, gauge("milliseconds")]
-    """What a step waited for its clips."""
+    """Time that a step waited for its clips."""
     step_ms: Annotated[float, gauge("milliseconds")]
-    """A step."""
+    """Time of a step."""
     context_fraction: float
     """Share of the tokens that the encoder saw, per mask set."""
     target_fraction: float
     """Share of the tokens that were predicted, per mask set."""
     flops: Annotated[float, gauge("FLOP")]
-    """Compute spent, teacher forward included."""
+    """Compute of the run so far, the teacher's forwards included."""
     bad_clips: Annotated[int, gauge("clips")]
     """Clips that could not be decoded."""
     group_skew_clips: int | float | None = None
@@ -56,17 +56,17 @@ class MetricsLine(BaseModel):
     """Seconds that the run has waited for its group so far; None without a group."""
 
     val_loss: Annotated[float | None, gauge("L1")] = None
-    """Loss on the held-out clips after this step; None where it was not measured."""
+    """Loss on held-out clips after this step; None where it was not measured."""
     val_rankme: float | None = None
     """RankMe of the encoder's features of the held-out clips: 1 to its channels."""
     val_knn: float | None = None
     """Share of the held-out clips that are named right by their nearest ones."""
     predicted_accuracy: Annotated[float | None, gauge("ratio")] = None
-    """Accuracy that the held-out loss predicts; None without `--predict-from`, and where that has no line."""
+    """Accuracy that the held-out loss predicts; None without `--predict-from`, or where it predicts none."""
     predicted_low: Annotated[float | None, gauge("ratio")] = None
-    """Lower end of the interval in which 95% of new points would lie."""
+    """Lower end of the prediction's interval, in which 95% of new runs would lie."""
     predicted_high: Annotated[float | None, gauge("ratio")] = None
-    """Upper end of it."""
+    """Upper end of that interval."""
     val_ms: float | None = None
     """What the measurement on held-out clips took, in milliseconds, beside the steps."""
 

@@ -6,22 +6,27 @@ from salt_distill.common.protocol import RUN_METRICS
 
 _PAGE = """# Metrics
 
-Written by `python -m salt_distill.common.metrics_page`; a test says whether it is up to date.
-`deploy/prometheus.yml` scrapes them, `deploy/grafana-dashboard.json`
-shows them.
+The service and each student run publish numbers for [Prometheus](https://prometheus.io).
+`deploy/prometheus.yml` collects them, and `deploy/grafana-dashboard.json` shows them in Grafana. A
+*counter* only grows while the service runs. A *gauge* is the value of this moment. A *histogram* counts how
+often a time fell into each of some ranges. Words such as target, forward and replica are in the
+[glossary](glossary.md).
+
+`python -m salt_distill.common.metrics_page` writes this page from the code.
 
 ## The service: `GET /metrics`
 
-Sums over all replicas, whichever answers; what replicas did that have ended stays in the counters.
+All numbers are sums over the [replicas](glossary.md#replica), whichever of them answers. Counters keep what
+replicas that have ended did.
 
 {service}
-One sample for each run on the board:
+For each run on the [board](glossary.md#board), with the run's name as label:
 
 {runs}
 ## A student: `salt-train ... --metrics-port PORT`
 
-`http://HOST:PORT/metrics` of the run's first worker: the newest line of `metrics.jsonl`, a mean over
-`log_every` steps.
+The first worker of the run answers `http://HOST:PORT/metrics` with the newest line of its `metrics.jsonl`.
+Times, speeds and the loss are means over `log_every` steps.
 
 {student}"""
 

@@ -215,25 +215,25 @@ class RunState(BaseModel):
     slot: NonNegativeInt = Field(le=MAX_COUNT)
     """The next slot of the data order."""
     loss: Annotated[float | None, gauge("L1")] = Field(default=None, ge=-1e30, le=1e30)
-    """Loss of this step."""
+    """Loss of that step."""
     val_loss: Annotated[float | None, gauge("L1")] = Field(default=None, ge=-1e30, le=1e30)
     """The newest loss on held-out clips; None without one."""
     val_step: NonNegativeInt | None = Field(default=None, le=MAX_COUNT)
     """The step that it was measured after."""
     predicted_accuracy: Annotated[float | None, gauge("ratio")] = Field(default=None, ge=0, le=1)
-    """Accuracy that this loss predicts, by a line through probed runs; None without one."""
+    """Accuracy that the held-out loss predicts, by a line through probed runs; None without one."""
     predicted_low: Annotated[float | None, gauge("ratio")] = Field(default=None, ge=0, le=1)
-    """Lower end of the interval in which 95% of new points would lie."""
+    """Lower end of the prediction's interval, in which 95% of new runs would lie."""
     predicted_high: Annotated[float | None, gauge("ratio")] = Field(default=None, ge=0, le=1)
-    """Upper end of it."""
+    """Upper end of that interval."""
     flops: Annotated[NonNegativeFloat | None, gauge("FLOP")] = Field(default=None, le=1e40)
-    """Compute spent, teacher forward included."""
+    """Compute of the run so far, the teacher's forwards included."""
     teacher_wait_ms: Annotated[NonNegativeFloat | None, gauge("milliseconds")] = Field(default=None, le=1e15)
-    """What a step waited for its targets."""
+    """Time that a step waited for its targets."""
     step_ms: Annotated[NonNegativeFloat | None, gauge("milliseconds")] = Field(default=None, le=1e15)
-    """A step."""
+    """Time of a step."""
     clips_per_s: Annotated[NonNegativeFloat | None, gauge("clips/s")] = Field(default=None, le=1e15)
-    """Speed."""
+    """Clips trained on per second."""
     group: str | None = Field(default=None, pattern=ID_PATTERN)
     """Runs of one data seed that keep together, so that memory serves them all; a report without it leaves
     the group."""
@@ -287,20 +287,20 @@ class BoardRun(_Fact):
     id: str
     """The run's id."""
     clips_served: Annotated[int, counter("targets")]
-    """Targets that a run was sent."""
+    """Targets sent to the run."""
     clips_computed: Annotated[int, counter("clips")]
-    """Clips that a run caused the forward of."""
+    """Clips that were computed because the run asked for them."""
     clips_shared: Annotated[int, counter("targets")]
-    """Targets that a run was sent from work that another run had asked for."""
+    """Targets sent to the run that another run had asked for before."""
     bytes_out: Annotated[int, counter("bytes")]
-    """Bodies of answers to a run."""
+    """Size of the answers to the run."""
     seen_s: Annotated[float, gauge("seconds since 1970", name="seen_timestamp_seconds")]
-    """When it was heard of last."""
+    """Time of the run's last request or report."""
     hit_rate: float | None
     """Share of its targets that another run had asked for: ``clips_shared`` over ``clips_served``. Its own
     earlier epochs are not among them."""
     skew_clips: Annotated[int | None, gauge("clips")]
-    """How far ahead of the slowest of its group; none without a group."""
+    """How far the run is ahead of the slowest run of its group; none without a group."""
     progress: RunState | None
     """What it reported last; None before its first report."""
     status: RunStatus

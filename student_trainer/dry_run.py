@@ -20,7 +20,8 @@ from salt_distill.student_trainer.batches import Batches
 from salt_distill.student_trainer.estimate import peak_bytes
 from salt_distill.student_trainer.estimate_table import duration
 from salt_distill.student_trainer.job import dry_run_job
-from salt_distill.student_trainer.loop import assembled, opened, update
+from salt_distill.student_trainer.loop import assembled, update
+from salt_distill.student_trainer.opening import opened
 from salt_distill.student_trainer.optim import set_schedule
 from salt_distill.student_trainer.ranks import Worker
 from salt_distill.student_trainer.run_directory import check_run

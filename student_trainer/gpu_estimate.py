@@ -2,10 +2,12 @@
 takes on it at least; from fake tensors, nothing of it measured."""
 
 import json
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from salt_distill.common.config import (
@@ -105,14 +107,48 @@ def run(config: TrainConfig) -> None:
         console.print(sentence, highlight=False, soft_wrap=True)
 
 
+def expected_run_s(
+    config: TrainConfig, name: GpuName, elsewhere: Sequence[int]
+) -> tuple[float, float] | None:
+    """The time of the run as ``estimate_on`` has it, in a moment: all blocks of a model cost alike, so that
+    models of one and two tell what deeper ones take. None where a teacher in this process cannot be counted.
+
+    ``elsewhere``: channels of the targets of each teacher in no process of the run.
+    """
+    counts = [_count(config, ckpt) for ckpt in config.teacher_ckpt] if isinstance(config, StudentRun) else []
+    teachers = [count for count in counts if count is not None]
+    if len(teachers) < len(counts):
+        return None
+    widths = [*elsewhere, *(teacher.width for teacher in teachers)] or [config.encoder.width]
+
+    def step_s(encoder: int, predictor: int) -> np.ndarray:
+        depths = {
+            "encoder": config.encoder.model_copy(update={"depth": encoder}),
+            "predictor": config.predictor.model_copy(update={"depth": predictor}),
+        }
+        return np.array(_estimate(config.model_copy(update=depths), name, widths, teachers).step_s)
+
+    least, deeper_encoder, deeper_predictor = step_s(1, 1), step_s(2, 1), step_s(1, 2)
+    of_encoder = (config.encoder.depth - 1) * (deeper_encoder - least)
+    of_predictor = (config.predictor.depth - 1) * (deeper_predictor - least)
+    low, high = config.steps * (least + of_encoder + of_predictor)
+    return float(low), float(high)
+
+
 def estimate_on(config: TrainConfig, name: GpuName) -> GpuEstimate:
     """The run on GPUs of that name, each of its workers on one."""
+    return _estimate(config, name, *_teachers(config))
+
+
+def _estimate(
+    config: TrainConfig, name: GpuName, widths: Sequence[int], teachers: Sequence[TeacherCount]
+) -> GpuEstimate:
+    """``widths``: channels of each teacher's targets. ``teachers``: those beside the student."""
     gpu, workers = GPUS[name], max(config.most_workers, 1)
     if config.compute.dtype == "auto":
         config = _computing(config, dtype="bfloat16")
     num_groups = len(group_idx(config.batch_size, 0, workers))
     num_clips = min(num_groups * MASK_GROUP_SIZE, config.batch_size)
-    widths, teachers = _teachers(config)
     step = count_step(config, *widths)
     target_bytes = 0
     if isinstance(config, StudentRun):
@@ -166,15 +202,23 @@ def _teachers(config: TrainConfig) -> tuple[list[int], list[TeacherCount]]:
         with closing(source):
             widths.append(source.spec.width)
     for ckpt in config.teacher_ckpt:
-        frozen = open_encoder(FrozenConfig(ckpt=ckpt)).config
-        if not isinstance(frozen, EncoderConfig):
+        count = _count(config, ckpt)
+        if count is None:
             raise ValueError(
                 f"got --teacher-ckpt {ckpt} with --gpu, expected a video ViT of ours, whose forward can be"
                 " counted: leave --teacher-ckpt out to count a student whose targets come from elsewhere"
             )
-        widths.append(frozen.width)
-        counts.append(count_teacher(frozen, config.view.clip_shape, config.teacher.batch_size))
+        widths.append(count.width)
+        counts.append(count)
     return widths or [config.encoder.width], counts
+
+
+def _count(config: StudentRun, ckpt: str) -> TeacherCount | None:
+    """A teacher in the student's process; None for one of others."""
+    frozen = open_encoder(FrozenConfig(ckpt=ckpt)).config
+    if not isinstance(frozen, EncoderConfig):
+        return None
+    return count_teacher(frozen, config.view.clip_shape, config.teacher.batch_size)
 
 
 def _computing(config: TrainConfig, **compute: str | bool) -> TrainConfig:
@@ -192,7 +236,7 @@ def _memory(count: StepCount, sharding: str, workers: int, others: float) -> flo
 
 
 def _ways(
-    config: TrainConfig, step: StepCount, widths: list[int], gpu: Gpu, others: float
+    config: TrainConfig, step: StepCount, widths: Sequence[int], gpu: Gpu, others: float
 ) -> tuple[Way, ...]:
     """Settings with which a run would fit that does not."""
     if not config.compute.activation_checkpointing:
@@ -208,7 +252,7 @@ def _ways(
     return tuple(ways)
 
 
-def _paper_flops(config: TrainConfig, out_width: int, teachers: list[TeacherCount]) -> Flops:
+def _paper_flops(config: TrainConfig, out_width: int, teachers: Sequence[TeacherCount]) -> Flops:
     """6ND of one clip."""
     if isinstance(config, TeacherRun):
         out_width = pixel_width(config.encoder)

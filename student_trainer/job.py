@@ -199,7 +199,8 @@ def _worker(config: TrainConfig | ProbeConfig | EmbedConfig) -> "Worker":
 def _train(config: TrainConfig, worker: "Worker") -> None:
     """A worker's whole training, each time that Ray starts it: from the newest checkpoint that there is by
     then. Returns early where the command asks for it."""
-    from salt_distill.student_trainer.loop import opened, train_on
+    from salt_distill.student_trainer.loop import train_on
+    from salt_distill.student_trainer.opening import opened
     from salt_distill.student_trainer.ranks import StopRequest
     from salt_distill.student_trainer.run_directory import claimed
 

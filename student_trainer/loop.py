@@ -1,19 +1,16 @@
 """The training loop, top to bottom, for every objective and every source of targets; plain PyTorch."""
 
-import contextlib
 import functools
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from salt_distill.common.config import StudentRun, TrainConfig, name_of_size
+from salt_distill.common.config import TrainConfig
 from salt_distill.common.data.reader import Reader
 from salt_distill.common.model.checkpoint import CheckpointConfig
-from salt_distill.common.model.compute import precision, prepare, set_up, uses_bfloat16
-from salt_distill.common.model.teacher import device_kind
+from salt_distill.common.model.compute import set_up, uses_bfloat16
 from salt_distill.common.termination import uninterrupted
 from salt_distill.student_trainer.batches import Batch, Batches
 from salt_distill.student_trainer.init import initialised
@@ -30,13 +27,9 @@ from salt_distill.student_trainer.parallel import (
 from salt_distill.student_trainer.ranks import Worker
 from salt_distill.student_trainer.record import RunRecord
 from salt_distill.student_trainer.resume import ClipOrder
-from salt_distill.student_trainer.targets.client import require_same_teacher
 from salt_distill.student_trainer.targets.source import (
     TargetSource,
-    open_sources,
     require_teachers,
-    source_order,
-    views_of,
 )
 from salt_distill.student_trainer.validation import Validation
 from salt_distill.student_trainer.vjepa import VJepa
@@ -177,50 +170,3 @@ def backward(
         norm=norm,
         clip_losses=torch.cat(clip_losses)[: len(batch.clips.good)],
     )
-
-
-@contextlib.contextmanager
-def opened(config: TrainConfig, worker: Worker) -> Iterator[tuple[Reader, list[TargetSource]]]:
-    """Where this rank's clips and each teacher's targets come from; every rank asks for it."""
-    prepare(worker.device)
-    with ThreadPoolExecutor(1) as opening, contextlib.ExitStack() as stack:
-        (reader, sources), _ = worker.ranks.result(opening.submit(_open, config, worker, stack))
-        each = "s, each" if worker.world_size > 1 else ""
-        worker.say(
-            f"{name_of_size(config.encoder)}: {config.steps:,} steps of {config.batch_size:,} clips on"
-            f" {worker.world_size} worker{each} on {device_kind(worker.device)},"
-            f" {precision(config.compute.dtype, worker.device)}"
-        )
-        worker.say(f"{config.data}: {reader.num_samples} samples, decoded by {reader.decoder}")
-        for number, source in enumerate(sources):
-            assert isinstance(config, StudentRun), "only a student has teachers"
-            share = f", {config.loss_shares[number]:.0%} of the loss" if len(sources) > 1 else ""
-            place = source_order(config, number)
-            worker.say(f"targets of teacher {source.spec.fingerprint[:12]} from {place}{share}")
-            specs = worker.ranks.all_values(source.spec)  # a service may have replicas on other devices
-            for spec in specs:
-                require_same_teacher(spec, specs[0])
-        yield reader, sources
-
-
-def _open(
-    config: TrainConfig, worker: Worker, stack: contextlib.ExitStack
-) -> tuple[Reader, list[TargetSource]]:
-    """Where this rank's clips and targets come from; ``stack`` closes them."""
-    reader = Reader(
-        config.data,
-        data_seed=config.data_seed,
-        views=views_of(config),
-        view=config.view,
-        split=config.split,
-        loader=config.loader,
-        num_held_out=0 if config.val_every is None else config.val_clips,
-    )
-    stack.callback(reader.close)
-    if not isinstance(config, StudentRun):
-        return reader, []
-    sources = []
-    for source in open_sources(config, run=Path(config.out).name, rank=worker.rank, device=worker.device):
-        stack.callback(source.close)
-        sources.append(source)
-    return reader, sources

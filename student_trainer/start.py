@@ -11,7 +11,8 @@ from salt_distill.common.model.checkpoint import POINTER
 from salt_distill.student_trainer import dry_run, estimate
 from salt_distill.student_trainer.data_wait import DataWait
 from salt_distill.student_trainer.job import run_job
-from salt_distill.student_trainer.loop import Worker, opened, train_on
+from salt_distill.student_trainer.loop import Worker, train_on
+from salt_distill.student_trainer.opening import opened
 from salt_distill.student_trainer.progress import show_progress
 from salt_distill.student_trainer.run_directory import (
     check_run,

@@ -54,6 +54,8 @@ class StepCount:
 class TeacherCount:
     """A teacher in the student's process."""
 
+    width: int
+    """Of its targets."""
     num_parameters: int
     peak_bytes: int
     """Of its weights, and what its forward holds."""
@@ -111,6 +113,7 @@ def count_teacher(
             tokens = encoder(normalise(torch.empty(batch_size, *clip_shape, dtype=torch.uint8)))
         F.layer_norm(tokens, tokens.shape[-1:]).half()
         return TeacherCount(
+            width=config.width,
             num_parameters=num_parameters(encoder),
             peak_bytes=memory.peak_bytes - base + weight_bytes,
             batch_size=batch_size,

@@ -27,10 +27,11 @@ from salt_distill.common.model.grid import token_grid
 from salt_distill.common.model.roofline import GPUS
 from salt_distill.common.model.vit import Encoder
 from salt_distill.student_trainer.estimate import estimate
-from salt_distill.student_trainer.estimate_table import RunEstimate
+from salt_distill.student_trainer.estimate_table import RunEstimate, duration
 from salt_distill.student_trainer.evaluation.flops_table import runs_of
-from salt_distill.student_trainer.gpu_estimate import CONTEXT_BYTES
+from salt_distill.student_trainer.gpu_estimate import CONTEXT_BYTES, estimate_on, expected_run_s
 from salt_distill.student_trainer.objective import new_objective
+from salt_distill.student_trainer.opening import expected_time
 from salt_distill.student_trainer.optim import new_optimizer
 from salt_distill.student_trainer.step_count import count_step, masks_of, step_once
 
@@ -229,3 +230,23 @@ def test_a_gpu_that_is_not_here_is_told_to_fit_or_what_would(tmp_path, monkeypat
     # What salt-plan reads of it.
     assert written["student"]["clips_per_s"] == pytest.approx(24 / written["step_s"][1])
     assert written["device"] == "l4, counted"
+
+
+@pytest.mark.parametrize("kind", [StudentRun, pytest.param(VJepaRun, marks=pytest.mark.slow)])
+def test_the_line_at_the_start_says_the_time_of_a_gpu_that_the_table_has(kind, tmp_path, monkeypatch):
+    """What it counts of models of one and two blocks is what `--estimate --gpu` counts of the whole."""
+    teacher = {"teacher_ckpt": str(save_teacher(tmp_path))} if kind is StudentRun else {}
+    config = kind.model_validate(RUN | teacher | {"encoder": ENCODER.model_copy(update={"depth": 4})})
+    device = torch.device("cuda")
+    generator = torch.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA L4")
+    low, high = estimate_on(config, "l4").run_s
+    assert expected_run_s(config, "l4", []) == pytest.approx((low, high), rel=1e-6)
+    assert expected_time(config, device, []) == (
+        f"{duration(low)} to {duration(high)} by the estimate for l4, without reading clips"
+    )
+    assert torch.equal(torch.get_rng_state(), generator), "a run's random numbers are its own"
+    later = "the time that it takes is shown after the first steps"
+    assert expected_time(config, CPU, []) == later
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA L40S")
+    assert expected_time(config, device, []) == later

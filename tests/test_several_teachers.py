@@ -25,7 +25,8 @@ from salt_distill.common.model.checkpoint import load_predictor, open_encoder, r
 from salt_distill.common.model.masking import mask_group
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.student_trainer.evaluation import panels
-from salt_distill.student_trainer.loop import opened, train_on
+from salt_distill.student_trainer.loop import train_on
+from salt_distill.student_trainer.opening import opened
 from salt_distill.student_trainer.run_directory import claimed, read_metrics
 from salt_distill.teacher_server.precompute import precompute
 

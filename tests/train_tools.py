@@ -19,8 +19,9 @@ from salt_distill.common.model.checkpoint import CheckpointConfig
 from salt_distill.common.model.compute import set_up
 from salt_distill.common.model.grid import token_grid
 from salt_distill.student_trainer.batches import Batch, Batches
-from salt_distill.student_trainer.loop import Worker, opened, train_on
+from salt_distill.student_trainer.loop import Worker, train_on
 from salt_distill.student_trainer.objective import Objective, modules_of, new_objective
+from salt_distill.student_trainer.opening import opened
 from salt_distill.student_trainer.run_directory import claimed
 
 CPU = torch.device("cpu")

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import statistics
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.study import text
 from benchmarks.study.findings import LABELS, RANDOM, Difference, Findings, difference
 from benchmarks.study.jobs import MEMORIES, Lengths
 from benchmarks.study.runner import read_ended
@@ -50,7 +52,7 @@ def write_page(path: Path, root: Path, lengths: Lengths, *, has_strokes: bool) -
             "",
             f"![accuracy of each run, a dot for each seed]({picture.name})",
             "",
-            "A line: the mean; dotted: chance.",
+            _filled(text.DOTS),
         ]
     if findings.selections():
         picture = path.with_name(f"{path.stem}-loss.png")
@@ -65,13 +67,7 @@ def write_page(path: Path, root: Path, lengths: Lengths, *, has_strokes: bool) -
     missing += [title for name, title in LARGE.items() if not findings.probes("digits", name)]
     if missing:
         lines += ["", "## Not run", "", *(f"- {one}" for one in missing)]
-        lines += [
-            "",
-            _paragraph(
-                "`STUDY=large make study` runs the rest: a night on 2 cores, or a GPU. `STUDY_MINUTES=9`"
-                " stops it in time, and the same command goes on.",
-            ),
-        ]
+        lines += ["", _filled(text.NOT_RUN)]
     write_whole(path, "\n".join(lines) + "\n")
 
 
@@ -80,33 +76,39 @@ def _opening(root: Path, lengths: Lengths) -> Iterator[str]:
     cpu_s = sum(one.cpu_s for one in ended.values())
     yield "# The paper's claims at small scale"
     yield ""
-    yield _paragraph(
-        "Written by `make study` from its runs ([benchmarks/study](../benchmarks/study)): the claims of"
-        " [arXiv:2509.24317](https://arxiv.org/abs/2509.24317) ",
-        "with encoders of half a million weights (preset `nano`). It says whether a claim holds here, not"
-        " whether it holds at the paper's scale. ",
-        "Moving digits (`salt-data synth`): 8 directions of motion, which no token shows, so they have to be"
-        " told from several. ",
-        "Pen strokes (timed drawings of 136 characters of five alphabets; the test is other people's hands):"
-        " which character.",
-    )
-    yield ""
-    yield _paragraph(
-        f"{len(ended)} commands, {cpu_s / 60:.0f} minutes of a core, {date.today():%Y-%m-%d}, ",
-        f"{os.cpu_count()} cores ({platform.machine()}), {_device()}, torch {torch.__version__}."
-        f" {lengths.seeds} seeds, each of weights, masks and ",
-        "order of clips; all runs of a seed see the same clips. Teacher and student train"
-        f" {lengths.of('digits')} steps of 24 clips on digits, ",
-        f"{lengths.of('strokes')} on strokes, the EMA baseline as many as both together, with a momentum of 1"
-        f" - {MEMORIES}/steps, ",
-        "which forgets in as large a part of the run as V-JEPA 2's 0.99925 in 240,000 steps;"
-        f" {lengths.videos} training videos of digits, one pinned view. ",
-        f"Accuracy: attentive probe on frozen tokens, {lengths.probe_epochs} passes, nothing selected.",
+    yield _filled(
+        text.OPENING,
+        seeds=lengths.seeds,
+        digits=lengths.of("digits"),
+        strokes=lengths.of("strokes"),
+        memories=MEMORIES,
+        videos=lengths.videos,
+        passes=lengths.probe_epochs,
+        day=f"{date.today():%Y-%m-%d}",
+        commands=len(ended),
+        minutes=cpu_s / 60,
+        machine=f"{os.cpu_count()} cores ({platform.machine()}), {_device()}, torch {torch.__version__}",
     )
 
 
-def _paragraph(*sentences: str) -> str:
-    return textwrap.fill("".join(sentences), 160, break_long_words=False, break_on_hyphens=False)
+def _filled(template: str, **facts: object) -> str:
+    """Paragraphs and lists in lines of 160 characters."""
+    blocks = []
+    for block in template.format(**facts).strip().split("\n\n"):
+        items = re.split(r"\n(?=- )", block)
+        blocks.append(
+            "\n".join(
+                textwrap.fill(
+                    " ".join(item.split()),
+                    160,
+                    subsequent_indent="  " if item.startswith("- ") else "",
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
+                for item in items
+            )
+        )
+    return "\n\n".join(blocks)
 
 
 def _device() -> str:
@@ -117,12 +119,7 @@ def _claims(findings: Findings, data_sets: Sequence[str], lengths: Lengths) -> I
     yield ""
     yield "## What was found"
     yield ""
-    yield _paragraph(
-        "Differences of accuracy, seed by seed, with the 95% interval of their mean over seeds. *Holds*: all"
-        " of it is above 0; *does not hold*: ",
-        "all of it is below. Where a teacher is not above random weights, the claims about its students say"
-        " little.",
-    )
+    yield _filled(text.CLAIMS)
     yield ""
     yield "| claim | data | difference (95% interval) | each seed | |"
     yield "|---|---|---:|---|---|"
@@ -147,7 +144,7 @@ def _claims(findings: Findings, data_sets: Sequence[str], lengths: Lengths) -> I
             f"R² {values} | {selections[0]['num_probed']} checkpoints each | a lower loss goes with a higher"
             f" accuracy {falls}"
         )
-        yield f"| held-out loss tells accuracy (Figure 3: R² 0.951) | digits, motion | {how} |"
+        yield f"| held-out loss predicts accuracy (Figure 3: R² 0.951) | digits, motion | {how} |"
 
 
 def _difference(found: Difference) -> str:
@@ -166,9 +163,9 @@ def _tables(findings: Findings, data_sets: Sequence[str], lengths: Lengths) -> I
         yield ""
         yield f"## {data.capitalize()}"
         yield ""
-        yield f"Mean over seeds (least to most), of {next(iter(labels.values()))['num_test']} test videos."
+        yield _filled(text.TABLE, num_test=next(iter(labels.values()))["num_test"])
         yield ""
-        yield f"| | {' | '.join(chances)} | training FLOPs, its teacher's too |"
+        yield f"| | {' | '.join(chances)} | training FLOPs |"
         yield f"|---|{'---:|' * len(labels)}---:|"
         for name, title, flops in _rows(findings, data, lengths):
             cells = [_spread(list(findings.accuracies(data, name, label).values())) for label in labels]
@@ -194,12 +191,9 @@ def _spread(values: Sequence[float]) -> str:
 
 def _selection(findings: Findings, picture: str) -> Iterator[str]:
     yield ""
-    yield "## The loss that tells"
+    yield "## Held-out loss and accuracy"
     yield ""
-    yield (
-        "Students of three sizes with one teacher, four checkpoints of each: loss on held-out clips"
-        " (`salt-eval select`) against accuracy on motion."
-    )
+    yield _filled(text.SELECTION)
     yield ""
     yield f"![held-out loss against accuracy]({picture})"
     by_size = [
@@ -243,12 +237,9 @@ def _large(findings: Findings) -> Iterator[str]:
         yield ""
         yield f"## {title}"
         yield ""
-        yield (
-            f"Moving digits, {len(probes)} of {findings.num_seeds} seeds; beside them teacher and student of"
-            " the table above."
-        )
+        yield _filled(text.LARGE, done=len(probes), seeds=findings.num_seeds)
         yield ""
-        yield "| | motion, mean (least to most) | less the student above, each seed |"
+        yield "| | motion, mean (least to most) | minus the student's, each seed |"
         yield "|---|---:|---|"
         student = findings.accuracies("digits", "student", "motion")
         for run in next(iter(probes.values()))["accuracy"]:

@@ -27,6 +27,8 @@ from salt_distill.common.model.pixels import normalise
 class Gpu:
     """What its maker's data sheet says."""
 
+    device_name: str
+    """As PyTorch calls it."""
     memory_bytes: float
     bytes_per_s: float
     """Bandwidth of its memory."""
@@ -36,14 +38,58 @@ class Gpu:
 
 
 GPUS: dict[GpuName, Gpu] = {
-    "a100": Gpu(memory_bytes=85e9, bytes_per_s=2.04e12, bfloat16_flops=312e12, float32_flops=19.5e12),
-    "h100": Gpu(memory_bytes=85e9, bytes_per_s=3.35e12, bfloat16_flops=989.4e12, float32_flops=67e12),
-    "h200": Gpu(memory_bytes=150e9, bytes_per_s=4.8e12, bfloat16_flops=989.4e12, float32_flops=67e12),
-    "b200": Gpu(memory_bytes=190e9, bytes_per_s=8e12, bfloat16_flops=2250e12, float32_flops=75e12),
-    "4090": Gpu(memory_bytes=25.7e9, bytes_per_s=1.008e12, bfloat16_flops=165.2e12, float32_flops=82.6e12),
-    "l4": Gpu(memory_bytes=24.1e9, bytes_per_s=0.3e12, bfloat16_flops=121e12, float32_flops=30.3e12),
+    "a100": Gpu(
+        device_name="NVIDIA A100-SXM4-80GB",
+        memory_bytes=85e9,
+        bytes_per_s=2.04e12,
+        bfloat16_flops=312e12,
+        float32_flops=19.5e12,
+    ),
+    "h100": Gpu(
+        device_name="NVIDIA H100 80GB HBM3",
+        memory_bytes=85e9,
+        bytes_per_s=3.35e12,
+        bfloat16_flops=989.4e12,
+        float32_flops=67e12,
+    ),
+    "h200": Gpu(
+        device_name="NVIDIA H200",
+        memory_bytes=150e9,
+        bytes_per_s=4.8e12,
+        bfloat16_flops=989.4e12,
+        float32_flops=67e12,
+    ),
+    "b200": Gpu(
+        device_name="NVIDIA B200",
+        memory_bytes=190e9,
+        bytes_per_s=8e12,
+        bfloat16_flops=2250e12,
+        float32_flops=75e12,
+    ),
+    "4090": Gpu(
+        device_name="NVIDIA GeForce RTX 4090",
+        memory_bytes=25.7e9,
+        bytes_per_s=1.008e12,
+        bfloat16_flops=165.2e12,
+        float32_flops=82.6e12,
+    ),
+    "l4": Gpu(
+        device_name="NVIDIA L4",
+        memory_bytes=24.1e9,
+        bytes_per_s=0.3e12,
+        bfloat16_flops=121e12,
+        float32_flops=30.3e12,
+    ),
 }
 """The SXM modules of the data centre ones; a100 and h100 with 80 GB."""
+
+
+def gpu_name(device: torch.device) -> GpuName | None:
+    """What the table calls a device of this machine; None where it is not in it."""
+    if device.type != "cuda":
+        return None
+    its = torch.cuda.get_device_name(device)
+    return next((name for name, gpu in GPUS.items() if gpu.device_name == its), None)
 
 
 @dataclass(frozen=True, kw_only=True)

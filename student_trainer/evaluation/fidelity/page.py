@@ -123,8 +123,9 @@ def _summary() -> str:
     differ = sum(oracle.differs is not None for oracle in every)
     near_by = sum(oracle.verdict.holds and oracle.verdict.words.startswith(("+", "-")) for oracle in every)
     return (
-        f"{len(every)} numbers: {len(every) - differ} agree, {near_by} of them printed with other last"
-        f" digits, which stand below their tables; {differ} figures of the paper do not, for these reasons:"
+        f"Of {len(every)} numbers {len(every) - differ} agree. {near_by} of these are printed with other last"
+        " digits; the notes below their tables say why. The other"
+        f" {differ} are figures of the paper that disagree with ours, for these reasons:"
     )
 
 

@@ -11,9 +11,10 @@ CROSS = "\u2717"
 """Marks a cell that is another number."""
 
 HOW_TO_READ = (
-    "Each cell: printed / ours. Nothing behind it: ours rounds to the printed digits. (cut): ours is the"
-    " printed figure where further digits are cut off. (+0.18 %): other digits, so far off; at most 1 %, for"
-    " V-JEPA 2 in Table 16 at most 2.5 %. \u2717: neither; the reason stands below."
+    "A cell has the printed figure, then ours. Without a mark behind them ours rounds to the printed digits."
+    " (cut): leaving out our further digits gives the printed figure. (+0.18 %): ours is so much larger or"
+    " smaller; at most 1 %, and for V-JEPA 2 in Table 16 at most 2.5 %. \u2717: the two disagree, and the"
+    " reason stands below the table."
 )
 
 
