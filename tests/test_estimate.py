@@ -232,7 +232,8 @@ def test_a_gpu_that_is_not_here_is_told_to_fit_or_what_would(tmp_path, monkeypat
     assert written["device"] == "l4, counted"
 
 
-@pytest.mark.parametrize("kind", [StudentRun, pytest.param(VJepaRun, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [StudentRun, VJepaRun])
 def test_the_line_at_the_start_says_the_time_of_a_gpu_that_the_table_has(kind, tmp_path, monkeypatch):
     """What it counts of models of one and two blocks is what `--estimate --gpu` counts of the whole."""
     teacher = {"teacher_ckpt": str(save_teacher(tmp_path))} if kind is StudentRun else {}
@@ -246,7 +247,10 @@ def test_the_line_at_the_start_says_the_time_of_a_gpu_that_the_table_has(kind, t
         f"{duration(low)} to {duration(high)} by the estimate for l4, without reading clips"
     )
     assert torch.equal(torch.get_rng_state(), generator), "a run's random numbers are its own"
-    later = "the time that it takes is shown after the first steps"
-    assert expected_time(config, CPU, []) == later
+
+
+def test_the_line_at_the_start_promises_no_time_of_another_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA L40S")
-    assert expected_time(config, device, []) == later
+    for device in (CPU, torch.device("cuda")):
+        said = expected_time(TeacherRun.model_validate(RUN), device, [])
+        assert said == "the time that it takes is shown after the first steps"
