@@ -19,7 +19,7 @@ def findings(
     if probed is not None and probed.probe.accuracy:
         return [*sentences, *(_best_of_label(probed.probe, label) for label in probed.probe.labels)]
     sentences += _least_losses(runs)
-    return [*sentences, "A loss does not say how good an encoder is, and no encoder was probed (salt-eval probe)."]
+    return [*sentences, "A loss does not say how good an encoder is, and none was probed (salt-eval probe)."]
 
 
 def difference_interval(
