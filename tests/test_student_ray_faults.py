@@ -229,7 +229,7 @@ def test_a_damaged_answer_changes_no_loss(name, service, teacher, tmp_path):
     clips = [DisturbedClips(config.view.clip_shape, first_slot) for config in configs]
     with linked(service.url) as link:
         link.fault, link.every = DAMAGED[name], 5
-        config = configs[0].model_copy(update={"teacher_url": link.url})
+        config = configs[0].model_copy(update={"teacher_url": (link.url,)})
         with closing(open_source(config, run="damaged")) as source:
             losses = train(config, source, clips[0])
         assert link.num_spoilt > 2
