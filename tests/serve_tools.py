@@ -55,6 +55,20 @@ def descendants(root_pid):
     return found
 
 
+def command_lines(root_pid):
+    """The words of the command line of every process below one."""
+    found = {}
+    for pid in descendants(root_pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return found
+
+
+def parts_of(root_pid, program):
+    """The processes below one that run a program, by the first word of their command lines."""
+    return [pid for pid, line in command_lines(root_pid).items() if program in line[0]]
+
+
 def alive(pids):
     """Those that still run; a zombie does not."""
     running = set()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_tools import salt
-from serve_tools import alive, descendants, start
+from serve_tools import alive, command_lines, descendants, parts_of, start
 from teacher_tools import save_teacher
 
 from salt_distill.common import local_ray, private_ray
@@ -153,11 +153,7 @@ def test_a_command_that_has_left_ray_still_cleans_up_after_sigterm(monkeypatch):
 def test_a_service_whose_ray_is_lost_ends_with_a_sentence_and_leaves_nothing(part, tmp_path):
     process, url = start(save_teacher(tmp_path / "teacher"))
     family = descendants(process.pid)
-    [lost] = [
-        pid
-        for pid in family
-        if f"/{part}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
-    ]
+    [lost] = parts_of(process.pid, f"/{part}".encode())
     os.kill(lost, signal.SIGKILL)
     began = time.monotonic()
     _, said = process.communicate(timeout=60)
@@ -174,16 +170,13 @@ def test_a_service_whose_ray_is_lost_ends_with_a_sentence_and_leaves_nothing(par
 def test_a_command_and_its_ray_that_were_killed_leave_nothing_to_the_next(tmp_path):
     ckpt = save_teacher(tmp_path / "teacher")
     process, _ = start(ckpt)
-    family = descendants(process.pid)
+    family = command_lines(process.pid)
     folders = {
-        Path(line[-2].decode())
-        for pid in family
-        if (line := Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"))[-3:-2]
-        == [private_ray.__name__.encode()]
+        Path(line[-2].decode()) for line in family.values() if line[-3:-2] == [private_ray.__name__.encode()]
     }
     names = ("private_ray", "gcs_server", "raylet/raylet", "salt_distill.teacher_server")
-    for pid in family:
-        if any(name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()[:500] for name in names):
+    for pid, line in family.items():
+        if any(name.encode() in b"\0".join(line)[:500] for name in names):
             os.kill(pid, signal.SIGKILL)
     process.wait()
     with ray_to_join(None):

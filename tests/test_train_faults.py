@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_tools import SMALL, losses, salt, train_teacher, write_targets
-from serve_tools import descendants, end, start
+from serve_tools import command_lines, end, start
 
 from salt_distill.common.model.checkpoint import find_checkpoint
 
@@ -82,7 +82,7 @@ def training(run: Path, *arguments: object) -> subprocess.Popen:
 
 def below(process: subprocess.Popen, name: bytes) -> list[int]:
     """The processes of a command's Ray with a name."""
-    return [pid for pid in descendants(process.pid) if name in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid, line in command_lines(process.pid).items() if name in b"\0".join(line)]
 
 
 def assert_same(run: Path, expected: Path) -> None:
