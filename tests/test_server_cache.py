@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 
@@ -134,8 +135,11 @@ def test_one_flipped_byte_is_named_and_only_that_is_computed_again(
     assert "nothing is damaged" in printing(verify, CacheVerifyConfig(targets=str(root)))
 
 
-def test_a_missing_file_and_a_lost_manifest(root, made, shards, ckpt):
-    a_file(root).unlink()
+def test_a_missing_file_a_pipe_in_its_place_and_a_lost_manifest(root, made, shards, ckpt):
+    missing, pipe, *_ = sorted(root.rglob("*.arrow"))
+    for path in (missing, pipe):
+        path.unlink()
+    os.mkfifo(pipe)
     (root / MANIFEST).write_text("{")
     printed = printing(
         verify, CacheVerifyConfig(targets=str(root), repair=True, ckpt=str(ckpt), data=str(shards))

@@ -4,6 +4,7 @@ Target cache)."""
 import itertools
 import json
 import os
+import stat
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -76,6 +77,7 @@ def write_rows(partial: Path, spec: CacheSpec, rows: Iterable[CacheRow]) -> int:
 def spec_of(path: Path) -> CacheSpec | None:
     """What a file says of itself, where it can be read."""
     try:
+        _require_regular(path)
         with pa.OSFile(str(path)) as file:
             return CacheSpec.from_json(_description(pa.ipc.open_file(file).schema))
     except (pa.ArrowException, OSError, ValueError, RecursionError):
@@ -173,6 +175,7 @@ class CacheFile:
         """``called``: where the file is, if ``path`` only has a copy of it."""
         self._called, self._spec = called or str(path), spec
         try:
+            _require_regular(path)
             self._file = path.open("rb", buffering=0)
             self._batches, schema = _batches(path)
         except (pa.ArrowException, OSError) as error:
@@ -292,6 +295,13 @@ class CacheFile:
             raise CorruptTargetError(
                 f"{self._called}: it cannot be read any more ({error}): {REPAIR}"
             ) from error
+
+
+def _require_regular(path: Path) -> None:
+    """Raises OSError where a path is nothing that can be read to its end: of a named pipe already the opening
+    may take for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("it is no regular file")
 
 
 def _batches(path: Path) -> tuple[list[_Batch], pa.Schema]:
