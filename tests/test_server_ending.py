@@ -2,6 +2,7 @@
 board outlives it."""
 
 import http.client
+import itertools
 import json
 import os
 import re
@@ -45,7 +46,7 @@ class Student:
 
     def _live(self, url: str, number: int) -> None:
         caller = Caller(url)
-        for seed in range(number, 10_000, 10):
+        for seed in itertools.count(number, 10):
             clips, begun = clips_by_digest(6, seed=seed), time.monotonic()
             try:
                 status, body = caller.ask(list(clips), clips, run=f"student-{number}", timeout=60)
