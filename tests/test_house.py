@@ -1,6 +1,7 @@
 """How the code is laid out: folders for its map, one way between them, no name for two things."""
 
 import ast
+import subprocess
 from fnmatch import fnmatch
 
 import pytest
@@ -93,3 +94,10 @@ def test_mappings_are_described():
 def test_files_are_short(modules):
     lengths = {path: len((ROOT / path).read_text().splitlines()) for path in modules}
     assert {path: length for path, length in lengths.items() if length > 400} == {}
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_what_commands_wrote_is_not_tracked():
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    paths = [ROOT / name for name in tracked.stdout.split("\0") if name]
+    assert [path.name for path in paths if path.exists() and path.stat().st_size > 250_000] == []
