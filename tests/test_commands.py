@@ -463,6 +463,7 @@ def test_aliases_of_aliases_are_refused_and_plain_ones_are_not():
         ),
         ("seed: 1\nlr: 1\n", "2: lr: unknown key, did you mean 'optim.lr'?"),
         ("stepps: 1\n", "1: stepps: unknown key, did you mean 'steps'?"),
+        ("seed: 1\nvew.num_frames: 8\n", "2: vew: unknown key, did you mean 'view'?"),
         (
             "view: {scale: 1}\n",
             "1: view.scale: got 1, expected a list of 2 numbers more than 0, such as [0.3, 1.0]"

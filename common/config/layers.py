@@ -77,6 +77,9 @@ def _read(path: str | Path) -> Layer:
     lines = dict(_lines(root))
 
     def place(key: str) -> str:
+        below = [line for name, line in lines.items() if name.startswith(f"{key}.")]
+        if key not in lines and below:  # the group of a dotted key
+            return f"{path}, line {below[0]}"
         while key not in lines and "." in key:
             key = key.rpartition(".")[0]
         return f"{path}, line {lines[key]}" if key in lines else str(path)
@@ -180,7 +183,9 @@ def _got_and_expected(
 ) -> tuple[str, str, str]:
     """What one error says, and of which key: of a pair of numbers always the whole pair."""
     if item["type"] == "extra_forbidden":
-        return key, "", expected(item) + ("" if config_class is None else _unknown(key, config_class))
+        return key, "", expected(item) + (
+            "" if config_class is None else _unknown(key, item["input"], config_class)
+        )
     name, declared = ("", None) if config_class is None else _declared(key, config_class)
     is_own = says_what_it_got(item) and name == key
     words = None if declared is None or is_own else described(declared, is_part=name != key)
@@ -221,11 +226,13 @@ def _declared(key: str, config_class: type[Config]) -> tuple[str, FieldInfo | No
     return f"{name}.{inner}", found
 
 
-def _unknown(key: str, config_class: type[Config]) -> str:
+def _unknown(key: str, value: Any, config_class: type[Config]) -> str:
     """The end of a sentence about an unknown key: what may stand there."""
     name, declared = _declared(key, config_class)
     if declared is None or name == key:
-        return suggestion(key, keys_of(config_class))
+        keys = list(keys_of(config_class))
+        groups = dict.fromkeys(name.rpartition(".")[0] for name in keys if "." in name)
+        return suggestion(key, [*groups, *keys] if isinstance(value, dict) else keys)
     names = [below for kind in configs_in(declared.annotation) for below in kind.model_fields]
     return suggestion(key.rpartition(".")[2], dict.fromkeys(names))
 
