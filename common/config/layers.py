@@ -183,8 +183,10 @@ def _got_and_expected(
 ) -> tuple[str, str, str]:
     """What one error says, and of which key: of a pair of numbers always the whole pair."""
     if item["type"] == "extra_forbidden":
-        return key, "", expected(item) + (
-            "" if config_class is None else _unknown(key, item["input"], config_class)
+        return (
+            key,
+            "",
+            expected(item) + ("" if config_class is None else _unknown(key, item["input"], config_class)),
         )
     name, declared = ("", None) if config_class is None else _declared(key, config_class)
     is_own = says_what_it_got(item) and name == key
