@@ -5,6 +5,7 @@ A time from it is a bound, not a measurement: each kernel takes as long as its b
 its products at the GPU's peak, whichever is longer, and its launch.
 """
 
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -161,7 +162,9 @@ class Kernels(TorchDispatchMode):
 def fake_tensors() -> Iterator[None]:
     """What runs inside has tensors without memory and does no arithmetic."""
     normalise(torch.zeros(1, 1, 1, 1, 3, dtype=torch.uint8))  # its constants are kept, and must be real ones
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+        # of a deep copy of a parameter, whose address torch looks at
+        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
         yield
 
 
