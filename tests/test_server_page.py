@@ -218,6 +218,14 @@ def test_the_page_says_how_runs_ended_and_how_to_join(browser, tmp_path):
             ("lost", "lost", "\N{EN DASH}", "\N{EN DASH}"),
         ]
         assert table(browser)[0]["step"] == "40 of 100"
+        shown = (
+            "[...document.querySelectorAll('#columns, tr.row')].map(row =>"
+            " [...row.cells].filter(cell => cell.checkVisibility()).length)"
+        )
+        assert ask(browser, shown) == [11] * 5, "a column that no run fills is left out"
+        held_out = {"step": 41, "num_steps": 100, "slot": 9, "loss": 0.5, "val_loss": 0.6, "step_ms": 2000.0}
+        assert caller.post("trains", **held_out)[0] == 200
+        until(lambda: ask(browser, shown) == [12] * 5)
         assert browser.find_element("css selector", "#against").is_displayed()
         marks = (
             "[...document.querySelectorAll('td.status')].map(td => getComputedStyle(td, '::before').content)"
