@@ -93,6 +93,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside ``path`` to write to; at the end of the block it is on disk, power cut or not,
     and takes the place of ``path``; after an error it is gone."""
     partial = path.with_name(f"{PARTIAL}{path.name}")
+    if partial.is_symlink() or partial.is_file():
+        partial.unlink()  # that somebody put there
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

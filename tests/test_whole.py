@@ -55,3 +55,14 @@ def test_a_partial_file_that_is_a_link_is_not_written_through(tmp_path, monkeypa
     with pytest.raises(FileExistsError):
         write_whole(tmp_path / "a", "third")
     assert (precious.read_text(), (tmp_path / "nowhere").exists()) == ("precious", False)
+
+
+def test_a_partial_folder_that_is_a_link_or_a_file_is_replaced(tmp_path):
+    precious, partial = tmp_path / "precious", tmp_path / ".partial-a"
+    (precious / "below").mkdir(parents=True)
+    for put in (lambda: partial.symlink_to(precious), lambda: partial.write_text("a file")):
+        put()
+        with whole_folder(tmp_path / "a") as folder:
+            (folder / "b").write_text("whole")
+        assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+    assert [path.name for path in precious.iterdir()] == ["below"]
