@@ -1,17 +1,15 @@
 """The three sources of targets: the same bits, and what happens when a service misbehaves."""
 
 import dataclasses
-import re
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from recovery_tools import protocol_client
 from teacher_tools import VIEW, batch_of, load_teacher, random_clips, runs_on_board, serving
 from train_tools import metrics_line
 
@@ -117,12 +115,8 @@ def test_served_cached_and_local_targets_have_the_same_bits(teacher, tmp_path, o
 
 
 def test_the_client_of_the_protocols_page_gets_the_same_bits(teacher):
-    """As it stands in docs/protocol.md; it knows nothing of this project."""
-    page = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text()
-    [block] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert not re.search(r"salt_distill", block)
-    names: dict[str, Any] = {}
-    exec(compile(block, "docs/protocol.md", "exec"), names)
+    """As it stands in docs/protocol.md."""
+    targets = protocol_client()
     clips = random_clips(5)
     expected = codec.decode(
         codec.encode(teacher.forward(clips[:1]), "float16")[0],
@@ -131,8 +125,8 @@ def test_the_client_of_the_protocols_page_gets_the_same_bits(teacher):
         width=teacher.spec.width,
     )
     with serving(teacher) as (url, inside):
-        found = names["targets"](url, [*clips, clips[0]])
-        again = names["targets"](url, clips)
+        found = targets(url, [*clips, clips[0]])
+        again = targets(url, clips)
         assert inside.metrics().clips_computed == 5
     assert torch.equal(torch.from_numpy(found[0].copy()).float(), expected)
     assert all(np.array_equal(one, other) for one, other in zip(found, [*again, again[0]], strict=True))

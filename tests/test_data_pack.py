@@ -75,8 +75,9 @@ def test_whatever_is_in_a_folder_costs_only_itself(tmp_path):
         "latin-\\xe4.mp4": "its name is not UTF-8",
     }
     assert f"5 videos (5 train) in 1 shards, {len(reasons)} skipped" in printed
-    words = "".join(printed.split())  # a terminal has its own spaces
-    assert all("".join(f"{name}: {reason}".split()) in words for name, reason in reasons.items())
+    assert all(f"{name}: {reason}" in printed for name, reason in reasons.items() if "\r" not in name)
+    odd = 'em\rp\tt\ny "\\.mp4: the file is empty'  # a terminal has its own spaces
+    assert "".join(odd.split()) in "".join(printed.split())
     with pytest.raises(
         ValueError,
         match=r"\d of 22 videos cannot be read so far, expected at most a share of --max-bad-fraction 0\.3 ",

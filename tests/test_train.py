@@ -1,4 +1,4 @@
-"""Training through the real commands: sources of targets agree to the bit, alone and with two workers."""
+"""Training through the real commands: sources of targets agree to the bit, alone and with workers of Ray."""
 
 import hashlib
 import json
@@ -59,7 +59,9 @@ def test_a_teacher_learns_and_its_run_explains_itself(teacher):
     }
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "workers", [0, *(pytest.param(workers, marks=pytest.mark.slow) for workers in (1, 2))]
+)
 def test_served_cached_and_in_process_targets_train_alike(
     workers, teacher, targets, teacher_url, shards, tmp_path
 ):

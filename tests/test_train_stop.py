@@ -166,7 +166,7 @@ def test_a_command_that_is_told_to_stop_goes_on_to_the_bit(workers, shards, tmp_
         process = begin(*arguments, "--out", stopped, *again)
         wait_for_steps(stopped, num_steps, lambda running=process: running.poll() is None)
         process.send_signal(number)
-        _, said = process.communicate(timeout=30)  # Slurm's KillWait, unless its administrator says otherwise
+        _, said = process.communicate(timeout=20)
         assert (process.returncode, "Traceback" in said) == (128 + number, False), said
         num_steps = len(read_metrics(stopped))
         assert f"the newest checkpoint is checkpoints/step-{num_steps}: go on" in said
