@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.study.experiment import Job, Lengths
 from benchmarks.study.findings import Findings, difference
-from benchmarks.study.jobs import Job, Lengths, steps_of_equal_flops, study
+from benchmarks.study.jobs import MEMORIES, TUNING, steps_of_equal_flops, study
 from benchmarks.study.page import write_page
-from benchmarks.study.runner import JobError, read_ended, run
+from benchmarks.study.runner import ENDED, JobError, read_ended, run
+from benchmarks.study.sharing import Cost, Sharing, sharing
 from benchmarks.study.strokes import (
     ARCHIVE,
     GROUND,
@@ -76,15 +78,54 @@ def test_differences_have_the_interval_of_a_paired_t_test():
 
 
 @pytest.mark.parametrize("labelled", [None, Path("labelled")])
+@pytest.mark.parametrize("real", [None, Path("videos")])
 @pytest.mark.parametrize("is_large", [False, True])
-def test_every_job_comes_after_what_it_needs(labelled, is_large):
+def test_every_job_comes_after_what_it_needs(labelled, real, is_large):
     made: set[str] = set()
-    for job in study(Lengths(), labelled=labelled, is_large=is_large):
+    for job in study(Lengths(), labelled=labelled, real=real, is_large=is_large):
         assert made.issuperset(job.needs), job
         assert job.name not in made
         made.add(job.name)
     assert any("strokes" in name for name in made) == (labelled is not None)
     assert ("digits/seed-2/chain-probe.json" in made) == is_large
+    assert ("real/seed-2/neighbours.json" in made) == (is_large and real is not None)
+    assert "digits/seed-4/base-probe.json" in made
+
+
+def test_the_baseline_gets_the_momentum_that_tells_motion_best_on_its_own_seed(tmp_path):
+    accuracy = {f"ema-{memories}": {"motion": 0.3, "digit": 0.9} for memories in MEMORIES}
+    accuracy["ema-60"] = {"motion": 0.4, "digit": 0.1}
+    (tmp_path / TUNING).parent.mkdir(parents=True)
+    (tmp_path / TUNING).write_text(json.dumps({"accuracy": accuracy}))
+    jobs = {job.name: job for job in study(Lengths(), labelled=None, real=None, is_large=False)}
+    assert "ema.start=0.97" in jobs["digits/seed-0/ema"].command(tmp_path)
+    assert TUNING in jobs["digits/seed-0/ema"].needs
+    assert "ema.end=0.73" in jobs["digits/seed-100/ema-540"].command(tmp_path)
+    assert not any("seed-100" in name for name in jobs if "ema-" not in name and "probe" not in name)
+
+
+def test_sharing_counts_what_students_would_have_asked_for(tmp_path):
+    seed = tmp_path / "digits/seed-0"
+    assert sharing(tmp_path) is None
+    (seed / "teacher-targets").mkdir(parents=True)
+    manifest = json.dumps({"files": {"a": {"rows": 30}, "b": {"rows": 10}}})
+    (seed / "teacher-targets/manifest.json").write_text(manifest)
+    for name, steps in (("student", 5), ("student-deep", 20)):
+        (seed / name).mkdir()
+        (seed / name / "config.yaml").write_text(f"targets: /elsewhere/seed-0/teacher-targets\n# {name}\n")
+        (seed / name / "summary.json").write_text(json.dumps({"steps": steps, "batch_size": 8}))
+    lines = ["digits/seed-0/teacher\t99.0\t7200.0", "digits/seed-0/teacher-targets\t99.0\t3600.0"]
+    (tmp_path / ENDED).write_text("\n".join(lines) + "\n")
+    num_bytes = len(manifest)
+    assert sharing(tmp_path) == Sharing(
+        num_teachers=1,
+        num_students=2,
+        shared=Cost(forwards=40, hours=1.0, num_bytes=num_bytes),
+        apart=Cost(forwards=80, hours=2.0, num_bytes=2 * num_bytes),
+        uncached=Cost(forwards=200, hours=5.0, num_bytes=0),
+        training_hours=2.0,
+        training_hours_apart=4.0,
+    )
 
 
 def test_equal_flops_are_those_of_teacher_and_student_together(tmp_path):
@@ -153,10 +194,11 @@ def test_a_job_that_fails_ends_the_study_with_what_it_said(tmp_path):
 
 
 def test_the_page_says_what_was_not_run(tmp_path):
-    write_page(tmp_path / "page/study.md", tmp_path / "runs", Lengths(), has_strokes=False)
+    write_page(tmp_path / "page/study.md", tmp_path / "runs", Lengths(), has_strokes=False, has_real=True)
     page = (tmp_path / "page/study.md").read_text()
-    assert "pen strokes: the drawings were not there" in page
-    assert page[page.index("## Not run") :].count("\n- ") == 7
+    assert "pen strokes: they were not there" in page
+    assert "real videos: not through yet" in page
+    assert page[page.index("## Not run") :].count("\n- ") == 8
     assert "holds**" not in page
 
 
@@ -192,8 +234,16 @@ def test_the_whole_study_at_toy_length_in_pieces(tmp_path):
     page = (tmp_path / "page/study.md").read_text()
     found = Findings(root=tmp_path / "runs", num_seeds=1)
     accuracy = found.accuracies("digits", "student-third", "motion", "chain")[0]
-    assert f"| student-third | {accuracy:.3f}" in page
+    [row] = [line for line in page.splitlines() if line.startswith("| student-third |")]
+    assert row.split(" | ")[2].startswith(f"{accuracy:.3f} (")
     assert len(found.selections()[0]["checkpoints"]) == 12
     summary = json.loads((tmp_path / "runs/digits/seed-0/ema-equal-flops/summary.json").read_text())
-    assert summary["flops"] == pytest.approx(found.flops("digits", "teacher", "student"), rel=0.1)
-    assert "SALT and the EMA baseline at equal FLOPs\n\nMoving digits" in page
+    assert summary["flops"] == pytest.approx(found.flops("digits", "student"), rel=0.1)
+    assert "| **SALT and the EMA baseline at equal FLOPs**, seed 0 | | | |" in page
+    figures = {path.name for path in (tmp_path / "page").glob("*.png")}
+    assert figures == {f"study-{name}.png" for name in ("accuracy", "compute", "loss", "decisions")}
+    assert all(f"]({name})" in page for name in figures)
+    saved = sharing(tmp_path / "runs")
+    assert f"{saved.num_students} students of {saved.num_teachers} teachers" in page
+    assert saved.num_students > saved.num_teachers
+    assert saved.shared.forwards < saved.apart.forwards

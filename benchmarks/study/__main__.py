@@ -7,7 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks.study.jobs import Lengths, study
+from benchmarks.study.experiment import Lengths
+from benchmarks.study.jobs import study
 from benchmarks.study.page import write_page
 from benchmarks.study.runner import JobError, run
 from benchmarks.study.strokes import ARCHIVE
@@ -46,10 +47,18 @@ def main() -> int:
         default=Path("../shared/data/labelled"),
         help=f"folder with {ARCHIVE}; without it no pen strokes",
     )
+    parser.add_argument(
+        "--real",
+        type=Path,
+        default=Path("../shared/data/videos"),
+        help="with --large: folder of real videos, to learn from and to test on; without it none (default:"
+        " %(default)s)",
+    )
     for name, what in {
-        "seeds": "seeds of every run",
+        "seeds": "seeds of the first claims",
+        "large-seeds": "seeds of the claims of --large, of pen strokes and of real videos",
         "steps": "steps of a teacher",
-        "videos": "training videos of moving digits",
+        "videos": "training videos of moving digits, and most of real videos",
         "probe-epochs": "passes of a probe",
     }.items():
         parser.add_argument(
@@ -61,6 +70,7 @@ def main() -> int:
     arguments = parser.parse_args()
     lengths = Lengths(
         seeds=arguments.seeds,
+        large_seeds=arguments.large_seeds,
         steps=arguments.steps,
         videos=arguments.videos,
         probe_epochs=arguments.probe_epochs,
@@ -68,11 +78,14 @@ def main() -> int:
     labelled = arguments.labelled if (arguments.labelled / ARCHIVE).exists() else None
     if labelled is None:
         print(f"no pen strokes: {arguments.labelled / ARCHIVE} is not there", file=sys.stderr)
+    real = arguments.real if arguments.real.is_dir() else None
+    if real is None and arguments.large:
+        print(f"no real videos: {arguments.real} is not there", file=sys.stderr)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(130))
     try:
         whole = run(
-            study(lengths, labelled=labelled, is_large=arguments.large),
+            study(lengths, labelled=labelled, real=real, is_large=arguments.large),
             arguments.out,
             at_once=arguments.at_once,
             minutes=arguments.minutes,
@@ -80,7 +93,9 @@ def main() -> int:
     except JobError as error:
         print(error, file=sys.stderr)
         return 1
-    write_page(arguments.page, arguments.out, lengths, has_strokes=labelled is not None)
+    write_page(
+        arguments.page, arguments.out, lengths, has_strokes=labelled is not None, has_real=real is not None
+    )
     print(
         f"{arguments.page} says what was found"
         + ("" if whole else "; time was up before the end: the same command goes on"),

@@ -3,13 +3,19 @@
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-LABELS = {"digits": "motion", "strokes": "character"}
-"""The label that claims are about."""
+import yaml
+
+LABELS = {
+    "digits": ("motion", "digit"),
+    "strokes": ("character",),
+    "real": ("arrow", "speed", "order"),
+}
+"""The labels that claims are about, of each data set."""
 RANDOM = "random-init"
 
 
@@ -71,12 +77,29 @@ class Findings:
             for seed, probe in self.probes(data, experiment).items()
         }
 
-    def flops(self, data: str, *runs: str) -> float | None:
-        """Training compute of these runs together by the paper's 6ND, of the first seed that has them."""
+    def neighbours(self) -> dict[int, dict[str, Any]]:
+        """By seed, what `salt-eval rank` wrote of encoders of real videos."""
+        return self._read("real/seed-{}/neighbours.json")
+
+    def runs(self, data: str) -> dict[str, str]:
+        """The finished runs of any seed, by name, and the objective of each."""
+        paths = sorted((self.root / data).glob("seed-*/*/summary.json"))
+        numbers = {f"seed-{seed}" for seed in range(self.num_seeds)}
+        return {
+            path.parent.name: json.loads(path.read_text())["objective"]
+            for path in paths
+            if path.parts[-3] in numbers
+        }
+
+    def flops(self, data: str, run: str) -> float | None:
+        """Training compute of a run and of the teachers before it, by the paper's 6ND, of the first seed that
+        has it."""
         for seed in range(self.num_seeds):
-            paths = [self.root / data / f"seed-{seed}" / run / "summary.json" for run in runs]
-            if all(path.exists() for path in paths):
-                return sum(json.loads(path.read_text())["flops"] for path in paths)
+            folder = self.root / data / f"seed-{seed}" / run
+            if (folder / "summary.json").exists():
+                return sum(
+                    json.loads((one / "summary.json").read_text())["flops"] for one in with_teachers(folder)
+                )
         return None
 
     def _read(self, pattern: str) -> dict[int, dict[str, Any]]:
@@ -93,3 +116,16 @@ def _entry(probe: dict[str, Any], run: str) -> str:
         (name for name in names if name.startswith(f"{run}/step-")),
         key=lambda name: int(name.rpartition("-")[2]),
     )
+
+
+def with_teachers(run: Path) -> Iterator[Path]:
+    """A run's folder, that of the teacher whose latents it read, and so on."""
+    yield run
+    if targets := targets_of(run):
+        yield from with_teachers(targets.with_name(targets.name.removesuffix("-targets")))
+
+
+def targets_of(run: Path) -> Path | None:
+    """The cache beside a run that it learned from, if it did."""
+    targets = yaml.safe_load((run / "config.yaml").read_text()).get("targets")
+    return None if targets is None else run.with_name(Path(targets).name)

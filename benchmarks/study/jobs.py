@@ -1,14 +1,13 @@
 """What the study runs: real commands, each with the folder that it makes and the jobs that come before it."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.study.experiment import SEEN_STEPS, Experiment, Job, Lengths
+
 NUM_TEST = 800
-"""Test videos of the moving digits."""
-SEEN_STEPS = 4
-"""Checkpoints of a student."""
+"""Test videos of the moving digits, and most of the real ones."""
 STUDENTS = {
     "student": (),
     "student-shallow": ("--set", "encoder.depth=2"),
@@ -23,153 +22,14 @@ STUDENTS = {
 }
 """Students of one teacher, whose losses are held against their accuracies (Figure 3). The first has its
 teacher's size, as the teachers of the claims."""
-MEMORIES = 180
-"""Steps of a baseline's run over those in which its moving average forgets: V-JEPA 2's (1 - 0.99925) x
-240,000. A short run keeps the ratio: with 0.99925 itself its targets would stay close to the weights that it
-began with."""
+MEMORIES = (6, 20, 60, 180, 540)
+"""Settings of the baseline's momentum: steps of its run over those in which its moving average forgets.
+V-JEPA 2's is (1 - 0.99925) x 240,000 = 180; with 0.99925 itself the targets of a short run would stay close
+to the weights that it began with."""
+TUNING_SEED = 100
+"""Of the runs that choose the baseline's momentum; no other run has it."""
+TUNING = f"digits/seed-{TUNING_SEED}/tuning-probe.json"
 DEEP, SHALLOW = ("--set", "encoder.depth=8"), ("--set", "encoder.depth=2")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """How long the study is."""
-
-    seeds: int = 3
-    steps: int = 1000
-    """Of a teacher, and of a student, on moving digits; on pen strokes 3/5 of it."""
-    videos: int = 4000
-    """Training videos of moving digits."""
-    probe_epochs: int = 20
-
-    def of(self, data: str) -> int:
-        """Steps of a run on a data set, a multiple of the number of checkpoints."""
-        return max(
-            SEEN_STEPS, (self.steps if data == "digits" else self.steps * 3 // 5) // SEEN_STEPS * SEEN_STEPS
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One command."""
-
-    name: str
-    """What it makes, as a path below the study's folder."""
-    command: Callable[[Path], Sequence[object]]
-    """Of that folder; asked when the job starts."""
-    needs: Sequence[str] = ()
-    """Names of the jobs before it."""
-    goes_on: bool = False
-    """Whether the command continues after a kill; else it starts again, from nothing."""
-
-
-@dataclass(kw_only=True)
-class Experiment:
-    """Runs of one seed on one data set, and the probe of their encoders."""
-
-    data: str
-    seed: int
-    lengths: Lengths
-    name: str = "base"
-    jobs: list[Job] = field(default_factory=list)
-    _probed: list[str] = field(default_factory=list)
-
-    @property
-    def folder(self) -> str:
-        """Of its runs, below the study's."""
-        return f"{self.data}/seed-{self.seed}"
-
-    def train(
-        self,
-        kind: str,
-        name: str,
-        *flags: object,
-        steps: int | Callable[[Path], int],
-        data: str | None = None,
-        teacher: str | None = None,
-        needs: Sequence[str] = (),
-        checkpoints: Sequence[int] = (),
-    ) -> str:
-        """Adds a run, and where it is a student's the cache of its teacher's latents that it reads; gives
-        back its path.
-
-        ``data``: what it trains on, of the study's data sets. ``checkpoints``: steps whose encoders are
-        probed as well; the last one always is.
-        """
-        out, shards = f"{self.folder}/{name}", f"{data or self.data}/shards"
-        before = [shards, *needs]
-        targets = None
-        if teacher is not None:
-            targets = f"{teacher}-targets"
-            before.append(targets)
-            precompute = _precompute(teacher, shards, targets, self.seed)
-            self.jobs.append(Job(name=targets, needs=(shards, teacher), goes_on=True, command=precompute))
-
-        def command(root: Path) -> list[object]:
-            length = steps if isinstance(steps, int) else steps(root)
-            every = length // SEEN_STEPS if checkpoints else length
-            source = [] if targets is None else ["--targets", root / targets]
-            schedule = [
-                "--steps",
-                length,
-                "--keep-every",
-                every,
-                "--set",
-                f"optim.warmup_steps={min(30, length // 2)}",
-            ]
-            same = ["--seed", self.seed, "--data-seed", self.seed, "--views", 1, "--workers", 0]
-            resume = ["--resume"] if (root / out / "config.yaml").exists() else []
-            return [
-                "salt-train",
-                kind,
-                "--preset",
-                "nano",
-                "--data",
-                root / shards,
-                "--out",
-                root / out,
-                *source,
-                *schedule,
-                *same,
-                *flags,
-                *resume,
-            ]
-
-        self.jobs.append(Job(name=out, needs=tuple(before), goes_on=True, command=command))
-        self._probed += [f"{out}/checkpoints/step-{step}" for step in checkpoints] or [out]
-        return out
-
-    def judge(self, *also: str) -> str:
-        """Adds the probe of all runs so far and of ``also``; gives back the name of its JSON file."""
-        out = f"{self.folder}/{self.name}-probe.json"
-        runs = (*also, *self._probed)
-
-        def command(root: Path) -> list[object]:
-            checkpoints = [part for run in runs for part in ("--ckpt", root / run)]
-            length = [
-                "--epochs",
-                self.lengths.probe_epochs,
-                "--batch-size",
-                128,
-                "--seed",
-                self.seed,
-                "--resume",
-            ]
-            random = ["--random-init"] if self.name == "base" else []
-            return [
-                "salt-eval",
-                "probe",
-                *checkpoints,
-                *random,
-                "--data",
-                root / f"{self.data}/shards",
-                "--out",
-                root / out,
-                *length,
-            ]
-
-        needs = tuple(dict.fromkeys(run.partition("/checkpoints/")[0] for run in runs))
-        self.jobs.append(Job(name=out, needs=needs, goes_on=True, command=command))
-        return out
 
 
 def small(data: str, seed: int, lengths: Lengths) -> list[Job]:
@@ -189,7 +49,14 @@ def small(data: str, seed: int, lengths: Lengths) -> list[Job]:
         )
         for name, flags in sizes.items()
     ]
-    experiment.train("vjepa", "ema", *momentum(2 * steps), steps=2 * steps, checkpoints=[steps, 2 * steps])
+    experiment.train(
+        "vjepa",
+        "ema",
+        *momentum(2 * steps),
+        steps=2 * steps,
+        needs=(TUNING,),
+        checkpoints=[steps, 2 * steps],
+    )
     probe = experiment.judge()
     if data == "digits":
         out = f"{experiment.folder}/select.json"
@@ -215,7 +82,22 @@ def small(data: str, seed: int, lengths: Lengths) -> list[Job]:
             ]
 
         experiment.jobs.append(Job(name=out, needs=(probe,), command=select))
+    if data == "real":
+        experiment.jobs.append(_neighbours(experiment.folder, seed))
     return experiment.jobs
+
+
+def _neighbours(folder: str, seed: int) -> Job:
+    """k-NN accuracy of the last checkpoints of a teacher, its student and the baseline, and of random
+    weights."""
+    runs = [f"{folder}/{name}" for name in ("teacher", "student", "ema")]
+
+    def command(root: Path) -> list[object]:
+        checkpoints = [part for run in runs for part in ("--ckpt", root / run)]
+        out = ("--data", root / "real/shards", "--out", root / folder / "neighbours.json")
+        return ["salt-eval", "rank", *checkpoints, "--random-init", "--seed", seed, *out]
+
+    return Job(name=f"{folder}/neighbours.json", needs=runs, command=command)
 
 
 def large(seed: int, lengths: Lengths, *, strokes: bool) -> list[Job]:
@@ -231,9 +113,9 @@ def large(seed: int, lengths: Lengths, *, strokes: bool) -> list[Job]:
     equal.train(
         "vjepa",
         "ema-equal-flops",
-        *momentum(2 * steps),
+        *momentum(lambda root: steps_of_equal_flops(root, base)),
         steps=lambda root: steps_of_equal_flops(root, base),
-        needs=(teacher, student, f"{base}/ema"),
+        needs=(teacher, student, f"{base}/ema", TUNING),
     )
     equal.judge()
 
@@ -276,10 +158,37 @@ def large(seed: int, lengths: Lengths, *, strokes: bool) -> list[Job]:
     return jobs
 
 
-def momentum(steps: int) -> tuple[str, ...]:
-    """Flags of a baseline whose moving average forgets after as large a part of the run as V-JEPA 2's."""
-    value = max(0.0, 1 - MEMORIES / steps)
-    return ("--set", f"ema.start={value}", "--set", f"ema.end={value}")
+def tuning(lengths: Lengths) -> list[Job]:
+    """The baseline with each momentum of ``MEMORIES``, and what its encoders know of motion."""
+    experiment = Experiment(data="digits", seed=TUNING_SEED, lengths=lengths, name="tuning")
+    steps = 2 * lengths.of("digits")
+    for memories in MEMORIES:
+        experiment.train(
+            "vjepa", f"ema-{memories}", *momentum(steps, lambda _, value=memories: value), steps=steps
+        )
+    assert experiment.judge() == TUNING
+    return experiment.jobs
+
+
+def chosen_memories(root: Path) -> int:
+    """The setting of ``MEMORIES`` whose encoder tells motion best, on the seed that is for this alone."""
+    accuracy = json.loads((root / TUNING).read_text())["accuracy"]
+    return max(MEMORIES, key=lambda memories: accuracy[f"ema-{memories}"]["motion"])
+
+
+def momentum(
+    steps: int | Callable[[Path], int], memories: Callable[[Path], int] = chosen_memories
+) -> tuple[object, ...]:
+    """Flags of a baseline of so many steps whose moving average forgets ``memories`` times in them."""
+
+    def flag(key: str) -> Callable[[Path], str]:
+        def value(root: Path) -> str:
+            length = steps if isinstance(steps, int) else steps(root)
+            return f"ema.{key}={max(0.0, 1 - memories(root) / length)}"
+
+        return value
+
+    return ("--set", flag("start"), "--set", flag("end"))
 
 
 def steps_of_equal_flops(root: Path, base: str) -> int:
@@ -293,47 +202,42 @@ def steps_of_equal_flops(root: Path, base: str) -> int:
     )
 
 
-def study(lengths: Lengths, *, labelled: Path | None, is_large: bool) -> list[Job]:
-    """All jobs, in an order in which they may run. ``labelled``: the folder with the pen strokes, where there
-    is one."""
-    jobs = [*_data(lengths, labelled, is_large), *_runs(lengths, labelled, is_large)]
+def study(lengths: Lengths, *, labelled: Path | None, real: Path | None, is_large: bool) -> list[Job]:
+    """All jobs, in an order in which they may run. ``labelled``: the folder with the pen strokes; ``real``: a
+    folder of real videos, for the large study; each where there is one."""
+    real = real if is_large else None
+    jobs = [*_data(lengths, labelled, real, is_large), *_runs(lengths, labelled, real, is_large)]
     return list({job.name: job for job in jobs}.values())  # students of one teacher share its latents
 
 
-def _runs(lengths: Lengths, labelled: Path | None, is_large: bool) -> Iterator[Job]:
+def _runs(lengths: Lengths, labelled: Path | None, real: Path | None, is_large: bool) -> Iterator[Job]:
+    yield from tuning(lengths)
     for seed in range(lengths.seeds):
-        for data in ("digits", *(("strokes",) if labelled else ())):
-            yield from small(data, seed, lengths)
+        yield from small("digits", seed, lengths)
+    few_seeds = range(min(lengths.seeds, lengths.large_seeds))
     if is_large:
-        for seed in range(lengths.seeds):
+        for seed in few_seeds:
             yield from large(seed, lengths, strokes=labelled is not None)
+    for data in (*(("strokes",) if labelled else ()), *(("real",) if real else ())):
+        for seed in few_seeds:
+            yield from small(data, seed, lengths)
 
 
-def _data(lengths: Lengths, labelled: Path | None, is_large: bool) -> Iterator[Job]:
+def _data(lengths: Lengths, labelled: Path | None, real: Path | None, is_large: bool) -> Iterator[Job]:
+    digits = ("--num-train", lengths.videos, "--num-test", NUM_TEST)
     yield Job(
-        name="digits/videos",
-        command=lambda root: [
-            "salt-data",
-            "synth",
-            root / "digits/videos",
-            "--num-train",
-            lengths.videos,
-            "--num-test",
-            NUM_TEST,
-        ],
+        name="digits/videos", command=lambda root: ["salt-data", "synth", root / "digits/videos", *digits]
     )
     if labelled:
+        strokes = ("python", "-m", "benchmarks.study.strokes", labelled)
+        yield Job(name="strokes/videos", command=lambda root: [*strokes, root / "strokes/videos"])
+    if real:
+        clips = ("--num-pretrain", lengths.videos, "--num-train", lengths.videos, "--num-test", NUM_TEST)
         yield Job(
-            name="strokes/videos",
-            command=lambda root: [
-                "python",
-                "-m",
-                "benchmarks.study.strokes",
-                labelled,
-                root / "strokes/videos",
-            ],
+            name="real/videos",
+            command=lambda root: ["salt-data", "pretext", real, root / "real/videos", *clips],
         )
-    for name in ("digits", *(("strokes",) if labelled else ())):
+    for name in ("digits", *(("strokes",) if labelled else ()), *(("real",) if real else ())):
         yield Job(name=f"{name}/shards", needs=(f"{name}/videos",), goes_on=True, command=_pack(name))
     if is_large:
         yield _mixture("digits-quarter", {"digits": lengths.videos // 4})
@@ -343,26 +247,6 @@ def _data(lengths: Lengths, labelled: Path | None, is_large: bool) -> Iterator[J
 
 def _pack(name: str) -> Callable[[Path], list[object]]:
     return lambda root: ["salt-data", "pack", root / f"{name}/videos", root / f"{name}/shards"]
-
-
-def _precompute(teacher: str, shards: str, targets: str, seed: int) -> Callable[[Path], list[object]]:
-    return lambda root: [
-        *(
-            "salt-serve",
-            "precompute",
-            "--ckpt",
-            root / teacher,
-            "--data",
-            root / shards,
-            "--views",
-            1,
-            "--data-seed",
-            seed,
-            "--workers",
-            0,
-        ),
-        *("--out", root / targets),
-    ]
 
 
 def _mixture(name: str, counts: dict[str, int | None]) -> Job:

@@ -1,21 +1,24 @@
 """Writes the study's page: what was run, what was found, what was not run."""
 
+import json
 import os
 import platform
 import re
 import statistics
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 
 from benchmarks.study import text
+from benchmarks.study.experiment import Lengths
+from benchmarks.study.figures import draw_accuracies, draw_compute, draw_decisions, draw_losses
 from benchmarks.study.findings import LABELS, RANDOM, Difference, Findings, difference
-from benchmarks.study.jobs import MEMORIES, Lengths
+from benchmarks.study.jobs import MEMORIES, TUNING, TUNING_SEED, chosen_memories
 from benchmarks.study.runner import read_ended
+from benchmarks.study.sharing import Cost, sharing
 from salt_distill.common.whole import write_whole
 
 LARGE = {
@@ -35,59 +38,89 @@ NAMES = {
 }
 
 
-def write_page(path: Path, root: Path, lengths: Lengths, *, has_strokes: bool) -> None:
+def write_page(path: Path, root: Path, lengths: Lengths, *, has_strokes: bool, has_real: bool) -> None:
     """Writes ``path``, and its figures beside it, from what has run so far."""
     findings = Findings(root=root, num_seeds=lengths.seeds)
     data_sets = [data for data in LABELS if findings.probes(data)]
-    lines = [
-        *_opening(root, lengths),
-        *_claims(findings, data_sets, lengths),
-        *_tables(findings, data_sets, lengths),
-    ]
+    experiments = [name for name in LARGE if findings.probes("digits", name)]
     path.parent.mkdir(parents=True, exist_ok=True)
+
+    def figure(name: str, title: str) -> tuple[Path, list[str]]:
+        picture = path.with_name(f"{path.stem}-{name}.png")
+        return picture, ["", f"![{title}]({picture.name})"]
+
+    lines = [*_opening(root, lengths), *_claims(findings, data_sets, root)]
     if data_sets:
-        picture = path.with_name(f"{path.stem}-accuracy.png")
-        _draw_accuracies(picture, findings, data_sets, lengths)
-        lines += [
-            "",
-            f"![accuracy of each run, a dot for each seed]({picture.name})",
-            "",
-            _filled(text.DOTS),
-        ]
+        picture, shown = figure("accuracy", "accuracy of each run, a dot for each seed")
+        draw_accuracies(
+            picture,
+            findings,
+            {data: {name: title for name, title, _ in _rows(findings, data, lengths)} for data in data_sets},
+        )
+        lines += [*shown, "", _filled(text.DOTS)]
+    if "digits" in data_sets:
+        picture, shown = figure("compute", "training FLOPs against accuracy")
+        draw_compute(picture, findings, experiments)
+        lines += [*shown, "", _filled(text.COMPUTE)]
+    lines += _tables(findings, data_sets, lengths)
     if findings.selections():
-        picture = path.with_name(f"{path.stem}-loss.png")
-        _draw_losses(picture, findings)
-        lines += _selection(findings, picture.name)
-    lines += _large(findings)
-    missing = (
-        [f"pen strokes: {'not through yet' if has_strokes else 'the drawings were not there'}"]
-        if "strokes" not in data_sets
-        else []
-    )
+        picture, shown = figure("loss", "held-out loss against accuracy")
+        draw_losses(picture, findings)
+        lines += [*_selection(findings), *shown]
+    if experiments:
+        picture, shown = figure("decisions", "what each decision changed")
+        draw_decisions(picture, findings, experiments)
+        lines += [*_large(findings, experiments), *shown]
+    lines += _sharing(root)
+    lines += _missing(findings, has_strokes=has_strokes, has_real=has_real)
+    write_whole(path, "\n".join(lines) + "\n")
+
+
+def _missing(findings: Findings, *, has_strokes: bool, has_real: bool) -> Iterator[str]:
+    missing = [
+        f"{title}: {'not through yet' if is_there else 'they were not there'}"
+        for data, title, is_there in (
+            ("strokes", "pen strokes", has_strokes),
+            ("real", "real videos", has_real),
+        )
+        if not findings.probes(data)
+    ]
     missing += [title for name, title in LARGE.items() if not findings.probes("digits", name)]
     if missing:
-        lines += ["", "## Not run", "", *(f"- {one}" for one in missing)]
-        lines += ["", _filled(text.NOT_RUN)]
-    write_whole(path, "\n".join(lines) + "\n")
+        yield from ("", "## Not run", "", *(f"- {one}" for one in missing))
+        yield from ("", _filled(text.NOT_RUN))
 
 
 def _opening(root: Path, lengths: Lengths) -> Iterator[str]:
     ended = read_ended(root)
     cpu_s = sum(one.cpu_s for one in ended.values())
+    tuned = _tuned(root) if (root / TUNING).exists() else "It is not chosen yet."
     yield "# The paper's claims at small scale"
     yield ""
     yield _filled(
         text.OPENING,
         seeds=lengths.seeds,
+        large_seeds=min(lengths.seeds, lengths.large_seeds),
         digits=lengths.of("digits"),
         strokes=lengths.of("strokes"),
-        memories=MEMORIES,
+        real=lengths.of("real"),
+        tuned=tuned,
         videos=lengths.videos,
         passes=lengths.probe_epochs,
         day=f"{date.today():%Y-%m-%d}",
         commands=len(ended),
         minutes=cpu_s / 60,
         machine=f"{os.cpu_count()} cores ({platform.machine()}), {_device()}, torch {torch.__version__}",
+    )
+
+
+def _tuned(root: Path) -> str:
+    """What the settings of the baseline's momentum gave, in a sentence."""
+    accuracy = json.loads((root / TUNING).read_text())["accuracy"]
+    found = ", ".join(f"{accuracy[f'ema-{memories}']['motion']:.3f} with {memories}" for memories in MEMORIES)
+    return (
+        f"Of {len(MEMORIES)} values of m, {chosen_memories(root)} tells motion best on seed {TUNING_SEED},"
+        f" which no other run has: {found}."
     )
 
 
@@ -115,28 +148,27 @@ def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 
 
-def _claims(findings: Findings, data_sets: Sequence[str], lengths: Lengths) -> Iterator[str]:
-    yield ""
-    yield "## What was found"
-    yield ""
-    yield _filled(text.CLAIMS)
-    yield ""
+def _claims(findings: Findings, data_sets: Sequence[str], root: Path) -> Iterator[str]:
+    yield from ("", "## What was found", "", _filled(text.CLAIMS), "")
     yield "| claim | data | difference (95% interval) | each seed | |"
     yield "|---|---|---:|---|---|"
-    for title, better, worse in (
+    for title, better, worse in (  # a title stands in the first of its rows
         ("the teacher has learned: above random weights", "teacher", RANDOM),
         ("a student beats its teacher (section 4)", "student", "teacher"),
         ("SALT beats the EMA baseline at equal steps, the teacher's counted (Figure 2)", "student", "ema"),
-        ("a student beats the EMA baseline of its own steps", "student", "ema/step-{steps}"),
     ):
         for data in data_sets:
-            steps = lengths.of(data)
-            names = [name.format(steps=steps) for name in (better, worse)]
-            first, second = (findings.accuracies(data, name, LABELS[data]) for name in names)
-            yield (
-                f"| {title} | {data}, {LABELS[data]} |"
-                f" {_difference(difference(list(first.values()), list(second.values())))}"
-            )
+            for label in LABELS[data]:
+                first, second = (findings.accuracies(data, name, label) for name in (better, worse))
+                yield _claim(title, f"{data}, {label}", first, second)
+                title = ""
+    equal = findings.probes("digits", "flops")
+    title = "SALT beats the EMA baseline at equal FLOPs, the teacher's counted"
+    for label in LABELS["digits"] if equal else ():
+        student = findings.accuracies("digits", "student", label)
+        baseline = findings.accuracies("digits", "ema-equal-flops", label, "flops")
+        yield _claim(title, f"digits, {label}", {seed: student[seed] for seed in baseline}, baseline)
+        title = ""
     if selections := [one for one in findings.selections().values() if one["r2"] is not None]:
         values = ", ".join(f"{one['r2']:.2f}" for one in selections)
         falls = "in every seed" if all(one["slope"] < 0 for one in selections) else "not in every seed"
@@ -145,6 +177,17 @@ def _claims(findings: Findings, data_sets: Sequence[str], lengths: Lengths) -> I
             f" accuracy {falls}"
         )
         yield f"| held-out loss predicts accuracy (Figure 3: R² 0.951) | digits, motion | {how} |"
+    if (found := sharing(root)) and found.num_students > found.num_teachers:
+        ratio = found.uncached.forwards / found.shared.forwards
+        yield (
+            f"| one frozen teacher serves many students | all | {ratio:.1f} times fewer forwards |"
+            f" {found.num_students} students of {found.num_teachers} teachers |"
+            " [below](#what-sharing-saved) |"
+        )
+
+
+def _claim(title: str, data: str, first: Mapping[int, float], second: Mapping[int, float]) -> str:
+    return f"| {title} | {data} | {_difference(difference(list(first.values()), list(second.values())))}"
 
 
 def _difference(found: Difference) -> str:
@@ -159,16 +202,20 @@ def _tables(findings: Findings, data_sets: Sequence[str], lengths: Lengths) -> I
     for data in data_sets:
         probe = next(iter(findings.probes(data).values()))
         labels = probe["labels"]
-        chances = [f"{label} (chance {fact['chance']:.3f})" for label, fact in labels.items()]
-        yield ""
-        yield f"## {data.capitalize()}"
-        yield ""
+        heads = [f"{label} (chance {fact['chance']:.3f})" for label, fact in labels.items()]
+        near = findings.neighbours() if data == "real" else {}
+        heads += ["origin by k-NN"] if near else []
+        yield from ("", f"## {data.capitalize()}", "")
         yield _filled(text.TABLE, num_test=next(iter(labels.values()))["num_test"])
         yield ""
-        yield f"| | {' | '.join(chances)} | training FLOPs |"
-        yield f"|---|{'---:|' * len(labels)}---:|"
+        yield f"| | {' | '.join(heads)} | training FLOPs |"
+        yield f"|---|{'---:|' * len(heads)}---:|"
         for name, title, flops in _rows(findings, data, lengths):
             cells = [_spread(list(findings.accuracies(data, name, label).values())) for label in labels]
+            if near:
+                of_seeds = [found["encoders"].get(name) for found in near.values()]  # only last checkpoints
+                known = [found["knn"]["origin"]["accuracy"] for found in of_seeds if found]
+                cells.append(_spread(known) if known else "")
             yield f"| {title} | {' | '.join(cells)} | {'' if flops is None else f'{flops:.2e}'} |"
 
 
@@ -176,7 +223,7 @@ def _rows(findings: Findings, data: str, lengths: Lengths) -> Iterator[tuple[str
     steps = lengths.of(data)
     yield RANDOM, NAMES[RANDOM], None
     yield "teacher", f"{NAMES['teacher']}, {steps} steps", findings.flops(data, "teacher")
-    yield "student", f"{NAMES['student']}, {steps} steps", findings.flops(data, "teacher", "student")
+    yield "student", f"{NAMES['student']}, {steps} steps", findings.flops(data, "student")
     yield f"ema/step-{steps}", f"{NAMES['ema']}, {steps} steps", _half(findings.flops(data, "ema"))
     yield "ema", f"{NAMES['ema']}, {2 * steps} steps", findings.flops(data, "ema")
 
@@ -189,13 +236,11 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
-def _selection(findings: Findings, picture: str) -> Iterator[str]:
+def _selection(findings: Findings) -> Iterator[str]:
     yield ""
     yield "## Held-out loss and accuracy"
     yield ""
     yield _filled(text.SELECTION)
-    yield ""
-    yield f"![held-out loss against accuracy]({picture})"
     by_size = [
         (seed, run, _of_run(found, run))
         for seed, found in findings.selections().items()
@@ -229,64 +274,48 @@ def _r2(points: Sequence[tuple[float, float]]) -> float:
     return statistics.correlation(*zip(*points, strict=True)) ** 2
 
 
-def _large(findings: Findings) -> Iterator[str]:
-    for experiment, title in LARGE.items():
+def _large(findings: Findings, experiments: Sequence[str]) -> Iterator[str]:
+    yield from ("", "## What else decides", "", _filled(text.LARGE), "")
+    yield "| | digit (least to most) | motion (least to most) | motion minus the student's (95% interval) |"
+    yield "|---|---:|---:|---:|"
+    student = findings.accuracies("digits", "student", "motion")
+    for experiment in experiments:
         probes = findings.probes("digits", experiment)
-        if not probes:
-            continue
-        yield ""
-        yield f"## {title}"
-        yield ""
-        yield _filled(text.LARGE, done=len(probes), seeds=findings.num_seeds)
-        yield ""
-        yield "| | motion, mean (least to most) | minus the student's, each seed |"
-        yield "|---|---:|---|"
-        student = findings.accuracies("digits", "student", "motion")
+        seeds = f"seed{'s' * (len(probes) > 1)} {', '.join(map(str, probes))}"
+        yield f"| **{LARGE[experiment]}**, {seeds} | | | |"
         for run in next(iter(probes.values()))["accuracy"]:
-            found = findings.accuracies("digits", run, "motion", experiment)
-            less = ", ".join(f"{value - student[seed]:+.3f}" for seed, value in found.items())
-            yield f"| {run} | {_spread(list(found.values()))} | {less} |"
-
-
-def _draw_accuracies(path: Path, findings: Findings, data_sets: Sequence[str], lengths: Lengths) -> None:
-    figure = Figure(figsize=(4.6 * len(data_sets), 2.6), layout="constrained")
-    for axes, data in zip(figure.subplots(1, len(data_sets), squeeze=False)[0], data_sets, strict=True):
-        rows = list(_rows(findings, data, lengths))
-        for row, (name, _, _) in enumerate(rows):
-            values = list(findings.accuracies(data, name, LABELS[data]).values())
-            axes.plot(values, [row] * len(values), "o", color="C0", alpha=0.7)
-            axes.plot(statistics.fmean(values), row, "|", color="black", markersize=18)
-        axes.set_yticks(range(len(rows)), [title for _, title, _ in rows], fontsize=8)
-        axes.axvline(
-            next(iter(findings.probes(data).values()))["labels"][LABELS[data]]["chance"],
-            color="grey",
-            linestyle=":",
-        )
-        axes.invert_yaxis()
-        axes.set_xlabel(f"{data}: accuracy on {LABELS[data]}", fontsize=8)
-        axes.set_xlim(left=0)
-    figure.savefig(path, dpi=110)
-
-
-def _draw_losses(path: Path, findings: Findings) -> None:
-    selections = findings.selections()
-    figure = Figure(figsize=(3.6 * len(selections), 3.2), layout="constrained")
-    for axes, (seed, found) in zip(
-        figure.subplots(1, len(selections), squeeze=False, sharey=True)[0], selections.items(), strict=True
-    ):
-        for number, run in enumerate(_runs_of(found)):
-            x, y = zip(*_of_run(found, run), strict=True)
-            axes.plot(x, y, "o-", color=f"C{number}", linewidth=0.7, label=run)
-        if found["r2"] is not None:
-            ends = [
-                min(row["x"] for row in found["checkpoints"]),
-                max(row["x"] for row in found["checkpoints"]),
-            ]
-            axes.plot(
-                ends, [found["intercept"] + found["slope"] * x for x in ends], color="grey", linestyle="--"
+            digit, motion = (
+                findings.accuracies("digits", run, label, experiment) for label in ("digit", "motion")
             )
-            axes.set_title(f"seed {seed}: R² {found['r2']:.2f}", fontsize=9)
-        axes.set_xlabel("held-out loss", fontsize=8)
-    figure.axes[0].set_ylabel("accuracy on motion", fontsize=8)
-    figure.axes[0].legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+            found = difference(list(motion.values()), [student[seed] for seed in motion])
+            interval = "" if found.interval is None else " ({:+.3f} to {:+.3f})".format(*found.interval)
+            cells = [_spread(list(of.values())) for of in (digit, motion)]
+            yield f"| {run} | {' | '.join(cells)} | {found.mean:+.3f}{interval} |"
+
+
+def _sharing(root: Path) -> Iterator[str]:
+    found = sharing(root)
+    if found is None:
+        return
+    yield from ("", "## What sharing saved", "")
+    yield _filled(
+        text.SHARING,
+        students=found.num_students,
+        teachers=found.num_teachers,
+        training=found.training_hours,
+        training_apart=found.training_hours_apart,
+    )
+    yield ""
+    yield "| | clips that teachers computed | core hours | targets kept |"
+    yield "|---|---:|---:|---:|"
+    for title, cost in (
+        ("one cache for all students of a teacher, as it was run", found.shared),
+        ("a cache for each student", found.apart),
+        ("no cache: a forward for each clip of each step", found.uncached),
+    ):
+        yield f"| {title} | {_cost(cost)} |"
+
+
+def _cost(cost: Cost) -> str:
+    kept = f"{cost.num_bytes / 1e9:.2f} GB" if cost.num_bytes else "none"
+    return f"{cost.forwards:,} | {cost.hours:.2f} | {kept}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.study.jobs import Job
+from benchmarks.study.experiment import Job
 
 ENDED = "ended.tsv"
 """Of the study's folder: a line for each job that ended well."""

@@ -1,0 +1,199 @@
+"""The commands of one experiment: its runs and the probe of their encoders."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SEEN_STEPS = 4
+"""Checkpoints of a student."""
+PROBE_LR = 0.003
+"""With 0.001 a probe of 20 passes ends before it has found what trained encoders hold of digits
+(docs/appearance.md)."""
+RECIPES = {
+    "digits": ("--preset", "nano", "--views", 1),
+    "strokes": ("--preset", "nano", "--views", 1),
+    # ViT-Ti at 64 pixels. Of the 16 frames of a clip every second is seen; they give 4 x 4 x 4 tokens. The
+    # predictor is as weak against its encoder as that of `nano`; the rate is that of a short run.
+    "real": (
+        *("--preset", "tiny", "--split", "pretrain", "--views", 4, "--batch-size", 24),
+        *("--set", "view.crop_size=64", "--set", "view.num_frames=8", "--set", "view.frame_step=2"),
+        *("--set", "view.scale=[0.6, 1.0]", "--set", "predictor.depth=2"),
+        *("--set", "optim.lr=1e-3", "--set", "optim.start_lr=1e-4", "--set", "optim.final_lr=1e-5"),
+        *("--set", "optim.final_weight_decay=0.04", "--set", "optim.clip_grad=1.0"),
+        *("--set", "loader.frame_cache_bytes=1_000_000_000", "--set", "loader.decode_processes=0"),
+    ),
+}
+"""Flags of every run on a data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """How long the study is."""
+
+    seeds: int = 5
+    """Of the first claims: teacher, student, baseline, held-out loss."""
+    large_seeds: int = 3
+    """Of the other claims, of pen strokes, and of real videos."""
+    steps: int = 1000
+    """Of a teacher, and of a student, on moving digits; on pen strokes 3/5 of it, on real videos twice as
+    many."""
+    videos: int = 4000
+    """Training videos of moving digits; of real ones most that encoders learn from, and that probes do."""
+    probe_epochs: int = 20
+
+    def of(self, data: str) -> int:
+        """Steps of a run on a data set, a multiple of the number of checkpoints."""
+        steps = {"digits": self.steps, "strokes": self.steps * 3 // 5, "real": 2 * self.steps}[data]
+        return max(SEEN_STEPS, steps // SEEN_STEPS * SEEN_STEPS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One command."""
+
+    name: str
+    """What it makes, as a path below the study's folder."""
+    command: Callable[[Path], Sequence[object]]
+    """Of that folder; asked when the job starts."""
+    needs: Sequence[str] = ()
+    """Names of the jobs before it."""
+    goes_on: bool = False
+    """Whether the command continues after a kill; else it starts again, from nothing."""
+
+
+@dataclass(kw_only=True)
+class Experiment:
+    """Runs of one seed on one data set, and the probe of their encoders."""
+
+    data: str
+    seed: int
+    lengths: Lengths
+    name: str = "base"
+    jobs: list[Job] = field(default_factory=list)
+    _probed: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> str:
+        """Of its runs, below the study's."""
+        return f"{self.data}/seed-{self.seed}"
+
+    def train(
+        self,
+        kind: str,
+        name: str,
+        *flags: object,
+        steps: int | Callable[[Path], int],
+        data: str | None = None,
+        teacher: str | None = None,
+        needs: Sequence[str] = (),
+        checkpoints: Sequence[int] = (),
+    ) -> str:
+        """Adds a run, and where it is a student's the cache of its teacher's latents that it reads; gives
+        back its path.
+
+        ``flags``: of `salt-train`; a function is called with the study's folder when the run starts.
+        ``data``: what it trains on, of the study's data sets. ``checkpoints``: steps whose encoders are
+        probed as well; the last one always is.
+        """
+        out, shards = f"{self.folder}/{name}", f"{data or self.data}/shards"
+        before = [shards, *needs]
+        targets = None
+        if teacher is not None:
+            targets = f"{teacher}-targets"
+            before.append(targets)
+            precompute = _precompute(teacher, shards, targets, self.seed, RECIPES[self.data])
+            self.jobs.append(Job(name=targets, needs=(shards, teacher), goes_on=True, command=precompute))
+
+        def command(root: Path) -> list[object]:
+            length = steps if isinstance(steps, int) else steps(root)
+            every = length // SEEN_STEPS if checkpoints else length
+            source = [] if targets is None else ["--targets", root / targets]
+            schedule = [
+                "--steps",
+                length,
+                "--keep-every",
+                every,
+                "--set",
+                f"optim.warmup_steps={min(30, length // 2)}",
+            ]
+            same = ["--seed", self.seed, "--data-seed", self.seed, "--workers", 0]
+            resume = ["--resume"] if (root / out / "config.yaml").exists() else []
+            return [
+                "salt-train",
+                kind,
+                *RECIPES[self.data],
+                "--data",
+                root / shards,
+                "--out",
+                root / out,
+                *source,
+                *schedule,
+                *same,
+                *(flag(root) if callable(flag) else flag for flag in flags),
+                *resume,
+            ]
+
+        self.jobs.append(Job(name=out, needs=tuple(before), goes_on=True, command=command))
+        self._probed += [f"{out}/checkpoints/step-{step}" for step in checkpoints] or [out]
+        return out
+
+    def judge(self, *also: str) -> str:
+        """Adds the probe of all runs so far and of ``also``; gives back the name of its JSON file."""
+        out = f"{self.folder}/{self.name}-probe.json"
+        runs = (*also, *self._probed)
+
+        def command(root: Path) -> list[object]:
+            checkpoints = [part for run in runs for part in ("--ckpt", root / run)]
+            length = [
+                "--epochs",
+                self.lengths.probe_epochs,
+                "--lr",
+                PROBE_LR,
+                "--batch-size",
+                128,
+                "--seed",
+                self.seed,
+                "--resume",
+            ]
+            random = ["--random-init"] if self.name == "base" else []
+            return [
+                "salt-eval",
+                "probe",
+                *checkpoints,
+                *random,
+                "--data",
+                root / f"{self.data}/shards",
+                "--out",
+                root / out,
+                *length,
+            ]
+
+        needs = tuple(dict.fromkeys(run.partition("/checkpoints/")[0] for run in runs))
+        self.jobs.append(Job(name=out, needs=needs, goes_on=True, command=command))
+        return out
+
+
+def _precompute(
+    teacher: str, shards: str, targets: str, seed: int, recipe: Sequence[object]
+) -> Callable[[Path], list[object]]:
+    """``recipe``: flags of the student, of which the views and the split are the cache's too."""
+    shared = [
+        part
+        for flag, value in itertools.pairwise(recipe)
+        if flag in ("--views", "--split")
+        for part in (flag, value)
+    ]
+    return lambda root: [
+        *(
+            "salt-serve",
+            "precompute",
+            "--ckpt",
+            root / teacher,
+            "--data",
+            root / shards,
+            "--out",
+            root / targets,
+        ),
+        *("--data-seed", seed, "--workers", 0, *shared),
+    ]

@@ -1,0 +1,123 @@
+"""The study's four figures."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.study.findings import LABELS, Findings, difference
+
+KINDS = {"vpixel": "teacher (V-Pixel)", "salt": "student (SALT)", "vjepa": "EMA baseline (V-JEPA 2)"}
+"""Of runs, by their objective."""
+
+
+def draw_accuracies(path: Path, findings: Findings, rows: Mapping[str, Mapping[str, str]]) -> None:
+    """A panel for each label; ``rows``: of each data set the runs to show, with their titles."""
+    panels = [(data, label) for data in rows for label in LABELS[data]]
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 1.9 * lines), layout="constrained")
+    axes = [one for line in figure.subplots(lines, columns, squeeze=False) for one in line]
+    for one in axes[len(panels) :]:
+        one.remove()
+    for one, (data, label) in zip(axes, panels, strict=False):
+        for row, name in enumerate(rows[data]):
+            values = list(findings.accuracies(data, name, label).values())
+            one.plot(values, [row] * len(values), "o", color="C0", alpha=0.6)
+            one.plot(statistics.fmean(values), row, "|", color="black", markersize=16)
+        one.set_yticks(range(len(rows[data])), list(rows[data].values()), fontsize=7)
+        chance = next(iter(findings.probes(data).values()))["labels"][label]["chance"]
+        one.axvline(chance, color="grey", linestyle=":")
+        one.invert_yaxis()
+        one.set_title(f"{data}: {label}", fontsize=9)
+        one.tick_params(axis="x", labelsize=7)
+        one.set_xlim(0, 1)
+    figure.savefig(path, dpi=110)
+
+
+def draw_losses(path: Path, findings: Findings) -> None:
+    """Held-out loss against accuracy, a panel for each seed, a line for each student."""
+    selections = findings.selections()
+    figure = Figure(figsize=(2.6 * len(selections), 2.8), layout="constrained")
+    for axes, (seed, found) in zip(
+        figure.subplots(1, len(selections), squeeze=False, sharey=True)[0], selections.items(), strict=True
+    ):
+        rows = found["checkpoints"]
+        for number, run in enumerate(dict.fromkeys(row["name"].partition("/")[0] for row in rows)):
+            of_run = [row for row in rows if row["name"].partition("/")[0] == run]
+            x, y = [row["x"] for row in of_run], [row["accuracy"] for row in of_run]
+            axes.plot(x, y, "o-", color=f"C{number}", linewidth=0.7, label=run)
+        if found["r2"] is not None:
+            ends = [min(row["x"] for row in rows), max(row["x"] for row in rows)]
+            line = [found["intercept"] + found["slope"] * x for x in ends]
+            axes.plot(ends, line, color="grey", linestyle="--")
+            axes.set_title(f"seed {seed}: R² {found['r2']:.2f}", fontsize=9)
+        axes.set_xlabel("held-out loss", fontsize=8)
+        axes.tick_params(labelsize=7)
+    figure.axes[0].set_ylabel("accuracy on motion", fontsize=8)
+    figure.axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def draw_compute(path: Path, findings: Findings, experiments: Sequence[str]) -> None:
+    """Training FLOPs against accuracy on digits: a dot for each finished run, its mean over seeds, with a
+    line from the worst seed to the best."""
+    figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+    panels: Sequence[Axes] = figure.subplots(1, 2)
+    runs = findings.runs("digits")
+    for axes, label in zip(panels, LABELS["digits"], strict=True):
+        for number, (objective, title) in enumerate(KINDS.items()):
+            points = []
+            for run in (name for name, of in runs.items() if of == objective):
+                values = _probed(findings, run, label, experiments)
+                if values:
+                    points.append((findings.flops("digits", run), values))
+            for flops, values in points:
+                axes.plot([flops, flops], [min(values), max(values)], color=f"C{number}", linewidth=0.7)
+            means = [statistics.fmean(values) for _, values in points]
+            axes.plot([flops for flops, _ in points], means, "o", color=f"C{number}", label=title)
+        random = statistics.fmean(findings.accuracies("digits", "random-init", label).values())
+        axes.axhline(random, color="grey", linestyle="--", linewidth=0.8, label="random weights")
+        axes.set_xscale("log")
+        axes.set_xlabel("training FLOPs, the teacher's counted", fontsize=8)
+        axes.set_ylabel(f"accuracy on {label}", fontsize=8)
+        axes.tick_params(labelsize=7)
+    panels[0].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def draw_decisions(path: Path, findings: Findings, experiments: Sequence[str]) -> None:
+    """What each decision of the large study changed: a run's accuracy on motion minus the student's."""
+    rows = []
+    student, objectives = findings.accuracies("digits", "student", "motion"), findings.runs("digits")
+    for experiment in experiments:
+        for run in next(iter(findings.probes("digits", experiment).values()))["accuracy"]:
+            values = findings.accuracies("digits", run, "motion", experiment)
+            rows.append((run, difference(list(values.values()), [student[seed] for seed in values])))
+    figure = Figure(figsize=(7.5, 0.8 + 0.24 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for row, (run, found) in enumerate(rows):
+        color = f"C{list(KINDS).index(objectives[run])}"  # as in the figure of compute
+        axes.plot(found.by_seed, [row] * len(found.by_seed), "o", color=color, alpha=0.6, markersize=4)
+        if found.interval is not None:
+            axes.plot(found.interval, [row, row], color="black", linewidth=0.8)
+        axes.plot(found.mean, row, "|", color="black", markersize=9)
+    axes.axvline(0, color="grey", linestyle=":")
+    axes.set_yticks(range(len(rows)), [run for run, _ in rows], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("accuracy on motion, minus that of the student of the first table", fontsize=8)
+    axes.tick_params(axis="x", labelsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def _probed(findings: Findings, run: str, label: str, experiments: Sequence[str]) -> list[float]:
+    """Accuracy by seed, from whichever probe has the run."""
+    for experiment in ("base", *experiments):
+        probes = findings.probes("digits", experiment)
+        if probes and any(
+            name == run or name.startswith(f"{run}/") for name in next(iter(probes.values()))["accuracy"]
+        ):
+            return list(findings.accuracies("digits", run, label, experiment).values())
+    return []
