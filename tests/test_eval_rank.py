@@ -8,6 +8,8 @@ import torch
 from eval_tools import make_dataset, make_run
 
 from salt_distill.common.config import LoaderConfig, RankConfig
+from salt_distill.common.model.teacher import fingerprint as fingerprint_of
+from salt_distill.student_trainer.evaluation.candidates import open_candidates
 from salt_distill.student_trainer.evaluation.rank import KNN_TEMPERATURE, knn, rankme, run
 
 
@@ -63,6 +65,13 @@ def test_the_command(tmp_path, capsys):
     assert found["knn"]["shade"]["accuracy"] > 0.9
     assert set(found["knn"]) == {"shade", "side"}
     assert "k-NN shade" in capsys.readouterr().out
+    run(RankConfig(data=str(data), random_init=True, seed=3, **values))
+    again = json.loads((tmp_path / "rank.json").read_text())["encoders"]
+    assert list(again) == ["random-init", "ours"]
+    assert again["ours"] == found
+    fingerprint = again["random-init"]["identity"]["fingerprint"]
+    [random, _] = open_candidates(values["ckpt"], None, None, None, random_seed=3)
+    assert fingerprint == fingerprint_of(random, random.load()) != found["identity"]["fingerprint"]
     few = make_dataset(tmp_path / "few", num_clips=45)
     with pytest.raises(
         ValueError, match=r"got 15 clips of split 'test' for 24 channels, expected at least as many"

@@ -208,6 +208,10 @@ class RankConfig(Config):
     (the paper's RankMe: 25,600)."""
     k: PositiveInt = 20
     """Nearest training clips that vote."""
+    random_init: bool = False
+    """Also judge an encoder like the first checkpoint's with random weights."""
+    seed: int = 0
+    """Random seed of the weights of `--random-init`: the same seed gives the weights of `salt-eval probe`."""
     num_frames: PositiveInt | None = None
     """Frames of a clip; none: what each checkpoint says, 16 where it says nothing."""
     crop_size: CropSize | None = None

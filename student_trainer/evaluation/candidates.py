@@ -18,9 +18,17 @@ RANDOM_INIT = "random-init"
 
 
 def open_candidates(
-    paths: Sequence[str], num_frames: int | None, crop_size: CropSize | None, frame_step: int | None
+    paths: Sequence[str],
+    num_frames: int | None,
+    crop_size: CropSize | None,
+    frame_step: int | None,
+    *,
+    random_seed: int | None = None,
 ) -> list[FrozenEncoder]:
-    """The encoders that these name, each once, on clips that are as asked for; named after their runs."""
+    """The encoders that these name, each once, on clips that are as asked for; named after their runs.
+
+    ``random_seed``: before them one like the first with fresh weights of this seed, ``RANDOM_INIT``.
+    """
     names = [checkpoint_name(path) for path in paths]
     names = [path if names.count(name) > 1 else name for name, path in zip(names, paths, strict=True)]
     if len(set(names)) < len(names):
@@ -30,10 +38,11 @@ def open_candidates(
         encoder = open_encoder(FrozenConfig(ckpt=path, num_frames=num_frames, crop_size=crop_size))
         view = encoder.view.model_copy(update={} if frame_step is None else {"frame_step": frame_step})
         candidates.append(dataclasses.replace(encoder, name=name, view=view))
-    return candidates
+    fresh = [] if random_seed is None else [_with_fresh_weights(candidates[0], random_seed)]
+    return [*fresh, *candidates]
 
 
-def with_fresh_weights(like: FrozenEncoder, seed: int) -> FrozenEncoder:
+def _with_fresh_weights(like: FrozenEncoder, seed: int) -> FrozenEncoder:
     """An encoder of the same architecture that has learned nothing."""
     architecture = like.config
     if not isinstance(architecture, EncoderConfig):

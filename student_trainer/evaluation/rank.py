@@ -117,7 +117,10 @@ def run(config: RankConfig) -> None:
         dtype=config.dtype,
     )
     encoders = {}
-    for candidate in open_candidates(config.ckpt, config.num_frames, config.crop_size, None):
+    seed = config.seed if config.random_init else None
+    for candidate in open_candidates(
+        config.ckpt, config.num_frames, config.crop_size, None, random_seed=seed
+    ):
         features = pool(candidate, splits[config.split])
         train = pool(candidate, splits["train"]) if can_learn and labels else None
         encoders[candidate.name] = _ranked(config, candidate, features, train, labels)

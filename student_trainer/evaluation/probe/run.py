@@ -12,7 +12,7 @@ from salt_distill.common.console import console, new_results
 from salt_distill.common.devices import device_here
 from salt_distill.common.model.frozen import FrozenEncoder
 from salt_distill.common.untouched import left_as_it_was
-from salt_distill.student_trainer.evaluation.candidates import open_candidates, with_fresh_weights
+from salt_distill.student_trainer.evaluation.candidates import open_candidates
 from salt_distill.student_trainer.evaluation.probe.features import common_labels, labelled_samples
 from salt_distill.student_trainer.evaluation.probe.kept import save_predictions, save_probes
 from salt_distill.student_trainer.evaluation.probe.output import table, write
@@ -119,8 +119,10 @@ def open_task(config: ProbeConfig) -> tuple[ProbeTask | None, list[str]]:
 
 def list_candidates(config: ProbeConfig) -> list[FrozenEncoder]:
     """What to judge, in the order given; ``random-init`` first."""
-    candidates = open_candidates(config.ckpt, config.num_frames, config.crop_size, config.frame_step)
-    return [with_fresh_weights(candidates[0], config.seed), *candidates] if config.random_init else candidates
+    seed = config.seed if config.random_init else None
+    return open_candidates(
+        config.ckpt, config.num_frames, config.crop_size, config.frame_step, random_seed=seed
+    )
 
 
 def _say(sentence: str) -> None:
