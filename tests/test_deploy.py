@@ -257,3 +257,25 @@ def test_the_demo_removes_only_what_a_demo_made(tmp_path):
         assert demo(tmp_path / "demo").returncode == 3
         assert not (tmp_path / "demo" / "old").exists()
         (tmp_path / "demo" / "old").touch()
+
+
+@pytest.mark.slow
+def test_the_encoders_of_the_repository_know_more_than_random_weights(tmp_path):
+    """Of digits and of motion, on test videos that they were not shown."""
+
+    def command(*words) -> None:
+        path = Path(sys.executable).parent / words[0]
+        subprocess.run([path, *map(str, words[1:])], check=True, cwd=tmp_path, capture_output=True)
+
+    command("salt-data", "synth", "videos", "--num-train", 1000, "--num-test", 400)
+    command("salt-data", "pack", "videos", "shards")
+    folders = sorted((DEPLOY / "pretrained").glob("*/"))
+    checkpoints = [part for folder in folders for part in ("--ckpt", folder)]
+    how = ("--random-init", "--epochs", 40, "--lr", 0.003, "--batch-size", 64)
+    command("salt-eval", "probe", *checkpoints, *how, "--data", "shards", "--out", "probe.json")
+    accuracy = json.loads((tmp_path / "probe.json").read_text())["accuracy"]
+    random = accuracy.pop("random-init")
+    assert set(accuracy) == {"student-10000-steps", "teacher-30000-steps"}
+    for found in accuracy.values():
+        assert found["digit"] > random["digit"] + 0.02
+        assert found["motion"] > 0.97 > random["motion"]

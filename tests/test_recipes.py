@@ -124,7 +124,7 @@ def test_another_batch_size_than_the_presets_is_said():
         "batch_size=192 in place of the preset's 3072: optim.lr stays 0.000625; the square-root rule for"
         " AdamW gives --set optim.lr=0.000156"
     )
-    assert "optim.lr stays 0.003;" in printed("teacher", "--preset", "nano", "--batch-size", 48)[1]
+    assert "optim.lr stays 0.001;" in printed("teacher", "--preset", "nano", "--batch-size", 48)[1]
     for words in (["--batch-size", 3072], ["--batch-size", 192, "--set", "optim.lr=1e-3"]):
         assert printed("teacher", "--preset", "tiny", *words)[1] == ""
 
