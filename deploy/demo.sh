@@ -7,7 +7,7 @@
 set -euo pipefail
 
 OUT=${DEMO_OUT:-runs/demo}
-STEPS=${DEMO_STEPS:-1000}       # optimizer steps of the teacher, of 24 clips each
+STEPS=${DEMO_STEPS:-600}        # optimizer steps of the teacher, of 24 clips each
 STUDENT_STEPS=$((STEPS * 3 / 5)) # of each student: a frozen teacher is learned from faster than pixels
 NUM_VIDEOS=${DEMO_VIDEOS:-4000} # made videos of the training split
 VIEWS=1                         # pinned views per video: what lets runs, and epochs, share a target
