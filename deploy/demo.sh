@@ -7,8 +7,7 @@
 set -euo pipefail
 
 OUT=${DEMO_OUT:-runs/demo}
-STEPS=${DEMO_STEPS:-600}        # optimizer steps of the teacher, of 24 clips each
-STUDENT_STEPS=$((STEPS * 3 / 5)) # of each student: a frozen teacher is learned from faster than pixels
+STEPS=${DEMO_STEPS:-480}        # optimizer steps of the teacher and of each student, of 24 clips each
 NUM_VIDEOS=${DEMO_VIDEOS:-4000} # made videos of the training split
 VIEWS=1                         # pinned views per video: what lets runs, and epochs, share a target
 
@@ -58,9 +57,9 @@ step serve wait_for_url
 
 # 5. Stage 2: two students of different size share it. With one data seed and pinned views, each clip is computed once.
 two_students() {
-  salt-train student --preset nano --data "$OUT/shards" --teacher-url "$(cat "$OUT/url")" --out "$OUT/student-a" --steps "$STUDENT_STEPS" \
+  salt-train student --preset nano --data "$OUT/shards" --teacher-url "$(cat "$OUT/url")" --out "$OUT/student-a" --steps "$STEPS" \
     --views "$VIEWS" --cpus-per-worker 0.5 & STUDENT=$!
-  salt-train student --preset nano --data "$OUT/shards" --teacher-url "$(cat "$OUT/url")" --out "$OUT/student-b" --steps "$STUDENT_STEPS" \
+  salt-train student --preset nano --data "$OUT/shards" --teacher-url "$(cat "$OUT/url")" --out "$OUT/student-b" --steps "$STEPS" \
     --views "$VIEWS" --cpus-per-worker 0.5 --set encoder.depth=3
   wait "$STUDENT"; STUDENT=
 }
@@ -73,7 +72,7 @@ kill -TERM "$SERVER"; wait "$SERVER"; SERVER=
 
 # 7. The same targets on disk, and a student that needs no teacher at all. It is student-a again, and has the same losses to the last bit.
 step precompute salt-serve precompute --ckpt "$CKPT" --data "$OUT/shards" --views "$VIEWS" --out "$OUT/targets"
-step student_c salt-train student --preset nano --data "$OUT/shards" --targets "$OUT/targets" --out "$OUT/student-c" --steps "$STUDENT_STEPS" \
+step student_c salt-train student --preset nano --data "$OUT/shards" --targets "$OUT/targets" --out "$OUT/student-c" --steps "$STEPS" \
   --views "$VIEWS" --workers 0
 
 # 8. What the frozen encoders know, and a page to look at.
