@@ -2,8 +2,7 @@
 # The whole of SALT, small, on this machine: videos to shards, a teacher, a service that two students share, a cache that a third one
 # reads, and what they learned. Every line that begins with `step` is a command you would type yourself.
 #   VIDEOS=DIR make demo   takes your own videos instead of made ones (without labels there is nothing to probe)
-#   DEMO_CKPT=DIR          the teacher that students learn from. With made videos it is deploy/pretrained/teacher-30000-steps, which the
-#                          same command trained for two hours; with your own videos it is the one that is trained here.
+# Students learn from a teacher of made videos that was trained for two hours (deploy/pretrained); with your own videos, from the one here.
 set -euo pipefail
 
 OUT=${DEMO_OUT:-runs/demo}
@@ -37,11 +36,11 @@ wait_for_url() { # ends when the service has printed its URL, or with the servic
 if [ -z "${VIDEOS:-}" ]; then
   step synth salt-data synth "$OUT/videos" --num-train "$NUM_VIDEOS"
   VIDEOS=$OUT/videos; SHORT_SIDE=()
-  CKPT=${DEMO_CKPT:-$PRETRAINED/teacher-30000-steps}
+  CKPT=$PRETRAINED/teacher-30000-steps
   JUDGED=(--ckpt "$CKPT" --ckpt "$PRETRAINED/student-10000-steps") # beside those of this demo
 else
   SHORT_SIDE=(--short-side 48) # small videos decode fast; a real run keeps the original bytes
-  CKPT=${DEMO_CKPT:-$OUT/teacher}; JUDGED=()
+  CKPT=$OUT/teacher; JUDGED=()
 fi
 
 # 2. WebDataset shards with an index.
@@ -80,7 +79,7 @@ step probe salt-eval probe --ckpt "$OUT/teacher" --ckpt "$OUT/student-a" --ckpt 
   ${JUDGED[@]+"${JUDGED[@]}"} --data "$OUT/shards" --out "$OUT/probe.json" --epochs 20 --lr 0.003 --batch-size 128 --num-threads 2
 if [ ${#JUDGED[@]} -gt 0 ]; then cat <<'WORDS'
 An encoder learns motion first. What it knows of digits falls below random weights in its first minutes and is above them after hours:
-teacher-30000-steps saw 720,000 clips, student-10000-steps 960,000, by the same commands (docs/appearance.md).
+teacher-30000-steps saw 720,000 clips, student-10000-steps 960,000 (deploy/pretrained/README.md has their commands).
 WORDS
 fi
 step report salt-eval report --runs "$OUT"

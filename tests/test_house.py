@@ -100,6 +100,7 @@ def test_files_are_short(modules):
 def test_what_commands_wrote_is_not_tracked():
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     paths = [ROOT / name for name in tracked.stdout.split("\0") if name]
-    pretrained = ROOT / "deploy/pretrained"
-    limits = {path: 1_000_000 if path.is_relative_to(pretrained) else 250_000 for path in paths}
-    assert [path.name for path in paths if path.exists() and path.stat().st_size > limits[path]] == []
+    large = {path for path in paths if path.exists() and path.stat().st_size > 250_000}
+    encoders = ("student-10000-steps", "teacher-30000-steps")
+    assert large == {ROOT / "deploy/pretrained" / name / "model.safetensors" for name in encoders}
+    assert all(path.stat().st_size < 1_000_000 for path in large)

@@ -1,6 +1,5 @@
 """The commands of one experiment: its runs and the probe of their encoders."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +9,19 @@ SEEN_STEPS = 4
 PROBE_LR = 0.003
 """With 0.001 a probe of 20 passes ends before it has found what trained encoders hold of digits
 (docs/appearance.md)."""
+CLIPS = {
+    "digits": ("--views", 1),
+    "strokes": ("--views", 1),
+    "real": ("--split", "pretrain", "--views", 4),
+}
+"""Flags of every run on a data set, and of the caches of its teachers."""
 RECIPES = {
-    "digits": ("--preset", "nano", "--views", 1),
-    "strokes": ("--preset", "nano", "--views", 1),
+    "digits": ("--preset", "nano"),
+    "strokes": ("--preset", "nano"),
     # ViT-Ti at 64 pixels. Of the 16 frames of a clip every second is seen; they give 4 x 4 x 4 tokens. The
     # predictor is as weak against its encoder as that of `nano`; the rate is that of a short run.
     "real": (
-        *("--preset", "tiny", "--split", "pretrain", "--views", 4, "--batch-size", 24),
+        *("--preset", "tiny", "--batch-size", 24),
         *("--set", "view.crop_size=64", "--set", "view.num_frames=8", "--set", "view.frame_step=2"),
         *("--set", "view.scale=[0.6, 1.0]", "--set", "predictor.depth=2"),
         *("--set", "optim.lr=1e-3", "--set", "optim.start_lr=1e-4", "--set", "optim.final_lr=1e-5"),
@@ -24,7 +29,7 @@ RECIPES = {
         *("--set", "loader.frame_cache_bytes=1_000_000_000", "--set", "loader.decode_processes=0"),
     ),
 }
-"""Flags of every run on a data set."""
+"""Flags of every run on a data set, beside ``CLIPS``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +107,7 @@ class Experiment:
         if teacher is not None:
             targets = f"{teacher}-targets"
             before.append(targets)
-            precompute = _precompute(teacher, shards, targets, self.seed, RECIPES[self.data])
+            precompute = _precompute(teacher, shards, targets, self.seed, CLIPS[self.data])
             self.jobs.append(Job(name=targets, needs=(shards, teacher), goes_on=True, command=precompute))
 
         def command(root: Path) -> list[object]:
@@ -123,6 +128,7 @@ class Experiment:
                 "salt-train",
                 kind,
                 *RECIPES[self.data],
+                *CLIPS[self.data],
                 "--data",
                 root / shards,
                 "--out",
@@ -175,25 +181,12 @@ class Experiment:
 
 
 def _precompute(
-    teacher: str, shards: str, targets: str, seed: int, recipe: Sequence[object]
+    teacher: str, shards: str, targets: str, seed: int, clips: Sequence[object]
 ) -> Callable[[Path], list[object]]:
-    """``recipe``: flags of the student, of which the views and the split are the cache's too."""
-    shared = [
-        part
-        for flag, value in itertools.pairwise(recipe)
-        if flag in ("--views", "--split")
-        for part in (flag, value)
-    ]
-    return lambda root: [
-        *(
-            "salt-serve",
-            "precompute",
-            "--ckpt",
-            root / teacher,
-            "--data",
-            root / shards,
-            "--out",
-            root / targets,
-        ),
-        *("--data-seed", seed, "--workers", 0, *shared),
-    ]
+    how = ("--data-seed", seed, "--workers", 0, *clips)
+
+    def command(root: Path) -> list[object]:
+        paths = ("--ckpt", root / teacher, "--data", root / shards, "--out", root / targets)
+        return ["salt-serve", "precompute", *paths, *how]
+
+    return command

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.study.findings import LABELS, Findings, difference
+from benchmarks.study.findings import LABELS, RANDOM, Findings, difference, points_of, runs_of
 
 KINDS = {"vpixel": "teacher (V-Pixel)", "salt": "student (SALT)", "vjepa": "EMA baseline (V-JEPA 2)"}
 """Of runs, by their objective."""
@@ -45,9 +45,8 @@ def draw_losses(path: Path, findings: Findings) -> None:
         figure.subplots(1, len(selections), squeeze=False, sharey=True)[0], selections.items(), strict=True
     ):
         rows = found["checkpoints"]
-        for number, run in enumerate(dict.fromkeys(row["name"].partition("/")[0] for row in rows)):
-            of_run = [row for row in rows if row["name"].partition("/")[0] == run]
-            x, y = [row["x"] for row in of_run], [row["accuracy"] for row in of_run]
+        for number, run in enumerate(runs_of(found)):
+            x, y = zip(*points_of(found, run), strict=True)
             axes.plot(x, y, "o-", color=f"C{number}", linewidth=0.7, label=run)
         if found["r2"] is not None:
             ends = [min(row["x"] for row in rows), max(row["x"] for row in rows)]
@@ -78,7 +77,7 @@ def draw_compute(path: Path, findings: Findings, experiments: Sequence[str]) -> 
                 axes.plot([flops, flops], [min(values), max(values)], color=f"C{number}", linewidth=0.7)
             means = [statistics.fmean(values) for _, values in points]
             axes.plot([flops for flops, _ in points], means, "o", color=f"C{number}", label=title)
-        random = statistics.fmean(findings.accuracies("digits", "random-init", label).values())
+        random = statistics.fmean(findings.accuracies("digits", RANDOM, label).values())
         axes.axhline(random, color="grey", linestyle="--", linewidth=0.8, label="random weights")
         axes.set_xscale("log")
         axes.set_xlabel("training FLOPs, the teacher's counted", fontsize=8)

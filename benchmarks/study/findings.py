@@ -129,3 +129,17 @@ def targets_of(run: Path) -> Path | None:
     """The cache beside a run that it learned from, if it did."""
     targets = yaml.safe_load((run / "config.yaml").read_text()).get("targets")
     return None if targets is None else run.with_name(Path(targets).name)
+
+
+def runs_of(selection: dict[str, Any]) -> list[str]:
+    """The runs in what `salt-eval select` wrote."""
+    return list(dict.fromkeys(row["name"].partition("/")[0] for row in selection["checkpoints"]))
+
+
+def points_of(selection: dict[str, Any], run: str) -> list[tuple[float, float]]:
+    """Held-out loss and accuracy of the checkpoints of one of them."""
+    return [
+        (row["x"], row["accuracy"])
+        for row in selection["checkpoints"]
+        if row["name"].partition("/")[0] == run
+    ]

@@ -15,10 +15,10 @@ import torch
 from benchmarks.study import text
 from benchmarks.study.experiment import Lengths
 from benchmarks.study.figures import draw_accuracies, draw_compute, draw_decisions, draw_losses
-from benchmarks.study.findings import LABELS, RANDOM, Difference, Findings, difference
+from benchmarks.study.findings import LABELS, RANDOM, Difference, Findings, difference, points_of, runs_of
 from benchmarks.study.jobs import MEMORIES, TUNING, TUNING_SEED, chosen_memories
 from benchmarks.study.runner import read_ended
-from benchmarks.study.sharing import Cost, sharing
+from benchmarks.study.sharing import Cost, Sharing, sharing
 from salt_distill.common.whole import write_whole
 
 LARGE = {
@@ -49,7 +49,8 @@ def write_page(path: Path, root: Path, lengths: Lengths, *, has_strokes: bool, h
         picture = path.with_name(f"{path.stem}-{name}.png")
         return picture, ["", f"![{title}]({picture.name})"]
 
-    lines = [*_opening(root, lengths), *_claims(findings, data_sets, root)]
+    saved = sharing(root)
+    lines = [*_opening(root, lengths), *_claims(findings, data_sets, saved)]
     if data_sets:
         picture, shown = figure("accuracy", "accuracy of each run, a dot for each seed")
         draw_accuracies(
@@ -71,7 +72,8 @@ def write_page(path: Path, root: Path, lengths: Lengths, *, has_strokes: bool, h
         picture, shown = figure("decisions", "what each decision changed")
         draw_decisions(picture, findings, experiments)
         lines += [*_large(findings, experiments), *shown]
-    lines += _sharing(root)
+    if saved is not None:
+        lines += _sharing(saved)
     lines += _missing(findings, has_strokes=has_strokes, has_real=has_real)
     write_whole(path, "\n".join(lines) + "\n")
 
@@ -148,7 +150,7 @@ def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 
 
-def _claims(findings: Findings, data_sets: Sequence[str], root: Path) -> Iterator[str]:
+def _claims(findings: Findings, data_sets: Sequence[str], saved: Sharing | None) -> Iterator[str]:
     yield from ("", "## What was found", "", _filled(text.CLAIMS), "")
     yield "| claim | data | difference (95% interval) | each seed | |"
     yield "|---|---|---:|---|---|"
@@ -177,11 +179,11 @@ def _claims(findings: Findings, data_sets: Sequence[str], root: Path) -> Iterato
             f" accuracy {falls}"
         )
         yield f"| held-out loss predicts accuracy (Figure 3: R² 0.951) | digits, motion | {how} |"
-    if (found := sharing(root)) and found.num_students > found.num_teachers:
-        ratio = found.uncached.forwards / found.shared.forwards
+    if saved is not None and saved.num_students > saved.num_teachers:
+        ratio = saved.uncached.forwards / saved.shared.forwards
         yield (
             f"| one frozen teacher serves many students | all | {ratio:.1f} times fewer forwards |"
-            f" {found.num_students} students of {found.num_teachers} teachers |"
+            f" {saved.num_students} students of {saved.num_teachers} teachers |"
             " [below](#what-sharing-saved) |"
         )
 
@@ -242,32 +244,20 @@ def _selection(findings: Findings) -> Iterator[str]:
     yield ""
     yield _filled(text.SELECTION)
     by_size = [
-        (seed, run, _of_run(found, run))
+        (seed, run, points_of(found, run))
         for seed, found in findings.selections().items()
-        for run in _runs_of(found)
+        for run in runs_of(found)
     ]
     yield ""
     yield (
         "| seed | R² | slope | "
-        + " | ".join(f"R² of {run} alone" for run in _runs_of(next(iter(findings.selections().values()))))
+        + " | ".join(f"R² of {run} alone" for run in runs_of(next(iter(findings.selections().values()))))
         + " |"
     )
     yield "|---|---:|---:|" + "---:|" * len({run for _, run, _ in by_size})
     for seed, found in findings.selections().items():
         alone = [f"{_r2(points):.2f}" for of, _, points in by_size if of == seed]
         yield f"| {seed} | {found['r2']:.2f} | {found['slope']:.2f} | {' | '.join(alone)} |"
-
-
-def _runs_of(selection: dict) -> list[str]:
-    return list(dict.fromkeys(row["name"].partition("/")[0] for row in selection["checkpoints"]))
-
-
-def _of_run(selection: dict, run: str) -> list[tuple[float, float]]:
-    return [
-        (row["x"], row["accuracy"])
-        for row in selection["checkpoints"]
-        if row["name"].partition("/")[0] == run
-    ]
 
 
 def _r2(points: Sequence[tuple[float, float]]) -> float:
@@ -293,10 +283,7 @@ def _large(findings: Findings, experiments: Sequence[str]) -> Iterator[str]:
             yield f"| {run} | {' | '.join(cells)} | {found.mean:+.3f}{interval} |"
 
 
-def _sharing(root: Path) -> Iterator[str]:
-    found = sharing(root)
-    if found is None:
-        return
+def _sharing(found: Sharing) -> Iterator[str]:
     yield from ("", "## What sharing saved", "")
     yield _filled(
         text.SHARING,

@@ -72,6 +72,6 @@ says whose targets it learned from, or how many eighths of the steps it got.
 """
 
 NOT_RUN = """
-`STUDY=large make study` runs these too. That takes a night on 2 cores, or a GPU. `STUDY_MINUTES=9` ends it after 9
+`STUDY=large make study` runs these too. That takes a night and more on 2 cores, or a GPU. `STUDY_MINUTES=9` ends it after 9
 minutes; the same command then goes on from there.
 """
