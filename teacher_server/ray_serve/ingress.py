@@ -46,12 +46,12 @@ def haproxy_environment(header_timeout_s: float) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "{folder}/metrics.sock",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "{folder}",
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "{folder}/server-state",
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_port_for_later()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(_port_for_later()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(port_for_later()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(port_for_later()),
         # Where no replica is there yet HAProxy asks Serve's own proxy; on the default port that may be
         # another Ray's, with another teacher.
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_port_for_later()),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_port_for_later()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(port_for_later()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(port_for_later()),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + _REPLICA_PORTS),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
@@ -119,7 +119,7 @@ def _as_bytes(view: memoryview) -> Any:
     return bytes, (bytes(view),)
 
 
-def _port_for_later() -> int:
+def port_for_later() -> int:
     """A free port below those that the kernel gives out, since seconds pass until it is taken."""
     while True:
         port = 10_000 + secrets.randbelow(10_000)
