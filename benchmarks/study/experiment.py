@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+FIRST_SEED = 10
+"""Seeds 0 to 3 took part in the choice of the learning rate of `nano` (docs/appearance.md)."""
 SEEN_STEPS = 4
 """Checkpoints of a student."""
 PROBE_LR = 0.003
@@ -46,6 +48,14 @@ class Lengths:
     videos: int = 4000
     """Training videos of moving digits; of real ones most that encoders learn from, and that probes do."""
     probe_epochs: int = 20
+
+    @property
+    def all_seeds(self) -> range:
+        return range(FIRST_SEED, FIRST_SEED + self.seeds)
+
+    @property
+    def few_seeds(self) -> range:
+        return self.all_seeds[: self.large_seeds]
 
     def of(self, data: str) -> int:
         """Steps of a run on a data set, a multiple of the number of checkpoints."""
@@ -91,6 +101,7 @@ class Experiment:
         steps: int | Callable[[Path], int],
         data: str | None = None,
         teacher: str | None = None,
+        generation: int | None = None,
         needs: Sequence[str] = (),
         checkpoints: Sequence[int] = (),
     ) -> str:
@@ -98,11 +109,14 @@ class Experiment:
         back its path.
 
         ``flags``: of `salt-train`; a function is called with the study's folder when the run starts.
-        ``data``: what it trains on, of the study's data sets. ``checkpoints``: steps whose encoders are
-        probed as well; the last one always is.
+        ``data``: what it trains on, of the study's data sets. ``generation``: how many teachers come before
+        it; without it 0, or 1 with ``teacher``. ``checkpoints``: steps whose encoders are probed as well; the
+        last one always is.
         """
         out, shards = f"{self.folder}/{name}", f"{data or self.data}/shards"
         before = [shards, *needs]
+        # With its teacher's seed and size a student would begin with the weights that its teacher began with.
+        seed = self.seed + 1000 * (int(teacher is not None) if generation is None else generation)
         targets = None
         if teacher is not None:
             targets = f"{teacher}-targets"
@@ -122,7 +136,7 @@ class Experiment:
                 "--set",
                 f"optim.warmup_steps={min(30, length // 2)}",
             ]
-            same = ["--seed", self.seed, "--data-seed", self.seed, "--workers", 0]
+            same = ["--seed", seed, "--data-seed", self.seed, "--workers", 0]
             resume = ["--resume"] if (root / out / "config.yaml").exists() else []
             return [
                 "salt-train",
@@ -144,10 +158,9 @@ class Experiment:
         self._probed += [f"{out}/checkpoints/step-{step}" for step in checkpoints] or [out]
         return out
 
-    def judge(self, *also: str) -> str:
-        """Adds the probe of all runs so far and of ``also``; gives back the name of its JSON file."""
-        out = f"{self.folder}/{self.name}-probe.json"
-        runs = (*also, *self._probed)
+    def judge(self, needs: Sequence[str] = ()) -> str:
+        """Adds the probe of all runs so far; gives back the name of its JSON file."""
+        out, runs = f"{self.folder}/{self.name}-probe.json", tuple(self._probed)
 
         def command(root: Path) -> list[object]:
             checkpoints = [part for run in runs for part in ("--ckpt", root / run)]
@@ -175,8 +188,8 @@ class Experiment:
                 *length,
             ]
 
-        needs = tuple(dict.fromkeys(run.partition("/checkpoints/")[0] for run in runs))
-        self.jobs.append(Job(name=out, needs=needs, goes_on=True, command=command))
+        before = dict.fromkeys((*needs, *(run.partition("/checkpoints/")[0] for run in runs)))
+        self.jobs.append(Job(name=out, needs=tuple(before), goes_on=True, command=command))
         return out
 
 

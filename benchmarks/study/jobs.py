@@ -26,9 +26,17 @@ MEMORIES = (6, 20, 60, 180, 540)
 """Settings of the baseline's momentum: steps of its run over those in which its moving average forgets.
 V-JEPA 2's is (1 - 0.99925) x 240,000 = 180; with 0.99925 itself the targets of a short run would stay close
 to the weights that it began with."""
+RATES = {
+    "0.001": (1e-3, 1e-3),
+    "0.003-to-0.002": (3e-3, 2e-3),
+    "0.001-to-0.0001": (1e-3, 1e-4),
+    "0.0005": (5e-4, 5e-4),
+}
+"""First and last learning rates that the preset's, the first one, was chosen among (docs/appearance.md): the
+baseline gets the same choice. It starts at a tenth of the first."""
 TUNING_SEED = 100
-"""Of the runs that choose the baseline's momentum; no other run has it."""
-TUNING = f"digits/seed-{TUNING_SEED}/tuning-probe.json"
+"""Of the runs that choose the baseline's momentum and then its rate; no other run has it."""
+TUNING, RATE_TUNING = (f"digits/seed-{TUNING_SEED}/{name}-probe.json" for name in ("tuning", "rates"))
 DEEP, SHALLOW = ("--set", "encoder.depth=8"), ("--set", "encoder.depth=2")
 
 
@@ -53,8 +61,9 @@ def small(data: str, seed: int, lengths: Lengths) -> list[Job]:
         "vjepa",
         "ema",
         *momentum(2 * steps),
+        *(() if data == "real" else rate()),  # the recipe of real videos has its own
         steps=2 * steps,
-        needs=(TUNING,),
+        needs=(RATE_TUNING,),
         checkpoints=[steps, 2 * steps],
     )
     probe = experiment.judge()
@@ -104,6 +113,7 @@ def large(seed: int, lengths: Lengths, *, strokes: bool) -> list[Job]:
     """The paper's other claims, on moving digits, around the teacher and the student of ``small``."""
     steps, base = lengths.of("digits"), f"digits/seed-{seed}"
     teacher, student = f"{base}/teacher", f"{base}/student"
+    compared = (f"{base}/base-probe.json",)  # has the student that the others are held against
     jobs: list[Job] = []
 
     def experiment(name: str) -> Experiment:
@@ -114,10 +124,11 @@ def large(seed: int, lengths: Lengths, *, strokes: bool) -> list[Job]:
         "vjepa",
         "ema-equal-flops",
         *momentum(lambda root: steps_of_equal_flops(root, base)),
+        *rate(),
         steps=lambda root: steps_of_equal_flops(root, base),
-        needs=(teacher, student, f"{base}/ema", TUNING),
+        needs=(teacher, student, f"{base}/ema"),
     )
-    equal.judge()
+    equal.judge(compared)
 
     sizes = experiment("sizes")
     teachers = {"shallow": sizes.train("teacher", "teacher-shallow", *SHALLOW, steps=steps), "base": teacher}
@@ -126,19 +137,19 @@ def large(seed: int, lengths: Lengths, *, strokes: bool) -> list[Job]:
         if size != "base":
             sizes.train("student", f"student-of-{size}", steps=steps, teacher=of)
         sizes.train("student", f"student-deep-of-{size}", *DEEP, steps=steps, teacher=of)
-    sizes.judge()
+    sizes.judge(compared)
 
     data = experiment("data")
     for name in ("digits-quarter", *(("strokes", "digits-and-strokes") if strokes else ())):
         of = data.train("teacher", f"teacher-on-{name}", steps=steps, data=name)
         data.train("student", f"student-of-{name}", steps=steps, teacher=of)
-    data.judge()
+    data.judge(compared)
 
     masks = experiment("masks")
     for mask in ("random-tube", "multi-random-tube"):
         of = masks.train("teacher", f"teacher-{mask}", "--mask", mask, steps=steps)
         masks.train("student", f"student-of-{mask}", steps=steps, teacher=of)
-    masks.judge()
+    masks.judge(compared)
 
     split = experiment("split")
     for quarters in (1, 2, 6):
@@ -146,12 +157,12 @@ def large(seed: int, lengths: Lengths, *, strokes: bool) -> list[Job]:
         split.train(
             "student", f"student-{8 - quarters}-of-8", steps=2 * steps * (8 - quarters) // 8, teacher=of
         )
-    split.judge()
+    split.judge(compared)
 
     chain = experiment("chain")
-    second = chain.train("student", "student-second", steps=steps, teacher=student)
-    chain.train("student", "student-third", steps=steps, teacher=second)
-    chain.judge()
+    second = chain.train("student", "student-second", steps=steps, teacher=student, generation=2)
+    chain.train("student", "student-third", steps=steps, teacher=second, generation=3)
+    chain.judge(compared)
 
     for one in (equal, sizes, data, masks, split, chain):
         jobs += one.jobs
@@ -159,21 +170,62 @@ def large(seed: int, lengths: Lengths, *, strokes: bool) -> list[Job]:
 
 
 def tuning(lengths: Lengths) -> list[Job]:
-    """The baseline with each momentum of ``MEMORIES``, and what its encoders know of motion."""
-    experiment = Experiment(data="digits", seed=TUNING_SEED, lengths=lengths, name="tuning")
+    """The baseline with each momentum of ``MEMORIES``, then with the best one and each rate of ``RATES``, and
+    what its encoders know of motion."""
+    momenta, rates = (
+        Experiment(data="digits", seed=TUNING_SEED, lengths=lengths, name=name)
+        for name in ("tuning", "rates")
+    )
     steps = 2 * lengths.of("digits")
     for memories in MEMORIES:
-        experiment.train(
+        momenta.train(
             "vjepa", f"ema-{memories}", *momentum(steps, lambda _, value=memories: value), steps=steps
         )
-    assert experiment.judge() == TUNING
-    return experiment.jobs
+    for name in list(RATES)[1:]:  # with the preset's rate it has run
+        flags = (*momentum(steps), *rate(lambda _, value=name: value))
+        rates.train("vjepa", f"ema-rate-{name}", *flags, steps=steps, needs=(TUNING,))
+    assert (momenta.judge(), rates.judge()) == (TUNING, RATE_TUNING)
+    return momenta.jobs + rates.jobs
+
+
+def tuned_memories(root: Path) -> dict[int, float]:
+    """Accuracy on motion of the baseline with each of ``MEMORIES``, on the seed that is for this alone."""
+    accuracy = json.loads((root / TUNING).read_text())["accuracy"]
+    return {memories: accuracy[f"ema-{memories}"]["motion"] for memories in MEMORIES}
+
+
+def tuned_rates(root: Path) -> dict[str, float]:
+    """The same with each of ``RATES`` and the best momentum."""
+    accuracy = json.loads((root / RATE_TUNING).read_text())["accuracy"]
+    preset, *others = RATES
+    return {preset: max(tuned_memories(root).values())} | {
+        name: accuracy[f"ema-rate-{name}"]["motion"] for name in others
+    }
 
 
 def chosen_memories(root: Path) -> int:
-    """The setting of ``MEMORIES`` whose encoder tells motion best, on the seed that is for this alone."""
-    accuracy = json.loads((root / TUNING).read_text())["accuracy"]
-    return max(MEMORIES, key=lambda memories: accuracy[f"ema-{memories}"]["motion"])
+    """The setting of ``MEMORIES`` whose encoder tells motion best."""
+    accuracy = tuned_memories(root)
+    return max(accuracy, key=accuracy.__getitem__)
+
+
+def chosen_rate(root: Path) -> str:
+    """The same of ``RATES``."""
+    accuracy = tuned_rates(root)
+    return max(accuracy, key=accuracy.__getitem__)
+
+
+def rate(name: Callable[[Path], str] = chosen_rate) -> tuple[object, ...]:
+    """Flags of a baseline with a learning rate of ``RATES``."""
+
+    def flag(key: str, value: Callable[[tuple[float, float]], float]) -> Callable[[Path], str]:
+        return lambda root: f"optim.{key}={value(RATES[name(root)]):g}"
+
+    return (
+        *("--set", flag("lr", lambda rates: rates[0])),
+        *("--set", flag("start_lr", lambda rates: rates[0] / 10)),
+        *("--set", flag("final_lr", lambda rates: rates[1])),
+    )
 
 
 def momentum(
@@ -212,14 +264,13 @@ def study(lengths: Lengths, *, labelled: Path | None, real: Path | None, is_larg
 
 def _runs(lengths: Lengths, labelled: Path | None, real: Path | None, is_large: bool) -> Iterator[Job]:
     yield from tuning(lengths)
-    for seed in range(lengths.seeds):
+    for seed in lengths.all_seeds:
         yield from small("digits", seed, lengths)
-    few_seeds = range(min(lengths.seeds, lengths.large_seeds))
     if is_large:
-        for seed in few_seeds:
+        for seed in lengths.few_seeds:
             yield from large(seed, lengths, strokes=labelled is not None)
     for data in (*(("strokes",) if labelled else ()), *(("real",) if real else ())):
-        for seed in few_seeds:
+        for seed in lengths.few_seeds:
             yield from small(data, seed, lengths)
 
 

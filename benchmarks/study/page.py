@@ -1,6 +1,5 @@
 """Writes the study's page: what was run, what was found, what was not run."""
 
-import json
 import os
 import platform
 import re
@@ -16,7 +15,7 @@ from benchmarks.study import text
 from benchmarks.study.experiment import Lengths
 from benchmarks.study.figures import draw_accuracies, draw_compute, draw_decisions, draw_losses
 from benchmarks.study.findings import LABELS, RANDOM, Difference, Findings, difference, points_of, runs_of
-from benchmarks.study.jobs import MEMORIES, TUNING, TUNING_SEED, chosen_memories
+from benchmarks.study.jobs import RATE_TUNING, chosen_memories, chosen_rate, tuned_memories, tuned_rates
 from benchmarks.study.runner import read_ended
 from benchmarks.study.sharing import Cost, Sharing, sharing
 from salt_distill.common.whole import write_whole
@@ -96,7 +95,7 @@ def _missing(findings: Findings, *, has_strokes: bool, has_real: bool) -> Iterat
 def _opening(root: Path, lengths: Lengths) -> Iterator[str]:
     ended = read_ended(root)
     cpu_s = sum(one.cpu_s for one in ended.values())
-    tuned = _tuned(root) if (root / TUNING).exists() else "It is not chosen yet."
+    tuned = _tuned(root) if (root / RATE_TUNING).exists() else "They are not chosen yet."
     yield "# The paper's claims at small scale"
     yield ""
     yield _filled(
@@ -117,12 +116,15 @@ def _opening(root: Path, lengths: Lengths) -> Iterator[str]:
 
 
 def _tuned(root: Path) -> str:
-    """What the settings of the baseline's momentum gave, in a sentence."""
-    accuracy = json.loads((root / TUNING).read_text())["accuracy"]
-    found = ", ".join(f"{accuracy[f'ema-{memories}']['motion']:.3f} with {memories}" for memories in MEMORIES)
+    """What the settings of the baseline gave, in a sentence each."""
+
+    def found(accuracy: Mapping[int, float] | Mapping[str, float]) -> str:
+        return ", ".join(f"{setting}: {value:.3f}" for setting, value in accuracy.items())
+
     return (
-        f"Of {len(MEMORIES)} values of m, {chosen_memories(root)} tells motion best on seed {TUNING_SEED},"
-        f" which no other run has: {found}."
+        f"Accuracy on motion by m was {found(tuned_memories(root))}, and with m = {chosen_memories(root)} by"
+        f" rate {found(tuned_rates(root))}. So the baseline has m = {chosen_memories(root)} and the rate"
+        f" {chosen_rate(root)}."
     )
 
 
