@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole of SALT, small, on this machine: videos to shards, a teacher, a service that two students share, a cache that a third one
-# reads, and what they learned. Every line that begins with `step` is a command you would type yourself.
+# The main steps of SALT, small, on this machine: videos to shards, a teacher, a service that two students share, a cache that a third one
+# reads, and what they learned. Each command is printed before it runs; `step` notes its time as well.
 #   VIDEOS=DIR make demo   takes your own videos instead of made ones (without labels there is nothing to probe)
 # Students learn from a teacher of made videos that was trained for two hours (deploy/pretrained); with your own videos, from the one here.
 set -euo pipefail
@@ -20,9 +20,10 @@ SERVER=; STUDENT=
 finish() { for pid in $STUDENT $SERVER; do kill -TERM "$pid" 2>/dev/null && wait "$pid" || true; done; }
 trap finish EXIT; trap 'exit 130' INT; trap 'exit 143' TERM
 
-step() { # step NAME COMMAND...: runs it and notes its seconds
+step() { # step NAME COMMAND...: prints it, unless it is a function of this file, runs it and notes its seconds
   local name=$1 start=$SECONDS; shift
-  printf '\n\033[1m$ %s\033[0m\n' "$*"
+  printf '\n'
+  [ "$(type -t "$1")" = function ] || printf '\033[1m$ %s\033[0m\n' "$*"
   "$@"
   printf '%s\t%s\n' "$name" $((SECONDS - start)) >> "$OUT/steps.tsv"
 }
@@ -56,10 +57,10 @@ step serve wait_for_url
 
 # 5. Stage 2: two students of different size share it. With one data seed and pinned views, each clip is computed once.
 two_students() {
-  salt-train student --preset nano --data "$OUT/shards" --teacher-url "$(cat "$OUT/url")" --out "$OUT/student-a" --steps "$STEPS" \
-    --views "$VIEWS" --cpus-per-worker 0.5 & STUDENT=$!
-  salt-train student --preset nano --data "$OUT/shards" --teacher-url "$(cat "$OUT/url")" --out "$OUT/student-b" --steps "$STEPS" \
-    --views "$VIEWS" --cpus-per-worker 0.5 --set encoder.depth=3
+  local student=(salt-train student --preset nano --data "$OUT/shards" --teacher-url "$(cat "$OUT/url")" --steps "$STEPS" --views "$VIEWS" --cpus-per-worker 0.5)
+  printf '\033[1m$ %s\033[0m\n' "${student[*]} --out $OUT/student-a &" "${student[*]} --out $OUT/student-b --set encoder.depth=3"
+  "${student[@]}" --out "$OUT/student-a" & STUDENT=$!
+  "${student[@]}" --out "$OUT/student-b" --set encoder.depth=3
   wait "$STUDENT"; STUDENT=
 }
 step students two_students
@@ -78,8 +79,8 @@ step student_c salt-train student --preset nano --data "$OUT/shards" --targets "
 step probe salt-eval probe --ckpt "$OUT/teacher" --ckpt "$OUT/student-a" --ckpt "$OUT/student-b" --ckpt "$OUT/student-c" --random-init \
   ${JUDGED[@]+"${JUDGED[@]}"} --data "$OUT/shards" --out "$OUT/probe.json" --epochs 20 --lr 0.003 --batch-size 128 --num-threads 2
 if [ ${#JUDGED[@]} -gt 0 ]; then cat <<'WORDS'
-An encoder learns motion first. What it knows of digits falls below random weights in its first minutes and is above them after hours:
-teacher-30000-steps saw 720,000 clips, student-10000-steps 960,000 (deploy/pretrained/README.md has their commands).
+An encoder learns motion first. In the first minutes of training its accuracy on digits falls below that of random weights; after about two
+hours it is above. teacher-30000-steps saw 720,000 clips, student-10000-steps 960,000 (deploy/pretrained/README.md has their commands).
 WORDS
 fi
 step report salt-eval report --runs "$OUT"

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.study.experiment import Job, Lengths
 from benchmarks.study.findings import Findings, difference
-from benchmarks.study.jobs import MEMORIES, TUNING, steps_of_equal_flops, study
+from benchmarks.study.jobs import MEMORIES, RATE_TUNING, RATES, TUNING, steps_of_equal_flops, study
 from benchmarks.study.page import write_page
 from benchmarks.study.runner import ENDED, JobError, read_ended, run
 from benchmarks.study.sharing import Cost, Sharing, sharing
@@ -67,14 +67,19 @@ def test_differences_have_the_interval_of_a_paired_t_test():
     from scipy.stats import ttest_rel
 
     better, worse = [0.9, 0.8, 0.85], [0.7, 0.72, 0.6]
-    found = difference(better, worse)
+
+    def difference_of(first, second):
+        return difference(dict(enumerate(first)), dict(enumerate(second)))
+
+    found = difference_of(better, worse)
     expected = ttest_rel(better, worse).confidence_interval(0.95)
     assert found.interval == pytest.approx((expected.low, expected.high))
     assert found.verdict == "open: above 0 in each seed, but the interval has 0 in it"
-    assert difference([0.5, 0.51, 0.52], [0.1, 0.1, 0.1]).verdict == "**holds**"
-    assert difference([0.5, 0.1, 0.52], [0.1, 0.5, 0.1]).verdict == "open: the interval has 0 in it"
-    assert difference([0.1, 0.11, 0.1], [0.5, 0.5, 0.52]).verdict == "**does not hold**"
-    assert difference([0.9], [0.1]).verdict == "one seed, no verdict"
+    assert difference_of([0.5, 0.51, 0.52], [0.1, 0.1, 0.1]).verdict == "**holds**"
+    assert difference_of([0.5, 0.1, 0.52], [0.1, 0.5, 0.1]).verdict == "open: the interval has 0 in it"
+    assert difference_of([0.1, 0.11, 0.1], [0.5, 0.5, 0.52]).verdict == "**does not hold**"
+    assert difference_of([0.9], [0.1]).verdict == "one seed, no verdict"
+    assert difference({10: 0.9, 11: 0.5, 12: 0.7}, {12: 0.5, 10: 0.8}).by_seed == pytest.approx((0.1, 0.2))
 
 
 @pytest.mark.parametrize("labelled", [None, Path("labelled")])
@@ -87,21 +92,50 @@ def test_every_job_comes_after_what_it_needs(labelled, real, is_large):
         assert job.name not in made
         made.add(job.name)
     assert any("strokes" in name for name in made) == (labelled is not None)
-    assert ("digits/seed-2/chain-probe.json" in made) == is_large
-    assert ("real/seed-2/neighbours.json" in made) == (is_large and real is not None)
-    assert "digits/seed-4/base-probe.json" in made
+    assert ("digits/seed-12/chain-probe.json" in made) == is_large
+    assert ("real/seed-12/neighbours.json" in made) == (is_large and real is not None)
+    assert "digits/seed-14/base-probe.json" in made
 
 
-def test_the_baseline_gets_the_momentum_that_tells_motion_best_on_its_own_seed(tmp_path):
-    accuracy = {f"ema-{memories}": {"motion": 0.3, "digit": 0.9} for memories in MEMORIES}
-    accuracy["ema-60"] = {"motion": 0.4, "digit": 0.1}
+def test_the_baseline_gets_the_settings_that_tell_motion_best_on_a_seed_of_their_own(tmp_path):
+    momenta = {f"ema-{memories}": {"motion": 0.3, "digit": 0.9} for memories in MEMORIES}
+    momenta["ema-60"] = {"motion": 0.4, "digit": 0.1}
+    rates = {f"ema-rate-{name}": {"motion": 0.39, "digit": 0.9} for name in list(RATES)[1:]}
     (tmp_path / TUNING).parent.mkdir(parents=True)
-    (tmp_path / TUNING).write_text(json.dumps({"accuracy": accuracy}))
-    jobs = {job.name: job for job in study(Lengths(), labelled=None, real=None, is_large=False)}
-    assert "ema.start=0.97" in jobs["digits/seed-0/ema"].command(tmp_path)
-    assert TUNING in jobs["digits/seed-0/ema"].needs
-    assert "ema.end=0.73" in jobs["digits/seed-100/ema-540"].command(tmp_path)
+    (tmp_path / TUNING).write_text(json.dumps({"accuracy": momenta}))
+    (tmp_path / RATE_TUNING).write_text(json.dumps({"accuracy": rates}))
+    jobs = {job.name: job for job in study(Lengths(), labelled=None, real=Path("videos"), is_large=True)}
+
+    def settings(name):
+        command = jobs[name].command(tmp_path)
+        return [value for value in command if str(value).startswith(("ema.", "optim.lr", "optim.final_lr"))]
+
+    momentum = ["ema.start=0.97", "ema.end=0.97"]
+    assert settings("digits/seed-10/ema") == [*momentum, "optim.lr=0.001", "optim.final_lr=0.001"]
+    rates["ema-rate-0.003-to-0.002"]["motion"] = 0.41
+    (tmp_path / RATE_TUNING).write_text(json.dumps({"accuracy": rates}))
+    tried = [*momentum, "optim.lr=0.003", "optim.final_lr=0.002"]
+    assert settings("digits/seed-10/ema") == settings("digits/seed-100/ema-rate-0.003-to-0.002") == tried
+    assert settings("real/seed-10/ema")[-2:] == ["ema.start=0.985", "ema.end=0.985"]
+    assert RATE_TUNING in jobs["digits/seed-10/ema"].needs
+    assert settings("digits/seed-100/ema-540") == ["ema.start=0.73", "ema.end=0.73"]
     assert not any("seed-100" in name for name in jobs if "ema-" not in name and "probe" not in name)
+
+
+def test_a_student_begins_with_weights_that_none_of_its_teachers_began_with():
+    jobs = study(Lengths(seeds=1, large_seeds=1), labelled=None, real=Path("videos"), is_large=True)
+    seeds: dict[str, list[int]] = {}
+    for job in jobs:
+        run = job.name.rpartition("/")[2]
+        if not run.startswith(("teacher", "student")) or run.endswith("-targets"):
+            continue
+        command = list(job.command(Path("runs")))
+        seed = command[command.index("--seed") + 1]
+        before = [name.removesuffix("-targets") for name in job.needs if name.endswith("-targets")]
+        assert (command[1] == "student") == (len(before) == 1)
+        seeds[job.name] = [seed, *(one for name in before for one in seeds[name])]
+    assert all(len(set(one)) == len(one) for one in seeds.values())
+    assert len(seeds["digits/seed-10/student-third"]) == 4
 
 
 def test_sharing_counts_what_students_would_have_asked_for(tmp_path):
@@ -122,7 +156,7 @@ def test_sharing_counts_what_students_would_have_asked_for(tmp_path):
         num_students=2,
         shared=Cost(forwards=40, hours=1.0, num_bytes=num_bytes),
         apart=Cost(forwards=80, hours=2.0, num_bytes=2 * num_bytes),
-        uncached=Cost(forwards=200, hours=5.0, num_bytes=0),
+        uncached_forwards=200,
         training_hours=2.0,
         training_hours_apart=4.0,
     )
@@ -197,8 +231,8 @@ def test_the_page_says_what_was_not_run(tmp_path):
     write_page(tmp_path / "page/study.md", tmp_path / "runs", Lengths(), has_strokes=False, has_real=True)
     page = (tmp_path / "page/study.md").read_text()
     assert "pen strokes: they were not there" in page
-    assert "real videos: not through yet" in page
-    assert page[page.index("## Not run") :].count("\n- ") == 8
+    assert "real videos: 0 of 3 seeds are through" in page
+    assert page[page.index("## Not run") :].count("\n- ") == 9
     assert "holds**" not in page
 
 
@@ -232,14 +266,14 @@ def test_the_whole_study_at_toy_length_in_pieces(tmp_path):
         assert ended.returncode in (0, 3), ended.stderr
     assert pieces == [3, 0]
     page = (tmp_path / "page/study.md").read_text()
-    found = Findings(root=tmp_path / "runs", num_seeds=1)
-    accuracy = found.accuracies("digits", "student-third", "motion", "chain")[0]
+    found = Findings(root=tmp_path / "runs", seeds=[10])
+    accuracy = found.accuracies("digits", "student-third", "motion", "chain")[10]
     [row] = [line for line in page.splitlines() if line.startswith("| student-third |")]
     assert row.split(" | ")[2].startswith(f"{accuracy:.3f} (")
-    assert len(found.selections()[0]["checkpoints"]) == 12
-    summary = json.loads((tmp_path / "runs/digits/seed-0/ema-equal-flops/summary.json").read_text())
+    assert len(found.selections()[10]["checkpoints"]) == 12
+    summary = json.loads((tmp_path / "runs/digits/seed-10/ema-equal-flops/summary.json").read_text())
     assert summary["flops"] == pytest.approx(found.flops("digits", "student"), rel=0.1)
-    assert "| **SALT and the EMA baseline at equal FLOPs**, seed 0 | | | |" in page
+    assert "| **SALT and the EMA baseline at equal FLOPs**, seed 10 | | | |" in page
     figures = {path.name for path in (tmp_path / "page").glob("*.png")}
     assert figures == {f"study-{name}.png" for name in ("accuracy", "compute", "loss", "decisions")}
     assert all(f"]({name})" in page for name in figures)

@@ -23,17 +23,19 @@ def draw_accuracies(path: Path, findings: Findings, rows: Mapping[str, Mapping[s
     for one in axes[len(panels) :]:
         one.remove()
     for one, (data, label) in zip(axes, panels, strict=False):
+        most = 0.0
         for row, name in enumerate(rows[data]):
             values = list(findings.accuracies(data, name, label).values())
             one.plot(values, [row] * len(values), "o", color="C0", alpha=0.6)
             one.plot(statistics.fmean(values), row, "|", color="black", markersize=16)
+            most = max(most, *values)
         one.set_yticks(range(len(rows[data])), list(rows[data].values()), fontsize=7)
         chance = next(iter(findings.probes(data).values()))["labels"][label]["chance"]
         one.axvline(chance, color="grey", linestyle=":")
         one.invert_yaxis()
         one.set_title(f"{data}: {label}", fontsize=9)
         one.tick_params(axis="x", labelsize=7)
-        one.set_xlim(0, 1)
+        one.set_xlim(0, min(1.02, 1.15 * most))
     figure.savefig(path, dpi=110)
 
 
@@ -68,11 +70,13 @@ def draw_compute(path: Path, findings: Findings, experiments: Sequence[str]) -> 
     runs = findings.runs("digits")
     for axes, label in zip(panels, LABELS["digits"], strict=True):
         for number, (objective, title) in enumerate(KINDS.items()):
-            points = []
+            points: list[tuple[float, list[float]]] = []
             for run in (name for name, of in runs.items() if of == objective):
                 values = _probed(findings, run, label, experiments)
-                if values:
-                    points.append((findings.flops("digits", run), values))
+                flops = findings.flops("digits", run)
+                if values and flops is not None:
+                    beside = sum(0.99 < flops / other < 1.2 for other, _ in points)
+                    points.append((flops * 1.02**beside, values))
             for flops, values in points:
                 axes.plot([flops, flops], [min(values), max(values)], color=f"C{number}", linewidth=0.7)
             means = [statistics.fmean(values) for _, values in points]
@@ -93,8 +97,7 @@ def draw_decisions(path: Path, findings: Findings, experiments: Sequence[str]) -
     student, objectives = findings.accuracies("digits", "student", "motion"), findings.runs("digits")
     for experiment in experiments:
         for run in next(iter(findings.probes("digits", experiment).values()))["accuracy"]:
-            values = findings.accuracies("digits", run, "motion", experiment)
-            rows.append((run, difference(list(values.values()), [student[seed] for seed in values])))
+            rows.append((run, difference(findings.accuracies("digits", run, "motion", experiment), student)))
     figure = Figure(figsize=(7.5, 0.8 + 0.24 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for row, (run, found) in enumerate(rows):

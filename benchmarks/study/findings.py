@@ -3,12 +3,14 @@
 import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+
+from benchmarks.study.runner import read_ended
 
 LABELS = {
     "digits": ("motion", "digit"),
@@ -43,9 +45,9 @@ class Difference(NamedTuple):
         )
 
 
-def difference(better: Sequence[float], worse: Sequence[float]) -> Difference:
-    """Of two runs' accuracies, in the order of their seeds."""
-    by_seed = tuple(one - other for one, other in zip(better, worse, strict=True))
+def difference(better: Mapping[int, float], worse: Mapping[int, float]) -> Difference:
+    """Of two runs' accuracies by seed, of the seeds that both have."""
+    by_seed = tuple(better[seed] - worse[seed] for seed in better if seed in worse)
     mean = statistics.fmean(by_seed)
     if len(by_seed) < 2:
         return Difference(by_seed, mean, None)
@@ -60,7 +62,7 @@ class Findings:
     """The probes that are there, of all seeds that have them."""
 
     root: Path
-    num_seeds: int
+    seeds: Sequence[int]
 
     def probes(self, data: str, experiment: str = "base") -> dict[int, dict[str, Any]]:
         """By seed, what `salt-eval probe` wrote."""
@@ -71,11 +73,12 @@ class Findings:
         return self._read("digits/seed-{}/select.json")
 
     def accuracies(self, data: str, run: str, label: str, experiment: str = "base") -> dict[int, float]:
-        """By seed. ``run``: its last checkpoint, or RUN/step-N, or ``RANDOM``."""
-        return {
-            seed: probe["accuracy"][_entry(probe, run)][label]
+        """By seed, of those that have the run. ``run``: its last checkpoint, or RUN/step-N, or ``RANDOM``."""
+        entries = {
+            seed: (probe["accuracy"], _entry(probe, run))
             for seed, probe in self.probes(data, experiment).items()
         }
+        return {seed: of[name][label] for seed, (of, name) in entries.items() if name is not None}
 
     def neighbours(self) -> dict[int, dict[str, Any]]:
         """By seed, what `salt-eval rank` wrote of encoders of real videos."""
@@ -84,7 +87,7 @@ class Findings:
     def runs(self, data: str) -> dict[str, str]:
         """The finished runs of any seed, by name, and the objective of each."""
         paths = sorted((self.root / data).glob("seed-*/*/summary.json"))
-        numbers = {f"seed-{seed}" for seed in range(self.num_seeds)}
+        numbers = {f"seed-{seed}" for seed in self.seeds}
         return {
             path.parent.name: json.loads(path.read_text())["objective"]
             for path in paths
@@ -94,27 +97,41 @@ class Findings:
     def flops(self, data: str, run: str) -> float | None:
         """Training compute of a run and of the teachers before it, by the paper's 6ND, of the first seed that
         has it."""
-        for seed in range(self.num_seeds):
-            folder = self.root / data / f"seed-{seed}" / run
-            if (folder / "summary.json").exists():
-                return sum(
-                    json.loads((one / "summary.json").read_text())["flops"] for one in with_teachers(folder)
-                )
+        for folder in self._finished(data, run):
+            return sum(
+                json.loads((one / "summary.json").read_text())["flops"] for one in with_teachers(folder)
+            )
         return None
 
+    def core_minutes(self, data: str, run: str) -> float | None:
+        """What a run, the teachers before it and the caches between them took, the mean of the seeds."""
+        ended, of_seeds = read_ended(self.root), []
+        for folder in self._finished(data, run):
+            runs = list(with_teachers(folder))
+            made = [*runs, *(targets for one in runs if (targets := targets_of(one)))]
+            of_seeds.append(sum(ended[str(one.relative_to(self.root))].cpu_s for one in made) / 60)
+        return statistics.fmean(of_seeds) if of_seeds else None
+
+    def _finished(self, data: str, run: str) -> list[Path]:
+        """The folders of a run, of the seeds in which it has ended."""
+        names = [f"{data}/seed-{seed}/{run}" for seed in self.seeds]
+        ended = read_ended(self.root)
+        return [self.root / name for name in names if name in ended]
+
     def _read(self, pattern: str) -> dict[int, dict[str, Any]]:
-        paths = {seed: self.root / pattern.format(seed) for seed in range(self.num_seeds)}
+        paths = {seed: self.root / pattern.format(seed) for seed in self.seeds}
         return {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
 
 
-def _entry(probe: dict[str, Any], run: str) -> str:
-    """The name of a run's last checkpoint in a probe's table."""
+def _entry(probe: dict[str, Any], run: str) -> str | None:
+    """The name of a run's last checkpoint in a probe's table, if it is there."""
     names = probe["accuracy"]
     if run in names:
         return run
     return max(
         (name for name in names if name.startswith(f"{run}/step-")),
         key=lambda name: int(name.rpartition("-")[2]),
+        default=None,
     )
 
 

@@ -1,5 +1,6 @@
 """Writes the study's page: what was run, what was found, what was not run."""
 
+import csv
 import os
 import platform
 import re
@@ -39,7 +40,7 @@ NAMES = {
 
 def write_page(path: Path, root: Path, lengths: Lengths, *, has_strokes: bool, has_real: bool) -> None:
     """Writes ``path``, and its figures beside it, from what has run so far."""
-    findings = Findings(root=root, num_seeds=lengths.seeds)
+    findings = Findings(root=root, seeds=lengths.all_seeds)
     data_sets = [data for data in LABELS if findings.probes(data)]
     experiments = [name for name in LARGE if findings.probes("digits", name)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +50,7 @@ def write_page(path: Path, root: Path, lengths: Lengths, *, has_strokes: bool, h
         return picture, ["", f"![{title}]({picture.name})"]
 
     saved = sharing(root)
-    lines = [*_opening(root, lengths), *_claims(findings, data_sets, saved)]
+    lines = [*_opening(root, lengths, data_sets), *_claims(findings, data_sets, saved)]
     if data_sets:
         picture, shown = figure("accuracy", "accuracy of each run, a dot for each seed")
         draw_accuracies(
@@ -73,35 +74,48 @@ def write_page(path: Path, root: Path, lengths: Lengths, *, has_strokes: bool, h
         lines += [*_large(findings, experiments), *shown]
     if saved is not None:
         lines += _sharing(saved)
-    lines += _missing(findings, has_strokes=has_strokes, has_real=has_real)
+    lines += _missing(findings, lengths, has_strokes=has_strokes, has_real=has_real)
     write_whole(path, "\n".join(lines) + "\n")
 
 
-def _missing(findings: Findings, *, has_strokes: bool, has_real: bool) -> Iterator[str]:
-    missing = [
-        f"{title}: {'not through yet' if is_there else 'they were not there'}"
-        for data, title, is_there in (
-            ("strokes", "pen strokes", has_strokes),
-            ("real", "real videos", has_real),
-        )
-        if not findings.probes(data)
-    ]
-    missing += [title for name, title in LARGE.items() if not findings.probes("digits", name)]
+def _missing(findings: Findings, lengths: Lengths, *, has_strokes: bool, has_real: bool) -> Iterator[str]:
+    """The parts that do not have all of their seeds."""
+    parts = {
+        "digits": (findings.probes("digits"), lengths.all_seeds, True),
+        "pen strokes": (findings.probes("strokes"), lengths.few_seeds, has_strokes),
+        "real videos": (findings.probes("real"), lengths.few_seeds, has_real),
+    }
+    parts |= {
+        title: (findings.probes("digits", name), lengths.few_seeds, True) for name, title in LARGE.items()
+    }
+    missing = []
+    for title, (probes, seeds, is_there) in parts.items():
+        if not is_there:
+            missing.append(f"{title}: they were not there")
+        elif len(probes) < len(seeds):
+            missing.append(f"{title}: {len(probes)} of {_seeds(len(seeds))} are through")
     if missing:
         yield from ("", "## Not run", "", *(f"- {one}" for one in missing))
         yield from ("", _filled(text.NOT_RUN))
 
 
-def _opening(root: Path, lengths: Lengths) -> Iterator[str]:
+def _seeds(number: int) -> str:
+    return f"{number} seed{'s' * (number != 1)}"
+
+
+def _opening(root: Path, lengths: Lengths, data_sets: Sequence[str]) -> Iterator[str]:
     ended = read_ended(root)
     cpu_s = sum(one.cpu_s for one in ended.values())
     tuned = _tuned(root) if (root / RATE_TUNING).exists() else "They are not chosen yet."
     yield "# The paper's claims at small scale"
     yield ""
+    yield _filled(text.OPENING)
+    yield ""
+    for data in data_sets:
+        yield _filled(text.DATA[data], num_videos=_num_videos(root) if data == "real" else None)
+    yield ""
     yield _filled(
-        text.OPENING,
-        seeds=lengths.seeds,
-        large_seeds=min(lengths.seeds, lengths.large_seeds),
+        text.SETTINGS,
         digits=lengths.of("digits"),
         strokes=lengths.of("strokes"),
         real=lengths.of("real"),
@@ -113,6 +127,12 @@ def _opening(root: Path, lengths: Lengths) -> Iterator[str]:
         minutes=cpu_s / 60,
         machine=f"{os.cpu_count()} cores ({platform.machine()}), {_device()}, torch {torch.__version__}",
     )
+
+
+def _num_videos(root: Path) -> int:
+    """The real videos whose clips are the data."""
+    with (root / "real/videos/labels.csv").open(newline="") as file:
+        return len({row["origin"] for row in csv.DictReader(file)})
 
 
 def _tuned(root: Path) -> str:
@@ -158,6 +178,7 @@ def _claims(findings: Findings, data_sets: Sequence[str], saved: Sharing | None)
     yield "|---|---|---:|---|---|"
     for title, better, worse in (  # a title stands in the first of its rows
         ("the teacher has learned: above random weights", "teacher", RANDOM),
+        ("the EMA baseline has learned: above random weights", "ema", RANDOM),
         ("a student beats its teacher (section 4)", "student", "teacher"),
         ("SALT beats the EMA baseline at equal steps, the teacher's counted (Figure 2)", "student", "ema"),
     ):
@@ -167,11 +188,11 @@ def _claims(findings: Findings, data_sets: Sequence[str], saved: Sharing | None)
                 yield _claim(title, f"{data}, {label}", first, second)
                 title = ""
     equal = findings.probes("digits", "flops")
-    title = "SALT beats the EMA baseline at equal FLOPs, the teacher's counted"
+    title = "SALT beats the EMA baseline at equal FLOPs (6ND), the teacher's counted"
     for label in LABELS["digits"] if equal else ():
         student = findings.accuracies("digits", "student", label)
         baseline = findings.accuracies("digits", "ema-equal-flops", label, "flops")
-        yield _claim(title, f"digits, {label}", {seed: student[seed] for seed in baseline}, baseline)
+        yield _claim(title, f"digits, {label}", student, baseline)
         title = ""
     if selections := [one for one in findings.selections().values() if one["r2"] is not None]:
         values = ", ".join(f"{one['r2']:.2f}" for one in selections)
@@ -182,16 +203,19 @@ def _claims(findings: Findings, data_sets: Sequence[str], saved: Sharing | None)
         )
         yield f"| held-out loss predicts accuracy (Figure 3: R² 0.951) | digits, motion | {how} |"
     if saved is not None and saved.num_students > saved.num_teachers:
-        ratio = saved.uncached.forwards / saved.shared.forwards
+        of_sharing = saved.apart.forwards / saved.shared.forwards
+        of_cache = saved.uncached_forwards / saved.shared.forwards
         yield (
-            f"| one frozen teacher serves many students | all | {ratio:.1f} times fewer forwards |"
+            "| one frozen teacher serves many students | all |"
+            f" {of_sharing:.2f} times fewer forwards than with a cache for each,"
+            f" {of_cache:.1f} times fewer than without |"
             f" {saved.num_students} students of {saved.num_teachers} teachers |"
             " [below](#what-sharing-saved) |"
         )
 
 
 def _claim(title: str, data: str, first: Mapping[int, float], second: Mapping[int, float]) -> str:
-    return f"| {title} | {data} | {_difference(difference(list(first.values()), list(second.values())))}"
+    return f"| {title} | {data} | {_difference(difference(first, second))}"
 
 
 def _difference(found: Difference) -> str:
@@ -204,36 +228,43 @@ def _difference(found: Difference) -> str:
 
 def _tables(findings: Findings, data_sets: Sequence[str], lengths: Lengths) -> Iterator[str]:
     for data in data_sets:
-        probe = next(iter(findings.probes(data).values()))
-        labels = probe["labels"]
+        probes = findings.probes(data)
+        labels = next(iter(probes.values()))["labels"]
         heads = [f"{label} (chance {fact['chance']:.3f})" for label, fact in labels.items()]
         near = findings.neighbours() if data == "real" else {}
         heads += ["origin by k-NN"] if near else []
         yield from ("", f"## {data.capitalize()}", "")
-        yield _filled(text.TABLE, num_test=next(iter(labels.values()))["num_test"])
+        yield _filled(
+            text.TABLE,
+            num_seeds=_seeds(len(probes)),
+            num_test=next(iter(labels.values()))["num_test"],
+            clips="clips" if data == "real" else "videos",
+        )
         yield ""
-        yield f"| | {' | '.join(heads)} | training FLOPs |"
-        yield f"|---|{'---:|' * len(heads)}---:|"
-        for name, title, flops in _rows(findings, data, lengths):
+        yield f"| | {' | '.join(heads)} | training FLOPs | core minutes |"
+        yield f"|---|{'---:|' * len(heads)}---:|---:|"
+        for name, title, cost in _rows(findings, data, lengths):
             cells = [_spread(list(findings.accuracies(data, name, label).values())) for label in labels]
             if near:
                 of_seeds = [found["encoders"].get(name) for found in near.values()]  # only last checkpoints
                 known = [found["knn"]["origin"]["accuracy"] for found in of_seeds if found]
                 cells.append(_spread(known) if known else "")
-            yield f"| {title} | {' | '.join(cells)} | {'' if flops is None else f'{flops:.2e}'} |"
+            yield f"| {title} | {' | '.join(cells)} | {cost} |"
 
 
-def _rows(findings: Findings, data: str, lengths: Lengths) -> Iterator[tuple[str, str, float | None]]:
+def _rows(findings: Findings, data: str, lengths: Lengths) -> Iterator[tuple[str, str, str]]:
+    """Of each row of a table the run, its title, and the two cells of its cost."""
     steps = lengths.of(data)
-    yield RANDOM, NAMES[RANDOM], None
-    yield "teacher", f"{NAMES['teacher']}, {steps} steps", findings.flops(data, "teacher")
-    yield "student", f"{NAMES['student']}, {steps} steps", findings.flops(data, "student")
-    yield f"ema/step-{steps}", f"{NAMES['ema']}, {steps} steps", _half(findings.flops(data, "ema"))
-    yield "ema", f"{NAMES['ema']}, {2 * steps} steps", findings.flops(data, "ema")
 
+    def cost(run: str, share: float = 1) -> str:
+        flops, minutes = findings.flops(data, run), findings.core_minutes(data, run)
+        return " | " if flops is None or minutes is None else f"{share * flops:.2e} | {share * minutes:.1f}"
 
-def _half(flops: float | None) -> float | None:
-    return None if flops is None else flops / 2
+    yield RANDOM, NAMES[RANDOM], " | "
+    yield "teacher", f"{NAMES['teacher']}, {steps} steps", cost("teacher")
+    yield "student", f"{NAMES['student']}, {steps} steps", cost("student")
+    yield f"ema/step-{steps}", f"{NAMES['ema']}, step {steps} of {2 * steps}", cost("ema", 1 / 2)
+    yield "ema", f"{NAMES['ema']}, {2 * steps} steps", cost("ema")
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -258,12 +289,17 @@ def _selection(findings: Findings) -> Iterator[str]:
     )
     yield "|---|---:|---:|" + "---:|" * len({run for _, run, _ in by_size})
     for seed, found in findings.selections().items():
-        alone = [f"{_r2(points):.2f}" for of, _, points in by_size if of == seed]
-        yield f"| {seed} | {found['r2']:.2f} | {found['slope']:.2f} | {' | '.join(alone)} |"
+        alone = [_r2(points) for of, _, points in by_size if of == seed]
+        line = "none | none" if found["r2"] is None else f"{found['r2']:.2f} | {found['slope']:.2f}"
+        yield f"| {seed} | {line} | {' | '.join(alone)} |"
 
 
-def _r2(points: Sequence[tuple[float, float]]) -> float:
-    return statistics.correlation(*zip(*points, strict=True)) ** 2
+def _r2(points: Sequence[tuple[float, float]]) -> str:
+    """None where all are equal in loss or in accuracy."""
+    try:
+        return f"{statistics.correlation(*zip(*points, strict=True)) ** 2:.2f}"
+    except statistics.StatisticsError:
+        return "none"
 
 
 def _large(findings: Findings, experiments: Sequence[str]) -> Iterator[str]:
@@ -279,7 +315,7 @@ def _large(findings: Findings, experiments: Sequence[str]) -> Iterator[str]:
             digit, motion = (
                 findings.accuracies("digits", run, label, experiment) for label in ("digit", "motion")
             )
-            found = difference(list(motion.values()), [student[seed] for seed in motion])
+            found = difference(motion, student)
             interval = "" if found.interval is None else " ({:+.3f} to {:+.3f})".format(*found.interval)
             cells = [_spread(list(of.values())) for of in (digit, motion)]
             yield f"| {run} | {' | '.join(cells)} | {found.mean:+.3f}{interval} |"
@@ -300,11 +336,10 @@ def _sharing(found: Sharing) -> Iterator[str]:
     for title, cost in (
         ("one cache for all students of a teacher, as it was run", found.shared),
         ("a cache for each student", found.apart),
-        ("no cache: a forward for each clip of each step", found.uncached),
     ):
         yield f"| {title} | {_cost(cost)} |"
+    yield f"| no cache: a forward for each clip of each step | {found.uncached_forwards:,} | | none |"
 
 
 def _cost(cost: Cost) -> str:
-    kept = f"{cost.num_bytes / 1e9:.2f} GB" if cost.num_bytes else "none"
-    return f"{cost.forwards:,} | {cost.hours:.2f} | {kept}"
+    return f"{cost.forwards:,} | {cost.hours:.2f} | {cost.num_bytes / 1e9:.2f} GB"

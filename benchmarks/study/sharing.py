@@ -30,8 +30,8 @@ class Sharing:
     """As it was run."""
     apart: Cost
     """With a cache for each student."""
-    uncached: Cost
-    """With a forward for each clip of each step."""
+    uncached_forwards: int
+    """Clips that teachers would compute with a forward for each clip of each step."""
     training_hours: float
     """Of the teachers that were trained, of one core."""
     training_hours_apart: float
@@ -41,7 +41,7 @@ class Sharing:
 def sharing(root: Path) -> Sharing | None:
     """Of all students in ``root`` that have finished; none where there is none."""
     ended = read_ended(root)
-    shared, apart, uncached = [], [], []
+    shared, apart, uncached_forwards = [], [], 0
     training: list[float] = []
     training_apart = 0.0
     for targets, students in _students(root).items():
@@ -56,8 +56,7 @@ def sharing(root: Path) -> Sharing | None:
         apart += [one] * len(students)
         for student in students:
             summary = json.loads((student / "summary.json").read_text())
-            asked = summary["steps"] * summary["batch_size"]
-            uncached.append(Cost(forwards=asked, hours=hours * asked / forwards, num_bytes=0))
+            uncached_forwards += summary["steps"] * summary["batch_size"]
         teacher_hours = ended[name.removesuffix("-targets")].cpu_s / 3600
         training.append(teacher_hours)
         training_apart += teacher_hours * len(students)
@@ -68,7 +67,7 @@ def sharing(root: Path) -> Sharing | None:
         num_students=len(apart),
         shared=_sum(shared),
         apart=_sum(apart),
-        uncached=_sum(uncached),
+        uncached_forwards=uncached_forwards,
         training_hours=sum(training),
         training_hours_apart=training_apart,
     )
