@@ -97,11 +97,11 @@ class Findings:
     def flops(self, data: str, run: str) -> float | None:
         """Training compute of a run and of the teachers before it, by the paper's 6ND, of the first seed that
         has it."""
-        for folder in self._finished(data, run):
-            return sum(
-                json.loads((one / "summary.json").read_text())["flops"] for one in with_teachers(folder)
-            )
-        return None
+        finished = self._finished(data, run)
+        if not finished:
+            return None
+        paths = [one / "summary.json" for one in with_teachers(finished[0])]
+        return sum(json.loads(path.read_text())["flops"] for path in paths)
 
     def core_minutes(self, data: str, run: str) -> float | None:
         """What a run, the teachers before it and the caches between them took, the mean of the seeds."""

@@ -112,7 +112,7 @@ def _opening(root: Path, lengths: Lengths, data_sets: Sequence[str]) -> Iterator
     yield _filled(text.OPENING)
     yield ""
     for data in data_sets:
-        yield _filled(text.DATA[data], num_videos=_num_videos(root) if data == "real" else None)
+        yield _filled(text.DATA[data], **(_num_videos(root) if data == "real" else {}))
     yield ""
     yield _filled(
         text.SETTINGS,
@@ -129,10 +129,12 @@ def _opening(root: Path, lengths: Lengths, data_sets: Sequence[str]) -> Iterator
     )
 
 
-def _num_videos(root: Path) -> int:
-    """The real videos whose clips are the data."""
+def _num_videos(root: Path) -> dict[str, int]:
+    """Of how many real videos there are clips, and of how many in the test split."""
     with (root / "real/videos/labels.csv").open(newline="") as file:
-        return len({row["origin"] for row in csv.DictReader(file)})
+        rows = list(csv.DictReader(file))
+    in_test = {row["origin"] for row in rows if row["split"] == "test"}
+    return {"num_videos": len({row["origin"] for row in rows}), "num_test_videos": len(in_test)}
 
 
 def _tuned(root: Path) -> str:

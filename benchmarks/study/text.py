@@ -20,8 +20,8 @@ Other people drew the test videos. The encoder is that of digits.
     "real": """
 - **Real** (`salt-data pretext`): clips of {num_videos} real videos, and questions that a clip answers itself: is it
 played forwards or backwards (arrow), how fast (speed), were its halves swapped (order), which video is it from
-(origin). Test clips overlap one another; they are from the end of each video, which training does not show. The encoder
-is ViT-Ti at 64 pixels.
+(origin). Test clips are from the end of {num_test_videos} of them, which training does not show; many overlap. The
+encoder is ViT-Ti at 64 pixels.
 """,
 }
 
