@@ -1,6 +1,5 @@
 """The study: what it runs, how it goes on, and what it says of what it found."""
 
-import json
 import subprocess
 import sys
 import time
@@ -13,7 +12,8 @@ from benchmarks.study.experiment import Job, Lengths
 from benchmarks.study.findings import Findings, difference
 from benchmarks.study.jobs import MEMORIES, RATE_TUNING, RATES, TUNING, steps_of_equal_flops, study
 from benchmarks.study.page import write_page
-from benchmarks.study.runner import ENDED, JobError, read_ended, run
+from benchmarks.study.record import Record, RecordError
+from benchmarks.study.runner import JobError, run
 from benchmarks.study.sharing import Cost, Sharing, sharing
 from benchmarks.study.strokes import (
     ARCHIVE,
@@ -28,7 +28,19 @@ from benchmarks.study.strokes import (
 
 ROOT = Path(__file__).parent.parent
 LABELLED = ROOT.parent / "shared/data/labelled"
+LENGTHS = Lengths()
 TWO_STROKES = "START\n10,-10,0\n90,-10,400\nBREAK\nSTART\n50,-20,5400\n50,-90,5800\nBREAK\n"
+
+
+def record_in(folder: Path) -> Record:
+    return Record(folder / "study.jsonl", LENGTHS)
+
+
+def recorded(folder: Path, found: dict[str, dict], cpu_s: float = 1.0) -> Record:
+    record = record_in(folder)
+    for name, values in found.items():
+        record.add(name, wall_s=99.0, cpu_s=cpu_s, found=values)
+    return record
 
 
 def test_a_pen_only_adds_ink_and_the_last_frame_has_all_of_it():
@@ -85,10 +97,10 @@ def test_differences_have_the_interval_of_a_paired_t_test():
 @pytest.mark.parametrize("labelled", [None, Path("labelled")])
 @pytest.mark.parametrize("real", [None, Path("videos")])
 @pytest.mark.parametrize("is_large", [False, True])
-def test_every_job_comes_after_what_it_needs(labelled, real, is_large):
+def test_every_job_comes_after_what_it_needs(labelled, real, is_large, tmp_path):
     made: set[str] = set()
-    for job in study(Lengths(), labelled=labelled, real=real, is_large=is_large):
-        assert made.issuperset(job.needs), job
+    for job in study(LENGTHS, record_in(tmp_path), labelled=labelled, real=real, is_large=is_large):
+        assert made.issuperset((*job.needs, *job.after)), job
         assert job.name not in made
         made.add(job.name)
     assert any("strokes" in name for name in made) == (labelled is not None)
@@ -101,10 +113,10 @@ def test_the_baseline_gets_the_settings_that_tell_motion_best_on_a_seed_of_their
     momenta = {f"ema-{memories}": {"motion": 0.3, "digit": 0.9} for memories in MEMORIES}
     momenta["ema-60"] = {"motion": 0.4, "digit": 0.1}
     rates = {f"ema-rate-{name}": {"motion": 0.39, "digit": 0.9} for name in list(RATES)[1:]}
-    (tmp_path / TUNING).parent.mkdir(parents=True)
-    (tmp_path / TUNING).write_text(json.dumps({"accuracy": momenta}))
-    (tmp_path / RATE_TUNING).write_text(json.dumps({"accuracy": rates}))
-    jobs = {job.name: job for job in study(Lengths(), labelled=None, real=Path("videos"), is_large=True)}
+    record = recorded(tmp_path, {TUNING: {"accuracy": momenta}, RATE_TUNING: {"accuracy": rates}})
+    jobs = {
+        job.name: job for job in study(LENGTHS, record, labelled=None, real=Path("videos"), is_large=True)
+    }
 
     def settings(name):
         command = jobs[name].command(tmp_path)
@@ -113,17 +125,22 @@ def test_the_baseline_gets_the_settings_that_tell_motion_best_on_a_seed_of_their
     momentum = ["ema.start=0.97", "ema.end=0.97"]
     assert settings("digits/seed-10/ema") == [*momentum, "optim.lr=0.001", "optim.final_lr=0.001"]
     rates["ema-rate-0.003-to-0.002"]["motion"] = 0.41
-    (tmp_path / RATE_TUNING).write_text(json.dumps({"accuracy": rates}))
     tried = [*momentum, "optim.lr=0.003", "optim.final_lr=0.002"]
     assert settings("digits/seed-10/ema") == settings("digits/seed-100/ema-rate-0.003-to-0.002") == tried
     assert settings("real/seed-10/ema")[-2:] == ["ema.start=0.985", "ema.end=0.985"]
-    assert RATE_TUNING in jobs["digits/seed-10/ema"].needs
+    assert RATE_TUNING in jobs["digits/seed-10/ema"].after
     assert settings("digits/seed-100/ema-540") == ["ema.start=0.73", "ema.end=0.73"]
     assert not any("seed-100" in name for name in jobs if "ema-" not in name and "probe" not in name)
 
 
-def test_a_student_begins_with_weights_that_none_of_its_teachers_began_with():
-    jobs = study(Lengths(seeds=1, large_seeds=1), labelled=None, real=Path("videos"), is_large=True)
+def test_a_student_begins_with_weights_that_none_of_its_teachers_began_with(tmp_path):
+    jobs = study(
+        Lengths(seeds=1, large_seeds=1),
+        record_in(tmp_path),
+        labelled=None,
+        real=Path("videos"),
+        is_large=True,
+    )
     seeds: dict[str, list[int]] = {}
     for job in jobs:
         run = job.name.rpartition("/")[2]
@@ -139,23 +156,19 @@ def test_a_student_begins_with_weights_that_none_of_its_teachers_began_with():
 
 
 def test_sharing_counts_what_students_would_have_asked_for(tmp_path):
-    seed = tmp_path / "digits/seed-0"
-    assert sharing(tmp_path) is None
-    (seed / "teacher-targets").mkdir(parents=True)
-    manifest = json.dumps({"files": {"a": {"rows": 30}, "b": {"rows": 10}}})
-    (seed / "teacher-targets/manifest.json").write_text(manifest)
-    for name, steps in (("student", 5), ("student-deep", 20)):
-        (seed / name).mkdir()
-        (seed / name / "config.yaml").write_text(f"targets: /elsewhere/seed-0/teacher-targets\n# {name}\n")
-        (seed / name / "summary.json").write_text(json.dumps({"steps": steps, "batch_size": 8}))
-    lines = ["digits/seed-0/teacher\t99.0\t7200.0", "digits/seed-0/teacher-targets\t99.0\t3600.0"]
-    (tmp_path / ENDED).write_text("\n".join(lines) + "\n")
-    num_bytes = len(manifest)
-    assert sharing(tmp_path) == Sharing(
+    assert sharing(record_in(tmp_path)) is None
+    teacher, targets = "digits/seed-0/teacher", "digits/seed-0/teacher-targets"
+    recorded(tmp_path, {teacher: {"targets": None}}, cpu_s=7200)
+    recorded(tmp_path, {targets: {"rows": 40, "num_bytes": 900}}, cpu_s=3600)
+    students = {
+        f"digits/seed-0/student-{steps}": {"steps": steps, "batch_size": 8, "targets": targets}
+        for steps in (5, 20)
+    }
+    assert sharing(recorded(tmp_path, students)) == Sharing(
         num_teachers=1,
         num_students=2,
-        shared=Cost(forwards=40, hours=1.0, num_bytes=num_bytes),
-        apart=Cost(forwards=80, hours=2.0, num_bytes=2 * num_bytes),
+        shared=Cost(forwards=40, hours=1.0, num_bytes=900),
+        apart=Cost(forwards=80, hours=2.0, num_bytes=1800),
         uncached_forwards=200,
         training_hours=2.0,
         training_hours_apart=4.0,
@@ -163,10 +176,40 @@ def test_sharing_counts_what_students_would_have_asked_for(tmp_path):
 
 
 def test_equal_flops_are_those_of_teacher_and_student_together(tmp_path):
-    for name, flops, steps in (("teacher", 300.0, 10), ("student", 500.0, 10), ("ema", 640.0, 20)):
-        (tmp_path / "base" / name).mkdir(parents=True)
-        (tmp_path / "base" / name / "summary.json").write_text(json.dumps({"flops": flops, "steps": steps}))
-    assert steps_of_equal_flops(tmp_path, "base") == 25
+    flops = {"teacher": 300.0, "student": 500.0, "ema": 640.0}
+    found = {f"base/{name}": {"flops": value, "steps": 20} for name, value in flops.items()}
+    assert steps_of_equal_flops(recorded(tmp_path, found), "base") == 25
+
+
+def test_costs_count_the_teachers_before_a_run_and_the_caches_between(tmp_path):
+    teachers = {"teacher": None, "student": "teacher", "student-second": "student"}
+    for name, teacher in teachers.items():
+        targets = teacher and f"digits/seed-10/{teacher}-targets"
+        if targets:
+            recorded(tmp_path, {targets: {"rows": 1, "num_bytes": 1}}, cpu_s=6)
+        found = {"flops": 10.0, "objective": "salt", "targets": targets}
+        recorded(tmp_path, {f"digits/seed-10/{name}": found}, cpu_s=60)
+    findings = Findings(record=record_in(tmp_path), seeds=[10, 11])
+    assert findings.flops("digits", "student-second") == 30
+    assert findings.core_minutes("digits", "student-second") == pytest.approx(3.2)
+    assert (
+        findings.flops("digits", "student-third") is findings.core_minutes("digits", "student-third") is None
+    )
+    assert list(findings.runs("digits")) == ["student", "student-second", "teacher"]
+
+
+def test_a_record_says_where_it_is_not_of_this_study(tmp_path):
+    recorded(tmp_path, {"first": {"loss": 0.5}})
+    path = tmp_path / "study.jsonl"
+    assert record_in(tmp_path)["first"].found == {"loss": 0.5}
+    with pytest.raises(
+        RecordError, match=r"(?s)runs of \{'steps': 1000.*expected \{'steps': 8.*another --page"
+    ):
+        Record(path, Lengths(steps=8))
+    with path.open("a") as file:
+        file.write('{"name": "second", "wall')
+    with pytest.raises(RecordError, match=r'line 3: .*"second".*delete the line'):
+        record_in(tmp_path)
 
 
 def python(name: str, program: str, **values) -> Job:
@@ -174,6 +217,10 @@ def python(name: str, program: str, **values) -> Job:
 
 
 MAKE = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.mkdir(); (p / 'made').write_text('x')"
+
+
+def run_all(jobs, folder: Path, *, root: str = "runs", minutes: float | None = None) -> bool:
+    return run(jobs, folder / root, record_in(folder), at_once=2, minutes=minutes)
 
 
 def test_jobs_run_once_in_the_order_of_their_needs(tmp_path):
@@ -184,11 +231,45 @@ def test_jobs_run_once_in_the_order_of_their_needs(tmp_path):
     jobs = [
         python("first", f"import time; time.sleep(0.5); {MAKE}"),
         python("second", needs_first, needs=("first",)),
+        python("third", needs_first, after=("first",)),
     ]
-    assert run(jobs, tmp_path, at_once=2, minutes=None)
-    assert set(read_ended(tmp_path)) == {"first", "second"}
-    assert read_ended(tmp_path)["first"].wall_s >= 0.5
-    assert run([python("first", "raise SystemExit(1)"), *jobs[1:]], tmp_path, at_once=2, minutes=None)
+    assert run_all(jobs, tmp_path)
+    assert set(record_in(tmp_path)) == {"first", "second", "third"}
+    assert record_in(tmp_path)["first"].wall_s >= 0.5
+    assert run_all([python("first", "raise SystemExit(1)"), *jobs[1:]], tmp_path)
+
+
+def test_another_machine_repeats_only_the_jobs_whose_files_are_read(tmp_path, capfd):
+    """A machine without the files is a folder without them."""
+
+    def made(path: Path) -> dict:
+        return {"text": (path / "made").read_text()}
+
+    again = MAKE.replace("'x'", "'y'")
+    data = [python("shards", MAKE, found=made), python("teacher", MAKE, found=made, needs=("shards",))]
+    tuning = [python("tuning", MAKE, found=made)]
+    assert run_all([*data, *tuning], tmp_path)
+    more = [
+        python("shards", MAKE, found=made),
+        python("teacher", again, found=made, needs=("shards",)),
+        python("tuning", "raise SystemExit(1)"),
+        python("student", MAKE, needs=("teacher",), after=("tuning",)),
+    ]
+    assert run_all(more, tmp_path, root="elsewhere")
+    assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {
+        "shards",
+        "teacher",
+        "student",
+        "logs",
+    }
+    record = record_in(tmp_path)
+    assert record["teacher"].found == {"text": "x"}
+    said = capfd.readouterr().err
+    assert "4 of 4: student, 0 s\n" in said
+    assert f"teacher, 0 s, for its files; not as in {tmp_path}/study.jsonl: text\n" in said
+    assert "shards, 0 s, for its files\n" in said
+    assert run_all([*more, python("chain", MAKE, needs=("teacher",))], tmp_path, root="elsewhere")
+    assert "teacher" not in capfd.readouterr().err
 
 
 def test_what_time_ran_out_for_starts_again_from_nothing_or_goes_on(tmp_path):
@@ -199,18 +280,29 @@ def test_what_time_ran_out_for_starts_again_from_nothing_or_goes_on(tmp_path):
     anew, on = slow.replace("EXIST", "False"), slow.replace("EXIST", "True")
     started = time.monotonic()
     jobs = [python("anew", anew.replace("WAIT", "60")), python("on", on.replace("WAIT", "60"), goes_on=True)]
-    assert not run(jobs, tmp_path, at_once=2, minutes=2 / 60)
+    assert not run_all(jobs, tmp_path, minutes=2 / 60)
     assert time.monotonic() - started < 30
-    assert (tmp_path / "anew/made").exists()
-    assert read_ended(tmp_path) == {}
-    (tmp_path / "on/kept").write_text("x")
-    assert run(
+    assert (tmp_path / "runs/anew/made").exists()
+    assert dict(record_in(tmp_path)) == {}
+    (tmp_path / "runs/on/kept").write_text("x")
+    assert run_all(
         [python("anew", anew.replace("WAIT", "0")), python("on", on.replace("WAIT", "0"), goes_on=True)],
         tmp_path,
-        at_once=2,
-        minutes=None,
     )
-    assert (tmp_path / "on/kept").exists()
+    assert (tmp_path / "runs/on/kept").exists()
+
+
+def test_a_job_that_is_stopped_while_it_is_repeated_is_not_taken_as_whole(tmp_path):
+    slow = MAKE.replace("p.mkdir()", "p.mkdir(exist_ok=True)") + "; import time; time.sleep(WAIT)"
+
+    def jobs(wait: int) -> list[Job]:
+        teacher = python("teacher", slow.replace("WAIT", str(wait)), goes_on=True)
+        return [teacher, python("student", MAKE, needs=("teacher",))]
+
+    assert run_all(jobs(0)[:1], tmp_path)
+    assert not run_all(jobs(60), tmp_path, root="elsewhere", minutes=2 / 60)
+    assert run_all(jobs(0), tmp_path, root="elsewhere")
+    assert (tmp_path / "elsewhere/logs/teacher.txt").read_text().count("$ python") == 2
 
 
 def test_a_job_that_fails_ends_the_study_with_what_it_said(tmp_path):
@@ -222,18 +314,25 @@ def test_a_job_that_fails_ends_the_study_with_what_it_said(tmp_path):
     with pytest.raises(
         JobError, match=r"(?s)bad ended with exit status 1; .*logs/bad.txt has all.*no such shards"
     ):
-        run(jobs, tmp_path, at_once=2, minutes=None)
+        run_all(jobs, tmp_path)
     assert time.monotonic() - started < 30
-    assert read_ended(tmp_path) == {}
+    assert dict(record_in(tmp_path)) == {}
 
 
 def test_the_page_says_what_was_not_run(tmp_path):
-    write_page(tmp_path / "page/study.md", tmp_path / "runs", Lengths(), has_strokes=False, has_real=True)
+    write_page(tmp_path / "page/study.md", record_in(tmp_path), LENGTHS, has_strokes=False, has_real=True)
     page = (tmp_path / "page/study.md").read_text()
     assert "pen strokes: they were not there" in page
     assert "real videos: 0 of 3 seeds are through" in page
     assert page[page.index("## Not run") :].count("\n- ") == 9
     assert "holds**" not in page
+
+
+def test_the_page_in_the_repository_is_made_from_the_record_beside_it(tmp_path):
+    page = ROOT / "docs/study.md"
+    record = Record(page.with_suffix(".jsonl"), LENGTHS)
+    write_page(tmp_path / "study.md", record, LENGTHS, has_strokes=True, has_real=True)
+    assert (tmp_path / "study.md").read_text() == page.read_text()
 
 
 @pytest.mark.faults
@@ -266,18 +365,19 @@ def test_the_whole_study_at_toy_length_in_pieces(tmp_path):
         assert ended.returncode in (0, 3), ended.stderr
     assert pieces == [3, 0]
     page = (tmp_path / "page/study.md").read_text()
-    found = Findings(root=tmp_path / "runs", seeds=[10])
+    record = Record(tmp_path / "page/study.jsonl", Lengths(steps=8, videos=160, probe_epochs=1))
+    found = Findings(record=record, seeds=[10])
     accuracy = found.accuracies("digits", "student-third", "motion", "chain")[10]
     [row] = [line for line in page.splitlines() if line.startswith("| student-third |")]
     assert row.split(" | ")[2].startswith(f"{accuracy:.3f} (")
     assert len(found.selections()[10]["checkpoints"]) == 12
-    summary = json.loads((tmp_path / "runs/digits/seed-10/ema-equal-flops/summary.json").read_text())
-    assert summary["flops"] == pytest.approx(found.flops("digits", "student"), rel=0.1)
+    flops = record["digits/seed-10/ema-equal-flops"].found["flops"]
+    assert flops == pytest.approx(found.flops("digits", "student"), rel=0.1)
     assert "| **SALT and the EMA baseline at equal FLOPs**, seed 10 | | | |" in page
     figures = {path.name for path in (tmp_path / "page").glob("*.png")}
     assert figures == {f"study-{name}.png" for name in ("accuracy", "compute", "loss", "decisions")}
     assert all(f"]({name})" in page for name in figures)
-    saved = sharing(tmp_path / "runs")
+    saved = sharing(record)
     assert f"{saved.num_students} students of {saved.num_teachers} teachers" in page
     assert saved.num_students > saved.num_teachers
     assert saved.shared.forwards < saved.apart.forwards

@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.study.experiment import Lengths
 from benchmarks.study.jobs import study
 from benchmarks.study.page import write_page
+from benchmarks.study.record import Record, RecordError
 from benchmarks.study.runner import JobError, run
 from benchmarks.study.strokes import ARCHIVE
 
@@ -21,13 +22,14 @@ def main() -> int:
         "--out",
         type=Path,
         default=Path("runs/study"),
-        help="folder of runs; a second start goes on in it (default: %(default)s)",
+        help="folder of data, checkpoints and logs; a second start goes on in it (default: %(default)s)",
     )
     parser.add_argument(
         "--page",
         type=Path,
         default=Path("docs/study.md"),
-        help="page to write, its figures beside it (default: %(default)s)",
+        help="page to write. Beside it are its figures and, as .jsonl, what each command found; what is in"
+        " there is not run again, nor on another machine (default: %(default)s)",
     )
     parser.add_argument(
         "--large",
@@ -84,18 +86,18 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(130))
     try:
+        record = Record(arguments.page.with_suffix(".jsonl"), lengths)
         whole = run(
-            study(lengths, labelled=labelled, real=real, is_large=arguments.large),
+            study(lengths, record, labelled=labelled, real=real, is_large=arguments.large),
             arguments.out,
+            record,
             at_once=arguments.at_once,
             minutes=arguments.minutes,
         )
-    except JobError as error:
+    except (JobError, RecordError) as error:
         print(error, file=sys.stderr)
         return 1
-    write_page(
-        arguments.page, arguments.out, lengths, has_strokes=labelled is not None, has_real=real is not None
-    )
+    write_page(arguments.page, record, lengths, has_strokes=labelled is not None, has_real=real is not None)
     print(
         f"{arguments.page} says what was found"
         + ("" if whole else "; time was up before the end: the same command goes on"),

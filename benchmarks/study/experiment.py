@@ -1,8 +1,10 @@
 """The commands of one experiment: its runs and the probe of their encoders."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 FIRST_SEED = 10
 """Seeds 0 to 3 took part in the choice of the learning rate of `nano` (docs/appearance.md)."""
@@ -71,8 +73,12 @@ class Job:
     """What it makes, as a path below the study's folder."""
     command: Callable[[Path], Sequence[object]]
     """Of that folder; asked when the job starts."""
+    found: Callable[[Path], dict[str, Any]] = lambda made: {}
+    """What is worth keeping of what it made, asked with its path when the job has ended."""
     needs: Sequence[str] = ()
-    """Names of the jobs before it."""
+    """Names of the jobs whose files it reads."""
+    after: Sequence[str] = ()
+    """Names of the jobs of which it only asks what they found."""
     goes_on: bool = False
     """Whether the command continues after a kill; else it starts again, from nothing."""
 
@@ -98,34 +104,42 @@ class Experiment:
         kind: str,
         name: str,
         *flags: object,
-        steps: int | Callable[[Path], int],
+        steps: int | Callable[[], int],
         data: str | None = None,
         teacher: str | None = None,
         generation: int | None = None,
-        needs: Sequence[str] = (),
+        after: Sequence[str] = (),
         checkpoints: Sequence[int] = (),
     ) -> str:
         """Adds a run, and where it is a student's the cache of its teacher's latents that it reads; gives
         back its path.
 
-        ``flags``: of `salt-train`; a function is called with the study's folder when the run starts.
+        ``flags``: of `salt-train`; a function is called when the run starts. ``after``: as that of a job.
         ``data``: what it trains on, of the study's data sets. ``generation``: how many teachers come before
         it; without it 0, or 1 with ``teacher``. ``checkpoints``: steps whose encoders are probed as well; the
         last one always is.
         """
         out, shards = f"{self.folder}/{name}", f"{data or self.data}/shards"
-        before = [shards, *needs]
+        needs = [shards]
         # With its teacher's seed and size a student would begin with the weights that its teacher began with.
         seed = self.seed + 1000 * (int(teacher is not None) if generation is None else generation)
         targets = None
         if teacher is not None:
             targets = f"{teacher}-targets"
-            before.append(targets)
+            needs.append(targets)
             precompute = _precompute(teacher, shards, targets, self.seed, CLIPS[self.data])
-            self.jobs.append(Job(name=targets, needs=(shards, teacher), goes_on=True, command=precompute))
+            self.jobs.append(
+                Job(
+                    name=targets,
+                    needs=(shards, teacher),
+                    goes_on=True,
+                    command=precompute,
+                    found=_found_in_targets,
+                )
+            )
 
         def command(root: Path) -> list[object]:
-            length = steps if isinstance(steps, int) else steps(root)
+            length = steps if isinstance(steps, int) else steps()
             every = length // SEEN_STEPS if checkpoints else length
             source = [] if targets is None else ["--targets", root / targets]
             schedule = [
@@ -150,16 +164,24 @@ class Experiment:
                 *source,
                 *schedule,
                 *same,
-                *(flag(root) if callable(flag) else flag for flag in flags),
+                *(flag() if callable(flag) else flag for flag in flags),
                 *resume,
             ]
 
-        self.jobs.append(Job(name=out, needs=tuple(before), goes_on=True, command=command))
+        def found(made: Path) -> dict[str, Any]:
+            summary = json.loads((made / "summary.json").read_text())
+            names = ("objective", "steps", "batch_size", "flops", "loss_last")
+            return {name: summary[name] for name in names} | {"targets": targets}
+
+        self.jobs.append(
+            Job(name=out, needs=tuple(needs), after=tuple(after), goes_on=True, command=command, found=found)
+        )
         self._probed += [f"{out}/checkpoints/step-{step}" for step in checkpoints] or [out]
         return out
 
-    def judge(self, needs: Sequence[str] = ()) -> str:
-        """Adds the probe of all runs so far; gives back the name of its JSON file."""
+    def judge(self, after: Sequence[str] = ()) -> str:
+        """Adds the probe of all runs so far; gives back the name of its JSON file. ``after``: as that of a
+        job."""
         out, runs = f"{self.folder}/{self.name}-probe.json", tuple(self._probed)
 
         def command(root: Path) -> list[object]:
@@ -188,9 +210,31 @@ class Experiment:
                 *length,
             ]
 
-        before = dict.fromkeys((*needs, *(run.partition("/checkpoints/")[0] for run in runs)))
-        self.jobs.append(Job(name=out, needs=tuple(before), goes_on=True, command=command))
+        before = dict.fromkeys((f"{self.data}/shards", *(run.partition("/checkpoints/")[0] for run in runs)))
+        self.jobs.append(
+            Job(
+                name=out,
+                needs=tuple(before),
+                after=tuple(after),
+                goes_on=True,
+                command=command,
+                found=found_in_json,
+            )
+        )
         return out
+
+
+def found_in_json(made: Path) -> dict[str, Any]:
+    """All of a JSON file."""
+    return json.loads(made.read_text())
+
+
+def _found_in_targets(made: Path) -> dict[str, Any]:
+    files = json.loads((made / "manifest.json").read_text())["files"]
+    return {
+        "rows": sum(of["rows"] for of in files.values()),
+        "num_bytes": sum(path.stat().st_size for path in made.rglob("*") if path.is_file()),
+    }
 
 
 def _precompute(

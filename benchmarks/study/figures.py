@@ -11,6 +11,9 @@ from benchmarks.study.findings import LABELS, RANDOM, Findings, difference, poin
 
 KINDS = {"vpixel": "teacher (V-Pixel)", "salt": "student (SALT)", "vjepa": "EMA baseline (V-JEPA 2)"}
 """Of runs, by their objective."""
+COLORS = {kind: f"C{number}" for number, kind in enumerate(KINDS)}
+"""The same in all figures."""
+DPI = 150
 
 
 def draw_accuracies(path: Path, findings: Findings, rows: Mapping[str, Mapping[str, str]]) -> None:
@@ -23,20 +26,22 @@ def draw_accuracies(path: Path, findings: Findings, rows: Mapping[str, Mapping[s
     for one in axes[len(panels) :]:
         one.remove()
     for one, (data, label) in zip(axes, panels, strict=False):
+        kinds = findings.runs(data)
         most = 0.0
         for row, name in enumerate(rows[data]):
             values = list(findings.accuracies(data, name, label).values())
-            one.plot(values, [row] * len(values), "o", color="C0", alpha=0.6)
+            color = COLORS[kinds[name.partition("/")[0]]] if name != RANDOM else "grey"
+            one.plot(values, [row] * len(values), "o", color=color, alpha=0.6)
             one.plot(statistics.fmean(values), row, "|", color="black", markersize=16)
             most = max(most, *values)
         one.set_yticks(range(len(rows[data])), list(rows[data].values()), fontsize=7)
         chance = next(iter(findings.probes(data).values()))["labels"][label]["chance"]
         one.axvline(chance, color="grey", linestyle=":")
-        one.invert_yaxis()
+        one.set_ylim(len(rows[data]) - 0.5, -0.5)
         one.set_title(f"{data}: {label}", fontsize=9)
         one.tick_params(axis="x", labelsize=7)
         one.set_xlim(0, min(1.02, 1.15 * most))
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
 
 
 def draw_losses(path: Path, findings: Findings) -> None:
@@ -59,7 +64,7 @@ def draw_losses(path: Path, findings: Findings) -> None:
         axes.tick_params(labelsize=7)
     figure.axes[0].set_ylabel("accuracy on motion", fontsize=8)
     figure.axes[0].legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
 
 
 def draw_compute(path: Path, findings: Findings, experiments: Sequence[str]) -> None:
@@ -69,7 +74,7 @@ def draw_compute(path: Path, findings: Findings, experiments: Sequence[str]) -> 
     panels: Sequence[Axes] = figure.subplots(1, 2)
     runs = findings.runs("digits")
     for axes, label in zip(panels, LABELS["digits"], strict=True):
-        for number, (objective, title) in enumerate(KINDS.items()):
+        for objective, title in KINDS.items():
             points: list[tuple[float, list[float]]] = []
             for run in (name for name, of in runs.items() if of == objective):
                 values = _probed(findings, run, label, experiments)
@@ -78,40 +83,56 @@ def draw_compute(path: Path, findings: Findings, experiments: Sequence[str]) -> 
                     beside = sum(0.99 < flops / other < 1.2 for other, _ in points)
                     points.append((flops * 1.02**beside, values))
             for flops, values in points:
-                axes.plot([flops, flops], [min(values), max(values)], color=f"C{number}", linewidth=0.7)
+                axes.plot([flops, flops], [min(values), max(values)], color=COLORS[objective], linewidth=0.7)
             means = [statistics.fmean(values) for _, values in points]
-            axes.plot([flops for flops, _ in points], means, "o", color=f"C{number}", label=title)
+            axes.plot([flops for flops, _ in points], means, "o", color=COLORS[objective], label=title)
         random = statistics.fmean(findings.accuracies("digits", RANDOM, label).values())
         axes.axhline(random, color="grey", linestyle="--", linewidth=0.8, label="random weights")
         axes.set_xscale("log")
-        axes.set_xlabel("training FLOPs, the teacher's counted", fontsize=8)
-        axes.set_ylabel(f"accuracy on {label}", fontsize=8)
-        axes.tick_params(labelsize=7)
+        for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            ticks(lambda flops, _: f"{flops / 1e12:g}")
+        axes.set_title(f"digits: {label}", fontsize=9)
+        axes.set_xlabel("training compute in 10¹² FLOPs (6ND), the teacher's counted", fontsize=8)
+        axes.set_ylabel("accuracy", fontsize=8)
+        axes.tick_params(which="both", labelsize=7)
     panels[0].legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
 
 
-def draw_decisions(path: Path, findings: Findings, experiments: Sequence[str]) -> None:
-    """What each decision of the large study changed: a run's accuracy on motion minus the student's."""
-    rows = []
+def draw_decisions(path: Path, findings: Findings, experiments: Mapping[str, str]) -> None:
+    """What each decision of the large study changed: a run's accuracy on motion minus the student's.
+    ``experiments``: titles by name."""
     student, objectives = findings.accuracies("digits", "student", "motion"), findings.runs("digits")
-    for experiment in experiments:
-        for run in next(iter(findings.probes("digits", experiment).values()))["accuracy"]:
-            rows.append((run, difference(findings.accuracies("digits", run, "motion", experiment), student)))
-    figure = Figure(figsize=(7.5, 0.8 + 0.24 * len(rows)), layout="constrained")
+    runs = {name: next(iter(findings.probes("digits", name).values()))["accuracy"] for name in experiments}
+    num_rows = len(runs) + sum(map(len, runs.values()))
+    figure = Figure(figsize=(7.5, 0.8 + 0.22 * num_rows), layout="constrained")
     axes = figure.subplots()
-    for row, (run, found) in enumerate(rows):
-        color = f"C{list(KINDS).index(objectives[run])}"  # as in the figure of compute
-        axes.plot(found.by_seed, [row] * len(found.by_seed), "o", color=color, alpha=0.6, markersize=4)
-        if found.interval is not None:
-            axes.plot(found.interval, [row, row], color="black", linewidth=0.8)
-        axes.plot(found.mean, row, "|", color="black", markersize=9)
+    labels: list[str] = []
+    dots = [0.0]
+    for experiment, title in experiments.items():
+        axes.axhline(len(labels), color="0.9", linewidth=9, zorder=0)
+        axes.annotate(title, (0.01, len(labels)), xycoords=("axes fraction", "data"), va="center", fontsize=7)
+        labels.append("")
+        for run in runs[experiment]:
+            row, color = len(labels), COLORS[objectives[run]]
+            labels.append(run)
+            found = difference(findings.accuracies("digits", run, "motion", experiment), student)
+            axes.plot(found.by_seed, [row] * len(found.by_seed), "o", color=color, alpha=0.6, markersize=4)
+            dots += found.by_seed
+            if found.interval is not None:
+                axes.plot(found.interval, [row, row], color="black", linewidth=0.8)
+            axes.plot(found.mean, row, "|", color="black", markersize=9)
     axes.axvline(0, color="grey", linestyle=":")
-    axes.set_yticks(range(len(rows)), [run for run, _ in rows], fontsize=7)
-    axes.invert_yaxis()
+    axes.set_xlim(min(dots) - 0.1, max(dots) + 0.1)  # the interval of two seeds can be wider than all
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.set_xlabel("accuracy on motion, minus that of the student of the first table", fontsize=8)
     axes.tick_params(axis="x", labelsize=7)
-    figure.savefig(path, dpi=110)
+    axes.tick_params(axis="y", length=0)
+    for kind, title in KINDS.items():
+        axes.plot([], [], "o", color=COLORS[kind], alpha=0.6, markersize=4, label=title)
+    figure.legend(fontsize=7, loc="outside upper right", ncols=len(KINDS), frameon=False)
+    figure.savefig(path, dpi=DPI)
 
 
 def _probed(findings: Findings, run: str, label: str, experiments: Sequence[str]) -> list[float]:

@@ -1,16 +1,12 @@
 """What the runs of the study say: accuracies by seed, differences with their intervals, costs."""
 
-import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from benchmarks.study.runner import read_ended
+from benchmarks.study.record import Record
 
 LABELS = {
     "digits": ("motion", "digit"),
@@ -61,7 +57,7 @@ def difference(better: Mapping[int, float], worse: Mapping[int, float]) -> Diffe
 class Findings:
     """The probes that are there, of all seeds that have them."""
 
-    root: Path
+    record: Record
     seeds: Sequence[int]
 
     def probes(self, data: str, experiment: str = "base") -> dict[int, dict[str, Any]]:
@@ -85,42 +81,37 @@ class Findings:
         return self._read("real/seed-{}/neighbours.json")
 
     def runs(self, data: str) -> dict[str, str]:
-        """The finished runs of any seed, by name, and the objective of each."""
-        paths = sorted((self.root / data).glob("seed-*/*/summary.json"))
-        numbers = {f"seed-{seed}" for seed in self.seeds}
+        """The runs of any seed, by name, and the objective of each."""
+        folders = tuple(f"{data}/seed-{seed}/" for seed in self.seeds)
         return {
-            path.parent.name: json.loads(path.read_text())["objective"]
-            for path in paths
-            if path.parts[-3] in numbers
+            name.rpartition("/")[2]: entry.found["objective"]
+            for name, entry in sorted(self.record.items())
+            if name.startswith(folders) and "objective" in entry.found
         }
 
     def flops(self, data: str, run: str) -> float | None:
         """Training compute of a run and of the teachers before it, by the paper's 6ND, of the first seed that
         has it."""
-        finished = self._finished(data, run)
-        if not finished:
-            return None
-        paths = [one / "summary.json" for one in with_teachers(finished[0])]
-        return sum(json.loads(path.read_text())["flops"] for path in paths)
+        for name in self._of_seeds(f"{data}/seed-{{}}/{run}").values():
+            return sum(self.record[one].found["flops"] for one in with_teachers(self.record, name))
+        return None
 
     def core_minutes(self, data: str, run: str) -> float | None:
         """What a run, the teachers before it and the caches between them took, the mean of the seeds."""
-        ended, of_seeds = read_ended(self.root), []
-        for folder in self._finished(data, run):
-            runs = list(with_teachers(folder))
-            made = [*runs, *(targets for one in runs if (targets := targets_of(one)))]
-            of_seeds.append(sum(ended[str(one.relative_to(self.root))].cpu_s for one in made) / 60)
+        of_seeds = []
+        for name in self._of_seeds(f"{data}/seed-{{}}/{run}").values():
+            runs = list(with_teachers(self.record, name))
+            made = [*runs, *(targets for one in runs if (targets := self.record[one].found["targets"]))]
+            of_seeds.append(sum(self.record[one].cpu_s for one in made) / 60)
         return statistics.fmean(of_seeds) if of_seeds else None
 
-    def _finished(self, data: str, run: str) -> list[Path]:
-        """The folders of a run, of the seeds in which it has ended."""
-        names = [f"{data}/seed-{seed}/{run}" for seed in self.seeds]
-        ended = read_ended(self.root)
-        return [self.root / name for name in names if name in ended]
+    def _of_seeds(self, pattern: str) -> dict[int, str]:
+        """Names of jobs that have ended, by seed."""
+        names = {seed: pattern.format(seed) for seed in self.seeds}
+        return {seed: name for seed, name in names.items() if name in self.record}
 
     def _read(self, pattern: str) -> dict[int, dict[str, Any]]:
-        paths = {seed: self.root / pattern.format(seed) for seed in self.seeds}
-        return {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
+        return {seed: self.record[name].found for seed, name in self._of_seeds(pattern).items()}
 
 
 def _entry(probe: dict[str, Any], run: str) -> str | None:
@@ -135,17 +126,11 @@ def _entry(probe: dict[str, Any], run: str) -> str | None:
     )
 
 
-def with_teachers(run: Path) -> Iterator[Path]:
-    """A run's folder, that of the teacher whose latents it read, and so on."""
+def with_teachers(record: Record, run: str) -> Iterator[str]:
+    """Names of a run, of the teacher whose latents it read, and so on."""
     yield run
-    if targets := targets_of(run):
-        yield from with_teachers(targets.with_name(targets.name.removesuffix("-targets")))
-
-
-def targets_of(run: Path) -> Path | None:
-    """The cache beside a run that it learned from, if it did."""
-    targets = yaml.safe_load((run / "config.yaml").read_text()).get("targets")
-    return None if targets is None else run.with_name(Path(targets).name)
+    if targets := record[run].found["targets"]:
+        yield from with_teachers(record, targets.removesuffix("-targets"))
 
 
 def runs_of(selection: dict[str, Any]) -> list[str]:

@@ -1,10 +1,13 @@
 """What the study runs: real commands, each with the folder that it makes and the jobs that come before it."""
 
+import csv
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from benchmarks.study.experiment import SEEN_STEPS, Experiment, Job, Lengths
+from benchmarks.study.experiment import SEEN_STEPS, Experiment, Job, Lengths, found_in_json
+from benchmarks.study.record import Record
 
 NUM_TEST = 800
 """Test videos of the moving digits, and most of the real ones."""
@@ -40,7 +43,7 @@ TUNING, RATE_TUNING = (f"digits/seed-{TUNING_SEED}/{name}-probe.json" for name i
 DEEP, SHALLOW = ("--set", "encoder.depth=8"), ("--set", "encoder.depth=2")
 
 
-def small(data: str, seed: int, lengths: Lengths) -> list[Job]:
+def small(data: str, seed: int, lengths: Lengths, record: Record) -> list[Job]:
     """A teacher, its students, the baseline; on moving digits students of three sizes."""
     experiment, steps = Experiment(data=data, seed=seed, lengths=lengths), lengths.of(data)
     teacher = experiment.train("teacher", "teacher", steps=steps)
@@ -60,10 +63,10 @@ def small(data: str, seed: int, lengths: Lengths) -> list[Job]:
     experiment.train(
         "vjepa",
         "ema",
-        *momentum(2 * steps),
-        *(() if data == "real" else rate()),  # the recipe of real videos has its own
+        *momentum(2 * steps, lambda: chosen_memories(record)),
+        *(() if data == "real" else rate(lambda: chosen_rate(record))),  # that recipe has its own
         steps=2 * steps,
-        needs=(RATE_TUNING,),
+        after=(RATE_TUNING,),
         checkpoints=[steps, 2 * steps],
     )
     probe = experiment.judge()
@@ -71,26 +74,12 @@ def small(data: str, seed: int, lengths: Lengths) -> list[Job]:
         out = f"{experiment.folder}/select.json"
 
         def select(root: Path) -> list[object]:
-            of = [
-                "--teacher",
-                root / teacher,
-                "--data",
-                root / f"{data}/shards",
-                "--probe",
-                root / probe,
-                "--label",
-                "motion",
-            ]
-            return [
-                "salt-eval",
-                "select",
-                *(root / student for student in students),
-                *of,
-                "--out",
-                root / out,
-            ]
+            of = ("--teacher", root / teacher, "--data", root / f"{data}/shards")
+            judged = ("--probe", root / probe, "--label", "motion", "--out", root / out)
+            return ["salt-eval", "select", *(root / student for student in students), *of, *judged]
 
-        experiment.jobs.append(Job(name=out, needs=(probe,), command=select))
+        needs = (f"{data}/shards", teacher, *students, probe)
+        experiment.jobs.append(Job(name=out, needs=needs, command=select, found=found_in_json))
     if data == "real":
         experiment.jobs.append(_neighbours(experiment.folder, seed))
     return experiment.jobs
@@ -106,10 +95,12 @@ def _neighbours(folder: str, seed: int) -> Job:
         out = ("--data", root / "real/shards", "--out", root / folder / "neighbours.json")
         return ["salt-eval", "rank", *checkpoints, "--random-init", "--seed", seed, *out]
 
-    return Job(name=f"{folder}/neighbours.json", needs=runs, command=command)
+    return Job(
+        name=f"{folder}/neighbours.json", needs=("real/shards", *runs), command=command, found=found_in_json
+    )
 
 
-def large(seed: int, lengths: Lengths, *, strokes: bool) -> list[Job]:
+def large(seed: int, lengths: Lengths, record: Record, *, strokes: bool) -> list[Job]:
     """The paper's other claims, on moving digits, around the teacher and the student of ``small``."""
     steps, base = lengths.of("digits"), f"digits/seed-{seed}"
     teacher, student = f"{base}/teacher", f"{base}/student"
@@ -123,10 +114,10 @@ def large(seed: int, lengths: Lengths, *, strokes: bool) -> list[Job]:
     equal.train(
         "vjepa",
         "ema-equal-flops",
-        *momentum(lambda root: steps_of_equal_flops(root, base)),
-        *rate(),
-        steps=lambda root: steps_of_equal_flops(root, base),
-        needs=(teacher, student, f"{base}/ema"),
+        *momentum(lambda: steps_of_equal_flops(record, base), lambda: chosen_memories(record)),
+        *rate(lambda: chosen_rate(record)),
+        steps=lambda: steps_of_equal_flops(record, base),
+        after=(teacher, student, f"{base}/ema", RATE_TUNING),
     )
     equal.judge(compared)
 
@@ -169,7 +160,7 @@ def large(seed: int, lengths: Lengths, *, strokes: bool) -> list[Job]:
     return jobs
 
 
-def tuning(lengths: Lengths) -> list[Job]:
+def tuning(lengths: Lengths, record: Record) -> list[Job]:
     """The baseline with each momentum of ``MEMORIES``, then with the best one and each rate of ``RATES``, and
     what its encoders know of motion."""
     momenta, rates = (
@@ -178,48 +169,47 @@ def tuning(lengths: Lengths) -> list[Job]:
     )
     steps = 2 * lengths.of("digits")
     for memories in MEMORIES:
-        momenta.train(
-            "vjepa", f"ema-{memories}", *momentum(steps, lambda _, value=memories: value), steps=steps
-        )
+        flags = momentum(steps, lambda value=memories: value)
+        momenta.train("vjepa", f"ema-{memories}", *flags, steps=steps)
     for name in list(RATES)[1:]:  # with the preset's rate it has run
-        flags = (*momentum(steps), *rate(lambda _, value=name: value))
-        rates.train("vjepa", f"ema-rate-{name}", *flags, steps=steps, needs=(TUNING,))
+        flags = (*momentum(steps, lambda: chosen_memories(record)), *rate(lambda value=name: value))
+        rates.train("vjepa", f"ema-rate-{name}", *flags, steps=steps, after=(TUNING,))
     assert (momenta.judge(), rates.judge()) == (TUNING, RATE_TUNING)
     return momenta.jobs + rates.jobs
 
 
-def tuned_memories(root: Path) -> dict[int, float]:
+def tuned_memories(record: Record) -> dict[int, float]:
     """Accuracy on motion of the baseline with each of ``MEMORIES``, on the seed that is for this alone."""
-    accuracy = json.loads((root / TUNING).read_text())["accuracy"]
+    accuracy = record[TUNING].found["accuracy"]
     return {memories: accuracy[f"ema-{memories}"]["motion"] for memories in MEMORIES}
 
 
-def tuned_rates(root: Path) -> dict[str, float]:
+def tuned_rates(record: Record) -> dict[str, float]:
     """The same with each of ``RATES`` and the best momentum."""
-    accuracy = json.loads((root / RATE_TUNING).read_text())["accuracy"]
+    accuracy = record[RATE_TUNING].found["accuracy"]
     preset, *others = RATES
-    return {preset: max(tuned_memories(root).values())} | {
+    return {preset: max(tuned_memories(record).values())} | {
         name: accuracy[f"ema-rate-{name}"]["motion"] for name in others
     }
 
 
-def chosen_memories(root: Path) -> int:
+def chosen_memories(record: Record) -> int:
     """The setting of ``MEMORIES`` whose encoder tells motion best."""
-    accuracy = tuned_memories(root)
+    accuracy = tuned_memories(record)
     return max(accuracy, key=accuracy.__getitem__)
 
 
-def chosen_rate(root: Path) -> str:
+def chosen_rate(record: Record) -> str:
     """The same of ``RATES``."""
-    accuracy = tuned_rates(root)
+    accuracy = tuned_rates(record)
     return max(accuracy, key=accuracy.__getitem__)
 
 
-def rate(name: Callable[[Path], str] = chosen_rate) -> tuple[object, ...]:
+def rate(name: Callable[[], str]) -> tuple[object, ...]:
     """Flags of a baseline with a learning rate of ``RATES``."""
 
-    def flag(key: str, value: Callable[[tuple[float, float]], float]) -> Callable[[Path], str]:
-        return lambda root: f"optim.{key}={value(RATES[name(root)]):g}"
+    def flag(key: str, value: Callable[[tuple[float, float]], float]) -> Callable[[], str]:
+        return lambda: f"optim.{key}={value(RATES[name()]):g}"
 
     return (
         *("--set", flag("lr", lambda rates: rates[0])),
@@ -228,50 +218,49 @@ def rate(name: Callable[[Path], str] = chosen_rate) -> tuple[object, ...]:
     )
 
 
-def momentum(
-    steps: int | Callable[[Path], int], memories: Callable[[Path], int] = chosen_memories
-) -> tuple[object, ...]:
+def momentum(steps: int | Callable[[], int], memories: Callable[[], int]) -> tuple[object, ...]:
     """Flags of a baseline of so many steps whose moving average forgets ``memories`` times in them."""
 
-    def flag(key: str) -> Callable[[Path], str]:
-        def value(root: Path) -> str:
-            length = steps if isinstance(steps, int) else steps(root)
-            return f"ema.{key}={max(0.0, 1 - memories(root) / length)}"
+    def flag(key: str) -> Callable[[], str]:
+        def value() -> str:
+            length = steps if isinstance(steps, int) else steps()
+            return f"ema.{key}={max(0.0, 1 - memories() / length)}"
 
         return value
 
     return ("--set", flag("start"), "--set", flag("end"))
 
 
-def steps_of_equal_flops(root: Path, base: str) -> int:
+def steps_of_equal_flops(record: Record, base: str) -> int:
     """Steps of the baseline that cost what a teacher and its student cost together, by the paper's 6ND."""
-    cost = {
-        name: json.loads((root / base / name / "summary.json").read_text())
-        for name in ("teacher", "student", "ema")
-    }
+    cost = {name: record[f"{base}/{name}"].found for name in ("teacher", "student", "ema")}
     return round(
         (cost["teacher"]["flops"] + cost["student"]["flops"]) / (cost["ema"]["flops"] / cost["ema"]["steps"])
     )
 
 
-def study(lengths: Lengths, *, labelled: Path | None, real: Path | None, is_large: bool) -> list[Job]:
-    """All jobs, in an order in which they may run. ``labelled``: the folder with the pen strokes; ``real``: a
-    folder of real videos, for the large study; each where there is one."""
+def study(
+    lengths: Lengths, record: Record, *, labelled: Path | None, real: Path | None, is_large: bool
+) -> list[Job]:
+    """All jobs, in an order in which they may run. ``record``: what has been found when they run.
+    ``labelled``: the folder with the pen strokes; ``real``: a folder of real videos, for the large study;
+    each where there is one."""
     real = real if is_large else None
-    jobs = [*_data(lengths, labelled, real, is_large), *_runs(lengths, labelled, real, is_large)]
+    jobs = [*_data(lengths, labelled, real, is_large), *_runs(lengths, record, labelled, real, is_large)]
     return list({job.name: job for job in jobs}.values())  # students of one teacher share its latents
 
 
-def _runs(lengths: Lengths, labelled: Path | None, real: Path | None, is_large: bool) -> Iterator[Job]:
-    yield from tuning(lengths)
+def _runs(
+    lengths: Lengths, record: Record, labelled: Path | None, real: Path | None, is_large: bool
+) -> Iterator[Job]:
+    yield from tuning(lengths, record)
     for seed in lengths.all_seeds:
-        yield from small("digits", seed, lengths)
-    if is_large:
-        for seed in lengths.few_seeds:
-            yield from large(seed, lengths, strokes=labelled is not None)
-    for data in (*(("strokes",) if labelled else ()), *(("real",) if real else ())):
-        for seed in lengths.few_seeds:
-            yield from small(data, seed, lengths)
+        yield from small("digits", seed, lengths, record)
+    for seed in lengths.few_seeds if labelled else ():
+        yield from small("strokes", seed, lengths, record)
+    for seed in lengths.few_seeds if is_large else ():  # a seed of every claim before the next seed
+        yield from large(seed, lengths, record, strokes=labelled is not None)
+        yield from small("real", seed, lengths, record) if real else ()
 
 
 def _data(lengths: Lengths, labelled: Path | None, real: Path | None, is_large: bool) -> Iterator[Job]:
@@ -287,6 +276,7 @@ def _data(lengths: Lengths, labelled: Path | None, real: Path | None, is_large: 
         yield Job(
             name="real/videos",
             command=lambda root: ["salt-data", "pretext", real, root / "real/videos", *clips],
+            found=_found_in_clips,
         )
     for name in ("digits", *(("strokes",) if labelled else ()), *(("real",) if real else ())):
         yield Job(name=f"{name}/shards", needs=(f"{name}/videos",), goes_on=True, command=_pack(name))
@@ -294,6 +284,14 @@ def _data(lengths: Lengths, labelled: Path | None, real: Path | None, is_large: 
         yield _mixture("digits-quarter", {"digits": lengths.videos // 4})
         if labelled:
             yield _mixture("digits-and-strokes", {"digits": None, "strokes": None})
+
+
+def _found_in_clips(made: Path) -> dict[str, Any]:
+    """Of how many videos there are clips, and of how many in the test split."""
+    with (made / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    in_test = {row["origin"] for row in rows if row["split"] == "test"}
+    return {"num_videos": len({row["origin"] for row in rows}), "num_test_videos": len(in_test)}
 
 
 def _pack(name: str) -> Callable[[Path], list[object]]:

@@ -1,23 +1,17 @@
 """Writes the study's page: what was run, what was found, what was not run."""
 
-import csv
-import os
-import platform
 import re
 import statistics
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
 from pathlib import Path
-
-import torch
 
 from benchmarks.study import text
 from benchmarks.study.experiment import Lengths
 from benchmarks.study.figures import draw_accuracies, draw_compute, draw_decisions, draw_losses
 from benchmarks.study.findings import LABELS, RANDOM, Difference, Findings, difference, points_of, runs_of
 from benchmarks.study.jobs import RATE_TUNING, chosen_memories, chosen_rate, tuned_memories, tuned_rates
-from benchmarks.study.runner import read_ended
+from benchmarks.study.record import Record
 from benchmarks.study.sharing import Cost, Sharing, sharing
 from salt_distill.common.whole import write_whole
 
@@ -38,9 +32,9 @@ NAMES = {
 }
 
 
-def write_page(path: Path, root: Path, lengths: Lengths, *, has_strokes: bool, has_real: bool) -> None:
+def write_page(path: Path, record: Record, lengths: Lengths, *, has_strokes: bool, has_real: bool) -> None:
     """Writes ``path``, and its figures beside it, from what has run so far."""
-    findings = Findings(root=root, seeds=lengths.all_seeds)
+    findings = Findings(record=record, seeds=lengths.all_seeds)
     data_sets = [data for data in LABELS if findings.probes(data)]
     experiments = [name for name in LARGE if findings.probes("digits", name)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,8 +43,8 @@ def write_page(path: Path, root: Path, lengths: Lengths, *, has_strokes: bool, h
         picture = path.with_name(f"{path.stem}-{name}.png")
         return picture, ["", f"![{title}]({picture.name})"]
 
-    saved = sharing(root)
-    lines = [*_opening(root, lengths, data_sets), *_claims(findings, data_sets, saved)]
+    saved = sharing(record)
+    lines = [*_opening(record, lengths, data_sets), *_claims(findings, data_sets, saved)]
     if data_sets:
         picture, shown = figure("accuracy", "accuracy of each run, a dot for each seed")
         draw_accuracies(
@@ -70,8 +64,8 @@ def write_page(path: Path, root: Path, lengths: Lengths, *, has_strokes: bool, h
         lines += [*_selection(findings), *shown]
     if experiments:
         picture, shown = figure("decisions", "what each decision changed")
-        draw_decisions(picture, findings, experiments)
-        lines += [*_large(findings, experiments), *shown]
+        draw_decisions(picture, findings, {name: LARGE[name] for name in experiments})
+        lines += [*_large(findings, experiments), *shown, "", _filled(text.DECISIONS)]
     if saved is not None:
         lines += _sharing(saved)
     lines += _missing(findings, lengths, has_strokes=has_strokes, has_real=has_real)
@@ -103,16 +97,15 @@ def _seeds(number: int) -> str:
     return f"{number} seed{'s' * (number != 1)}"
 
 
-def _opening(root: Path, lengths: Lengths, data_sets: Sequence[str]) -> Iterator[str]:
-    ended = read_ended(root)
-    cpu_s = sum(one.cpu_s for one in ended.values())
-    tuned = _tuned(root) if (root / RATE_TUNING).exists() else "They are not chosen yet."
+def _opening(record: Record, lengths: Lengths, data_sets: Sequence[str]) -> Iterator[str]:
+    days = sorted(entry.day for entry in record.values())
+    tuned = _tuned(record) if RATE_TUNING in record else "They are not chosen yet."
     yield "# The paper's claims at small scale"
     yield ""
     yield _filled(text.OPENING)
     yield ""
     for data in data_sets:
-        yield _filled(text.DATA[data], **(_num_videos(root) if data == "real" else {}))
+        yield _filled(text.DATA[data], **(record["real/videos"].found if data == "real" else {}))
     yield ""
     yield _filled(
         text.SETTINGS,
@@ -122,31 +115,23 @@ def _opening(root: Path, lengths: Lengths, data_sets: Sequence[str]) -> Iterator
         tuned=tuned,
         videos=lengths.videos,
         passes=lengths.probe_epochs,
-        day=f"{date.today():%Y-%m-%d}",
-        commands=len(ended),
-        minutes=cpu_s / 60,
-        machine=f"{os.cpu_count()} cores ({platform.machine()}), {_device()}, torch {torch.__version__}",
+        days=" to ".join(dict.fromkeys((days[0], days[-1]))) if days else "no day",
+        commands=len(record),
+        minutes=sum(entry.cpu_s for entry in record.values()) / 60,
+        machines="; ".join(sorted({entry.machine for entry in record.values()})),
     )
 
 
-def _num_videos(root: Path) -> dict[str, int]:
-    """Of how many real videos there are clips, and of how many in the test split."""
-    with (root / "real/videos/labels.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    in_test = {row["origin"] for row in rows if row["split"] == "test"}
-    return {"num_videos": len({row["origin"] for row in rows}), "num_test_videos": len(in_test)}
-
-
-def _tuned(root: Path) -> str:
+def _tuned(record: Record) -> str:
     """What the settings of the baseline gave, in a sentence each."""
 
     def found(accuracy: Mapping[int, float] | Mapping[str, float]) -> str:
         return ", ".join(f"{setting}: {value:.3f}" for setting, value in accuracy.items())
 
     return (
-        f"Accuracy on motion by m was {found(tuned_memories(root))}, and with m = {chosen_memories(root)} by"
-        f" rate {found(tuned_rates(root))}. So the baseline has m = {chosen_memories(root)} and the rate"
-        f" {chosen_rate(root)}."
+        f"Accuracy on motion by m was {found(tuned_memories(record))}, and with m = {chosen_memories(record)}"
+        f" by rate {found(tuned_rates(record))}. So the baseline has m = {chosen_memories(record)} and the"
+        f" rate {chosen_rate(record)}."
     )
 
 
@@ -168,10 +153,6 @@ def _filled(template: str, **facts: object) -> str:
             )
         )
     return "\n\n".join(blocks)
-
-
-def _device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 
 
 def _claims(findings: Findings, data_sets: Sequence[str], saved: Sharing | None) -> Iterator[str]:

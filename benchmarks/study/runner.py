@@ -1,4 +1,4 @@
-"""Runs jobs, several at a time, and goes on where an earlier start ended."""
+"""Runs jobs, several at a time, and goes on where an earlier start ended, on this machine or another."""
 
 import os
 import shutil
@@ -15,20 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.study.experiment import Job
+from benchmarks.study.record import Record
 
-ENDED = "ended.tsv"
-"""Of the study's folder: a line for each job that ended well."""
+_WHOLE = "# ended well"
+"""Last line of a job's log while what it made is whole, and here."""
 _TERMINATION_S = 20.0
 """Longest that a job may take to end when it is told to, in seconds."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """What a job took, the start that ended it; what a killed start took is not counted."""
-
-    wall_s: float
-    cpu_s: float
-    """Of all its processes and threads."""
 
 
 class JobError(RuntimeError):
@@ -42,23 +34,15 @@ class _Running:
     started_s: float
 
 
-def read_ended(root: Path) -> dict[str, Ended]:
-    """The jobs that have ended, by name."""
-    path = root / ENDED
-    lines = path.read_text().splitlines() if path.exists() else []
-    fields = [line.split("\t") for line in lines]
-    return {name: Ended(wall_s=float(wall_s), cpu_s=float(cpu_s)) for name, wall_s, cpu_s in fields}
-
-
-def run(jobs: Sequence[Job], root: Path, *, at_once: int, minutes: float | None) -> bool:
+def run(jobs: Sequence[Job], root: Path, record: Record, *, at_once: int, minutes: float | None) -> bool:
     """Whether all jobs have ended; with ``minutes`` those that are left are stopped then, and go on at the
-    next start.
+    next start. What they found is added to ``record``; jobs that it has are not run, but for those whose
+    files another job reads and this machine does not have.
 
     Raises JobError at the first that fails, after the others were stopped.
     """
     root.mkdir(parents=True, exist_ok=True)
-    ended = set(read_ended(root))
-    todo = [job for job in jobs if job.name not in ended]
+    todo = _to_run(jobs, root, record)
     deadline_s = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     console = Console(stderr=True)
     columns = (
@@ -73,8 +57,9 @@ def run(jobs: Sequence[Job], root: Path, *, at_once: int, minutes: float | None)
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("study", total=len(jobs), completed=len(jobs) - len(todo), now="")
             while (todo or running) and time.monotonic() < deadline_s:
+                waiting = {job.name for job in (*todo, *(one.job for one in running))}
                 while len(running) < at_once and (
-                    job := next((job for job in todo if ended.issuperset(job.needs)), None)
+                    job := next((job for job in todo if waiting.isdisjoint((*job.needs, *job.after))), None)
                 ):
                     todo.remove(job)
                     running.append(_start(job, root))
@@ -89,15 +74,47 @@ def run(jobs: Sequence[Job], root: Path, *, at_once: int, minutes: float | None)
                 if one.process.returncode != 0:
                     raise JobError(_what_failed(one, root))
                 wall_s = time.monotonic() - one.started_s
-                with (root / ENDED).open("a") as file:
-                    file.write(f"{one.job.name}\t{wall_s:.1f}\t{usage.ru_utime + usage.ru_stime:.1f}\n")
-                ended.add(one.job.name)
+                said = _record(one.job, root, record, wall_s, usage.ru_utime + usage.ru_stime)
                 progress.advance(task)
-                console.print(f"{len(ended)} of {len(jobs)}: {one.job.name}, {wall_s:.0f} s", highlight=False)
+                left = len(todo) + len(running)
+                console.print(
+                    f"{len(jobs) - left} of {len(jobs)}: {one.job.name}, {wall_s:.0f} s{said}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
     finally:
         for one in running:
             _stop(one.process)
     return not todo and not running
+
+
+def _to_run(jobs: Sequence[Job], root: Path, record: Record) -> list[Job]:
+    """The jobs without an entry, and those before them whose files are not here, in their order."""
+    names: set[str] = set()
+    for job in reversed(jobs):
+        if job.name not in record or job.name in names:
+            names.add(job.name)
+            names |= {name for name in job.needs if not _is_whole(name, root)}
+    return [job for job in jobs if job.name in names]
+
+
+def _is_whole(name: str, root: Path) -> bool:
+    """Whether a job ended well here, and what it made is still there."""
+    log = _log(name, root)
+    return (root / name).exists() and log.exists() and log.read_text(errors="replace").endswith(f"{_WHOLE}\n")
+
+
+def _record(job: Job, root: Path, record: Record, wall_s: float, cpu_s: float) -> str:
+    """Adds what a job found; of one that the record has, says where it found something else now."""
+    with _log(job.name, root).open("a") as file:
+        file.write(f"{_WHOLE}\n")
+    found = job.found(root / job.name)
+    if job.name not in record:
+        record.add(job.name, wall_s=wall_s, cpu_s=cpu_s, found=found)
+        return ""
+    before = record[job.name].found
+    differs = [name for name in before if found.get(name) != before[name]]
+    return ", for its files" + (f"; not as in {record.path}: {', '.join(differs)}" if differs else "")
 
 
 def _start(job: Job, root: Path) -> _Running:
@@ -105,7 +122,7 @@ def _start(job: Job, root: Path) -> _Running:
     if not job.goes_on and made.is_dir():
         shutil.rmtree(made)
     made.parent.mkdir(parents=True, exist_ok=True)
-    log = _log(job, root)
+    log = _log(job.name, root)
     log.parent.mkdir(parents=True, exist_ok=True)
     program, *arguments = map(str, job.command(root))
     path = sys.executable if program == "python" else str(Path(sys.executable).parent / program)
@@ -128,12 +145,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _log(job: Job, root: Path) -> Path:
-    return root / "logs" / f"{job.name}.txt"
+def _log(name: str, root: Path) -> Path:
+    return root / "logs" / f"{name}.txt"
 
 
 def _what_failed(one: _Running, root: Path) -> str:
-    log = _log(one.job, root)
+    log = _log(one.job.name, root)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
     return (
         f"{one.job.name} ended with exit status {one.process.returncode}; {log} has all that it said,"

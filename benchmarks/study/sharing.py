@@ -1,11 +1,8 @@
 """What the study's students saved by sharing teachers: counted from the runs."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
-from benchmarks.study.findings import targets_of
-from benchmarks.study.runner import read_ended
+from benchmarks.study.record import Entry, Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,26 +35,18 @@ class Sharing:
     """With a teacher for each student."""
 
 
-def sharing(root: Path) -> Sharing | None:
-    """Of all students in ``root`` that have finished; none where there is none."""
-    ended = read_ended(root)
+def sharing(record: Record) -> Sharing | None:
+    """Of all students that have finished; none where there is none."""
     shared, apart, uncached_forwards = [], [], 0
     training: list[float] = []
     training_apart = 0.0
-    for targets, students in _students(root).items():
-        name = str(targets.relative_to(root))
-        forwards = sum(
-            of["rows"] for of in json.loads((targets / "manifest.json").read_text())["files"].values()
-        )
-        hours = ended[name].cpu_s / 3600
-        num_bytes = sum(path.stat().st_size for path in targets.rglob("*") if path.is_file())
-        one = Cost(forwards=forwards, hours=hours, num_bytes=num_bytes)
+    for targets, students in _students(record).items():
+        found, hours = record[targets].found, record[targets].cpu_s / 3600
+        one = Cost(forwards=found["rows"], hours=hours, num_bytes=found["num_bytes"])
         shared.append(one)
         apart += [one] * len(students)
-        for student in students:
-            summary = json.loads((student / "summary.json").read_text())
-            uncached_forwards += summary["steps"] * summary["batch_size"]
-        teacher_hours = ended[name.removesuffix("-targets")].cpu_s / 3600
+        uncached_forwards += sum(of.found["steps"] * of.found["batch_size"] for of in students)
+        teacher_hours = record[targets.removesuffix("-targets")].cpu_s / 3600
         training.append(teacher_hours)
         training_apart += teacher_hours * len(students)
     if not shared:
@@ -73,12 +62,12 @@ def sharing(root: Path) -> Sharing | None:
     )
 
 
-def _students(root: Path) -> dict[Path, list[Path]]:
-    """The finished students, by the cache that they read."""
-    found: dict[Path, list[Path]] = {}
-    for summary in sorted(root.glob("*/seed-*/*/summary.json")):
-        if targets := targets_of(summary.parent):
-            found.setdefault(targets, []).append(summary.parent)
+def _students(record: Record) -> dict[str, list[Entry]]:
+    """The finished students, by the name of the cache that they read."""
+    found: dict[str, list[Entry]] = {}
+    for entry in record.values():
+        if targets := entry.found.get("targets"):
+            found.setdefault(targets, []).append(entry)
     return found
 
 

@@ -49,8 +49,9 @@ seed 100 alone, and then the rate among the same four. {tuned} One seed decides 
 have the settings of digits; real videos have a rate of their own, which was not tuned, and the baseline the m of
 digits.
 
-Made on {day} by {commands} commands in {minutes:.0f} minutes of one core, on {machine}. Of a command that was stopped
-and continued, only the last part is counted.
+Made on {days} by {commands} commands in {minutes:.0f} minutes of one core, on {machines}. Of a command that was stopped
+and continued, only the last part is counted. What each command found is in [study.jsonl](study.jsonl), and the page and
+its figures are made from that file.
 """
 
 CLAIMS = """
@@ -98,7 +99,11 @@ eighths. Each trained as long as its counterpart in the table, but for the split
 chain of teachers cost is not held against its last student here.
 """
 
+DECISIONS = """
+Each dot is a seed. The black lines are the mean and its 95% interval, which is cut at the edge of the figure.
+"""
+
 NOT_RUN = """
-The same command goes on where it stopped. `STUDY=large make study` runs everything for which there are data. That takes
+The same command goes on after what is in study.jsonl, on this machine or another. `STUDY=large make study` runs everything for which there are data. That takes
 a night and more on 2 cores. `STUDY_MINUTES=60 STUDY=large make study` stops after an hour.
 """
