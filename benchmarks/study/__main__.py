@@ -58,7 +58,7 @@ def main() -> int:
     )
     for name, what in {
         "seeds": "seeds of the first claims",
-        "large-seeds": "seeds of the claims of --large, of pen strokes and of real videos",
+        "large-seeds": "seeds of the claims of --large and of real videos",
         "steps": "steps of a teacher",
         "videos": "training videos of moving digits, and most of real videos",
         "probe-epochs": "passes of a probe",

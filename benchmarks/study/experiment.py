@@ -41,9 +41,9 @@ class Lengths:
     """How long the study is."""
 
     seeds: int = 5
-    """Of the first claims: teacher, student, baseline, held-out loss."""
+    """Of the first claims, on digits and pen strokes: teacher, student, baseline, held-out loss."""
     large_seeds: int = 3
-    """Of the other claims, of pen strokes, and of real videos."""
+    """Of the other claims, and of real videos."""
     steps: int = 1000
     """Of a teacher, and of a student, on moving digits; on pen strokes 3/5 of it, on real videos twice as
     many."""

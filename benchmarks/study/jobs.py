@@ -256,7 +256,7 @@ def _runs(
     yield from tuning(lengths, record)
     for seed in lengths.all_seeds:
         yield from small("digits", seed, lengths, record)
-    for seed in lengths.few_seeds if labelled else ():
+    for seed in lengths.all_seeds if labelled else ():
         yield from small("strokes", seed, lengths, record)
     for seed in lengths.few_seeds if is_large else ():  # a seed of every claim before the next seed
         yield from large(seed, lengths, record, strokes=labelled is not None)

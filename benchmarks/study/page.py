@@ -76,7 +76,7 @@ def _missing(findings: Findings, lengths: Lengths, *, has_strokes: bool, has_rea
     """The parts that do not have all of their seeds."""
     parts = {
         "digits": (findings.probes("digits"), lengths.all_seeds, True),
-        "pen strokes": (findings.probes("strokes"), lengths.few_seeds, has_strokes),
+        "pen strokes": (findings.probes("strokes"), lengths.all_seeds, has_strokes),
         "real videos": (findings.probes("real"), lengths.few_seeds, has_real),
     }
     parts |= {
@@ -251,6 +251,8 @@ def _rows(findings: Findings, data: str, lengths: Lengths) -> Iterator[tuple[str
 
 
 def _spread(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
     return f"{statistics.fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
