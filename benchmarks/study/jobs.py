@@ -258,9 +258,10 @@ def _runs(
         yield from small("digits", seed, lengths, record)
     for seed in lengths.all_seeds if labelled else ():
         yield from small("strokes", seed, lengths, record)
-    for seed in lengths.few_seeds if is_large else ():  # a seed of every claim before the next seed
+    for seed in lengths.few_seeds if is_large else ():
         yield from large(seed, lengths, record, strokes=labelled is not None)
-        yield from small("real", seed, lengths, record) if real else ()
+    for seed in lengths.few_seeds if real else ():  # last: a seed takes twice as long as one of the others
+        yield from small("real", seed, lengths, record)
 
 
 def _data(lengths: Lengths, labelled: Path | None, real: Path | None, is_large: bool) -> Iterator[Job]:
