@@ -13,7 +13,7 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 # Claims of the paper at small scale, into docs/study.md: some hours of a core's work. STUDY=large: all of them, a night and more; STUDY_MINUTES=9 ends it in
-# time. What docs/study.jsonl has is not run again.
+# time. What docs/study.jsonl has is not measured again.
 study: $(STAMP)
 	$(BIN)/python -m benchmarks.study $(if $(filter large,$(STUDY)),--large) $(if $(STUDY_MINUTES),--minutes $(STUDY_MINUTES))
 

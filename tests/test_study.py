@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.study.experiment import Job, Lengths
-from benchmarks.study.findings import Findings, difference
+from benchmarks.study.findings import Findings, Point, difference, r2
 from benchmarks.study.jobs import MEMORIES, RATE_TUNING, RATES, TUNING, steps_of_equal_flops, study
 from benchmarks.study.page import write_page
 from benchmarks.study.record import Record, RecordError
@@ -167,6 +167,7 @@ def test_sharing_counts_what_students_would_have_asked_for(tmp_path):
     assert sharing(recorded(tmp_path, students)) == Sharing(
         num_teachers=1,
         num_students=2,
+        num_shared=1,
         shared=Cost(forwards=40, hours=1.0, num_bytes=900),
         apart=Cost(forwards=80, hours=2.0, num_bytes=1800),
         uncached_forwards=200,
@@ -323,7 +324,7 @@ def test_the_page_says_what_was_not_run(tmp_path):
     write_page(tmp_path / "page/study.md", record_in(tmp_path), LENGTHS, has_strokes=False, has_real=True)
     page = (tmp_path / "page/study.md").read_text()
     assert "pen strokes: they were not there" in page
-    assert "real videos: 0 of 3 seeds are through" in page
+    assert "real videos: 0 of 3 seeds have finished" in page
     assert page[page.index("## Not run") :].count("\n- ") == 9
     assert "holds**" not in page
 
@@ -333,6 +334,68 @@ def test_the_page_in_the_repository_is_made_from_the_record_beside_it(tmp_path):
     record = Record(page.with_suffix(".jsonl"), LENGTHS)
     write_page(tmp_path / "study.md", record, LENGTHS, has_strokes=True, has_real=True)
     assert (tmp_path / "study.md").read_text() == page.read_text()
+
+
+def test_a_comparison_of_encoders_that_learned_nothing_has_no_verdict(tmp_path):
+    def probes(student: float) -> Record:
+        accuracy = {"random-init": 0.5, "teacher": 0.6, "student": student}
+        accuracy |= {"ema/step-1000": 0.3, "ema/step-2000": 0.3}
+        labels = {label: {"chance": 0.1, "num_test": 800} for label in ("digit", "motion")}
+        found = {
+            f"digits/seed-{seed}/base-probe.json": {
+                "accuracy": {
+                    run: {"motion": value + seed / 1000, "digit": 0.5} for run, value in accuracy.items()
+                },
+                "labels": labels,
+            }
+            for seed in (10, 11)
+        }
+        ema = {"digits/seed-10/ema": {"objective": "vjepa", "targets": None, "flops": 1.0, "steps": 2}}
+        kinds = {"teacher": "vpixel", "student": "salt"}
+        runs = {
+            f"digits/seed-10/{run}": {"objective": kind, "targets": None, "flops": 1.0, "steps": 2}
+            for run, kind in kinds.items()
+        }
+        (tmp_path / "study.jsonl").unlink(missing_ok=True)
+        return recorded(tmp_path, found | ema | runs)
+
+    def verdict(student: float) -> str:
+        page = tmp_path / "study.md"
+        write_page(page, probes(student), LENGTHS, has_strokes=True, has_real=True)
+        [row] = [line for line in page.read_text().splitlines() if line.startswith("| SALT beats the EMA")]
+        return row.split(" | ")[-1]
+
+    assert verdict(0.4) == "no verdict: neither is above random weights |"
+    assert verdict(0.9) == "**holds**; the EMA baseline (V-JEPA 2) is not above random weights |"
+
+
+def test_points_are_checkpoints_with_their_loss_and_accuracies(tmp_path):
+    names = ["student/step-1", "student/step-2", "student-narrow/step-1", "student-narrow/step-2"]
+    accuracy = {name: {"motion": number / 10, "digit": 0.5} for number, name in enumerate(names)}
+    checkpoints = [
+        {"name": name.removesuffix("/step-2"), "x": float(number)} for number, name in enumerate(names)
+    ]
+    folder = "digits/seed-12"
+    record = recorded(
+        tmp_path,
+        {
+            f"{folder}/base-probe.json": {"accuracy": accuracy},
+            f"{folder}/select.json": {"checkpoints": checkpoints},
+            f"{folder}/student": {"steps": 2},
+            f"{folder}/student-narrow": {"steps": 2},
+        },
+    )
+    points = Findings(record=record, seeds=[10, 12]).points()
+    assert points == {
+        12: [
+            Point("student", 1, 0.0, {"motion": 0.0, "digit": 0.5}),
+            Point("student", 2, 1.0, {"motion": 0.1, "digit": 0.5}),
+            Point("student-narrow", 1, 2.0, {"motion": 0.2, "digit": 0.5}),
+            Point("student-narrow", 2, 3.0, {"motion": 0.3, "digit": 0.5}),
+        ]
+    }
+    assert r2([1, 2, 3], [3, 5, 7]) == pytest.approx(1)
+    assert r2([1, 2, 3], [4, 4, 4]) is None
 
 
 @pytest.mark.faults
@@ -373,7 +436,7 @@ def test_the_whole_study_at_toy_length_in_pieces(tmp_path):
     assert len(found.selections()[10]["checkpoints"]) == 12
     flops = record["digits/seed-10/ema-equal-flops"].found["flops"]
     assert flops == pytest.approx(found.flops("digits", "student"), rel=0.1)
-    assert "| **SALT and the EMA baseline at equal FLOPs**, seed 10 | | | |" in page
+    assert "| **SALT and the EMA baseline at equal FLOPs**, seed 10 | | | | |" in page
     figures = {path.name for path in (tmp_path / "page").glob("*.png")}
     assert figures == {f"study-{name}.png" for name in ("accuracy", "compute", "loss", "decisions")}
     assert all(f"]({name})" in page for name in figures)

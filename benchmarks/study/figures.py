@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.study.findings import LABELS, RANDOM, Findings, difference, points_of, runs_of
+from benchmarks.study.findings import LABELS, RANDOM, Findings, counterpart, difference
 
 KINDS = {"vpixel": "teacher (V-Pixel)", "salt": "student (SALT)", "vjepa": "EMA baseline (V-JEPA 2)"}
 """Of runs, by their objective."""
@@ -51,12 +51,12 @@ def draw_losses(path: Path, findings: Findings) -> None:
     for axes, (seed, found) in zip(
         figure.subplots(1, len(selections), squeeze=False, sharey=True)[0], selections.items(), strict=True
     ):
-        rows = found["checkpoints"]
-        for number, run in enumerate(runs_of(found)):
-            x, y = zip(*points_of(found, run), strict=True)
+        points = findings.points()[seed]
+        for number, run in enumerate(dict.fromkeys(point.run for point in points)):
+            x, y = zip(*((one.loss, one.accuracy["motion"]) for one in points if one.run == run), strict=True)
             axes.plot(x, y, "o-", color=f"C{number}", linewidth=0.7, label=run)
         if found["r2"] is not None:
-            ends = [min(row["x"] for row in rows), max(row["x"] for row in rows)]
+            ends = [min(point.loss for point in points), max(point.loss for point in points)]
             line = [found["intercept"] + found["slope"] * x for x in ends]
             axes.plot(ends, line, color="grey", linestyle="--")
             axes.set_title(f"seed {seed}: R² {found['r2']:.2f}", fontsize=9)
@@ -80,12 +80,13 @@ def draw_compute(path: Path, findings: Findings, experiments: Sequence[str]) -> 
                 values = _probed(findings, run, label, experiments)
                 flops = findings.flops("digits", run)
                 if values and flops is not None:
-                    beside = sum(0.99 < flops / other < 1.2 for other, _ in points)
-                    points.append((flops * 1.02**beside, values))
+                    points.append((flops, values))
             for flops, values in points:
                 axes.plot([flops, flops], [min(values), max(values)], color=COLORS[objective], linewidth=0.7)
             means = [statistics.fmean(values) for _, values in points]
-            axes.plot([flops for flops, _ in points], means, "o", color=COLORS[objective], label=title)
+            axes.plot(
+                [flops for flops, _ in points], means, "o", color=COLORS[objective], alpha=0.6, label=title
+            )
         random = statistics.fmean(findings.accuracies("digits", RANDOM, label).values())
         axes.axhline(random, color="grey", linestyle="--", linewidth=0.8, label="random weights")
         axes.set_xscale("log")
@@ -100,9 +101,9 @@ def draw_compute(path: Path, findings: Findings, experiments: Sequence[str]) -> 
 
 
 def draw_decisions(path: Path, findings: Findings, experiments: Mapping[str, str]) -> None:
-    """What each decision of the large study changed: a run's accuracy on motion minus the student's.
+    """What each decision of the large study changed: a run's accuracy on motion minus its counterpart's.
     ``experiments``: titles by name."""
-    student, objectives = findings.accuracies("digits", "student", "motion"), findings.runs("digits")
+    objectives = findings.runs("digits")
     runs = {name: next(iter(findings.probes("digits", name).values()))["accuracy"] for name in experiments}
     num_rows = len(runs) + sum(map(len, runs.values()))
     figure = Figure(figsize=(7.5, 0.8 + 0.22 * num_rows), layout="constrained")
@@ -116,7 +117,10 @@ def draw_decisions(path: Path, findings: Findings, experiments: Mapping[str, str
         for run in runs[experiment]:
             row, color = len(labels), COLORS[objectives[run]]
             labels.append(run)
-            found = difference(findings.accuracies("digits", run, "motion", experiment), student)
+            found = difference(
+                findings.accuracies("digits", run, "motion", experiment),
+                findings.accuracies("digits", counterpart(run), "motion"),
+            )
             axes.plot(found.by_seed, [row] * len(found.by_seed), "o", color=color, alpha=0.6, markersize=4)
             dots += found.by_seed
             if found.interval is not None:
@@ -126,7 +130,9 @@ def draw_decisions(path: Path, findings: Findings, experiments: Mapping[str, str
     axes.set_xlim(min(dots) - 0.1, max(dots) + 0.1)  # the interval of two seeds can be wider than all
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
     axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.set_xlabel("accuracy on motion, minus that of the student of the first table", fontsize=8)
+    axes.set_xlabel(
+        "accuracy on motion, minus that of the teacher or student of the table of digits", fontsize=8
+    )
     axes.tick_params(axis="x", labelsize=7)
     axes.tick_params(axis="y", length=0)
     for kind, title in KINDS.items():

@@ -17,6 +17,24 @@ LABELS = {
 RANDOM = "random-init"
 
 
+class Point(NamedTuple):
+    """A checkpoint of a student whose held-out loss was measured."""
+
+    run: str
+    step: int
+    loss: float
+    accuracy: dict[str, float]
+    """By label."""
+
+
+def r2(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Of a straight line; none where all are equal in one of them."""
+    try:
+        return statistics.correlation(x, y) ** 2
+    except statistics.StatisticsError:
+        return None
+
+
 class Difference(NamedTuple):
     """Of two runs, seed by seed, with the 95% interval of its mean (Student's t, n - 1 degrees of freedom);
     none for a single seed."""
@@ -67,6 +85,20 @@ class Findings:
     def selections(self) -> dict[int, dict[str, Any]]:
         """By seed, what `salt-eval select` wrote."""
         return self._read("digits/seed-{}/select.json")
+
+    def points(self) -> dict[int, list[Point]]:
+        """By seed, the checkpoints of its selection."""
+        found: dict[int, list[Point]] = {}
+        for seed, selection in self.selections().items():
+            probe = self.probes("digits")[seed]
+            for row in selection["checkpoints"]:
+                run, _, step = row["name"].partition("/step-")
+                name = _entry(probe, row["name"])
+                assert name is not None
+                steps = int(step) if step else self.record[f"digits/seed-{seed}/{run}"].found["steps"]
+                point = Point(run, steps, row["x"], probe["accuracy"][name])
+                found.setdefault(seed, []).append(point)
+        return found
 
     def accuracies(self, data: str, run: str, label: str, experiment: str = "base") -> dict[int, float]:
         """By seed, of those that have the run. ``run``: its last checkpoint, or RUN/step-N, or ``RANDOM``."""
@@ -133,15 +165,6 @@ def with_teachers(record: Record, run: str) -> Iterator[str]:
         yield from with_teachers(record, targets.removesuffix("-targets"))
 
 
-def runs_of(selection: dict[str, Any]) -> list[str]:
-    """The runs in what `salt-eval select` wrote."""
-    return list(dict.fromkeys(row["name"].partition("/")[0] for row in selection["checkpoints"]))
-
-
-def points_of(selection: dict[str, Any], run: str) -> list[tuple[float, float]]:
-    """Held-out loss and accuracy of the checkpoints of one of them."""
-    return [
-        (row["x"], row["accuracy"])
-        for row in selection["checkpoints"]
-        if row["name"].partition("/")[0] == run
-    ]
+def counterpart(run: str) -> str:
+    """The run of the first claims that a run of another claim is held against."""
+    return "teacher" if run.startswith("teacher") else "student"

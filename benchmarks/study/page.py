@@ -9,7 +9,15 @@ from pathlib import Path
 from benchmarks.study import text
 from benchmarks.study.experiment import Lengths
 from benchmarks.study.figures import draw_accuracies, draw_compute, draw_decisions, draw_losses
-from benchmarks.study.findings import LABELS, RANDOM, Difference, Findings, difference, points_of, runs_of
+from benchmarks.study.findings import (
+    LABELS,
+    RANDOM,
+    Findings,
+    Point,
+    counterpart,
+    difference,
+    r2,
+)
 from benchmarks.study.jobs import RATE_TUNING, chosen_memories, chosen_rate, tuned_memories, tuned_rates
 from benchmarks.study.record import Record
 from benchmarks.study.sharing import Cost, Sharing, sharing
@@ -17,10 +25,10 @@ from salt_distill.common.whole import write_whole
 
 LARGE = {
     "flops": "SALT and the EMA baseline at equal FLOPs",
-    "sizes": "Size of the teacher, size of the student (Figure 6)",
-    "data": "What the teacher learned from (Figure 4)",
-    "masks": "The teacher's masks (Figure 5)",
-    "split": "How to split a budget of steps (Figures 7 and 8)",
+    "sizes": "Size of the teacher, size of the student",
+    "data": "What the teacher learned from",
+    "masks": "The teacher's masks",
+    "split": "How to split a budget of steps",
     "chain": "Chained stages: a student as the next teacher",
 }
 """Experiments of `STUDY=large`, each with a probe of its own."""
@@ -84,10 +92,10 @@ def _missing(findings: Findings, lengths: Lengths, *, has_strokes: bool, has_rea
     }
     missing = []
     for title, (probes, seeds, is_there) in parts.items():
-        if not is_there:
+        if not is_there and not probes:
             missing.append(f"{title}: they were not there")
         elif len(probes) < len(seeds):
-            missing.append(f"{title}: {len(probes)} of {_seeds(len(seeds))} are through")
+            missing.append(f"{title}: {len(probes)} of {_seeds(len(seeds))} have finished")
     if missing:
         yield from ("", "## Not run", "", *(f"- {one}" for one in missing))
         yield from ("", _filled(text.NOT_RUN))
@@ -99,7 +107,7 @@ def _seeds(number: int) -> str:
 
 def _opening(record: Record, lengths: Lengths, data_sets: Sequence[str]) -> Iterator[str]:
     days = sorted(entry.day for entry in record.values())
-    tuned = _tuned(record) if RATE_TUNING in record else "They are not chosen yet."
+    tuned = _tuned(record, lengths) if RATE_TUNING in record else "They are not chosen yet."
     yield "# The paper's claims at small scale"
     yield ""
     yield _filled(text.OPENING)
@@ -109,9 +117,7 @@ def _opening(record: Record, lengths: Lengths, data_sets: Sequence[str]) -> Iter
     yield ""
     yield _filled(
         text.SETTINGS,
-        digits=lengths.of("digits"),
-        strokes=lengths.of("strokes"),
-        real=lengths.of("real"),
+        steps=", ".join(f"{lengths.of(data)} steps on {data}" for data in data_sets) or "no steps yet",
         tuned=tuned,
         videos=lengths.videos,
         passes=lengths.probe_epochs,
@@ -122,16 +128,23 @@ def _opening(record: Record, lengths: Lengths, data_sets: Sequence[str]) -> Iter
     )
 
 
-def _tuned(record: Record) -> str:
+def _tuned(record: Record, lengths: Lengths) -> str:
     """What the settings of the baseline gave, in a sentence each."""
 
     def found(accuracy: Mapping[int, float] | Mapping[str, float]) -> str:
         return ", ".join(f"{setting}: {value:.3f}" for setting, value in accuracy.items())
 
+    again = Findings(record=record, seeds=lengths.all_seeds).accuracies("digits", "ema", "motion")
+    luck = ""
+    if again:
+        luck = (
+            f" On the seeds of the study the same setting has {_spread(list(again.values()))}, beside the"
+            f" {max(tuned_rates(record).values()):.3f} for which it was chosen: a better one may exist."
+        )
     return (
         f"Accuracy on motion by m was {found(tuned_memories(record))}, and with m = {chosen_memories(record)}"
         f" by rate {found(tuned_rates(record))}. So the baseline has m = {chosen_memories(record)} and the"
-        f" rate {chosen_rate(record)}."
+        f" rate {chosen_rate(record)}.{luck}"
     )
 
 
@@ -159,54 +172,67 @@ def _claims(findings: Findings, data_sets: Sequence[str], saved: Sharing | None)
     yield from ("", "## What was found", "", _filled(text.CLAIMS), "")
     yield "| claim | data | difference (95% interval) | each seed | |"
     yield "|---|---|---:|---|---|"
-    for title, better, worse in (  # a title stands in the first of its rows
-        ("the teacher has learned: above random weights", "teacher", RANDOM),
-        ("the EMA baseline has learned: above random weights", "ema", RANDOM),
-        ("a student beats its teacher (section 4)", "student", "teacher"),
-        ("SALT beats the EMA baseline at equal steps, the teacher's counted (Figure 2)", "student", "ema"),
+    learned = "has learned: above random weights"
+    for title, better, worse in (
+        (f"the teacher {learned}", "teacher", RANDOM),
+        (f"the student {learned}", "student", RANDOM),
+        (f"the EMA baseline {learned}", "ema", RANDOM),
+        ("a student beats its teacher (sections 5.1 and 5.3, appendix E.2)", "student", "teacher"),
+        ("SALT beats the EMA baseline at equal steps, the teacher's counted (Figure 7)", "student", "ema"),
+        ("the teacher alone beats the EMA baseline of twice its steps", "teacher", "ema"),
     ):
         for data in data_sets:
             for label in LABELS[data]:
-                first, second = (findings.accuracies(data, name, label) for name in (better, worse))
-                yield _claim(title, f"{data}, {label}", first, second)
-                title = ""
-    equal = findings.probes("digits", "flops")
-    title = "SALT beats the EMA baseline at equal FLOPs (6ND), the teacher's counted"
-    for label in LABELS["digits"] if equal else ():
-        student = findings.accuracies("digits", "student", label)
-        baseline = findings.accuracies("digits", "ema-equal-flops", label, "flops")
-        yield _claim(title, f"digits, {label}", student, baseline)
-        title = ""
-    if selections := [one for one in findings.selections().values() if one["r2"] is not None]:
-        values = ", ".join(f"{one['r2']:.2f}" for one in selections)
-        falls = "in every seed" if all(one["slope"] < 0 for one in selections) else "not in every seed"
-        how = (
-            f"R² {values} | {selections[0]['num_probed']} checkpoints each | a lower loss goes with a higher"
-            f" accuracy {falls}"
-        )
-        yield f"| held-out loss predicts accuracy (Figure 3: R² 0.951) | digits, motion | {how} |"
+                yield _claim(findings, title, data, label, better, worse)
+                title = ""  # stands in the first of its rows
+    if findings.probes("digits", "flops"):
+        title = "SALT beats the EMA baseline at equal FLOPs (6ND), the teacher's counted (Figure 7)"
+        for label in LABELS["digits"]:
+            yield _claim(findings, title, "digits", label, "student", "ema-equal-flops", "flops")
+            title = ""
+    if points := findings.points().values():
+        title = "student loss predicts accuracy (Figure 3: R² 0.951 of the training loss; here held-out loss)"
+        for label in LABELS["digits"]:
+            values = ", ".join(_two_digits(_r2(of, label)) for of in points)
+            falls = sum(_falls(of, label) for of in points)
+            yield (
+                f"| {title} | digits, {label} | R² {values} | {len(next(iter(points)))} checkpoints each |"
+                f" a lower loss goes with a higher accuracy in {falls} of {_seeds(len(points))} |"
+            )
+            title = ""
     if saved is not None and saved.num_students > saved.num_teachers:
         of_sharing = saved.apart.forwards / saved.shared.forwards
-        of_cache = saved.uncached_forwards / saved.shared.forwards
+        of_cache = saved.uncached_forwards / saved.apart.forwards
         yield (
             "| one frozen teacher serves many students | all |"
-            f" {of_sharing:.2f} times fewer forwards than with a cache for each,"
-            f" {of_cache:.1f} times fewer than without |"
-            f" {saved.num_students} students of {saved.num_teachers} teachers |"
+            f" {of_sharing:.2f} times fewer forwards by sharing, and {of_cache:.2f} times fewer by keeping"
+            f" what was computed | {saved.num_students} students of {saved.num_teachers} teachers,"
+            f" {saved.num_shared} of which had several |"
             " [below](#what-sharing-saved) |"
         )
 
 
-def _claim(title: str, data: str, first: Mapping[int, float], second: Mapping[int, float]) -> str:
-    return f"| {title} | {data} | {_difference(difference(first, second))}"
-
-
-def _difference(found: Difference) -> str:
+def _claim(
+    findings: Findings, title: str, data: str, label: str, better: str, worse: str, experiment: str = "base"
+) -> str:
+    """A row; ``experiment``: whose probe has the second run."""
+    first = findings.accuracies(data, better, label)
+    second = findings.accuracies(data, worse, label, experiment)
+    random = findings.accuracies(data, RANDOM, label)
+    found = difference(first, second)
+    unlearned = [
+        NAMES[run.removesuffix("-equal-flops")]
+        for run, of in ((better, first), (worse, second))
+        if RANDOM not in (better, worse) and difference(of, random).mean <= 0
+    ]
+    verdict = found.verdict
+    if len(unlearned) == 2:
+        verdict = "no verdict: neither is above random weights"
+    elif unlearned:
+        verdict += f"; the {unlearned[0]} is not above random weights"
     interval = "" if found.interval is None else " ({:+.3f} to {:+.3f})".format(*found.interval)
-    return (
-        f"{found.mean:+.3f}{interval} | {', '.join(f'{one:+.3f}' for one in found.by_seed)} |"
-        f" {found.verdict} |"
-    )
+    of_seeds = ", ".join(f"{one:+.3f}" for one in found.by_seed)
+    return f"| {title} | {data}, {label} | {found.mean:+.3f}{interval} | {of_seeds} | {verdict} |"
 
 
 def _tables(findings: Findings, data_sets: Sequence[str], lengths: Lengths) -> Iterator[str]:
@@ -261,49 +287,68 @@ def _selection(findings: Findings) -> Iterator[str]:
     yield "## Held-out loss and accuracy"
     yield ""
     yield _filled(text.SELECTION)
-    by_size = [
-        (seed, run, points_of(found, run))
-        for seed, found in findings.selections().items()
-        for run in runs_of(found)
+    seeds = findings.points()
+    runs = list(dict.fromkeys(point.run for point in next(iter(seeds.values()))))
+    heads = [
+        *("seed", "motion", "digit", "motion by the step, without the loss"),
+        *(f"motion, {run} alone" for run in runs),
     ]
     yield ""
-    yield (
-        "| seed | R² | slope | "
-        + " | ".join(f"R² of {run} alone" for run in runs_of(next(iter(findings.selections().values()))))
-        + " |"
-    )
-    yield "|---|---:|---:|" + "---:|" * len({run for _, run, _ in by_size})
-    for seed, found in findings.selections().items():
-        alone = [_r2(points) for of, _, points in by_size if of == seed]
-        line = "none | none" if found["r2"] is None else f"{found['r2']:.2f} | {found['slope']:.2f}"
-        yield f"| {seed} | {line} | {' | '.join(alone)} |"
+    yield f"| {' | '.join(heads)} |"
+    yield "|---|" + "---:|" * (len(heads) - 1)
+    for seed, points in seeds.items():
+        values = [
+            _r2(points, "motion"),
+            _r2(points, "digit"),
+            r2([one.step for one in points], [one.accuracy["motion"] for one in points]),
+            *(_r2([one for one in points if one.run == run], "motion") for run in runs),
+        ]
+        yield f"| {seed} | {' | '.join(map(_two_digits, values))} |"
 
 
-def _r2(points: Sequence[tuple[float, float]]) -> str:
-    """None where all are equal in loss or in accuracy."""
-    try:
-        return f"{statistics.correlation(*zip(*points, strict=True)) ** 2:.2f}"
-    except statistics.StatisticsError:
-        return "none"
+def _r2(points: Sequence[Point], label: str) -> float | None:
+    return r2([one.loss for one in points], [one.accuracy[label] for one in points])
+
+
+def _falls(points: Sequence[Point], label: str) -> bool:
+    """Whether the accuracy is higher where the loss is lower."""
+    loss, accuracy = [one.loss for one in points], [one.accuracy[label] for one in points]
+    return _r2(points, label) is not None and statistics.correlation(loss, accuracy) < 0
+
+
+def _two_digits(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
 
 
 def _large(findings: Findings, experiments: Sequence[str]) -> Iterator[str]:
-    yield from ("", "## What else decides", "", _filled(text.LARGE), "")
-    yield "| | digit (least to most) | motion (least to most) | motion minus the student's (95% interval) |"
-    yield "|---|---:|---:|---:|"
-    student = findings.accuracies("digits", "student", "motion")
+    of_student = list(findings.accuracies("digits", "student", "motion").values())
+    yield from ("", "## What else decides", "")
+    yield _filled(text.LARGE, student=_spread(of_student), num_seeds=_seeds(len(of_student)))
+    yield ""
+    heads = ("digit", "motion", "motion minus its counterpart's (95% interval)", "training FLOPs")
+    yield f"| | {' | '.join(heads)} |"
+    yield "|---|" + "---:|" * len(heads)
     for experiment in experiments:
         probes = findings.probes("digits", experiment)
         seeds = f"seed{'s' * (len(probes) > 1)} {', '.join(map(str, probes))}"
-        yield f"| **{LARGE[experiment]}**, {seeds} | | | |"
+        yield f"| **{LARGE[experiment]}**, {seeds} | | | | |"
+        some = Findings(record=findings.record, seeds=list(probes))
+        for run in ("teacher", "student"):
+            yield f"| {run}, as above{' (4-of-8)' * (experiment == 'split')} | {_cells(some, run, 'base')} |"
         for run in next(iter(probes.values()))["accuracy"]:
-            digit, motion = (
-                findings.accuracies("digits", run, label, experiment) for label in ("digit", "motion")
-            )
-            found = difference(motion, student)
-            interval = "" if found.interval is None else " ({:+.3f} to {:+.3f})".format(*found.interval)
-            cells = [_spread(list(of.values())) for of in (digit, motion)]
-            yield f"| {run} | {' | '.join(cells)} | {found.mean:+.3f}{interval} |"
+            yield f"| {run} | {_cells(some, run, experiment)} |"
+
+
+def _cells(findings: Findings, run: str, experiment: str) -> str:
+    """Of a row of the table of other decisions, all but the first."""
+    digit, motion = (findings.accuracies("digits", run, label, experiment) for label in ("digit", "motion"))
+    against = ""
+    if experiment != "base":
+        found = difference(motion, findings.accuracies("digits", counterpart(run), "motion"))
+        interval = "" if found.interval is None else " ({:+.3f} to {:+.3f})".format(*found.interval)
+        against = f"{found.mean:+.3f}{interval}"
+    accuracies = " | ".join(_spread(list(of.values())) for of in (digit, motion))
+    return f"{accuracies} | {against} | {findings.flops('digits', run):.2e}"
 
 
 def _sharing(found: Sharing) -> Iterator[str]:
@@ -312,6 +357,7 @@ def _sharing(found: Sharing) -> Iterator[str]:
         text.SHARING,
         students=found.num_students,
         teachers=found.num_teachers,
+        shared=found.num_shared,
         training=found.training_hours,
         training_apart=found.training_hours_apart,
     )

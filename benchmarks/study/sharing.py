@@ -23,6 +23,8 @@ class Sharing:
 
     num_teachers: int
     num_students: int
+    num_shared: int
+    """Teachers of two or more students."""
     shared: Cost
     """As it was run."""
     apart: Cost
@@ -37,7 +39,7 @@ class Sharing:
 
 def sharing(record: Record) -> Sharing | None:
     """Of all students that have finished; none where there is none."""
-    shared, apart, uncached_forwards = [], [], 0
+    shared, apart, num_shared, uncached_forwards = [], [], 0, 0
     training: list[float] = []
     training_apart = 0.0
     for targets, students in _students(record).items():
@@ -45,6 +47,7 @@ def sharing(record: Record) -> Sharing | None:
         one = Cost(forwards=found["rows"], hours=hours, num_bytes=found["num_bytes"])
         shared.append(one)
         apart += [one] * len(students)
+        num_shared += len(students) > 1
         uncached_forwards += sum(of.found["steps"] * of.found["batch_size"] for of in students)
         teacher_hours = record[targets.removesuffix("-targets")].cpu_s / 3600
         training.append(teacher_hours)
@@ -54,6 +57,7 @@ def sharing(record: Record) -> Sharing | None:
     return Sharing(
         num_teachers=len(shared),
         num_students=len(apart),
+        num_shared=num_shared,
         shared=_sum(shared),
         apart=_sum(apart),
         uncached_forwards=uncached_forwards,
