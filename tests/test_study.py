@@ -293,6 +293,14 @@ def test_what_time_ran_out_for_starts_again_from_nothing_or_goes_on(tmp_path):
     assert (tmp_path / "runs/on/kept").exists()
 
 
+def test_what_another_record_has_is_made_again_from_nothing(tmp_path):
+    job = python("teacher", MAKE, goes_on=True)  # which fails where there is something
+    assert run_all([job], tmp_path)
+    (tmp_path / "study.jsonl").unlink()
+    assert run_all([job], tmp_path)
+    assert list(record_in(tmp_path)) == ["teacher"]
+
+
 def test_a_job_that_is_stopped_while_it_is_repeated_is_not_taken_as_whole(tmp_path):
     slow = MAKE.replace("p.mkdir()", "p.mkdir(exist_ok=True)") + "; import time; time.sleep(WAIT)"
 

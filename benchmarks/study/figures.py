@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.study.findings import LABELS, RANDOM, Findings, counterpart, difference
 
@@ -80,7 +81,7 @@ def draw_compute(path: Path, findings: Findings, experiments: Sequence[str]) -> 
                 values = _probed(findings, run, label, experiments)
                 flops = findings.flops("digits", run)
                 if values and flops is not None:
-                    points.append((flops, values))
+                    points.append((flops / 1e12, values))
             for flops, values in points:
                 axes.plot([flops, flops], [min(values), max(values)], color=COLORS[objective], linewidth=0.7)
             means = [statistics.fmean(values) for _, values in points]
@@ -90,8 +91,9 @@ def draw_compute(path: Path, findings: Findings, experiments: Sequence[str]) -> 
         random = statistics.fmean(findings.accuracies("digits", RANDOM, label).values())
         axes.axhline(random, color="grey", linestyle="--", linewidth=0.8, label="random weights")
         axes.set_xscale("log")
-        for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            ticks(lambda flops, _: f"{flops / 1e12:g}")
+        axes.xaxis.set_major_locator(LogLocator(base=2))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda flops, _: f"{flops:g}")
         axes.set_title(f"digits: {label}", fontsize=9)
         axes.set_xlabel("training compute in 10¹² FLOPs (6ND), the teacher's counted", fontsize=8)
         axes.set_ylabel("accuracy", fontsize=8)

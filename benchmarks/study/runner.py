@@ -119,8 +119,10 @@ def _record(job: Job, root: Path, record: Record, wall_s: float, cpu_s: float) -
 
 def _start(job: Job, root: Path) -> _Running:
     made = root / job.name
-    if not job.goes_on and made.is_dir():
-        shutil.rmtree(made)
+    if made.exists() and (not job.goes_on or _is_whole(job.name, root)):
+        # Whole, but without an entry: of another record, or its line was deleted. Continued, it would end at
+        # once, and its time would be wrong.
+        shutil.rmtree(made) if made.is_dir() else made.unlink()
     made.parent.mkdir(parents=True, exist_ok=True)
     log = _log(job.name, root)
     log.parent.mkdir(parents=True, exist_ok=True)
