@@ -257,12 +257,8 @@ def test_another_machine_repeats_only_the_jobs_whose_files_are_read(tmp_path, ca
         python("student", MAKE, needs=("teacher",), after=("tuning",)),
     ]
     assert run_all(more, tmp_path, root="elsewhere")
-    assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {
-        "shards",
-        "teacher",
-        "student",
-        "logs",
-    }
+    made_there = {path.name for path in (tmp_path / "elsewhere").iterdir() if path.is_dir()}
+    assert made_there == {"shards", "teacher", "student", "logs"}
     record = record_in(tmp_path)
     assert record["teacher"].found == {"text": "x"}
     said = capfd.readouterr().err
@@ -299,6 +295,14 @@ def test_what_another_record_has_is_made_again_from_nothing(tmp_path):
     (tmp_path / "study.jsonl").unlink()
     assert run_all([job], tmp_path)
     assert list(record_in(tmp_path)) == ["teacher"]
+
+
+def test_files_of_other_lengths_are_not_read(tmp_path):
+    assert run_all([python("shards", MAKE)], tmp_path)
+    other = Record(tmp_path / "other.jsonl", Lengths(videos=8))
+    with pytest.raises(JobError, match=r"runs with files of .*'videos': 4000.*'videos': 8.*another --out"):
+        run([python("teacher", MAKE, needs=("shards",))], tmp_path / "runs", other, at_once=1, minutes=None)
+    assert not (tmp_path / "runs/teacher").exists()
 
 
 def test_a_job_that_is_stopped_while_it_is_repeated_is_not_taken_as_whole(tmp_path):

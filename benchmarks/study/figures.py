@@ -47,12 +47,12 @@ def draw_accuracies(path: Path, findings: Findings, rows: Mapping[str, Mapping[s
 
 def draw_losses(path: Path, findings: Findings) -> None:
     """Held-out loss against accuracy, a panel for each seed, a line for each student."""
-    selections = findings.selections()
+    selections, points_of = findings.selections(), findings.points()
     figure = Figure(figsize=(2.6 * len(selections), 2.8), layout="constrained")
     for axes, (seed, found) in zip(
         figure.subplots(1, len(selections), squeeze=False, sharey=True)[0], selections.items(), strict=True
     ):
-        points = findings.points()[seed]
+        points = points_of[seed]
         for number, run in enumerate(dict.fromkeys(point.run for point in points)):
             x, y = zip(*((one.loss, one.accuracy["motion"]) for one in points if one.run == run), strict=True)
             axes.plot(x, y, "o-", color=f"C{number}", linewidth=0.7, label=run)

@@ -12,6 +12,7 @@ from benchmarks.study.figures import draw_accuracies, draw_compute, draw_decisio
 from benchmarks.study.findings import (
     LABELS,
     RANDOM,
+    Difference,
     Findings,
     Point,
     counterpart,
@@ -230,9 +231,14 @@ def _claim(
         verdict = "no verdict: neither is above random weights"
     elif unlearned:
         verdict += f"; the {unlearned[0]} is not above random weights"
-    interval = "" if found.interval is None else " ({:+.3f} to {:+.3f})".format(*found.interval)
     of_seeds = ", ".join(f"{one:+.3f}" for one in found.by_seed)
-    return f"| {title} | {data}, {label} | {found.mean:+.3f}{interval} | {of_seeds} | {verdict} |"
+    return f"| {title} | {data}, {label} | {_mean(found)} | {of_seeds} | {verdict} |"
+
+
+def _mean(found: Difference) -> str:
+    """With its interval, if there is one."""
+    interval = "" if found.interval is None else " ({:+.3f} to {:+.3f})".format(*found.interval)
+    return f"{found.mean:+.3f}{interval}"
 
 
 def _tables(findings: Findings, data_sets: Sequence[str], lengths: Lengths) -> Iterator[str]:
@@ -344,9 +350,7 @@ def _cells(findings: Findings, run: str, experiment: str) -> str:
     digit, motion = (findings.accuracies("digits", run, label, experiment) for label in ("digit", "motion"))
     against = ""
     if experiment != "base":
-        found = difference(motion, findings.accuracies("digits", counterpart(run), "motion"))
-        interval = "" if found.interval is None else " ({:+.3f} to {:+.3f})".format(*found.interval)
-        against = f"{found.mean:+.3f}{interval}"
+        against = _mean(difference(motion, findings.accuracies("digits", counterpart(run), "motion")))
     accuracies = " | ".join(_spread(list(of.values())) for of in (digit, motion))
     return f"{accuracies} | {against} | {findings.flops('digits', run):.2e}"
 

@@ -42,7 +42,8 @@ class Record(Mapping[str, Entry]):
         Raises RecordError where it has runs of other lengths, or a line that is not whole.
         """
         self.path = path
-        self._head = {name: getattr(lengths, name) for name in ("steps", "videos", "probe_epochs")}
+        # Results of other lengths are others; more seeds are only more.
+        self.lengths = {name: getattr(lengths, name) for name in ("steps", "videos", "probe_epochs")}
         self._entries: dict[str, Entry] = {}
         if not path.exists():
             return
@@ -57,9 +58,9 @@ class Record(Mapping[str, Entry]):
                     f"got {path}, line {number}: {line[:60]!r}, expected the JSON of one command; delete the"
                     " line, and the command runs again"
                 ) from error
-            if number == 1 and fields != self._head:
+            if number == 1 and fields != self.lengths:
                 raise RecordError(
-                    f"got {path} with runs of {fields}, expected {self._head}; give another --page, the"
+                    f"got {path} with runs of {fields}, expected {self.lengths}; give another --page, the"
                     " record lies beside it"
                 )
 
@@ -82,7 +83,7 @@ class Record(Mapping[str, Entry]):
             found=found,
         )
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        head = "" if self.path.exists() else json.dumps(self._head) + "\n"
+        head = "" if self.path.exists() else json.dumps(self.lengths) + "\n"
         with self.path.open("a") as file:
             file.write(head + json.dumps({"name": name} | asdict(entry)) + "\n")
         self._entries[name] = entry

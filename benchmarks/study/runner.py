@@ -1,5 +1,6 @@
 """Runs jobs, several at a time, and goes on where an earlier start ended, on this machine or another."""
 
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,8 @@ from benchmarks.study.record import Record
 
 _WHOLE = "# ended well"
 """Last line of a job's log while what it made is whole, and here."""
+_LENGTHS = "lengths.json"
+"""Of the study's folder: of which lengths its data and checkpoints are."""
 _TERMINATION_S = 20.0
 """Longest that a job may take to end when it is told to, in seconds."""
 
@@ -39,9 +42,15 @@ def run(jobs: Sequence[Job], root: Path, record: Record, *, at_once: int, minute
     next start. What they found is added to ``record``; jobs that it has are not run, but for those whose
     files another job reads and this machine does not have.
 
-    Raises JobError at the first that fails, after the others were stopped.
+    Raises JobError at the first that fails, after the others were stopped, and where ``root`` has files of
+    other lengths.
     """
     root.mkdir(parents=True, exist_ok=True)
+    lengths = root / _LENGTHS
+    if not lengths.exists():
+        lengths.write_text(json.dumps(record.lengths))
+    elif (got := json.loads(lengths.read_text())) != record.lengths:
+        raise JobError(f"got {root} with files of {got}, expected {record.lengths}; give another --out")
     todo = _to_run(jobs, root, record)
     deadline_s = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     console = Console(stderr=True)
