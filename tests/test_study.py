@@ -107,6 +107,7 @@ def test_every_job_comes_after_what_it_needs(labelled, real, is_large, tmp_path)
     assert ("digits/seed-12/chain-probe.json" in made) == is_large
     assert ("real/seed-12/neighbours.json" in made) == (is_large and real is not None)
     assert "digits/seed-14/base-probe.json" in made
+    assert ("digits/seed-14/flops-probe.json" in made) == is_large
 
 
 def test_the_baseline_gets_the_settings_that_tell_motion_best_on_a_seed_of_their_own(tmp_path):

@@ -41,7 +41,8 @@ class Lengths:
     """How long the study is."""
 
     seeds: int = 5
-    """Of the first claims, on digits and pen strokes: teacher, student, baseline, held-out loss."""
+    """Of the first claims, on digits and pen strokes: teacher, student, baseline, held-out loss; and of equal
+    FLOPs."""
     large_seeds: int = 3
     """Of the other claims, and of real videos."""
     steps: int = 1000

@@ -100,7 +100,24 @@ def _neighbours(folder: str, seed: int) -> Job:
     )
 
 
-def large(seed: int, lengths: Lengths, record: Record, *, strokes: bool) -> list[Job]:
+def equal_flops(seed: int, lengths: Lengths, record: Record) -> list[Job]:
+    """The baseline that trains as long as costs what the teacher and the student of ``small`` cost on moving
+    digits."""
+    base = f"digits/seed-{seed}"
+    experiment = Experiment(data="digits", seed=seed, lengths=lengths, name="flops")
+    experiment.train(
+        "vjepa",
+        "ema-equal-flops",
+        *momentum(lambda: steps_of_equal_flops(record, base), lambda: chosen_memories(record)),
+        *rate(lambda: chosen_rate(record)),
+        steps=lambda: steps_of_equal_flops(record, base),
+        after=(f"{base}/teacher", f"{base}/student", f"{base}/ema", RATE_TUNING),
+    )
+    experiment.judge((f"{base}/base-probe.json",))  # has the student that it is held against
+    return experiment.jobs
+
+
+def large(seed: int, lengths: Lengths, *, strokes: bool) -> list[Job]:
     """The paper's other claims, on moving digits, around the teacher and the student of ``small``."""
     steps, base = lengths.of("digits"), f"digits/seed-{seed}"
     teacher, student = f"{base}/teacher", f"{base}/student"
@@ -109,17 +126,6 @@ def large(seed: int, lengths: Lengths, record: Record, *, strokes: bool) -> list
 
     def experiment(name: str) -> Experiment:
         return Experiment(data="digits", seed=seed, lengths=lengths, name=name)
-
-    equal = experiment("flops")
-    equal.train(
-        "vjepa",
-        "ema-equal-flops",
-        *momentum(lambda: steps_of_equal_flops(record, base), lambda: chosen_memories(record)),
-        *rate(lambda: chosen_rate(record)),
-        steps=lambda: steps_of_equal_flops(record, base),
-        after=(teacher, student, f"{base}/ema", RATE_TUNING),
-    )
-    equal.judge(compared)
 
     sizes = experiment("sizes")
     teachers = {"shallow": sizes.train("teacher", "teacher-shallow", *SHALLOW, steps=steps), "base": teacher}
@@ -155,7 +161,7 @@ def large(seed: int, lengths: Lengths, record: Record, *, strokes: bool) -> list
     chain.train("student", "student-third", steps=steps, teacher=second, generation=3)
     chain.judge(compared)
 
-    for one in (equal, sizes, data, masks, split, chain):
+    for one in (sizes, data, masks, split, chain):
         jobs += one.jobs
     return jobs
 
@@ -258,8 +264,10 @@ def _runs(
         yield from small("digits", seed, lengths, record)
     for seed in lengths.all_seeds if labelled else ():
         yield from small("strokes", seed, lengths, record)
+    for seed in lengths.all_seeds if is_large else ():
+        yield from equal_flops(seed, lengths, record)
     for seed in lengths.few_seeds if is_large else ():
-        yield from large(seed, lengths, record, strokes=labelled is not None)
+        yield from large(seed, lengths, strokes=labelled is not None)
     for seed in lengths.few_seeds if real else ():  # last: a seed takes twice as long as one of the others
         yield from small("real", seed, lengths, record)
 

@@ -88,9 +88,9 @@ def _missing(findings: Findings, lengths: Lengths, *, has_strokes: bool, has_rea
         "pen strokes": (findings.probes("strokes"), lengths.all_seeds, has_strokes),
         "real videos": (findings.probes("real"), lengths.few_seeds, has_real),
     }
-    parts |= {
-        title: (findings.probes("digits", name), lengths.few_seeds, True) for name, title in LARGE.items()
-    }
+    for name, title in LARGE.items():
+        seeds = lengths.all_seeds if name == "flops" else lengths.few_seeds
+        parts[title] = (findings.probes("digits", name), seeds, True)
     missing = []
     for title, (probes, seeds, is_there) in parts.items():
         if not is_there and not probes:
