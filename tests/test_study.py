@@ -350,10 +350,10 @@ def test_the_page_in_the_repository_is_made_from_the_record_beside_it(tmp_path):
 
 
 def test_a_comparison_of_encoders_that_learned_nothing_has_no_verdict(tmp_path):
-    def probes(student: float) -> Record:
+    def probes(student: float, chance: float) -> Record:
         accuracy = {"random-init": 0.5, "teacher": 0.6, "student": student}
         accuracy |= {"ema/step-1000": 0.3, "ema/step-2000": 0.3}
-        labels = {label: {"chance": 0.1, "num_test": 800} for label in ("digit", "motion")}
+        labels = {label: {"chance": chance, "num_test": 800} for label in ("digit", "motion")}
         found = {
             f"digits/seed-{seed}/base-probe.json": {
                 "accuracy": {
@@ -372,13 +372,14 @@ def test_a_comparison_of_encoders_that_learned_nothing_has_no_verdict(tmp_path):
         (tmp_path / "study.jsonl").unlink(missing_ok=True)
         return recorded(tmp_path, found | ema | runs)
 
-    def verdict(student: float) -> str:
+    def verdict(student: float, chance: float = 0.1) -> str:
         page = tmp_path / "study.md"
-        write_page(page, probes(student), LENGTHS, has_strokes=True, has_real=True)
+        write_page(page, probes(student, chance), LENGTHS, has_strokes=True, has_real=True)
         [row] = [line for line in page.read_text().splitlines() if line.startswith("| SALT beats the EMA")]
         return row.split(" | ")[-1]
 
     assert verdict(0.4) == "no verdict: neither is above random weights |"
+    assert verdict(0.9, chance=0.95) == "no verdict: neither is above chance |"
     assert verdict(0.9) == "**holds**; the EMA baseline (V-JEPA 2) is not above random weights |"
 
 

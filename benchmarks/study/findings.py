@@ -11,7 +11,7 @@ from benchmarks.study.record import Record
 LABELS = {
     "digits": ("motion", "digit"),
     "strokes": ("character",),
-    "real": ("arrow", "speed", "order"),
+    "real": ("arrow", "speed", "order", "origin"),
 }
 """The labels that claims are about, of each data set."""
 RANDOM = "random-init"

@@ -221,13 +221,16 @@ def _claim(
     second = findings.accuracies(data, worse, label, experiment)
     random = findings.accuracies(data, RANDOM, label)
     found = difference(first, second)
+    chance = next(iter(findings.probes(data).values()))["labels"][label]["chance"]
     unlearned = [
         NAMES[run.removesuffix("-equal-flops")]
         for run, of in ((better, first), (worse, second))
         if RANDOM not in (better, worse) and difference(of, random).mean <= 0
     ]
     verdict = found.verdict
-    if len(unlearned) == 2:
+    if max(statistics.fmean(of.values()) for of in (first, second)) <= chance:
+        verdict = "no verdict: neither is above chance"
+    elif len(unlearned) == 2:
         verdict = "no verdict: neither is above random weights"
     elif unlearned:
         verdict += f"; the {unlearned[0]} is not above random weights"
