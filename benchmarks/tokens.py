@@ -24,10 +24,9 @@ def main():
     parser.add_argument("--ckpt", action="append", required=True, help="encoder of ours; repeatable")
     parser.add_argument("--data", required=True, help="packed data set; clips of its split test are read")
     parser.add_argument("--clips", type=int, default=800, help="most of them (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the encoder with random weights")
     arguments = parser.parse_args()
     print("| | effective rank of the tokens | R² of their own pixels |\n|---|---:|---:|")
-    for encoder in open_candidates(arguments.ckpt, None, None, None, random_seed=arguments.seed):
+    for encoder in open_candidates(arguments.ckpt, None, None, None, random_seed=0):
         tokens, pixels = of_clips(encoder, arguments.data, arguments.clips)
         rank, width = effective_rank(tokens), tokens.shape[-1]
         print(f"| {encoder.name} | {rank:.1f} of {width} | {linear_r2(tokens, pixels):.3f} |", flush=True)

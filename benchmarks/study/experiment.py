@@ -231,7 +231,7 @@ def found_in_json(made: Path) -> dict[str, Any]:
 
 
 def _found_in_probe(made: Path) -> dict[str, Any]:
-    """What the page needs of it, and what it was measured on; the whole of it is four times as large."""
+    """What the page needs of it, and what it was measured on; the whole of it is three times as large."""
     found = json.loads(made.read_text())
     return {name: found[name] for name in ("accuracy", "labels", "protocol", "index_hash")}
 

@@ -18,30 +18,32 @@ DPI = 150
 
 
 def draw_accuracies(path: Path, findings: Findings, rows: Mapping[str, Mapping[str, str]]) -> None:
-    """A panel for each label; ``rows``: of each data set the runs to show, with their titles."""
-    panels = [(data, label) for data in rows for label in LABELS[data]]
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.2 * columns, 1.9 * lines), layout="constrained")
-    axes = [one for line in figure.subplots(lines, columns, squeeze=False) for one in line]
-    for one in axes[len(panels) :]:
-        one.remove()
-    for one, (data, label) in zip(axes, panels, strict=False):
+    """A row of panels for each data set, a panel for each label; ``rows``: of each data set the runs to show,
+    with their titles."""
+    columns = max(len(LABELS[data]) for data in rows)
+    figure = Figure(figsize=(2 + 2.2 * columns, 1.9 * len(rows)), layout="constrained")
+    for panels, (data, titles) in zip(
+        figure.subplots(len(rows), columns, squeeze=False), rows.items(), strict=True
+    ):
+        for unused in panels[len(LABELS[data]) :]:
+            unused.remove()
         kinds = findings.runs(data)
-        most = 0.0
-        for row, name in enumerate(rows[data]):
-            values = list(findings.accuracies(data, name, label).values())
-            color = COLORS[kinds[name.partition("/")[0]]] if name != RANDOM else "grey"
-            one.plot(values, [row] * len(values), "o", color=color, alpha=0.6)
-            one.plot(statistics.fmean(values), row, "|", color="black", markersize=16)
-            most = max(most, *values)
-        one.set_yticks(range(len(rows[data])), list(rows[data].values()), fontsize=7)
-        chance = next(iter(findings.probes(data).values()))["labels"][label]["chance"]
-        one.axvline(chance, color="grey", linestyle=":")
-        one.set_ylim(len(rows[data]) - 0.5, -0.5)
-        one.set_title(f"{data}: {label}", fontsize=9)
-        one.tick_params(axis="x", labelsize=7)
-        one.set_xlim(0, min(1.02, 1.15 * most))
+        for axes, label in zip(panels, LABELS[data], strict=False):
+            most = 0.0
+            for row, name in enumerate(titles):
+                values = list(findings.accuracies(data, name, label).values())
+                color = COLORS[kinds[name.partition("/")[0]]] if name != RANDOM else "grey"
+                axes.plot(values, [row] * len(values), "o", color=color, alpha=0.6)
+                axes.plot(statistics.fmean(values), row, "|", color="black", markersize=16)
+                most = max(most, *values)
+            axes.set_yticks(range(len(titles)), [""] * len(titles))
+            chance = next(iter(findings.probes(data).values()))["labels"][label]["chance"]
+            axes.axvline(chance, color="grey", linestyle=":")
+            axes.set_ylim(len(titles) - 0.5, -0.5)
+            axes.set_title(f"{data}: {label}", fontsize=9)
+            axes.tick_params(axis="x", labelsize=7)
+            axes.set_xlim(0, min(1.02, 1.15 * most))
+        panels[0].set_yticks(range(len(titles)), list(titles.values()), fontsize=7)
     figure.savefig(path, dpi=DPI)
 
 
