@@ -107,7 +107,10 @@ def test_every_job_comes_after_what_it_needs(labelled, real, is_large, tmp_path)
     assert ("digits/seed-12/chain-probe.json" in made) == is_large
     assert ("real/seed-12/neighbours.json" in made) == (is_large and real is not None)
     assert "digits/seed-14/base-probe.json" in made
-    assert ("digits/seed-14/flops-probe.json" in made) == is_large
+    of_all = {
+        name for name in ("flops", "sizes", "data", "split") if f"digits/seed-14/{name}-probe.json" in made
+    }
+    assert of_all == ({"flops", "sizes", "split"} if is_large else set())
 
 
 def test_the_baseline_gets_the_settings_that_tell_motion_best_on_a_seed_of_their_own(tmp_path):
@@ -444,7 +447,7 @@ def test_the_whole_study_at_toy_length_in_pieces(tmp_path):
     page = (tmp_path / "page/study.md").read_text()
     record = Record(tmp_path / "page/study.jsonl", Lengths(steps=8, videos=160, probe_epochs=1))
     found = Findings(record=record, seeds=[10])
-    accuracy = found.accuracies("digits", "student-third", "motion", "chain")[10]
+    accuracy = found.accuracies("digits", "student-third", "motion")[10]
     [row] = [line for line in page.splitlines() if line.startswith("| student-third |")]
     assert row.split(" | ")[2] == f"{accuracy:.3f}"
     assert len(found.selections()[10]["checkpoints"]) == 12

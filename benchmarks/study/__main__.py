@@ -57,8 +57,8 @@ def main() -> int:
         " %(default)s)",
     )
     for name, what in {
-        "seeds": "seeds of the first claims and of equal FLOPs",
-        "large-seeds": "seeds of the other claims of --large and of real videos",
+        "seeds": "seeds of the paper's first claims",
+        "large-seeds": "seeds of the other experiments of --large and of real videos",
         "steps": "steps of a teacher",
         "videos": "training videos of moving digits, and most of real videos",
         "probe-epochs": "passes of a probe",

@@ -41,10 +41,10 @@ class Lengths:
     """How long the study is."""
 
     seeds: int = 5
-    """Of the first claims, on digits and pen strokes: teacher, student, baseline, held-out loss; and of equal
-    FLOPs."""
+    """Of teacher, student, baseline and held-out loss, on digits and pen strokes, and of the other
+    experiments on the paper's first claims."""
     large_seeds: int = 3
-    """Of the other claims, and of real videos."""
+    """Of all other experiments, and of real videos."""
     steps: int = 1000
     """Of a teacher, and of a student, on moving digits; on pen strokes 3/5 of it, on real videos twice as
     many."""
@@ -59,6 +59,11 @@ class Lengths:
     @property
     def few_seeds(self) -> range:
         return self.all_seeds[: self.large_seeds]
+
+    def seeds_of(self, experiment: str) -> range:
+        """Of an experiment of the large study. The first claims (section 1) are that small and short-trained
+        teachers suffice, and that less compute does."""
+        return self.all_seeds if experiment in ("flops", "sizes", "split") else self.few_seeds
 
     def of(self, data: str) -> int:
         """Steps of a run on a data set, a multiple of the number of checkpoints."""

@@ -70,7 +70,7 @@ def draw_losses(path: Path, findings: Findings) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def draw_compute(path: Path, findings: Findings, experiments: Sequence[str]) -> None:
+def draw_compute(path: Path, findings: Findings) -> None:
     """Training FLOPs against accuracy on digits: a dot for each finished run, its mean over seeds, with a
     line from the worst seed to the best."""
     figure = Figure(figsize=(9.2, 3.6), layout="constrained")
@@ -80,7 +80,7 @@ def draw_compute(path: Path, findings: Findings, experiments: Sequence[str]) -> 
         for objective, title in KINDS.items():
             points: list[tuple[float, list[float]]] = []
             for run in (name for name, of in runs.items() if of == objective):
-                values = _probed(findings, run, label, experiments)
+                values = list(findings.accuracies("digits", run, label).values())
                 flops = findings.flops("digits", run)
                 if values and flops is not None:
                     points.append((flops / 1e12, values))
@@ -122,7 +122,7 @@ def draw_decisions(path: Path, findings: Findings, experiments: Mapping[str, str
             row, color = len(labels), COLORS[objectives[run]]
             labels.append(run)
             found = difference(
-                findings.accuracies("digits", run, "motion", experiment),
+                findings.accuracies("digits", run, "motion"),
                 findings.accuracies("digits", counterpart(run), "motion"),
             )
             axes.plot(found.by_seed, [row] * len(found.by_seed), "o", color=color, alpha=0.6, markersize=4)
@@ -143,14 +143,3 @@ def draw_decisions(path: Path, findings: Findings, experiments: Mapping[str, str
         axes.plot([], [], "o", color=COLORS[kind], alpha=0.6, markersize=4, label=title)
     figure.legend(fontsize=7, loc="outside upper right", ncols=len(KINDS), frameon=False)
     figure.savefig(path, dpi=DPI)
-
-
-def _probed(findings: Findings, run: str, label: str, experiments: Sequence[str]) -> list[float]:
-    """Accuracy by seed, from whichever probe has the run."""
-    for experiment in ("base", *experiments):
-        probes = findings.probes("digits", experiment)
-        if probes and any(
-            name == run or name.startswith(f"{run}/") for name in next(iter(probes.values()))["accuracy"]
-        ):
-            return list(findings.accuracies("digits", run, label, experiment).values())
-    return []

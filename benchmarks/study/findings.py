@@ -100,13 +100,18 @@ class Findings:
                 found.setdefault(seed, []).append(point)
         return found
 
-    def accuracies(self, data: str, run: str, label: str, experiment: str = "base") -> dict[int, float]:
-        """By seed, of those that have the run. ``run``: its last checkpoint, or RUN/step-N, or ``RANDOM``."""
-        entries = {
-            seed: (probe["accuracy"], _entry(probe, run))
-            for seed, probe in self.probes(data, experiment).items()
-        }
-        return {seed: of[name][label] for seed, (of, name) in entries.items() if name is not None}
+    def accuracies(self, data: str, run: str, label: str) -> dict[int, float]:
+        """By seed, of those whose probes have the run. ``run``: its last checkpoint, or RUN/step-N, or
+        ``RANDOM``."""
+        found: dict[int, float] = {}
+        for seed in self.seeds:
+            folder = f"{data}/seed-{seed}/"
+            for name, entry in self.record.items():
+                if name.startswith(folder) and name.endswith("-probe.json"):
+                    checkpoint = _entry(entry.found, run)
+                    if checkpoint is not None:
+                        found[seed] = entry.found["accuracy"][checkpoint][label]
+        return found
 
     def neighbours(self) -> dict[int, dict[str, Any]]:
         """By seed, what `salt-eval rank` wrote of encoders of real videos."""

@@ -100,11 +100,28 @@ def _neighbours(folder: str, seed: int) -> Job:
     )
 
 
-def equal_flops(seed: int, lengths: Lengths, record: Record) -> list[Job]:
-    """The baseline that trains as long as costs what the teacher and the student of ``small`` cost on moving
-    digits."""
-    base = f"digits/seed-{seed}"
-    experiment = Experiment(data="digits", seed=seed, lengths=lengths, name="flops")
+def large(seed: int, lengths: Lengths, record: Record, *, strokes: bool) -> list[Job]:
+    """The experiments that have this seed, on moving digits, around the teacher, the student and the baseline
+    of ``small``. ``strokes``: whether there are pen strokes for teachers."""
+    jobs: list[Job] = []
+    for name, add in {
+        "flops": lambda of: _equal_flops(of, record),
+        "sizes": _sizes,
+        "data": lambda of: _teacher_data(of, strokes=strokes),
+        "masks": _masks,
+        "split": _split,
+        "chain": _chain,
+    }.items():
+        if seed in lengths.seeds_of(name):
+            experiment = Experiment(data="digits", seed=seed, lengths=lengths, name=name)
+            add(experiment)
+            experiment.judge((f"{experiment.folder}/base-probe.json",))  # has what its runs are held against
+            jobs += experiment.jobs
+    return jobs
+
+
+def _equal_flops(experiment: Experiment, record: Record) -> None:
+    base = experiment.folder
     experiment.train(
         "vjepa",
         "ema-equal-flops",
@@ -113,57 +130,48 @@ def equal_flops(seed: int, lengths: Lengths, record: Record) -> list[Job]:
         steps=lambda: steps_of_equal_flops(record, base),
         after=(f"{base}/teacher", f"{base}/student", f"{base}/ema", RATE_TUNING),
     )
-    experiment.judge((f"{base}/base-probe.json",))  # has the student that it is held against
-    return experiment.jobs
 
 
-def large(seed: int, lengths: Lengths, *, strokes: bool) -> list[Job]:
-    """The paper's other claims, on moving digits, around the teacher and the student of ``small``."""
-    steps, base = lengths.of("digits"), f"digits/seed-{seed}"
-    teacher, student = f"{base}/teacher", f"{base}/student"
-    compared = (f"{base}/base-probe.json",)  # has the student that the others are held against
-    jobs: list[Job] = []
+def _sizes(experiment: Experiment) -> None:
+    steps = experiment.lengths.of("digits")
+    shallow, deep = (
+        experiment.train("teacher", f"teacher-{size}", *flags, steps=steps)
+        for size, flags in (("shallow", SHALLOW), ("deep", DEEP))
+    )
+    base = f"{experiment.folder}/teacher"
+    experiment.train("student", "student-of-shallow", steps=steps, teacher=shallow)
+    experiment.train("student", "student-deep-of-shallow", *DEEP, steps=steps, teacher=shallow)
+    experiment.train("student", "student-deep-of-base", *DEEP, steps=steps, teacher=base)
+    experiment.train("student", "student-of-deep", steps=steps, teacher=deep)
+    experiment.train("student", "student-deep-of-deep", *DEEP, steps=steps, teacher=deep)
 
-    def experiment(name: str) -> Experiment:
-        return Experiment(data="digits", seed=seed, lengths=lengths, name=name)
 
-    sizes = experiment("sizes")
-    teachers = {"shallow": sizes.train("teacher", "teacher-shallow", *SHALLOW, steps=steps), "base": teacher}
-    teachers["deep"] = sizes.train("teacher", "teacher-deep", *DEEP, steps=steps)
-    for size, of in teachers.items():
-        if size != "base":
-            sizes.train("student", f"student-of-{size}", steps=steps, teacher=of)
-        sizes.train("student", f"student-deep-of-{size}", *DEEP, steps=steps, teacher=of)
-    sizes.judge(compared)
-
-    data = experiment("data")
+def _teacher_data(experiment: Experiment, *, strokes: bool) -> None:
+    steps = experiment.lengths.of("digits")
     for name in ("digits-quarter", *(("strokes", "digits-and-strokes") if strokes else ())):
-        of = data.train("teacher", f"teacher-on-{name}", steps=steps, data=name)
-        data.train("student", f"student-of-{name}", steps=steps, teacher=of)
-    data.judge(compared)
+        of = experiment.train("teacher", f"teacher-on-{name}", steps=steps, data=name)
+        experiment.train("student", f"student-of-{name}", steps=steps, teacher=of)
 
-    masks = experiment("masks")
+
+def _masks(experiment: Experiment) -> None:
+    steps = experiment.lengths.of("digits")
     for mask in ("random-tube", "multi-random-tube"):
-        of = masks.train("teacher", f"teacher-{mask}", "--mask", mask, steps=steps)
-        masks.train("student", f"student-of-{mask}", steps=steps, teacher=of)
-    masks.judge(compared)
+        of = experiment.train("teacher", f"teacher-{mask}", "--mask", mask, steps=steps)
+        experiment.train("student", f"student-of-{mask}", steps=steps, teacher=of)
 
-    split = experiment("split")
-    for quarters in (1, 2, 6):
-        of = split.train("teacher", f"teacher-{quarters}-of-8", steps=2 * steps * quarters // 8)
-        split.train(
-            "student", f"student-{8 - quarters}-of-8", steps=2 * steps * (8 - quarters) // 8, teacher=of
-        )
-    split.judge(compared)
 
-    chain = experiment("chain")
-    second = chain.train("student", "student-second", steps=steps, teacher=student, generation=2)
-    chain.train("student", "student-third", steps=steps, teacher=second, generation=3)
-    chain.judge(compared)
+def _split(experiment: Experiment) -> None:
+    budget = 2 * experiment.lengths.of("digits")
+    for share in (1, 2, 6):
+        rest = 8 - share
+        of = experiment.train("teacher", f"teacher-{share}-of-8", steps=budget * share // 8)
+        experiment.train("student", f"student-{rest}-of-8", steps=budget * rest // 8, teacher=of)
 
-    for one in (sizes, data, masks, split, chain):
-        jobs += one.jobs
-    return jobs
+
+def _chain(experiment: Experiment) -> None:
+    steps, first = experiment.lengths.of("digits"), f"{experiment.folder}/student"
+    second = experiment.train("student", "student-second", steps=steps, teacher=first, generation=2)
+    experiment.train("student", "student-third", steps=steps, teacher=second, generation=3)
 
 
 def tuning(lengths: Lengths, record: Record) -> list[Job]:
@@ -265,9 +273,7 @@ def _runs(
     for seed in lengths.all_seeds if labelled else ():
         yield from small("strokes", seed, lengths, record)
     for seed in lengths.all_seeds if is_large else ():
-        yield from equal_flops(seed, lengths, record)
-    for seed in lengths.few_seeds if is_large else ():
-        yield from large(seed, lengths, strokes=labelled is not None)
+        yield from large(seed, lengths, record, strokes=labelled is not None)
     for seed in lengths.few_seeds if real else ():  # last: a seed takes twice as long as one of the others
         yield from small("real", seed, lengths, record)
 

@@ -64,7 +64,7 @@ def write_page(path: Path, record: Record, lengths: Lengths, *, has_strokes: boo
         lines += [*shown, "", _filled(text.DOTS)]
     if "digits" in data_sets:
         picture, shown = figure("compute", "training FLOPs against accuracy")
-        draw_compute(picture, findings, experiments)
+        draw_compute(picture, findings)
         lines += [*shown, "", _filled(text.COMPUTE)]
     lines += _tables(findings, data_sets, lengths)
     if findings.selections():
@@ -89,8 +89,7 @@ def _missing(findings: Findings, lengths: Lengths, *, has_strokes: bool, has_rea
         "real videos": (findings.probes("real"), lengths.few_seeds, has_real),
     }
     for name, title in LARGE.items():
-        seeds = lengths.all_seeds if name == "flops" else lengths.few_seeds
-        parts[title] = (findings.probes("digits", name), seeds, True)
+        parts[title] = (findings.probes("digits", name), lengths.seeds_of(name), True)
     missing = []
     for title, (probes, seeds, is_there) in parts.items():
         if not is_there and not probes:
@@ -181,16 +180,26 @@ def _claims(findings: Findings, data_sets: Sequence[str], saved: Sharing | None)
         ("a student beats its teacher (sections 5.1 and 5.3, appendix E.2)", "student", "teacher"),
         ("SALT beats the EMA baseline at equal steps, the teacher's counted (Figure 7)", "student", "ema"),
         ("the teacher alone beats the EMA baseline of twice its steps", "teacher", "ema"),
+        (
+            "SALT beats the EMA baseline at equal FLOPs (6ND), the teacher's counted (Figure 7)",
+            "student",
+            "ema-equal-flops",
+        ),
+        (
+            "a student beats a teacher of half its depth (section 1: small teachers suffice)",
+            "student-of-shallow",
+            "teacher-shallow",
+        ),
+        (
+            "a student of 6/8 of all steps beats its teacher of 2/8 (section 1: sub-optimal teachers suffice)",
+            "student-6-of-8",
+            "teacher-2-of-8",
+        ),
     ):
         for data in data_sets:
-            for label in LABELS[data]:
+            for label in LABELS[data] if findings.accuracies(data, worse, LABELS[data][0]) else ():
                 yield _claim(findings, title, data, label, better, worse)
                 title = ""  # stands in the first of its rows
-    if findings.probes("digits", "flops"):
-        title = "SALT beats the EMA baseline at equal FLOPs (6ND), the teacher's counted (Figure 7)"
-        for label in LABELS["digits"]:
-            yield _claim(findings, title, "digits", label, "student", "ema-equal-flops", "flops")
-            title = ""
     if points := findings.points().values():
         title = "student loss predicts accuracy (Figure 3: R² 0.951 of the training loss; here held-out loss)"
         for label in LABELS["digits"]:
@@ -213,17 +222,14 @@ def _claims(findings: Findings, data_sets: Sequence[str], saved: Sharing | None)
         )
 
 
-def _claim(
-    findings: Findings, title: str, data: str, label: str, better: str, worse: str, experiment: str = "base"
-) -> str:
-    """A row; ``experiment``: whose probe has the second run."""
+def _claim(findings: Findings, title: str, data: str, label: str, better: str, worse: str) -> str:
     first = findings.accuracies(data, better, label)
-    second = findings.accuracies(data, worse, label, experiment)
+    second = findings.accuracies(data, worse, label)
     random = findings.accuracies(data, RANDOM, label)
     found = difference(first, second)
     chance = next(iter(findings.probes(data).values()))["labels"][label]["chance"]
     unlearned = [
-        NAMES[run.removesuffix("-equal-flops")]
+        NAMES.get(run.removesuffix("-equal-flops"), run)
         for run, of in ((better, first), (worse, second))
         if RANDOM not in (better, worse) and difference(of, random).mean <= 0
     ]
@@ -343,16 +349,16 @@ def _large(findings: Findings, experiments: Sequence[str]) -> Iterator[str]:
         yield f"| **{LARGE[experiment]}**, {seeds} | | | | |"
         some = Findings(record=findings.record, seeds=list(probes))
         for run in ("teacher", "student"):
-            yield f"| {run}, as above{' (4-of-8)' * (experiment == 'split')} | {_cells(some, run, 'base')} |"
+            yield f"| {run}, as above{' (4-of-8)' * (experiment == 'split')} | {_cells(some, run)} |"
         for run in next(iter(probes.values()))["accuracy"]:
-            yield f"| {run} | {_cells(some, run, experiment)} |"
+            yield f"| {run} | {_cells(some, run)} |"
 
 
-def _cells(findings: Findings, run: str, experiment: str) -> str:
+def _cells(findings: Findings, run: str) -> str:
     """Of a row of the table of other decisions, all but the first."""
-    digit, motion = (findings.accuracies("digits", run, label, experiment) for label in ("digit", "motion"))
+    digit, motion = (findings.accuracies("digits", run, label) for label in ("digit", "motion"))
     against = ""
-    if experiment != "base":
+    if run != counterpart(run):
         against = _mean(difference(motion, findings.accuracies("digits", counterpart(run), "motion")))
     accuracies = " | ".join(_spread(list(of.values())) for of in (digit, motion))
     return f"{accuracies} | {against} | {findings.flops('digits', run):.2e}"

@@ -61,7 +61,8 @@ CLAIMS = """
 Each row compares two encoders: the first one's accuracy minus the second one's, for each seed. The interval is the
 95% interval of the mean over seeds (Student's t). A claim *holds* where the whole interval is above 0. It *does not
 hold* where all of it is below 0. An interval counts the seeds alone, not which videos are in the test, and about one in
-twenty misses the true mean. What SALT has over the baseline can come from its teacher or from the student's own
+twenty misses the true mean. The two rows on small and sub-optimal teachers were added when three seeds of them had been
+seen. What SALT has over the baseline can come from its teacher or from the student's own
 training: the row of the teacher alone tells which.
 """
 
@@ -109,7 +110,8 @@ itself has {student} on motion over {num_seeds}: of a single seed, a difference 
 What the paper says:
 
 - Equal FLOPs: SALT is better than V-JEPA 2 (Figure 7).
-- Size: both the ViT-L and the ViT-G student are best with a ViT-L teacher, not with a larger one (Figure 6).
+- Size: both the ViT-L and the ViT-G student are best with a ViT-L teacher, not with a larger one (Figure 6); small
+teachers suffice (section 1).
 - Data: teachers of different video data sets are alike, but for one that is worse, and students are better than their
 teachers (Figure 4). Here a teacher learns from a quarter of the digits, from strokes, or from both.
 - Masks: with multi-block masks, those of all other runs here, teacher and student are best (Figure 5).
