@@ -191,7 +191,7 @@ def _claims(findings: Findings, data_sets: Sequence[str], saved: Sharing | None)
             "teacher-shallow",
         ),
         (
-            "a student of 6/8 of all steps beats its teacher of 2/8 (section 1: sub-optimal teachers suffice)",
+            "a student of 6/8 of all steps beats its teacher of 2/8 (section 1: weak teachers suffice)",
             "student-6-of-8",
             "teacher-2-of-8",
         ),

@@ -61,7 +61,7 @@ CLAIMS = """
 Each row compares two encoders: the first one's accuracy minus the second one's, for each seed. The interval is the
 95% interval of the mean over seeds (Student's t). A claim *holds* where the whole interval is above 0. It *does not
 hold* where all of it is below 0. An interval counts the seeds alone, not which videos are in the test, and about one in
-twenty misses the true mean. The two rows on small and sub-optimal teachers were added when three seeds of them had been
+twenty misses the true mean. The two rows on small and weak teachers were added when three seeds of them had been
 seen. What SALT has over the baseline can come from its teacher or from the student's own
 training: the row of the teacher alone tells which.
 """
