@@ -36,7 +36,8 @@ All runs of one seed see the same clips in the same order. A student has first w
 teacher began with.
 
 - Teacher and student train in batches of 24 clips: {steps}. This is early training: students and baseline still get
-better at motion at their last step, and digits need far longer ([appearance.md](appearance.md) has longer runs).
+better at motion at their last step; digits and strokes need far longer ([appearance.md](appearance.md) has longer
+runs).
 - The baseline trains as many steps as teacher and student together.
 - There are {videos} training videos of digits. A video of digits or strokes has one
 [pinned view](glossary.md#pinned-views).
