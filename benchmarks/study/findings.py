@@ -103,15 +103,14 @@ class Findings:
     def accuracies(self, data: str, run: str, label: str) -> dict[int, float]:
         """By seed, of those whose probes have the run. ``run``: its last checkpoint, or RUN/step-N, or
         ``RANDOM``."""
-        found: dict[int, float] = {}
-        for seed in self.seeds:
-            folder = f"{data}/seed-{seed}/"
-            for name, entry in self.record.items():
-                if name.startswith(folder) and name.endswith("-probe.json"):
-                    checkpoint = _entry(entry.found, run)
-                    if checkpoint is not None:
-                        found[seed] = entry.found["accuracy"][checkpoint][label]
-        return found
+        probes = [
+            (seed, entry.found)
+            for seed in self.seeds
+            for name, entry in self.record.items()
+            if name.startswith(f"{data}/seed-{seed}/") and name.endswith("-probe.json")
+        ]
+        names = [(seed, probe["accuracy"], _entry(probe, run)) for seed, probe in probes]
+        return {seed: accuracy[name][label] for seed, accuracy, name in names if name is not None}
 
     def neighbours(self) -> dict[int, dict[str, Any]]:
         """By seed, what `salt-eval rank` wrote of encoders of real videos."""

@@ -199,7 +199,9 @@ def _claims(findings: Findings, data_sets: Sequence[str], saved: Sharing | None)
         ("the same student beats a teacher that itself had 6/8", "student-6-of-8", "teacher-6-of-8"),
     ):
         for data in data_sets:
-            for label in LABELS[data] if findings.accuracies(data, worse, LABELS[data][0]) else ():
+            if not findings.accuracies(data, worse, LABELS[data][0]):
+                continue  # a run of digits alone, or one to come
+            for label in LABELS[data]:
                 yield _claim(findings, title, data, label, better, worse)
                 title = ""  # stands in the first of its rows
     if points := findings.points().values():

@@ -36,8 +36,8 @@ All runs of one seed see the same clips in the same order. A student has first w
 teacher began with.
 
 - Teacher and student train in batches of 24 clips: {steps}. This is early training: on average, students and baseline
-still get better at motion at their last steps; digits and strokes need far longer ([appearance.md](appearance.md) has longer
-runs).
+still get better at motion at their last steps; digits and strokes need far longer ([appearance.md](appearance.md) has
+longer runs).
 - The baseline trains as many steps as teacher and student together.
 - There are {videos} training videos of digits. A video of digits or strokes has one
 [pinned view](glossary.md#pinned-views).
@@ -52,8 +52,8 @@ V-Pixel teachers, two of them with seeds 0 to 3 and two with seed 0 alone, which
 ([appearance.md](appearance.md#the-rate)); no other rate was tried for students. The probe's rate was chosen on one
 student; a longer probe would bring trained encoders closer to random weights in digits
 ([appearance.md](appearance.md#the-probe)). The baseline's momentum is constant, 1 - m/steps: the content of the average
-is replaced about m times in a run. V-JEPA 2's 0.99925 over 240,000 steps is m = 180. m was chosen among five on
-seed 100 alone, and then the rate among the same four. {tuned} Strokes have the settings of digits.
+is replaced about m times in a run. V-JEPA 2's 0.99925 over 240,000 steps is m = 180. m was chosen among five on seed
+100 alone, and then the rate among the same four. {tuned} Strokes have the settings of digits.
 
 Made on {days} by {commands} commands in {minutes:.0f} core minutes, on {machines}. Of a command that was stopped
 and continued, only the last part is counted. What each command found is in [study.jsonl](study.jsonl), and the page and
@@ -96,20 +96,20 @@ teacher trained for each student, the training of teachers would have taken {tra
 SELECTION = """
 Students of three sizes learn from one teacher: that of the table of digits, one of 2 blocks (shallow), one of width 48
 (narrow). Four checkpoints of each are compared by two numbers: the loss on clips that no run trained on (`salt-eval
-select` measures it), and the accuracy. Both are of the test videos. A straight line is drawn through the points of a seed. R² says which share of
-the differences in accuracy the line explains. A later checkpoint has a lower loss and a higher accuracy on motion both,
-so the table also has the R² of the step number, which needs no loss. Four unrelated points have an R² of 0.33 on
-average, four that rise with training far more. Only students of one teacher can be compared: those of another seed have
-other targets, and so losses on another scale.
+select` measures it), and the accuracy. Both are of the test videos. A straight line is drawn through the points of a
+seed. R² says which share of the differences in accuracy the line explains. A later checkpoint has a lower loss and a
+higher accuracy on motion both, so the table also has the R² of the step number, which needs no loss. Four unrelated
+points have an R² of 0.33 on average, four that rise with training far more. Only students of one teacher can be
+compared: those of another seed have other targets, and so losses on another scale.
 """
 
 LARGE = """
 Variants of the teacher and the student in the table of digits. Each is compared with its counterpart there, the teacher
-or the student of the same seeds. A difference is bold where the interval has no 0 in it. A run's name says what is different; a student's says whose targets it learned from,
-or its share of all steps, in eighths. Deep is 8 blocks, shallow 2. Each trained as many steps as its counterpart, except
-for the split of a budget and the equal FLOPs; FLOPs differ with size and masks, and each further stage
-of a chain adds its own. The student
-itself has {student} on motion over {num_seeds}: of a single seed, a difference smaller than this range says nothing.
+or the student of the same seeds. A difference is bold where the interval has no 0 in it. A run's name says what is
+different; a student's says whose targets it learned from, or its share of all steps, in eighths. Deep is 8 blocks,
+shallow 2. Each trained as many steps as its counterpart, except for the split of a budget and the equal FLOPs; FLOPs
+differ with size and masks, and each further stage of a chain adds its own. The student itself has {student} on motion
+over {num_seeds}: of a single seed, a difference smaller than this range says nothing.
 
 What the paper says:
 
