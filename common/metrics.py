@@ -147,6 +147,8 @@ class ServiceCounters(BaseModel):
     """Replicas that stopped answering or sent a broken answer, without having been told to end."""
     disk_not_written: Annotated[int, counter("targets")] = 0
     """Targets that were not written to the cache on disk, because it was too slow or failed."""
+    disk_not_read: Annotated[int, counter("clips")] = 0
+    """Clips that were computed without a look at the cache on disk, because it did not answer."""
     disk_corrupt: Annotated[int, counter("targets")] = 0
     """Targets that were damaged on disk; they were computed again."""
     board_not_written: Annotated[int, counter("lines")] = 0
@@ -168,7 +170,7 @@ class ServiceCounters(BaseModel):
     disk_clips: Annotated[int, gauge("targets", is_shared=True)] = 0
     """Targets in the cache on disk; one that replicas share is counted once."""
     replicas: Annotated[int, gauge("replicas")] = 0
-    """Replicas that take new requests."""
+    """Replicas that belong to the service, those that drain too; at least 1."""
     draining: Annotated[int, gauge("replicas")] = 0
     """Replicas that only finish the requests that they have."""
 

@@ -26,7 +26,8 @@ For each run on the [board](glossary.md#board), with the run's name as label:
 ## A student: `salt-train ... --metrics-port PORT`
 
 The first worker of the run answers `http://HOST:PORT/metrics` with the newest line of its `metrics.jsonl`.
-Times, speeds and the loss are means over `log_every` steps.
+Times, speeds and the loss are means over `log_every` steps. What a line does not have keeps its last value
+here; before its first value it is NaN.
 
 {student}"""
 

@@ -38,6 +38,7 @@ _FAULTS = (
     "forwards_hung",
     "replicas_lost",
     "disk_not_written",
+    "disk_not_read",
     "disk_corrupt",
     "board_not_written",
     "board_corrupt",

@@ -16,12 +16,15 @@ from teacher_tools import BATCH_SIZE, load_teacher, serving
 
 from salt_distill.common.config import ServiceConfig
 from salt_distill.common.targets import codec
+from salt_distill.common.targets.cache_file import CacheFile
 from salt_distill.common.targets.growing_cache import GrowingCache
+from salt_distill.common.targets.locks import one_at_a_time
 from salt_distill.common.targets.manifest import CacheSpec
 from salt_distill.common.targets.target_cache import TargetCache
 from salt_distill.teacher_server.board.board import Board
 from salt_distill.teacher_server.http.replica import ReplicaContext
 from salt_distill.teacher_server.http.service import board_arguments
+from salt_distill.teacher_server.sharing import disk
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +216,7 @@ def test_answers_of_other_replicas_take_room_as_they_come(teacher, board):
         assert one.counters()["replicas_lost"] == 1
 
 
-def test_targets_outlive_the_service_on_disk(teacher, tmp_path):
+def test_targets_outlive_the_service_on_disk(teacher, tmp_path, caplog):
     clips = clips_by_digest(6)
     with serving(teacher, cache=tmp_path, memory_bytes=0) as (url, _):
         caller = Caller(url)
@@ -221,9 +224,10 @@ def test_targets_outlive_the_service_on_disk(teacher, tmp_path):
         assert caller.statuses(list(clips)) == ["ok"] * 6  # not sealed yet, not in memory
         assert (
             caller.statuses(list(clips), dtype="int8", clips=clips) == ["ok"] * 6
-        )  # another rounding is not kept
+        )  # another rounding is not kept, and the log says so
         counters = caller.counters()
         assert (counters["clips_computed"], counters["from_disk"], counters["disk_clips"]) == (12, 6, 6)
+        assert "got requests for int8 targets, and the target cache has float16" in caplog.text
     assert [path.name for path in (tmp_path / "segments").iterdir()] == [
         next((tmp_path / "segments").glob("*-0.arrow")).name
     ]
@@ -267,6 +271,38 @@ def test_a_disk_that_is_full_costs_no_answer(teacher, tmp_path, caplog):
         (tmp_path / "segments").unlink()
         (tmp_path / "away").rename(tmp_path / "segments")
     assert "serving goes on" in caplog.text
+
+
+def test_no_answer_waits_for_a_write(teacher, tmp_path):
+    with serving(teacher, cache=tmp_path, segment_bytes=1) as (url, _):
+        caller, clips = Caller(url), clips_by_digest(4)
+        first, others = (dict(list(clips.items())[part]) for part in (slice(2), slice(2, 4)))
+        with one_at_a_time(tmp_path / "segments"):  # another writer takes long: so does this one's segment
+            assert caller.statuses(list(first), first) == ["ok"] * 2
+            assert caller.statuses(list(others), others) == ["ok"] * 2
+            assert caller.statuses(list(clips)) == ["ok"] * 4
+
+
+def test_a_disk_that_hangs_delays_one_answer(teacher, tmp_path, caplog, monkeypatch):
+    clips, answers = clips_by_digest(2), threading.Event()
+    with serving(teacher, cache=tmp_path, memory_bytes=0) as (url, _):
+        assert Caller(url).statuses(list(clips), clips) == ["ok"] * 2
+    with serving(teacher, cache=tmp_path, memory_bytes=0) as (url, _):
+        caller = Caller(url)
+        monkeypatch.setattr(disk, "_MOST_WAIT_S", 0.2)
+        read = CacheFile.undamaged
+        monkeypatch.setattr(
+            CacheFile, "undamaged", lambda file, number: answers.wait(60) and read(file, number)
+        )
+        assert caller.statuses(list(clips), clips) == ["ok"] * 2
+        monkeypatch.setattr(disk, "_MOST_WAIT_S", 60)
+        assert caller.statuses(list(clips), clips) == ["ok"] * 2  # at once
+        counters = caller.counters()
+        assert (counters["from_disk"], counters["disk_not_read"], counters["clips_computed"]) == (0, 4, 4)
+        answers.set()
+        wait_until(lambda: caller.statuses(list(clips)) == ["ok"] * 2)
+        assert caller.counters()["from_disk"] == 2
+    assert "its clips are computed" in caplog.text
 
 
 def test_a_cache_of_another_teacher_is_refused(teacher, tmp_path):

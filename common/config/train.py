@@ -156,7 +156,8 @@ class TrainConfig(Config):
     `--keep-every` alone decides. A run that is killed is trained again from its newest checkpoint."""
     keep_last: Annotated[PositiveInt | None, OnResume("which steps have a checkpoint")] = None
     """How many of the newest checkpoints are kept in `out`, beside `checkpoints/best`; an older one is
-    removed when a newer one is complete. None: all are kept. `storage` keeps all."""
+    removed when a newer one is complete. None: all are kept. `storage` keeps all that were copied
+    there."""
     val_every: Annotated[
         PositiveInt | None,
         OnResume("which steps have a held-out loss; not off or on where training clips are held out"),

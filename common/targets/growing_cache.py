@@ -30,9 +30,9 @@ class GrowingCache:
     """What one writer adds to a cache folder, and what it finds there, by whomever. Several writers may share
     the folder.
 
-    One thread at a time: it reads and writes files. A target is in the folder once its segment is sealed; a
-    kill loses the one segment that is not, and its targets are computed again. So are those of a damaged
-    file, and a damaged manifest is made again from the segments that are whole.
+    One thread may ``find`` while another writes. A target is in the folder once its segment is sealed; a kill
+    loses the one segment that is not, and its targets are computed again. So are those of a damaged file, and
+    a damaged manifest is made again from the segments that are whole.
     """
 
     def __init__(self, root: Path, spec: CacheSpec, *, segment_bytes: int) -> None:
@@ -41,6 +41,7 @@ class GrowingCache:
         self._root, self._spec, self._segment_bytes = root, spec, segment_bytes
         self._name, self._number = secrets.token_hex(4), 0
         self._open: dict[bytes, EncodedTarget] = {}
+        self._being_sealed: dict[bytes, EncodedTarget] = {}
         self._open_bytes = 0
         self._writing = contextlib.ExitStack()
         require_place(root)
@@ -77,7 +78,11 @@ class GrowingCache:
     def find(self, clip_digest: bytes) -> EncodedTarget | None:
         """The undamaged target of a clip, or None. Raises CorruptTargetError where there are only damaged
         ones: compute it again."""
-        return self._open.get(clip_digest) or self._sealed.undamaged(clip_digest)
+        return (
+            self._open.get(clip_digest)
+            or self._being_sealed.get(clip_digest)
+            or self._sealed.undamaged(clip_digest)
+        )
 
     def add(self, targets: Mapping[bytes, EncodedTarget]) -> None:
         """Keeps targets by their clips' digests; seals the segment where it has its size."""
@@ -91,9 +96,16 @@ class GrowingCache:
     def seal(self) -> None:
         """Writes what was added since the last segment, and takes up what others have written. OSError costs
         this segment."""
-        opened, self._open, self._open_bytes = self._open, {}, 0
-        if not opened:
+        if not self._open:
             return
+        self._being_sealed = self._open  # first, so that no target is missing between the two lines
+        self._open, self._open_bytes = {}, 0
+        try:
+            self._write(self._being_sealed)
+        finally:
+            self._being_sealed = {}
+
+    def _write(self, opened: Mapping[bytes, EncodedTarget]) -> None:
         segments = self._root / SEGMENTS
         with one_at_a_time(segments):
             self._sealed.load(self._manifest())

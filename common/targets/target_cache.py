@@ -27,8 +27,43 @@ class _OpenFile:
     digests: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Index:
+    """Where each clip is.
+
+    16 bytes a row, where a dictionary of digests takes ten times that; full digests are compared where
+    prefixes are equal.
+    """
+
+    files: list[CacheFile]
+    starts: list[int]
+    """The first row of each file, counted over all files."""
+    digests: np.ndarray
+    order: np.ndarray
+    """The rows by their digests' first 8 bytes."""
+    prefixes: np.ndarray
+    """Those bytes, in this order."""
+
+    def places(self, clip_digests: Sequence[bytes]) -> Iterator[list[tuple[CacheFile, int]]]:
+        """The rows of each clip: their files, and their numbers in them."""
+        prefixes = np.frombuffer(b"".join(clip_digests), dtype="<u8").reshape(len(clip_digests), 4)[:, 0]
+        first, end = (
+            np.searchsorted(self.prefixes, prefixes, side=side).tolist() for side in ("left", "right")
+        )
+        for digest, begin, stop in zip(clip_digests, first, end, strict=True):
+            yield [
+                self._place(number)
+                for number in self.order[begin:stop].tolist()
+                if self.digests[number].tobytes() == digest
+            ]
+
+    def _place(self, number: int) -> tuple[CacheFile, int]:
+        file_idx = bisect_right(self.starts, number) - 1
+        return self.files[file_idx], number - self.starts[file_idx]
+
+
 class TargetCache:
-    """A whole cache: ``find`` gives the row of a clip."""
+    """A whole cache: ``find`` gives the row of a clip. One thread may ``load`` while another reads."""
 
     def __init__(self, root: str | Path, *, without_damaged: bool = False) -> None:
         """Raises ValueError where the cache has no manifest, or a file of it is missing, damaged or another
@@ -41,13 +76,12 @@ class TargetCache:
         self.load(Manifest.read(self._root))
 
     def __len__(self) -> int:
-        return len(self._digests)
+        return len(self._index.digests)
 
     def find(self, clip_digest: bytes) -> CacheRow | None:
         """The row of a clip, or None. Its checksum is not checked: ``codec.decode_into`` does."""
-        for numbers in self._numbers([clip_digest]):
-            for number in numbers:
-                file, row_number = self._place(number)
+        for places in self._index.places([clip_digest]):
+            for file, row_number in places:
                 return file.row(row_number)
         return None
 
@@ -55,9 +89,8 @@ class TargetCache:
         """The target of a clip, checked, or None. Raises CorruptTargetError where there are only damaged
         ones: more than one where a damaged one was computed again, or two writers met the same clip."""
         damage: CorruptTargetError | None = None
-        for numbers in self._numbers([clip_digest]):
-            for number in numbers:
-                file, row_number = self._place(number)
+        for places in self._index.places([clip_digest]):
+            for file, row_number in places:
                 try:
                     return file.undamaged(row_number)
                 except CorruptTargetError as error:
@@ -69,30 +102,12 @@ class TargetCache:
     def targets(self, clip_digests: Sequence[bytes]) -> Iterator[EncodedTarget | None]:
         """What ``find`` has of each clip but for sample and view, at less cost: most of the lookup is done
         for all clips at once."""
-        for numbers in self._numbers(clip_digests):
-            if not numbers:
+        for places in self._index.places(clip_digests):
+            if not places:
                 yield None
             else:
-                file, row_number = self._place(numbers[0])
+                file, row_number = places[0]
                 yield file.encoded(row_number)
-
-    def _numbers(self, clip_digests: Sequence[bytes]) -> Iterator[list[int]]:
-        """The rows of each clip, counted over all files."""
-        prefixes = np.frombuffer(b"".join(clip_digests), dtype="<u8").reshape(len(clip_digests), 4)[:, 0]
-        first, end = (
-            np.searchsorted(self._prefixes, prefixes, side=side).tolist() for side in ("left", "right")
-        )
-        for digest, begin, stop in zip(clip_digests, first, end, strict=True):
-            yield [
-                number
-                for number in self._order[begin:stop].tolist()
-                if self._digests[number].tobytes() == digest
-            ]
-
-    def _place(self, number: int) -> tuple[CacheFile, int]:
-        """The file of a row, and the row in it."""
-        file_idx = bisect_right(self._starts, number) - 1
-        return self._opened[file_idx], number - self._starts[file_idx]
 
     def load(self, manifest: Manifest) -> None:
         """Takes up the files that a manifest lists now."""
@@ -108,20 +123,23 @@ class TargetCache:
                 if name not in self.damaged:
                     logger.error("a file of the target cache is left out: %s", error)
                 self.damaged[name] = listing.rows
-        self._starts: list[int] = np.cumsum([0] + [len(opened.file) for opened in files.values()]).tolist()
-        self._digests = np.concatenate(
+        starts: list[int] = np.cumsum([0] + [len(opened.file) for opened in files.values()]).tolist()
+        digests = np.concatenate(
             [np.zeros((0, 32), dtype=np.uint8), *(opened.digests for opened in files.values())]
         )
         self._files = {
-            name: _OpenFile(opened.file, self._digests[start : start + len(opened.file)])
-            for (name, opened), start in zip(files.items(), self._starts, strict=False)
+            name: _OpenFile(opened.file, digests[start : start + len(opened.file)])
+            for (name, opened), start in zip(files.items(), starts, strict=False)
         }
-        self._opened = [opened.file for opened in files.values()]
-        # 16 bytes a row, where a dictionary of digests takes ten times that; full digests are compared where
-        # prefixes are equal
-        prefixes = np.ascontiguousarray(self._digests[:, :8]).view("<u8").reshape(-1)
-        self._order = np.argsort(prefixes, kind="stable")
-        self._prefixes = prefixes[self._order]
+        prefixes = np.ascontiguousarray(digests[:, :8]).view("<u8").reshape(-1)
+        order = np.argsort(prefixes, kind="stable")
+        self._index = _Index(
+            files=[opened.file for opened in files.values()],
+            starts=starts,
+            digests=digests,
+            order=order,
+            prefixes=prefixes[order],
+        )
 
     def _open(self, name: str, num_rows: int) -> "_OpenFile":
         path = self._root / name

@@ -255,7 +255,8 @@ class TeacherService:
         metrics.draining = int(self.ending > 0)
         if self._disk is not None:
             metrics.disk_clips = len(self._disk)
-            metrics.disk_not_written, metrics.disk_corrupt = self._disk.not_written, self._disk.corrupt
+            metrics.disk_not_written, metrics.disk_not_read = self._disk.not_written, self._disk.not_read
+            metrics.disk_corrupt = self._disk.corrupt
         return metrics
 
     def count_answer(self, context: RequestContext, answer: Answer, num_bytes: int) -> asyncio.Task[None]:

@@ -1,4 +1,4 @@
-"""Targets on disk behind those in memory: a ``GrowingCache`` on a thread of its own, never on the event
+"""Targets on disk behind those in memory: a ``GrowingCache`` on threads of its own, never on the event
 loop."""
 
 import asyncio
@@ -14,6 +14,9 @@ from salt_distill.common.targets.manifest import CacheSpec
 
 logger = logging.getLogger(__name__)
 
+_MOST_WAIT_S = 5.0
+"""For one target to be read. A disk that takes longer is not asked again until it has answered."""
+
 
 class DiskTargets:
     """Write-through and read source. A disk that is too slow or fails costs its targets, never an answer:
@@ -22,11 +25,16 @@ class DiskTargets:
     def __init__(self, root: Path, spec: CacheSpec, *, segment_bytes: int) -> None:
         self.dtype: TargetDtype = spec.target_dtype
         self._store = GrowingCache(root, spec, segment_bytes=segment_bytes)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cache")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="cache-writer")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="cache-reader")
         self._waiting_bytes, self._max_waiting_bytes = 0, 2 * segment_bytes
         self.not_written = 0
         """Targets that the disk was too slow for, or failed at."""
+        self.not_read = 0
+        """Clips that were looked for while the disk did not answer."""
+        self._num_read, self._hung_at = 0, -1
         self._corrupt = 0
+        self._named = set[TargetDtype]()
 
     def __len__(self) -> int:
         return len(self._store)
@@ -37,26 +45,51 @@ class DiskTargets:
         return self._corrupt + self._store.num_left_out
 
     async def find(self, clip_digests: Iterable[bytes]) -> dict[bytes, EncodedTarget]:
-        """The targets that are there."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._find, list(clip_digests))
+        """The targets that are there; none while the disk does not answer."""
+        wanted = list(clip_digests)
+        reading: asyncio.Future[dict[bytes, EncodedTarget]] | None = None
+        while self._num_read != self._hung_at:
+            reading = reading or asyncio.get_running_loop().run_in_executor(self._reader, self._find, wanted)
+            num_read = self._num_read
+            await asyncio.wait([reading], timeout=_MOST_WAIT_S)
+            if reading.done():
+                return reading.result()
+            if self._num_read == num_read:
+                self._hung_at = num_read
+                logger.error(
+                    "the target cache has not read a target in %g s, and its clips are computed", _MOST_WAIT_S
+                )
+        if reading is not None:
+            reading.cancel()
+        self.not_read += len(wanted)
+        return {}
 
     def put(self, dtype: TargetDtype, targets: Mapping[bytes, EncodedTarget]) -> None:
         """Writes targets in the background; those of another rounding than the cache's stay in memory
         only."""
         if dtype != self.dtype:
+            if dtype not in self._named:
+                self._named.add(dtype)
+                logger.warning(
+                    "got requests for %s targets, and the target cache has %s (service.cache_dtype): they"
+                    " are neither written nor found there",
+                    dtype,
+                    self.dtype,
+                )
             return
         num_bytes = sum(target.num_bytes for target in targets.values())
         if self._waiting_bytes and self._waiting_bytes + num_bytes > self._max_waiting_bytes:
             self.not_written += len(targets)
             return
         self._waiting_bytes += num_bytes
-        written = asyncio.get_running_loop().run_in_executor(self._thread, self._add, targets)
+        written = asyncio.get_running_loop().run_in_executor(self._writer, self._add, targets)
         written.add_done_callback(lambda done: self._written(num_bytes))
 
     def close(self) -> None:
         """Seals what is there. Blocks."""
-        self._thread.submit(self._close).result()
-        self._thread.shutdown(wait=True)
+        self._reader.shutdown(wait=False, cancel_futures=True)
+        self._writer.submit(self._close).result()
+        self._writer.shutdown(wait=True)
 
     def _find(self, clip_digests: list[bytes]) -> dict[bytes, EncodedTarget]:
         targets = {}
@@ -69,6 +102,7 @@ class DiskTargets:
             else:
                 if encoded is not None:
                     targets[digest] = encoded
+            self._num_read += 1
         return targets
 
     def _add(self, targets: Mapping[bytes, EncodedTarget]) -> None:
