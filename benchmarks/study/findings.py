@@ -133,13 +133,14 @@ class Findings:
         return None
 
     def core_minutes(self, data: str, run: str) -> float | None:
-        """What a run, the teachers before it and the caches between them took, the mean of the seeds."""
+        """What a run, the teachers before it and the caches between them took: the median of the seeds, since
+        a command that was stopped counts with its last part alone."""
         of_seeds = []
         for name in self._of_seeds(f"{data}/seed-{{}}/{run}").values():
             runs = list(with_teachers(self.record, name))
             made = [*runs, *(targets for one in runs if (targets := self.record[one].found["targets"]))]
             of_seeds.append(sum(self.record[one].cpu_s for one in made) / 60)
-        return statistics.fmean(of_seeds) if of_seeds else None
+        return statistics.median(of_seeds) if of_seeds else None
 
     def _of_seeds(self, pattern: str) -> dict[int, str]:
         """Names of jobs that have ended, by seed."""

@@ -275,7 +275,8 @@ def _runs(
     for seed in lengths.all_seeds if is_large else ():
         yield from large(seed, lengths, record, strokes=labelled is not None)
     for seed in lengths.all_seeds if real else ():  # last: a seed takes twice as long as one of the others
-        yield from small("real", seed, lengths, record)
+        jobs = small("real", seed, lengths, record)
+        yield from sorted(jobs, key=lambda job: not job.name.endswith("/ema"))  # first: it takes longest
 
 
 def _data(lengths: Lengths, labelled: Path | None, real: Path | None, is_large: bool) -> Iterator[Job]:

@@ -45,7 +45,7 @@ longer runs).
 data. No checkpoint was picked by its accuracy.
 - Training FLOPs are the paper's 6ND: six times weights times tokens, and 2ND for the forwards of a teacher. Those of a
 student include its teacher's training and a teacher's forward for each of its own steps, though it read the latents
-from a cache. Core minutes are measured: of the run, its teacher, and that cache.
+from a cache. Core minutes are measured: of the run, its teacher, and that cache, the median of the seeds.
 
 Some settings were picked by accuracy on the test videos of digits. The learning rate of `nano` was chosen among four on
 V-Pixel teachers, two of them with seeds 0 to 3 and two with seed 0 alone, which no run here has
