@@ -58,7 +58,7 @@ def main() -> int:
     )
     for name, what in {
         "seeds": "seeds of teacher, student and baseline, and of the experiments on the paper's first claims",
-        "large-seeds": "seeds of the other experiments of --large",
+        "large-seeds": "seeds of the other experiments of --large and of real videos",
         "steps": "steps of a teacher",
         "videos": "training videos of moving digits, and most of real videos",
         "probe-epochs": "passes of a probe",

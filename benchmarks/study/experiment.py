@@ -41,10 +41,10 @@ class Lengths:
     """How long the study is."""
 
     seeds: int = 5
-    """Of teacher, student, baseline and held-out loss, and of the other experiments on the paper's first
-    claims."""
+    """Of teacher, student, baseline and held-out loss, on digits and pen strokes, and of the other
+    experiments on the paper's first claims."""
     large_seeds: int = 3
-    """Of all other experiments."""
+    """Of all other experiments, and of real videos."""
     steps: int = 1000
     """Of a teacher, and of a student, on moving digits; on pen strokes 3/5 of it, on real videos twice as
     many."""

@@ -274,7 +274,7 @@ def _runs(
         yield from small("strokes", seed, lengths, record)
     for seed in lengths.all_seeds if is_large else ():
         yield from large(seed, lengths, record, strokes=labelled is not None)
-    for seed in lengths.all_seeds if real else ():  # last: a seed takes twice as long as one of the others
+    for seed in lengths.few_seeds if real else ():  # last: a seed takes twice as long as one of the others
         jobs = small("real", seed, lengths, record)
         yield from sorted(jobs, key=lambda job: not job.name.endswith("/ema"))  # first: it takes longest
 

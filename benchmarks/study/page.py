@@ -86,7 +86,7 @@ def _missing(findings: Findings, lengths: Lengths, *, has_strokes: bool, has_rea
     parts = {
         "digits": (findings.probes("digits"), lengths.all_seeds, True),
         "pen strokes": (findings.probes("strokes"), lengths.all_seeds, has_strokes),
-        "real videos": (findings.probes("real"), lengths.all_seeds, has_real),
+        "real videos": (findings.probes("real"), lengths.few_seeds, has_real),
     }
     for name, title in LARGE.items():
         parts[title] = (findings.probes("digits", name), lengths.seeds_of(name), True)

