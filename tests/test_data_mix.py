@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pack_tools import contents, grey_video, new_reader, packed, samples_of, write
 
-from salt_distill.common.config import MixConfig
+from salt_distill.common.config import MixConfig, MixRecipe
 from salt_distill.common.data.index import load_index
 from salt_distill.common.data.making.mix import mix, strata_shares
 from salt_distill.common.data.shards import open_dataset
@@ -305,10 +306,42 @@ def test_one_video_of_other_bytes_is_taken_once(tmp_path, capsys):
         mixed(
             tmp_path / "packed",
             tmp_path / "typo",
-            {"sources": [{"path": "k400", "identity": "(x+)"}]},
+            {"sources": [{"path": name, "identity": "(x+)"} for name in ("k400", "k700")]},
         )
     with pytest.raises(ValueError, match="with 0 groups, expected one"):
         mixed(tmp_path / "packed", tmp_path / "none", {"sources": [{"path": "k400", "identity": "x"}]})
+
+
+@pytest.mark.parametrize(
+    ("sources_with", "excluded_with", "sentence"),
+    [
+        (
+            [],
+            ["val", "test"],
+            "got an identity for val, test and none for a source, expected one for the sources",
+        ),
+        (
+            ["k400"],
+            [],
+            "got an identity for k400 alone, expected one for another source or an entry",
+        ),
+        ([], [], None),
+        (["k400"], ["val"], None),
+        (["k400", "k700"], [], None),
+    ],
+)
+def test_an_identity_that_meets_no_other_is_an_error(sources_with, excluded_with, sentence):
+    def entries(names, those_with):
+        return [{"path": name} | ({"identity": "(.+)"} if name in those_with else {}) for name in names]
+
+    recipe = {
+        "name": "m",
+        "sources": entries(["k400", "k700"], sources_with),
+        "exclude": entries(["val", "test"], excluded_with),
+    }
+    expected = nullcontext() if sentence is None else pytest.raises(ValueError, match=sentence)
+    with expected:
+        MixRecipe.model_validate(recipe)
 
 
 def test_an_exclusion_list_that_excel_saved(tmp_path):

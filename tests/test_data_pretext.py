@@ -20,6 +20,9 @@ VALUES_PER_FRAME = 4
 """Frame number k of a video is grey of the value 4 k: a clip's frames say which they are."""
 CUT = 42
 """The first frame of the last 0.3."""
+NUM_VIDEOS = 48
+"""More than clips, where a video is to give few."""
+LABELS = ("arrow", "speed", "order")
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,46 @@ def test_no_label_follows_from_the_video(clips):
     assert {(row["arrow"], row["speed"], row["order"]) for row in as_filmed} == {("forward", "1x", "kept")}
 
 
+def test_many_videos_with_few_clips_give_all_classes(tmp_path):
+    _write_copies(_video(range(0, NUM_FRAMES * VALUES_PER_FRAME, VALUES_PER_FRAME)), tmp_path / "videos")
+    make_pretext(
+        _config(tmp_path / "videos", tmp_path / "clips", num_train=2 * NUM_VIDEOS, num_test=NUM_VIDEOS)
+    )
+    rows = _rows(tmp_path / "clips")
+    train, test = ([row for row in rows if row["split"] == split] for split in ("train", "test"))
+    of_test = {row["origin"]: row for row in test}
+    firsts = {f"train/{number:02d}-00000.mp4" for number in range(NUM_VIDEOS)}
+    for label in LABELS:
+        assert sorted(Counter(row[label] for row in train).values()) == [NUM_VIDEOS, NUM_VIDEOS]
+        assert sorted(Counter(row[label] for row in test).values()) == [NUM_VIDEOS // 2, NUM_VIDEOS // 2]
+        assert len({(row["origin"], row[label]) for row in train}) == 2 * NUM_VIDEOS  # a video's two differ
+        alike = sum(row[label] == of_test[row["origin"]][label] for row in train if row["path"] in firsts)
+        assert 0.25 < alike / NUM_VIDEOS < 0.75  # by place, the training clips do not tell the test clip's
+
+
+def test_classes_are_balanced_where_most_windows_are_still(tmp_path):
+    moving = range(90, 90 + 24 * VALUES_PER_FRAME, VALUES_PER_FRAME)
+    _write_copies(_video([*[90] * (NUM_FRAMES - 24), *moving]), tmp_path / "videos")
+    make_pretext(_config(tmp_path / "videos", tmp_path / "clips", num_train=9 * NUM_VIDEOS, num_test=12))
+    rows = [row for row in _rows(tmp_path / "clips") if row["split"] == "train"]
+    of_video = Counter(row["origin"] for row in rows)
+    assert len(set(of_video.values())) > 2
+    assert max(of_video.values()) <= 9
+    for label in LABELS:
+        counts = Counter(row[label] for row in rows)
+        assert len(counts) == 2
+        assert min(counts.values()) > 0.4 * len(rows)
+
+
+def test_labels_of_one_class_are_said(clips, tmp_path, capsys):
+    videos, _ = clips
+    make_pretext(_config(videos, tmp_path / "clips", num_test=1))
+    said = capsys.readouterr().err
+    assert "test: 1 clips with fewer than two classes of arrow, speed, order, origin, which can" in said
+    assert "give a larger --num-test" in said
+    assert "train: " not in said
+
+
 def test_what_gives_no_clip_is_named(clips):
     videos, out = clips
     skipped = dict(read_skipped(out))
@@ -94,10 +137,15 @@ def test_the_same_clips_again_and_packed(clips):
     assert len(samples_of(out.parent / "shards", "train")) == 16
 
 
-def _config(videos, out) -> PretextConfig:
-    return PretextConfig(
-        src=str(videos), out=str(out), num_pretrain=9, num_train=24, num_test=24, num_frames=4, size=32
-    )
+def _config(videos, out, **counts: int) -> PretextConfig:
+    values = {"num_pretrain": 9, "num_train": 24, "num_test": 24, "num_frames": 4, "size": 32} | counts
+    return PretextConfig.model_validate({"src": str(videos), "out": str(out)} | values)
+
+
+def _write_copies(video: bytes, folder) -> None:
+    folder.mkdir()
+    for number in range(NUM_VIDEOS):
+        (folder / f"{number:02d}.mp4").write_bytes(video)
 
 
 def _video(values) -> bytes:

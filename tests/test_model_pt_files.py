@@ -12,7 +12,7 @@ from salt_distill.common.model.checkpoint import load_encoder, open_encoder
 from salt_distill.common.model.teacher import Teacher
 
 BLOCKS = 12
-HEADS = {192: 3, 384: 6}
+HEADS = {128: 2, 192: 3, 384: 6}
 STEPS = 8  # 16 frames
 
 
@@ -189,3 +189,76 @@ def test_bare_tensors_are_read_whatever_wrapped_them(wrapped, tmp_path):
     )
     with pytest.raises(ValueError, match="extra is not expected"):
         load_encoder(tmp_path / "x.pt")
+
+
+SAID = {"width": 128, "depth": BLOCKS, "num_heads": HEADS[128], "mlp_width": 256}
+"""Of a size that nobody's code has."""
+
+
+def of_unknown_size(kind: str) -> tuple[dict, torch.Tensor, torch.Tensor]:
+    """A file without a configuration, a clip, and its tokens by the formula."""
+    table, clip = torch.randn(1, STEPS * 2**2, 128, generator=torch.Generator().manual_seed(2)), clip_of(32)
+    norm = {"VideoMAE, fine-tuned": None, "V-JEPA 2.1": "norms_block.0"}.get(kind, "norm")
+    is_videomae = kind.startswith("VideoMAE")
+    patch = 56 if is_videomae else 16
+    tensors = random_tensors(128, patch, biases=kind.startswith("V-JEPA"), norm=norm)
+    if is_videomae:
+        clip = clip_of(224)
+        return {"model": tensors}, clip, expected(tensors, clip, sines(STEPS * 4**2, 128), norm)
+    if kind == "V-JEPA 2.1":
+        turn = lambda x: turned_as_in_vjepa_2_1(x, 2)  # noqa: E731 - of this side
+        return {"ema_encoder": tensors}, clip, expected(tensors, clip, torch.zeros(()), norm, turn)
+    names = ("predictor_pos_embed", "mask_tokens.0", "mask_tokens.1")
+    beside = {"predictor": dict.fromkeys(names, torch.zeros(1))} if kind == "V-JEPA" else {}
+    return {"model": tensors | {"pos_embed": table}, **beside}, clip, expected(tensors, clip, table, norm)
+
+
+@pytest.mark.parametrize("kind", ["VideoMAE", "VideoMAE, fine-tuned", "MVD", "V-JEPA", "V-JEPA 2.1"])
+def test_a_file_that_is_told_its_heads_keeps_its_own_positions(kind, tmp_path):
+    checkpoint, clip, tokens = of_unknown_size(kind)
+    path, patch = tmp_path / "x.pth", {"patch_size": 56} if kind.startswith("VideoMAE") else {}
+    torch.save(checkpoint, path)
+    with pytest.raises(
+        ValueError, match=r"128, and no tensor tells the attention heads; .* Add a key 'salt'.*num_heads"
+    ):
+        load_encoder(path)
+    torch.save(checkpoint | {"salt": {"encoder": SAID | patch}}, path)
+    same(path, clip, tokens)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "sentence"),
+    [
+        (
+            "VideoMAE",
+            {"encoder": SAID | {"patch_size": 56, "rope": "vjepa2_tiled"}},
+            r"key 'salt': got encoder.rope=vjepa2_tiled, expected none: the tensors are VideoMAE's",
+        ),
+        (
+            "V-JEPA 2.1",
+            {"encoder": SAID | {"rope": "vjepa2_tiled"}},
+            r"got encoder.rope=vjepa2_tiled, expected vjepa2_1: the tensors are V-JEPA 2.1's",
+        ),
+        (
+            "V-JEPA 2.1",
+            {"encoder": {"width": 128, "depth": BLOCKS, "mlp_width": 256}},
+            "got an encoder without num_heads, expected width, depth, num_heads, mlp_width",
+        ),
+        (
+            "VideoMAE",
+            {"encoder": SAID | {"patch_size": 56}, "view": {"num_frames": 8, "crop_size": 112}},
+            "got a view of 8 frames of 112 pixels, expected 16 of 224",
+        ),
+        (
+            "VideoMAE",
+            {"encoder": SAID},
+            r"patch_embed.proj.weight: got \(128, 3, 2, 56, 56\), expected \(128, 3, 2, 16, 16\)",
+        ),
+        ("MVD", {"encoder": SAID | {"depth": 11}}, "blocks.11.norm1.weight is not expected"),
+    ],
+)
+def test_what_a_file_is_told_and_its_tensors_contradict_is_refused(kind, key, sentence, tmp_path):
+    checkpoint, _, _ = of_unknown_size(kind)
+    torch.save(checkpoint | {"salt": key}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=sentence):
+        load_encoder(tmp_path / "x.pth")

@@ -10,7 +10,8 @@ from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVide
 
 from salt_distill.common.config import FrozenConfig, TeacherComputeConfig
 from salt_distill.common.model.checkpoint import load_encoder, open_encoder
-from salt_distill.common.model.teacher import Teacher
+from salt_distill.common.model.layouts import to_theirs, vjepa2_encoder
+from salt_distill.common.model.teacher import Teacher, fingerprint
 
 SMALL = {
     "image_size": 32, "patch_size": 8, "num_frames": 4, "hidden_size": 48, "num_hidden_layers": 2,
@@ -85,6 +86,26 @@ def test_what_does_not_fit_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
     with pytest.raises(ValueError, match="hidden_act"):
         load_encoder(tmp_path)
+
+
+def test_a_directory_is_the_teacher_of_its_file_if_their_epsilons_agree(tmp_path):
+    """VideoMAE's code has 1e-6, transformers' default is 1e-12."""
+    names = {}
+    for eps in (1e-6, 1e-12):
+        torch.manual_seed(0)
+        size = {"image_size": 224, "patch_size": 56, "num_frames": 16}
+        save_random(VideoMAEModel, tmp_path / "hf", use_mean_pooling=False, layer_norm_eps=eps, **size)
+        directory = open_encoder(FrozenConfig(ckpt=str(tmp_path / "hf")))
+        tensors = to_theirs(directory.load().state_dict(), vjepa2_encoder(directory.config))
+        for name in [name for name in tensors if name.endswith("qkv.bias")]:
+            query, _, value = tensors.pop(name).chunk(3)
+            block = name.removesuffix("qkv.bias")
+            tensors |= {f"{block}q_bias": query, f"{block}v_bias": value}
+        sizes = {"width": 48, "depth": 2, "num_heads": 4, "mlp_width": 96, "patch_size": 56}
+        torch.save({"model": tensors, "salt": {"encoder": sizes}}, tmp_path / "x.pth")
+        found = (directory, open_encoder(FrozenConfig(ckpt=str(tmp_path / "x.pth"))))
+        names[eps] = [fingerprint(encoder, encoder.load()) for encoder in found]
+    assert names[1e-6][0] == names[1e-6][1] == names[1e-12][1] != names[1e-12][0]
 
 
 def test_it_can_be_a_teacher(tmp_path):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import rich.console
@@ -20,13 +21,14 @@ from salt_distill.common.config import (
     SweepConfig,
     TeacherComputeConfig,
     TeacherRun,
+    dump_yaml,
     load_yaml,
     merge,
 )
 from salt_distill.common.local_ray import ray_to_join
 from salt_distill.common.model.teacher import Teacher
 from salt_distill.student_trainer.run_directory import read_metrics
-from salt_distill.student_trainer.sweep.run import fits, needs, run
+from salt_distill.student_trainer.sweep.run import fits, has_ended, needs, run
 from salt_distill.student_trainer.sweep.sweep_file import runs_of
 
 SMALL = {
@@ -187,6 +189,15 @@ def test_a_run_may_have_a_preset_and_a_mask_of_its_own(write):
             {"runs": {"a": {}, "b": {"teacher_url": None, "targets": "x"}}},
             "got 2 sources of targets, expected one",
         ),
+        (
+            {"runs": {"a": {}, "b": {"data_seed": 1}}},
+            "run b: got data_seed=1, expected 0, as run a has it",
+        ),
+        ({"grid": {"data_seed": [3, 4]}}, "run a_data_seed-4: got data_seed=4, expected 3, as run a_data_s"),
+        (
+            {"runs": {"a": {}, "b": {"group": "other"}}},
+            "run b: got group=other, expected sizes, as run a has it: runs of different groups do not wait",
+        ),
         ({"grid": {"seed": [1, 1]}}, "got two runs named a_seed-1"),
         ({"run": {}}, """sweep.yaml, line 7: run: unknown key, did you mean 'runs'?"""),
     ],
@@ -196,6 +207,45 @@ def test_what_is_wrong_in_a_file_names_the_run(write, change, sentence):
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - of pydantic too
         runs_of(write(merge(file, {}) | change))
     assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"optim": {"lr": 0.5}}, r"b was started with optim\.lr=.*got optim\.lr=0\.5"),
+        ({"steps": 40}, r"got --steps 40, but .*b has done 50: give at least as many"),
+    ],
+)
+def test_a_changed_value_of_a_run_that_has_begun_is_refused_before_another_starts(write, change, sentence):
+    """Run b was killed: it has a checkpoint and no summary.json."""
+    file = {"preset": "nano", "common": {"data": "nowhere"}, "runs": {"a": {}, "b": {}}}
+    command = write(file, teacher_url=URL)
+    begun = runs_of(command)["b"]
+    (out := Path(begun.out)).mkdir(parents=True)
+    (out / "config.yaml").write_text(dump_yaml(begun))
+    (out / "checkpoint").write_text("checkpoints/step-50\n")
+    before = sorted(Path(command.out).rglob("*"))
+    with pytest.raises(ValueError, match=sentence):
+        run(write(file | {"runs": {"a": {}, "b": change}}, teacher_url=URL), rich.console.Console(quiet=True))
+    assert sorted(Path(command.out).rglob("*")) == before
+
+
+def test_a_run_without_gain_is_done_until_it_may_wait_longer(write):
+    values = {"data": "nowhere", "val_every": 10, "stop_after_no_gain": 2}
+    file = {"preset": "nano", "common": values, "runs": {"a": {}}}
+    [begun] = runs_of(write(file, teacher_url=URL)).values()
+    (out := Path(begun.out)).mkdir(parents=True)
+    (out / "config.yaml").write_text(dump_yaml(begun))
+    (out / "checkpoint").write_text("checkpoints/step-50\n")
+    (out / "summary.json").write_text(json.dumps({"steps": 50, "ended_early": True}))
+    for changes, is_done in (
+        ({}, True),
+        ({"steps": 2 * begun.steps}, True),
+        ({"stop_after_no_gain": 3}, False),
+        ({"stop_after_no_gain": None}, False),
+    ):
+        [now] = runs_of(write(file | {"runs": {"a": changes}}, teacher_url=URL)).values()
+        assert has_ended(now) is is_done
 
 
 def test_a_run_starts_where_its_workers_have_room():

@@ -220,7 +220,8 @@ class MixExclusion(Config):
     split: str = "all"
     """Split of the data set; `all` excludes every sample."""
     identity: Identity = None
-    """As of a source: samples with an identity of these are excluded too, whatever their bytes are."""
+    """As of a source: samples with an identity of these are excluded too, whatever their bytes are, from the
+    sources that have an `identity`."""
 
 
 def _path_alone(value: Any) -> Any:
@@ -247,6 +248,22 @@ class MixRecipe(Config):
             raise ValueError(
                 f"sources: got a weight for some and none for {', '.join(without)}, expected a weight for all"
                 " of them or for none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _identities_meet(self) -> Self:
+        sources = [source.path for source in self.sources if source.identity is not None]
+        excluded = [exclusion.path for exclusion in self.exclude if exclusion.identity is not None]
+        if excluded and not sources:
+            raise ValueError(
+                f"exclude: got an identity for {', '.join(excluded)} and none for a source, expected one for"
+                " the sources too that may have these videos: it is compared with theirs"
+            )
+        if len(sources) == 1 and not excluded:
+            raise ValueError(
+                f"sources: got an identity for {sources[0]} alone, expected one for another source or an"
+                " entry of exclude too: it is compared with theirs"
             )
         return self
 

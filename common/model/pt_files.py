@@ -21,7 +21,8 @@ from salt_distill.common.model.layouts import new_encoder, require_fit, shapes_o
 from salt_distill.common.model.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 PT_CONFIG = "salt"
-"""Key of a `.pt` of ours under which its configuration stands; V-JEPA 2's loaders pass over it."""
+"""Key of a `.pt` of ours under which its configuration stands; V-JEPA 2's loaders pass over it. Others' files
+get it where no tensor tells their heads."""
 KEYS = ("target_encoder", "ema_encoder", "encoder", "model", "module", "state_dict")
 """Where a file holds its tensors, the first that it has; a moving average goes before what it follows."""
 NUM_FRAMES = 16
@@ -38,7 +39,7 @@ _BESIDE_THE_ENCODER = (
 
 
 class PtConfig(Config):
-    """What our `.pt` files say about themselves."""
+    """What our `.pt` files say about themselves, and others' where somebody added it."""
 
     encoder: EncoderConfig
     predictor: PredictorConfig | None = None
@@ -69,6 +70,9 @@ NUM_HEADS = {
 of V-JEPA 2 has 22; the paper's (arXiv:2509.24317, Table 3) has 16, and its files say so under PT_CONFIG. No
 ViT-G (1664, 48) of V-JEPA 2 was released: 16 or 26."""
 
+_NEVER_LEFT_OUT = ("width", "depth", "num_heads", "mlp_width")
+"""Under PT_CONFIG: a default would be another encoder's, and no tensor contradicts the default of heads."""
+
 _OLD_FORMAT = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 """How a file of torch before 1.6 begins: a pickled number."""
 
@@ -77,18 +81,46 @@ def open_pt(path: Path) -> FrozenEncoder:
     """The encoder of a file: its moving average where there is one, which is what V-JEPA 2's evaluations
     load. Sizes are read off the tensors."""
     checkpoint = _read(path)
+    tensors, family = _encoder(checkpoint, path)
     if PT_CONFIG in checkpoint:
-        try:
-            ours = PtConfig.model_validate(checkpoint[PT_CONFIG])
-        except pydantic.ValidationError as error:
-            raise ValueError(f"{path}, key {PT_CONFIG!r}: {explain(error)}") from error
-        config: EncoderConfig | AbsoluteConfig = ours.encoder
-        view, mean, std = ours.view, ours.mean, ours.std
+        about = _added(checkpoint[PT_CONFIG], family, f"{path}, key {PT_CONFIG!r}")
     else:
-        config, view = _sizes(*_encoder(checkpoint, path), path)
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-    load = functools.partial(_load, path, config)
-    return FrozenEncoder(name=path.resolve().name, config=config, view=view, mean=mean, std=std, load=load)
+        about = PtConfig(encoder=EncoderConfig.model_validate(_block_sizes(tensors, family, path)))
+    config: EncoderConfig | AbsoluteConfig = about.encoder
+    view = about.view
+    if family is Family.VJEPA21:
+        config = about.encoder.model_copy(update={"rope": "vjepa2_1"})
+    elif family is not Family.VJEPA2:
+        config, view = _absolute(tensors, about, path)
+    return FrozenEncoder(
+        name=path.resolve().name,
+        config=config,
+        view=view,
+        mean=about.mean,
+        std=about.std,
+        load=functools.partial(_load, path, config),
+    )
+
+
+def _added(values: Any, family: Family, where: str) -> PtConfig:
+    """What stands under PT_CONFIG. Raises ValueError where an encoder of the family cannot be so."""
+    try:
+        about = PtConfig.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise ValueError(f"{where}: {explain(error)}") from error
+    given = about.encoder.model_fields_set
+    if missing := [name for name in _NEVER_LEFT_OUT if name not in given]:
+        raise ValueError(
+            f"{where}: got an encoder without {', '.join(missing)}, expected {', '.join(_NEVER_LEFT_OUT)}:"
+            " add what is missing"
+        )
+    rope = "vjepa2_1" if family is Family.VJEPA21 else None
+    if family is not Family.VJEPA2 and "rope" in given and about.encoder.rope != rope:
+        raise ValueError(
+            f"{where}: got encoder.rope={about.encoder.rope}, expected {rope or 'none'}: the tensors are"
+            f" {family.value}'s, which tells their positions; leave encoder.rope out"
+        )
+    return about
 
 
 def _load(path: Path, config: EncoderConfig | AbsoluteConfig) -> nn.Module:
@@ -229,8 +261,9 @@ def _block_sizes(tensors: Mapping[str, Tensor], family: Family, path: Path) -> d
         known = "; ".join(f"{key[0]} x {key[1]}: {heads}" for key, heads in NUM_HEADS[family].items())
         raise ValueError(
             f"{path}: got {depth} blocks of width {width}, and no tensor tells the attention heads; known of"
-            f" {family.value} are (width x blocks: heads) {known}. Add a key {PT_CONFIG!r} to the file"
-            " with the encoder's configuration (docs/checkpoints.md)"
+            f" {family.value} are (width x blocks: heads) {known}. Add a key {PT_CONFIG!r} to the file with"
+            " width, depth, num_heads and mlp_width of the encoder, and patch_size where it is not 16"
+            " (docs/checkpoints.md)"
         )
     return {
         "width": width,
@@ -242,17 +275,13 @@ def _block_sizes(tensors: Mapping[str, Tensor], family: Family, path: Path) -> d
     }
 
 
-def _sizes(
-    tensors: Mapping[str, Tensor], family: Family, path: Path
-) -> tuple[EncoderConfig | AbsoluteConfig, ViewConfig]:
-    """What the tensors of a file without a configuration are, and its clips."""
-    sizes = _block_sizes(tensors, family, path)
-    if family in (Family.VJEPA2, Family.VJEPA21):
-        rope = "vjepa2_tiled" if family is Family.VJEPA2 else "vjepa2_1"
-        return EncoderConfig(rope=rope, **sizes), ViewConfig(num_frames=NUM_FRAMES)
-    patch_size, steps = sizes["patch_size"], NUM_FRAMES // sizes["tubelet_size"]
-    positions = tensors.get("pos_embed")
-    side = 224 // patch_size if positions is None else math.isqrt(positions.shape[1] // steps)
+def _absolute(
+    tensors: Mapping[str, Tensor], about: PtConfig, path: Path
+) -> tuple[AbsoluteConfig, ViewConfig]:
+    """An encoder whose positions are sines, or a table among its tensors; and the clips that they are for."""
+    encoder = about.encoder
+    steps, positions = NUM_FRAMES // encoder.tubelet_size, tensors.get("pos_embed")
+    side = 224 // encoder.patch_size if positions is None else math.isqrt(positions.shape[1] // steps)
     if positions is not None and positions.shape[1] != steps * side**2:
         raise ValueError(
             f"{path}: got {positions.shape[1]} positions, expected those of a square clip of"
@@ -261,8 +290,17 @@ def _sizes(
     config = AbsoluteConfig(
         positions="sine" if positions is None else "stored",
         num_tokens=steps * side**2,
-        block_eps=1e-6,
-        norm_eps=1e-6 if "norm.weight" in tensors else None,
-        **sizes,
+        block_eps=encoder.norm_eps,
+        norm_eps=encoder.norm_eps if "norm.weight" in tensors else None,
+        **encoder.model_dump(exclude={"rope", "norm_eps"}),
     )
-    return config, ViewConfig(num_frames=NUM_FRAMES, crop_size=side * patch_size)
+    view = ViewConfig(num_frames=NUM_FRAMES, crop_size=side * encoder.patch_size)
+    if "view" not in about.model_fields_set:
+        return config, view
+    if about.view.clip_shape != view.clip_shape:
+        raise ValueError(
+            f"{path}, key {PT_CONFIG!r}: got a view of {about.view.num_frames} frames of"
+            f" {about.view.size_text} pixels, expected {view.num_frames} of {view.size_text}, whose positions"
+            " the encoder was trained with: leave num_frames and crop_size out"
+        )
+    return config, about.view

@@ -23,6 +23,7 @@ from salt_distill.common.untouched import left_as_it_was
 from salt_distill.common.whole import write_whole
 from salt_distill.student_trainer.job import ENVIRONMENT
 from salt_distill.student_trainer.resume import continued
+from salt_distill.student_trainer.run_directory import check_run
 from salt_distill.student_trainer.sweep.sweep_file import runs_of
 from salt_distill.student_trainer.sweep.table import SharedWork, print_table, summarise
 
@@ -43,7 +44,7 @@ def run(config: SweepConfig, console: rich.console.Console = console) -> None:
     """Trains what is not done yet, then prints the table and writes ``summary.json``. Raises ValueError where
     a run failed."""
     runs, out = runs_of(config), Path(config.out)
-    to_do = {name: student for name, student in runs.items() if not _is_done(student)}
+    to_do = {name: student for name, student in runs.items() if not has_ended(student)}
     console.print(f"{len(runs)} runs, {len(runs) - len(to_do)} of them done", highlight=False)
     failed: dict[str, str] = {}
     with (
@@ -69,18 +70,20 @@ def run(config: SweepConfig, console: rich.console.Console = console) -> None:
         raise ValueError(f"{len(failed)} of {len(runs)} runs failed; the same command continues them. {said}")
 
 
-def _is_done(config: StudentRun) -> bool:
+def has_ended(config: StudentRun) -> bool:
     """Whether a run has come to its last step, or had no gain for as long as it may. Raises ValueError where
-    it learned something else than the file says now."""
+    it has begun, and learned something else than the file says now."""
     summary = Path(config.out) / "summary.json"
-    if not summary.exists():
-        return False
-    before = continued(load_yaml(Path(config.out) / "config.yaml"), config, Path(config.out))
-    results = json.loads(summary.read_text())
-    return results["steps"] >= config.steps or (
-        results.get("ended_early", False)
-        and (before.steps, before.stop_after_no_gain) == (config.steps, config.stop_after_no_gain)
-    )
+    if summary.exists():
+        before = continued(load_yaml(Path(config.out) / "config.yaml"), config, Path(config.out))
+        results = json.loads(summary.read_text())
+        had_no_gain = results.get("ended_early", False)
+        if results["steps"] >= config.steps or (
+            had_no_gain and before.stop_after_no_gain == config.stop_after_no_gain
+        ):
+            return True
+    check_run(config)
+    return False
 
 
 def _train(

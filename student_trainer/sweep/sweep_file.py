@@ -23,6 +23,11 @@ from salt_distill.common.config.layers import Layer, nested, read_config
 from salt_distill.common.config.marks import DecidedBySweep, marked
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ONE_FOR_ALL = {
+    "data_seed": "runs with different seeds see other clips and share no target",
+    "group": "runs of different groups do not wait for each other",
+}
+"""Keys that have the same value in all runs, and why."""
 
 
 def runs_of(config: SweepConfig) -> dict[str, StudentRun]:
@@ -53,7 +58,20 @@ def runs_of(config: SweepConfig) -> dict[str, StudentRun]:
             f"{config.file}: got {len(sources)} sources of targets, expected one, or the same of several"
             " teachers: losses under different teachers do not compare"
         )
+    _require_one_for_all(runs, config.file)
     return runs
+
+
+def _require_one_for_all(runs: dict[str, StudentRun], file: str) -> None:
+    """Raises ValueError that names two runs which differ in what all of a sweep share."""
+    first_name, first = next(iter(runs.items()))
+    for (name, run), (key, reason) in itertools.product(runs.items(), _ONE_FOR_ALL.items()):
+        value, expected = getattr(run, key), getattr(first, key)
+        if value != expected:
+            raise ValueError(
+                f"{file}: run {name}: got {key}={value}, expected {expected}, as run {first_name} has it:"
+                f" {reason}; give all runs the same, or write a sweep for each"
+            )
 
 
 @dataclass(frozen=True)

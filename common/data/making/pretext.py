@@ -27,15 +27,19 @@ from salt_distill.common.data.making.sources import list_sources
 from salt_distill.common.data.pool import DecodePool
 from salt_distill.common.data.skipped import FILE_NAME, write_skipped
 from salt_distill.common.data.video import Frames, probe, upright_frames
-from salt_distill.common.draws import uniforms
+from salt_distill.common.draws import uniforms, words
 from salt_distill.common.whole import write_whole
 
 ARROWS = ("forward", "backward")
 SPEEDS = (1, 2)
 ORDERS = ("kept", "exchanged")
 KINDS = tuple(itertools.product(ARROWS, SPEEDS, ORDERS))
-"""Of labelled clips. Each video gives them in turn, so that no label follows from the video."""
+"""Of labelled clips."""
+_OPPOSITES = (0, 7, 1, 6, 2, 5, 3, 4)
+"""Positions in KINDS, as pairs that differ in all three labels. A bit of a position is a label: the exclusive
+or with a number exchanges the classes of some labels, and keeps the pairs."""
 COLUMNS = ("path", "split", "arrow", "speed", "order", "origin")
+_LABELS = tuple(enumerate(COLUMNS))[2:]
 CRF, PIX_FMT, FPS = 8, "yuv444p", 25
 """Of the written clips. High quality: what compression adds must not tell which way time ran."""
 _WINDOWS_PER_CLIP = 3
@@ -52,6 +56,8 @@ class _Source:
     num_frames: int
     num_clips: dict[str, int]
     """By split."""
+    start: dict[str, int]
+    """By split, the position in KINDS that it starts at where it gives fewer clips than there are kinds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +110,14 @@ def make_pretext(config: PretextConfig) -> None:
     named = f"; {len(skipped)} videos skipped (named in {out / FILE_NAME})" if skipped else ""
     counts = ", ".join(f"{count} {split}" for split, count in sorted(splits.items()))
     say(f"{out}: {len(rows)} clips ({counts}) of {len(origins)} videos{named}")
+    for split in ("train", "test"):
+        labelled = [row for row in rows if row[1] == split]
+        alike = [label for place, label in _LABELS if len({row[place] for row in labelled}) < 2]
+        if alike:
+            say(
+                f"{split}: {len(labelled)} clips with fewer than two classes of {', '.join(alike)}, which can"
+                f" tell nothing of an encoder: give a larger --num-{split}, or more videos"
+            )
 
 
 def labelled_clip(frames: Frames, num_frames: int, arrow: str, speed: int, order: str) -> Frames:
@@ -154,12 +168,43 @@ def _read(path: Path, config: PretextConfig) -> bytes:
 def _sources(config: PretextConfig, usable: Sequence[tuple[Path, str, int]]) -> Iterator[_Source]:
     """The clips shared out over the videos, as evenly as they go."""
     totals = {"pretrain": config.num_pretrain, "train": config.num_train, "test": config.num_test}
+    num_clips = {
+        split: [
+            total * (number + 1) // len(usable) - total * number // len(usable)
+            for number in range(len(usable))
+        ]
+        for split, total in totals.items()
+    }
+    names = [name for _, name, _ in usable]
+    starts = {split: _starts(config.seed, split, names, counts) for split, counts in num_clips.items()}
     for number, (path, name, num_frames) in enumerate(usable):
-        num_clips = {
-            split: total * (number + 1) // len(usable) - total * number // len(usable)
-            for split, total in totals.items()
-        }
-        yield _Source(config=config, path=path, name=name, num_frames=num_frames, num_clips=num_clips)
+        yield _Source(
+            config=config,
+            path=path,
+            name=name,
+            num_frames=num_frames,
+            num_clips={split: counts[number] for split, counts in num_clips.items()},
+            start={split: start[number] for split, start in starts.items()},
+        )
+
+
+def _starts(seed: int, split: str, names: Sequence[str], counts: Sequence[int]) -> list[int]:
+    """For each video the position in KINDS that it starts at: each position for as many videos, also of those
+    that give a clip more than others. Who gets which is drawn for each split, so that it follows neither from
+    names nor from another split."""
+    draws = [words(seed, f"pretext kinds {split} {name}", 0, 1)[0] for name in names]
+    drawn = sorted(range(len(names)), key=lambda number: (-counts[number], draws[number]))
+    starts = [0] * len(names)
+    for place, number in enumerate(drawn):
+        starts[number] = _OPPOSITES[place % len(KINDS)]
+    return starts
+
+
+def _kinds(num_clips: int, start: int) -> list[tuple[str, int, str]]:
+    """Of a video's labelled clips: all in turn, or so many pairs of opposites."""
+    if num_clips >= len(KINDS):
+        return [KINDS[number % len(KINDS)] for number in range(num_clips)]
+    return [KINDS[start ^ position] for position in _OPPOSITES[:num_clips]]
 
 
 def _write_clips(source: _Source) -> list[tuple[str, ...]]:
@@ -177,8 +222,10 @@ def _write_clips(source: _Source) -> list[tuple[str, ...]]:
     for split, drawn in windows.items():
         shown = ([_square(frames[at], window.position) for at in window.frame_idx] for window in drawn)
         moving = (film for film in shown if _change(film) >= config.min_change)
-        for number, film in enumerate(itertools.islice(moving, source.num_clips[split])):
-            arrow, speed, order = KINDS[0] if split == "pretrain" else KINDS[number % len(KINDS)]
+        films = list(itertools.islice(moving, source.num_clips[split]))
+        as_filmed = [KINDS[0]] * len(films)
+        kinds = as_filmed if split == "pretrain" else _kinds(len(films), source.start[split])
+        for number, (film, (arrow, speed, order)) in enumerate(zip(films, kinds, strict=True)):
             path = f"{split}/{stem}-{number:05d}.mp4"
             clip = labelled_clip(film, config.num_frames, arrow, speed, order)
             _write(Path(config.out) / path, clip)
