@@ -10,11 +10,12 @@ import av
 import numpy as np
 import pytest
 import rich.console
+from PIL import Image
 
 from salt_distill.common.clip import BadVideoError
 from salt_distill.common.config import LoaderConfig, PackConfig, SynthConfig, ViewConfig
 from salt_distill.common.data import video
-from salt_distill.common.data.encode import encode_mp4
+from salt_distill.common.data.encode import FAST_DECODING, encode_mp4
 from salt_distill.common.data.making.pack import pack
 from salt_distill.common.data.making.synth import MOTIONS, moving_digit
 from salt_distill.common.data.reader import Reader
@@ -43,6 +44,27 @@ def pack_quietly(src: Path, out: Path) -> None:
 
 
 # --- decoding ---
+
+
+@pytest.mark.parametrize("options", [{}, FAST_DECODING], ids=["small", "fast"])
+def test_the_same_frames_give_the_same_bytes(options):
+    """See encode.py, Note [the same bytes]: with libx264's defaults most of such clips fail."""
+    for clip in range(4):
+        ground = np.random.default_rng(clip).integers(0, 255, (12, 12, 3), dtype=np.uint8)
+        picture = np.asarray(Image.fromarray(ground).resize((500, 300)))
+        frames = [np.ascontiguousarray(picture[t : t + 256, 2 * t : 2 * t + 456]) for t in range(16)]
+        encodings = {
+            encode_mp4(
+                [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames],
+                width=456,
+                height=256,
+                fps=8,
+                crf=20,
+                options=options,
+            )
+            for _ in range(6)
+        }
+        assert len(encodings) == 1
 
 
 def test_facts_of_a_video(ramp):
