@@ -16,9 +16,10 @@ class _OnWorkers(Protocol):
     def gpus_per_worker(self) -> float | None: ...
 
 
-def device_here(device: Device = "auto") -> torch.device:
-    """That of a command without workers."""
-    return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
+def device_here(config: _OnWorkers | None = None) -> torch.device:
+    """That of a command's own process. ``config``: what was asked for, where the command has flags for it."""
+    on_cpu = config is not None and (config.device == "cpu" or config.gpus_per_worker == 0)
+    return torch.device("cuda" if not on_cpu and torch.cuda.is_available() else "cpu")
 
 
 def gpus_of_worker(config: _OnWorkers, resources: Mapping[str, float]) -> float:

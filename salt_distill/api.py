@@ -38,9 +38,14 @@ def load_encoder(path: str | Path) -> nn.Module:
     included.
 
     ``path``: a run or checkpoint of ours, a Hugging Face VJEPA2 or VideoMAE directory, a V-JEPA 2 ``.pt``
-    file, or ``timm:NAME``. Its input is made by ``normalise``.
+    file, or ``timm:NAME``. Its input is ``normalise(pixels, encoder.mean, encoder.std)``: encoders of others
+    may have another mean than ours.
     """
-    return open_encoder(FrozenConfig(ckpt=str(path))).load()
+    frozen = open_encoder(FrozenConfig(ckpt=str(path)))
+    encoder = frozen.load()
+    object.__setattr__(encoder, "mean", frozen.mean)
+    object.__setattr__(encoder, "std", frozen.std)
+    return encoder
 
 
 class Clips(IterableDataset):

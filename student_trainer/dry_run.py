@@ -70,7 +70,7 @@ def run(config: TrainConfig) -> None:
     """Prints what was found. Raises what the run itself would."""
     quiet = _without_traces(config)
     if config.workers == 0:
-        device = device_here(config.device)
+        device = device_here(config)
         found = begin(quiet, Worker(rank=0, world_size=1, device=device))
     else:
         found = dry_run_job(quiet)

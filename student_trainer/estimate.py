@@ -54,7 +54,7 @@ def run(config: TrainConfig) -> None:
         return
     if config.most_workers > 0 and gpus_of_worker(config, resources_here()) == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as Ray does for such a worker
-    measured = estimate(config, device_here(config.device))
+    measured = estimate(config, device_here(config))
     if config.estimate_out is not None:
         Path(config.estimate_out).write_text(json.dumps(asdict(measured), indent=2) + "\n")
     print_estimate(measured)

@@ -41,7 +41,7 @@ def start(config: TrainConfig) -> None:
         show_progress(Path(config.out), config.steps, console, DataWait(config).sentence),
     ):
         if config.workers == 0:
-            worker = Worker(rank=0, world_size=1, device=device_here(config.device))
+            worker = Worker(rank=0, world_size=1, device=device_here(config))
             with (
                 says_how_to_go_on(config),
                 opened(config, worker) as (reader, sources),

@@ -43,7 +43,7 @@ def precompute(config: PrecomputeConfig, console: rich.console.Console = console
         open_dataset(config.data).samples(config.split)  # before a Ray starts, which takes seconds
     with _no_trace_of_a_failed_start(cache), cache.alone():
         if config.workers == 0:
-            maker = TargetMaker(config, device_here(config.device))
+            maker = TargetMaker(config, device_here(config))
             spec, tasks = maker.spec(), maker.tasks()
             listings = _listings(cache, spec, tasks)
             _say_estimate(cache, spec, tasks, maker.rate, lambda: [maker.room()], console)

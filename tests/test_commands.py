@@ -144,6 +144,7 @@ TYPERS_OWN = {"install_completion", "show_completion"}
 REFUSED = {
     ("salt-data pack", "copies"),  # without --short-side
     ("salt-eval embed", "stride"),  # without --window
+    ("salt-eval select", "label"),  # without --probe
     ("salt-train student", "teacher_weight"),  # of one teacher
     ("salt-train student", "predict_from"),  # without --val-every
     ("salt-train student", "predict_label"),

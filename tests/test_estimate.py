@@ -212,7 +212,7 @@ def test_the_counted_peak_is_that_of_real_tensors(checkpointing):
 def test_a_gpu_that_is_not_here_is_told_to_fit_or_what_would(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     smaller = [f"--set={name}.depth=1" for name in ("encoder", "predictor")]
-    flags = ["--preset", "nano", "--data", "none", "--out", "run", *smaller]
+    flags = ["--preset", "nano", *smaller]  # neither --data nor --out: nothing is read
     monkeypatch.setitem(GPUS, "l4", replace(GPUS["l4"], memory_bytes=CONTEXT_BYTES + 13e6))
     asked = ["salt-train", "student", *flags, "--estimate", "--estimate-out", "e.json", "--gpu", "l4"]
     monkeypatch.setattr(sys, "argv", asked)

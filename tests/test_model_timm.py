@@ -7,6 +7,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
+import salt_distill
 from salt_distill.common.config import FrozenConfig, TeacherComputeConfig
 from salt_distill.common.model.checkpoint import load_encoder, open_encoder
 from salt_distill.common.model.teacher import Teacher
@@ -70,6 +71,8 @@ def test_cubes_and_clips_are_the_students():
     assert (targets.mean(-1).abs().max(), (targets.std(-1, correction=0) - 1).abs().max()) < (1e-5, 1e-3)
     # its own mean and deviation, not ImageNet's
     assert (encoder.mean, encoder.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    public = salt_distill.load_encoder(VIT)
+    assert (public.mean, public.std) == (encoder.mean, encoder.std)
     module = encoder.load()
     with torch.no_grad():
         expected = module(torch.from_numpy(pixels).permute(0, 4, 1, 2, 3) / 127.5 - 1)

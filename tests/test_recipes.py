@@ -82,10 +82,7 @@ def test_the_comment_of_a_recipe_has_its_own_commands(recipe):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_time_of_a_recipe_is_what_its_command_counts(recipe):
-    said = run(
-        train.app, command_of(recipe), "--config", ROOT / recipe, "--estimate", "--gpu", "h100",
-        "--data", "none", "--out", "none",
-    )  # fmt: skip
+    said = run(train.app, command_of(recipe), "--config", ROOT / recipe, "--estimate", "--gpu", "h100")
     counted = re.search(r"A step: ([\d,]+) to ([\d,]+) ms; [\d,]+ steps: ([\d.]+) to ([\d.]+) hours", said)
     assert counted, said
     text = (ROOT / recipe).read_text()

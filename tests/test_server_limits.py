@@ -109,7 +109,7 @@ def test_a_web_page_elsewhere_changes_nothing(url):
 
 
 def test_a_service_without_tokens_answers_to_the_names_that_it_is_given(teacher):
-    with serving(teacher, hosts=("teacher.example",)) as (url, _):
+    with serving(teacher, hosts=("Teacher.Example",)) as (url, _):
         for host, status in (("teacher.example:80", 200), ("other.example", 403)):
             assert Caller(url).send("GET", "/v1/teacher", headers={"Host": host})[0] == status, host
 

@@ -162,6 +162,16 @@ def test_a_grid_is_every_combination_for_every_run(write):
     ]
 
 
+def test_a_service_is_asked_instead_of_the_files_source(write):
+    for source in ({"targets": "targets"}, {"teacher_ckpt": "teacher"}, {"teacher_url": "http://other:1"}):
+        file = {"preset": "nano", "common": {"data": "shards", **source}, "runs": {"a": {}}}
+        [run] = runs_of(write(file, teacher_url=URL)).values()
+        assert (run.teacher_url, run.targets, run.teacher_ckpt) == ((URL,), (), ())
+    reserve = {"data": "shards", "teacher_ckpt": "teacher", "on_teacher_loss": "local"}
+    [run] = runs_of(write({"preset": "nano", "common": reserve, "runs": {"a": {}}}, teacher_url=URL)).values()
+    assert (run.teacher_url, run.teacher_ckpt) == ((URL,), ("teacher",))
+
+
 def test_a_run_may_have_a_preset_and_a_mask_of_its_own(write):
     file = {
         "common": {"data": "shards", "targets": "targets"},

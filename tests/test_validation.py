@@ -205,8 +205,11 @@ def test_features_are_judged_where_that_is_asked_for(data, tmp_path, capsys):
     assert "RankMe, k-NN of shade every 2 steps" in capsys.readouterr().out
     assert all(1 < value <= 24 for value in column(out, "val_rankme").values())
     assert all(0 <= value <= 1 for value in column(out, "val_knn").values())
-    with pytest.raises(ValueError, match="25 held-out clips for 32 channels, expected at least as many"):
+    with pytest.raises(ValueError, match="--val-clips 25, expected 32 or more: RankMe needs"):
         run_in(tmp_path / "wide", data, steps=4, val_features=True, **VAL)
+    more = VAL | {"val_clips": 32}  # than `val` has
+    with pytest.raises(ValueError, match=r"\d+ held-out clips for 32 channels, expected at least as many"):
+        run_in(tmp_path / "wide", data, steps=4, val_features=True, **more)
     classes = torch.arange(20) % 2
     features = torch.stack([classes, 1 - classes], 1) + 0.01 * torch.rand(20, 2)
     assert halves_accuracy(features, classes) == 0  # the halves have a class each

@@ -86,7 +86,8 @@ class PretextConfig(Config):
     seed: int = 0
     """Random seed of the clips."""
     size: int = Field(default=64, ge=16, multiple_of=2)
-    """Height and width of a clip, in pixels. It shows a square of the video with the video's height."""
+    """Height and width of a clip, in pixels. It shows a square as large as the shorter side of the
+    video."""
     num_frames: int = Field(default=16, ge=4, multiple_of=2)
     """Frames of a clip."""
     min_change: NonNegativeFloat = 1.0

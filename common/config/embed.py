@@ -18,7 +18,8 @@ class VideosConfig(Config):
     """Processes that decode; 0 decodes in the command's own process, which a broken video may then take
     along."""
     decode_timeout_s: PositiveFloat = 600.0
-    """Longest that one video may take to decode as a whole, in seconds; a longer one is left out."""
+    """Longest that a decoding process may take to open a video, or for one batch of its clips, in seconds; a
+    video that takes longer is left out. Without decoding processes there is no limit."""
     max_bad_fraction: float = Field(default=0.5, ge=0, le=1)
     """Share of videos that may be unreadable; of more than that the command makes no file."""
 

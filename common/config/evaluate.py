@@ -66,7 +66,7 @@ class ProbeConfig(Config):
     augment_with: Literal["crops", "video", "images"] = "crops"
     """What `augment` does. `crops`: only crops. `video`: also RandAugment and erased rectangles, as V-JEPA 2
     does with videos. `images`: also mirroring, AutoAugment and erased rectangles, as it does with images;
-    images are then resized with antialias, also when they are scored."""
+    images are then resized with antialias, also when they are scored and without `augment`."""
     random_init: Annotated[bool, COMMAND_ONLY] = False
     """Also probe an encoder like the first checkpoint's with random weights."""
     depth: PositiveInt = 1
@@ -228,6 +228,12 @@ class RankConfig(Config):
 class SelectConfig(Config):
     """`salt-eval select`: which run is best, from what costs no probe."""
 
+    @model_validator(mode="after")
+    def _label_of_a_probe(self) -> Self:
+        if self.label is not None and self.probe is None:
+            raise ValueError("got --label without --probe, expected both: it is a label of the probe")
+        return self
+
     run_dirs: tuple[str, ...] = Field(min_length=1)
     """Run directories of students."""
     teacher: tuple[str, ...] = Field(min_length=1)
@@ -237,10 +243,11 @@ class SelectConfig(Config):
     split: str = "test"
     """Split that these are."""
     out: str
-    """JSON file of what was found; a picture is written beside it."""
+    """JSON file of what was found; where three checkpoints or more were probed, a picture is written beside
+    it."""
     probe: str | None = None
-    """JSON file of `salt-eval probe` with the accuracies of some of the runs or checkpoints; none: losses
-    alone."""
+    """JSON file of `salt-eval probe` with the accuracies of some of the runs or checkpoints; none: the number
+    of `--by` alone."""
     label: str | None = None
     """Label whose accuracy is used; none: the only one."""
     by: Literal["student-loss", "student-rankme", "teacher-loss", "rankme"] = "student-loss"

@@ -42,7 +42,7 @@ class DrawConfig(Config):
     scale: tuple[PositiveFloat, PositiveFloat] | None = None
     """Range of the crop's share of the frame's area."""
     ratio: tuple[PositiveFloat, PositiveFloat] | None = None
-    """Range of the crop's width over height, drawn log-uniformly."""
+    """Range of the crop's width over height, as a multiple of the clip's, drawn log-uniformly."""
     flip: bool | None = None
     """Mirror half of the clips left to right."""
 

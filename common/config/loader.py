@@ -17,8 +17,8 @@ class LoaderConfig(Config):
     """Processes of each worker that decode the clips of the next steps. 0: the worker itself decodes; a
     broken video can then crash it."""
     decode_timeout_s: Annotated[PositiveFloat, OnResume("when a video counts as bad")] = 60.0
-    """Longest that reading and decoding one clip may take, in seconds; then the video is bad, and its process
-    is replaced."""
+    """Longest that a decoding process may take for one clip, in seconds; then the video is bad, and the
+    process is replaced. Without decoding processes there is no limit."""
     prefetch_steps: Annotated[PositiveInt, OnResume("speed and memory")] = 3
     """How many steps ahead clips are decoded and the teacher is asked for their targets."""
     frame_cache_bytes: Annotated[NonNegativeInt, OnResume("speed and memory")] = 0
@@ -31,7 +31,8 @@ class LoaderConfig(Config):
     """Largest size of `shard_cache_dir`, in bytes; the videos that were not read for the longest time are
     removed first."""
     max_bad_fraction: Annotated[float, OnResume("when the run stops")] = Field(default=0.05, ge=0, le=1)
-    """Share of clips that may fail to decode before the run stops."""
+    """Share of the clips so far that may fail to decode before the command stops; fewer than 100 count as
+    100. `salt-serve precompute` counts each shard by itself."""
     shuffle_shards: PositiveInt = 8
     """Shards whose samples are shuffled together. It changes the order of the clips: runs that should see the
     same clips need the same value."""

@@ -54,8 +54,9 @@ class ServiceConfig(Config):
     """Most student runs on the board. Beyond that, the token with the most runs loses the run that has been
     silent for the longest time."""
     hosts: tuple[str, ...] = ()
-    """Host names that a service without tokens answers to, beside addresses, `localhost` and the machine's
-    own name. Others are refused, since a web page of another site may have sent the request."""
+    """Host names that a service without tokens answers to, beside addresses, the machine's own name, and
+    names that no web site has: those without a dot, and in .local, .localhost, .internal and .home.arpa.
+    Others are refused, since a web page of another site may have sent the request."""
     group_timeout_s: PositiveFloat = 60.0
     """How long a run of a group may be silent before the others stop waiting for it, in seconds."""
     cache_dtype: TargetDtype = "float16"

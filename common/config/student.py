@@ -50,7 +50,8 @@ class StudentRun(TrainConfig):
     on_teacher_loss: Annotated[OnTeacherLoss, OnResume("what follows when the service stays away")] = "fail"
     """What to do when a service fails for longer than `client.retry_budget_s`. `fail`: stop the run. `wait`:
     ask again without end. `local`: compute with the teacher of `--teacher-ckpt` in this process until the
-    service answers again (for several services one each, in their order)."""
+    service answers again (for several services one each, in their order); at the start of a run, and of
+    `--resume`, the service must answer."""
     masked_targets: Annotated[bool, Shown(), OnResume("fewer bytes, the same losses")] = False
     """Ask a service only for the tokens that the masks hide: fewer bytes, the same losses."""
     cache: Annotated[Several[str], OnResume("speed")] = ()

@@ -15,7 +15,8 @@ class SweepConfig(Config):
     out: str
     """Folder of the sweep: a run directory for each run, their logs, summary.json."""
     teacher_url: Several[str] = ()
-    """A teacher service, as `salt-serve teacher` prints it; instead of what the file has."""
+    """A teacher service, as `salt-serve teacher` prints it; instead of the source of targets that the file
+    has."""
     address: str | None = None
     """Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine that ends with the
     command."""

@@ -1,7 +1,7 @@
 """Training runs: ``salt-train``."""
 
 from pathlib import PurePosixPath
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     Field,
@@ -105,7 +105,8 @@ class TrainConfig(Config):
     clips."""
     views: Annotated[Views, Shown()] = "fresh"
     """Views per sample; a view is one way to cut a clip from a video. `fresh`: a new one in every epoch (the
-    paper). A number K: the same K views again and again (pinned views)."""
+    paper), or with `--targets` those of the cache. A number K: the same K views again and again (pinned
+    views)."""
     split: Annotated[str, Shown()] = "train"
     """Split of the data set to train on; `all` takes every sample."""
     workers: Annotated[int | str, Shown(), OnResume("losses agree to rounding")] = 1
@@ -130,8 +131,8 @@ class TrainConfig(Config):
     """CPU threads of a worker's forward and backward."""
     init: str | None = None
     """Checkpoint whose encoder the run starts from: ours or V-JEPA 2's. The sizes of the encoder must be the
-    run's; clips may have another size. From a checkpoint of ours the predictor is taken too, if its shapes
-    fit. None: random weights."""
+    run's; clips may have another size. From a checkpoint of ours the predictor is taken too, if it predicts
+    the same (pixels or latents) and its shapes fit. None: random weights."""
     init_std: Annotated[PositiveFloat, Shown()] = 0.02
     """Standard deviation of the initial weights (V-JEPA 2: 0.02). Narrow models learn faster at first with a
     larger one: 0.02 * sqrt(1024 / width)."""
@@ -167,11 +168,12 @@ class TrainConfig(Config):
     from the split `val`; without such a split they are taken out of the training split. None: no clips are
     held out."""
     val_clips: PositiveInt = 240
-    """Number of held-out clips for `--val-every`: the same clips with the same masks each time. They are kept
-    in memory, with their targets."""
+    """Number of held-out clips for `--val-every`, or all of the split `val` where it has fewer: the same
+    clips with the same masks each time. They are kept in memory, with their targets."""
     val_features: Annotated[bool, OnResume("what else is measured")] = False
     """With `--val-every`: also measure the encoder's features of the held-out clips by RankMe and, if they
-    have labels, by k-nearest-neighbour accuracy (each half of the clips is classified by the other)."""
+    have labels, by k-nearest-neighbour accuracy (each half of the clips is classified by the other). Needs
+    at least as many `--val-clips` as the encoder has channels."""
     stop_after_no_gain: Annotated[PositiveInt | None, OnResume("when the run ends")] = None
     """End the run when this many measurements of `--val-every` in a row were not lower than the lowest
     before. None: the run ends at `--steps`."""
@@ -231,6 +233,13 @@ class TrainConfig(Config):
             )
         return f"{int(fewest)}:{int(most)}" if separator else int(fewest)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _estimates_need_no_data(cls, values: Any) -> Any:
+        """With ``--estimate`` neither ``data`` nor ``out`` has to be given: nothing is read or written."""
+        estimates = isinstance(values, dict) and values.get("estimate")
+        return {"data": "", "out": ""} | values if estimates else values
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         require_whole_cubes(self.view, self.encoder)
@@ -253,6 +262,11 @@ class TrainConfig(Config):
                     f"got --{name.replace('_', '-')} without --val-every, expected both: it is about the"
                     " held-out loss"
                 )
+        if self.val_features and self.val_clips < self.encoder.width:
+            raise ValueError(
+                f"got --val-features with --val-clips {self.val_clips}, expected {self.encoder.width} or"
+                " more: RankMe needs as many clips as the encoder has channels"
+            )
         if self.val_every is not None and self.val_every % self.log_every:
             raise ValueError(
                 f"got --val-every {self.val_every} with --log-every {self.log_every}, expected a multiple of"

@@ -96,8 +96,11 @@ def _run(config: SweepConfig, file: SweepFile, where: _Where, *own: ConfigValues
         raise ValueError(
             f"{where()}: got {', '.join(decided)}, expected none of it in the file: the sweep decides that"
         )
-    if config.teacher_url:
+    if config.teacher_url:  # instead of the file's source
         values["teacher_url"] = config.teacher_url
+        values.pop("targets", None)
+        if values.get("on_teacher_loss") != "local":
+            values.pop("teacher_ckpt", None)
     if values.get("teacher_url"):
         values = {"group": _group(config)} | values
     out = Path(config.out) / where.run

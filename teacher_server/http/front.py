@@ -79,7 +79,7 @@ class Front:
     ) -> None:
         """``hosts``: names, beside addresses and this machine's, that a service without tokens answers to."""
         self._app, self._peers, self._tokens, self._metrics, self._log = app, peers, tokens, metrics, log
-        self._hosts = frozenset({*hosts, socket.gethostname().lower(), socket.getfqdn().lower()})
+        self._hosts = frozenset(host.lower() for host in (*hosts, socket.gethostname(), socket.getfqdn()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""

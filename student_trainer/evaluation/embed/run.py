@@ -45,7 +45,7 @@ def run(config: EmbedConfig) -> None:
     with left_as_it_was(parts, unless=lambda: any(parts.glob("*.skipped.json"))):
         parts.mkdir(parents=True, exist_ok=True)
         if config.workers == 0:
-            alone = Worker(rank=0, world_size=1, device=device_here(config.device))
+            alone = Worker(rank=0, world_size=1, device=device_here(config))
             num_videos = embed(config, parts, alone)
         else:
             from salt_distill.student_trainer.job import in_workers

@@ -81,7 +81,7 @@ def _outcome(
     """Of this process, or of Ray's workers together."""
     if config.workers == 0:
         torch.set_num_threads(config.num_threads)
-        alone = Worker(rank=0, world_size=1, device=device_here(config.device))
+        alone = Worker(rank=0, world_size=1, device=device_here(config))
         return ProbeRunner(config, task, state, alone, _say).all(candidates)
     from salt_distill.student_trainer.job import in_workers
 
