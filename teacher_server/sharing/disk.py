@@ -33,8 +33,10 @@ class DiskTargets:
         self.not_read = 0
         """Clips that were looked for while the disk did not answer."""
         self._num_read, self._hung_at = 0, -1
+        """Clips looked for on disk, and how many they were when it was last found to hang."""
         self._corrupt = 0
         self._named = set[TargetDtype]()
+        """Number formats that the log has named."""
 
     def __len__(self) -> int:
         return len(self._store)
