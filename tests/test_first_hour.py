@@ -63,5 +63,5 @@ def test_the_tutorial_runs(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    made = ["sheet.png", "probe.json", "features.parquet", "similar.png", "RUNS/report.html"]
+    made = ["sheet.png", "RUNS/probe.json", "features.parquet", "similar.png", "RUNS/report.html"]
     assert [name for name in made if not (tmp_path / name).is_file()] == []
