@@ -43,6 +43,7 @@ def load_encoder(path: str | Path) -> nn.Module:
     """
     frozen = open_encoder(FrozenConfig(ckpt=str(path)))
     encoder = frozen.load()
+    # Plain attributes: a module's own are tensors and modules.
     object.__setattr__(encoder, "mean", frozen.mean)
     object.__setattr__(encoder, "std", frozen.std)
     return encoder

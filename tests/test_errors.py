@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from test_commands import APPS, COMMANDS, arguments
 from train_tools import small_run
 from train_tools import train as train_here
 
 from salt_distill.common.command import run_app
-from salt_distill.common.config import TeacherRun
+from salt_distill.common.config import EmbedConfig, TeacherRun
 from salt_distill.common.data.making.cli import app as data_app
+from salt_distill.common.devices import device_here
 from salt_distill.common.model.checkpoint import find_checkpoint
 from salt_distill.common.untouched import left_as_it_was
 from salt_distill.student_trainer.cli import app as train_app
@@ -336,6 +338,15 @@ def test_a_paper_size_without_a_gpu_is_refused_at_once(said, shards, tmp_path):
     assert "got --device cpu with --gpus-per-worker 1" in said(train_app, *base, "--gpus-per-worker", "1")
     # What was asked for is begun: it comes to the data, which is not there.
     assert "nothing-there" in said(train_app, *base, "--workers", "0", "--data", "nothing-there")
+
+
+def test_no_gpus_for_a_worker_is_the_cpu_without_workers_too(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked = ({}, {"gpus_per_worker": 1}, {"gpus_per_worker": 0}, {"device": "cpu"})
+    configs = [
+        EmbedConfig.model_validate({"ckpt": "c", "videos": "v", "out": "o.parquet"} | one) for one in asked
+    ]
+    assert [device_here(config).type for config in configs] == ["cuda", "cuda", "cpu", "cpu"]
 
 
 def test_an_address_where_a_path_is_meant_is_no_folder_of_that_name(said, shards, tmp_path, monkeypatch):

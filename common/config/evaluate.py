@@ -228,12 +228,6 @@ class RankConfig(Config):
 class SelectConfig(Config):
     """`salt-eval select`: which run is best, from what costs no probe."""
 
-    @model_validator(mode="after")
-    def _label_of_a_probe(self) -> Self:
-        if self.label is not None and self.probe is None:
-            raise ValueError("got --label without --probe, expected both: it is a label of the probe")
-        return self
-
     run_dirs: tuple[str, ...] = Field(min_length=1)
     """Run directories of students."""
     teacher: tuple[str, ...] = Field(min_length=1)
@@ -272,6 +266,12 @@ class SelectConfig(Config):
     @property
     def extras(self) -> tuple[str, ...]:
         return ("eval",)
+
+    @model_validator(mode="after")
+    def _label_of_a_probe(self) -> Self:
+        if self.label is not None and self.probe is None:
+            raise ValueError("got --label without --probe, expected both: it is a label of the probe")
+        return self
 
 
 class ExportConfig(Config):

@@ -193,9 +193,9 @@ def _starts(seed: int, split: str, names: Sequence[str], counts: Sequence[int]) 
     that give a clip more than others. Who gets which is drawn for each split, so that it follows neither from
     names nor from another split."""
     draws = [words(seed, f"pretext kinds {split} {name}", 0, 1)[0] for name in names]
-    drawn = sorted(range(len(names)), key=lambda number: (-counts[number], draws[number]))
+    in_turn = sorted(range(len(names)), key=lambda number: (-counts[number], draws[number]))
     starts = [0] * len(names)
-    for place, number in enumerate(drawn):
+    for place, number in enumerate(in_turn):
         starts[number] = _OPPOSITES[place % len(KINDS)]
     return starts
 
